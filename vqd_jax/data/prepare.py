@@ -1,0 +1,99 @@
+"""Data sets written once to disk as array_record files (tensorflow-datasets, without TensorFlow) and read by index.
+
+A build appears in its place by one rename, under a lock, so that it is either whole or absent: a killed build is made again.
+"""
+
+import contextlib
+import fcntl
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from vqd_jax.errors import UserError
+
+SPLIT = "examples"
+LAYOUT = "1.0.0"  # of the stored features; a new one is built beside the old
+
+
+def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]], examples: Callable[[], Iterable[dict[str, Any]]],
+            total: int | None = None, description: str = "") -> pathlib.Path:
+    """Build `cache/name/LAYOUT` unless it exists, and return that directory.
+
+    features: tfds → the feature dict of an example. examples: the examples in the order in which they are to be read.
+    """
+    final = pathlib.Path(cache).expanduser() / name / LAYOUT
+    if final.exists():
+        return final
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(final.parent / "lock"):
+            if not final.exists():
+                _build(final, name, features, examples, total, description)
+    except OSError as error:
+        raise UserError(f"The data set {name} cannot be written to {final}: {error}.") from error
+    return final
+
+
+def read(directory: pathlib.Path, *, decode: bool = True) -> Any:
+    """The examples of a built data set by index; `decode=False` leaves images as their encoded bytes."""
+    import tensorflow_datasets as tfds
+
+    with damage(directory):
+        builder = tfds.builder_from_directory(str(directory))
+        images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+        skip = {key: tfds.decode.SkipDecoding() for key in images}
+        return builder.as_data_source(SPLIT, decoders=None if decode else skip)
+
+
+@contextlib.contextmanager
+def damage(directory: pathlib.Path) -> Iterator[None]:
+    """Reading a cut or altered file (its blocks carry hashes) becomes a UserError that says what to delete."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"The prepared data set in {directory} is damaged ({error}): delete that folder and it is made again.") from error
+
+
+def _build(final: pathlib.Path, name: str, features: Callable, examples: Callable, total: int | None, description: str) -> None:
+    import tensorflow_datasets as tfds
+
+    partial = final.parent / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+
+    numbered = enumerate(tqdm(examples(), total=total, desc=f"preparing {name} in {final}", unit="image", dynamic_ncols=True,
+                              mininterval=0.5))
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(LAYOUT)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, description=description or name, disable_shuffling=True,
+                                         features=tfds.features.FeaturesDict(features(tfds)))
+
+        def _split_generators(self, dl_manager):
+            return {SPLIT: numbered}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Builder.name = name
+    tfds.disable_progress_bar()
+    builder = Builder(data_dir=str(partial), file_format="array_record")
+    with contextlib.redirect_stdout(None):  # it announces the partial directory; the bar above names the final one
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    pathlib.Path(builder.data_dir).rename(final)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """One builder at a time; the system drops the lock of a process that dies."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

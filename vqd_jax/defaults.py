@@ -1,0 +1,166 @@
+"""Every configuration key with its default. A config file sets keys and never adds one; unknown keys are errors.
+
+Lengths and intervals are in examples seen. Each section goes to one constructor, whose docstring says more.
+"""
+
+from ml_collections import ConfigDict
+
+
+def defaults() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0                           # of everything: data order, initial weights, noise
+    c.stages = ("vqvae", "diffusion")    # run in this order; each resumes, runs, or is skipped as done
+    c.data = ConfigDict(dict(
+        source="emoji",                  # emoji | folder; its section below has the details
+        image_size=32,                   # side of the square images in pixels
+        transform="resize",              # resize | crop (random; tokens are then computed during training)
+        cache="",                        # where built data sets and tokens are kept; "" is <workdir>/cache
+    ))
+    c.emoji = ConfigDict(dict(
+        styles=("google", "twitter", "openmoji"),
+        skin_tones=False,                # keep skin-tone variants
+        flags=False,                     # keep flags
+        people=True,                     # keep gendered variants of persons
+        categories=(),                   # names of categories or subcategories; empty is all
+        max_items=0,                     # that many emoji, a stable choice; 0 is all
+        held_out_cells=0.1,              # share of (emoji, style) pairs held out
+        held_out_items=0.03,             # share of emoji held out in all styles
+    ))
+    c.folder = ConfigDict(dict(
+        path="",                         # folder of images with captions
+        held_out_cells=0.0,              # share of images held out as "cells"
+        held_out_items=0.1,              # share of images held out
+    ))
+    c.crop = ConfigDict(dict(
+        scale=0.9,                       # smallest side of the random crop, as a share of the shorter side
+        shift=1.0,                       # how far it may leave the centre, 0..1
+        flip=False,                      # mirror half of the images
+    ))
+
+    c.vqvae = ConfigDict(dict(
+        channels=64,                     # width at the finest resolution
+        multipliers=(1, 2),              # width at each resolution; all but the last are followed by a halving
+        residual_blocks=1,               # per resolution; the decoder has one more
+        attention_resolutions=(),        # heights of feature maps that get attention
+        middle_attention=False,          # attention at the coarsest resolution
+        resampling="fold",               # conv (VQGAN) | fold (space to depth, fast on a CPU)
+        patch_size=2,                    # pixels folded into channels at the start; 1 is the VQGAN
+        latent_width=64,                 # channels between convolutions and codebook
+        dtype="auto",                    # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | bfloat16
+    ))
+    c.codebook = ConfigDict(dict(
+        codes=512,                       # k
+        width=32,                        # of a code vector
+        update="ema",                    # ema | gradient
+        decay=0.99,                      # of the moving averages
+        smoothing=1e-5,                  # Laplace smoothing of the counts
+        restart_every=100,               # steps between restarts of dead codes; 0 for never
+        restart_below=0.05,              # dead: chosen less often than this share of an even split
+    ))
+    c.discriminator = ConfigDict(dict(
+        width=64,                        # of the first layer
+        layers=2,                        # halvings
+    ))
+    c.vqvae_loss = ConfigDict(dict(
+        l1=1.0,                          # weights of the terms; 0 switches a term off
+        l2=1.0,
+        commitment=0.25,
+        lpips=0.0,
+        lpips_examples=0,                # rows per device that the perceptual term sees; 0 is all
+        adversarial=0.0,
+        adversarial_start=0,             # examples before the discriminator counts
+        adversarial_adaptive=True,       # balance its gradient at the last layer
+    ))
+    c.vqvae_optim = ConfigDict(dict(
+        learning_rate=1e-3,              # peak
+        warmup=3_200,                    # examples
+        decay="cosine",                  # cosine | linear | constant
+        final=0.01,                      # share of the peak that is left at the end
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,               # on every parameter
+        clip=1.0,                        # global norm of the gradient; 0 for no limit
+    ))
+    c.vqvae_train = ConfigDict(dict(
+        examples=50_000,                 # length of the stage
+        batch_size=64,                   # global
+        ema=0.0,                         # decay of the average of the weights; 0 for none
+        log_every=640,
+        evaluate_every=12_800,
+        save_every=12_800,
+        keep=2,                          # checkpoints kept
+    ))
+
+    c.process = ConfigDict(dict(
+        schedule="paper",                # paper (90 % masked, 10 % replaced at the end) | released | absorbing | uniform
+        T=100,                           # diffusion steps
+    ))
+    c.denoiser = ConfigDict(dict(
+        layers=6,
+        width=192,
+        heads=6,
+        mlp_ratio=4,
+        time="learned",                  # learned (a table per AdaLN) | sinusoidal
+        init_std=0.02,                   # of all weights
+        dropout=0.0,
+        dtype="auto",
+    ))
+    c.text = ConfigDict(dict(
+        encoder="learned",               # learned (trained jointly, on byte-pair tokens of the captions) | clip
+    ))
+    c.learned_text = ConfigDict(dict(
+        vocabulary=2048,                 # byte-pair tokens
+        length=16,                       # tokens per caption
+        width=192,
+        layers=2,
+        heads=6,
+    ))
+    c.clip_text = ConfigDict(dict(
+        folder="",                       # with vocab.json and merges.txt
+        width=512,
+        layers=12,
+        heads=8,
+    ))
+    c.diffusion_loss = ConfigDict(dict(
+        auxiliary=5e-4,                  # weight of -log p(x_0), as in the paper
+        adaptive_auxiliary=False,        # times 2 - t/T
+        importance=True,                 # draw t by the history of losses
+        drop_caption=0.1,                # share of captions replaced by the null embedding
+    ))
+    c.diffusion_optim = ConfigDict(dict(
+        learning_rate=1e-3,
+        warmup=12_800,
+        decay="cosine",
+        final=0.01,
+        betas=(0.9, 0.96),
+        weight_decay=0.045,
+        clip=0.5,
+    ))
+    c.diffusion_train = ConfigDict(dict(
+        examples=200_000,
+        batch_size=128,
+        ema=0.999,
+        log_every=1_280,
+        evaluate_every=51_200,
+        save_every=25_600,
+        keep=2,
+    ))
+
+    c.sampling = ConfigDict(dict(        # what sample and the pictures use unless told otherwise
+        calls=25,                        # network calls
+        guidance=2.0,                    # 1 is none
+        temperature=1.0,
+        top_p=1.0,
+    ))
+    c.preview = ConfigDict(dict(
+        pictures=8,                      # of each kind, at every evaluation and at the end
+        prompts=("a google style emoji of a blue apple", "a twitter style emoji of a happy robot"),  # free text
+    ))
+    c.held_out = ConfigDict(dict(
+        examples=512,                    # images per split in the evaluations during training
+        draws=4,                         # times t per image in the estimate of the bound
+    ))
+    c.parallel = ConfigDict(dict(
+        strategy="pmap",                 # data parallel over the local devices
+        devices=0,                       # 0 is all
+    ))
+    return c.lock()

@@ -1,0 +1,70 @@
+"""Feature extractors: uint8 images in, one feature vector each out, from pretrained networks that install with pip."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from vqd_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
+from vqd_jax.convert.lpips import load_lpips
+from vqd_jax.errors import UserError
+from vqd_jax.models.efficientnet import EfficientNetLite0
+from vqd_jax.models.lpips import VGG16, vgg_features
+
+_LONG = 10  # batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """Embeds images of one size in batches; the last batch is padded, so that one program is compiled.
+
+    name: of the features, for reports; embed: compiled (params, images in [-1, 1]) -> features; batch: images a call.
+    """
+
+    name: str
+    params: Any
+    embed: Callable[[Any, Float[Array, "b H W 3"]], Float[Array, "b d"]]
+    batch: int = 64
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise UserError(f"a feature extractor needs batch >= 1, got {self.batch}")
+
+    def __call__(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n d"]:
+        if not len(images):
+            raise UserError(f"no images to take {self.name} features of")
+        starts = range(0, len(images), self.batch)
+        features = []
+        for start in tqdm(starts, desc=f"{self.name} features", unit="batch", disable=len(starts) < _LONG or None, leave=False):
+            chunk = images[start:start + self.batch]
+            padded = np.pad(chunk, ((0, self.batch - len(chunk)), (0, 0), (0, 0), (0, 0)))
+            features.append(np.asarray(self.embed(self.params, jnp.asarray(padded, jnp.float32) / 127.5 - 1))[:len(chunk)])
+        return np.concatenate(features)
+
+
+def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
+    """ImageNet features (n, 1280) of images resized to `size` x `size`, bicubic."""
+    if size < 32:
+        raise UserError(f"EfficientNet-Lite0 needs images of at least 32 pixels a side, got size={size}")
+
+    @jax.jit
+    def embed(params, images):
+        resized = jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")
+        return EfficientNetLite0().apply({"params": params}, resized)[0]
+
+    return Extractor(name="efficientnet_lite0", params=jax.device_put(load_efficientnet_lite0()), embed=embed, batch=batch)
+
+
+def vgg16(batch: int = 64) -> Extractor:
+    """Features (n, 512): the global average of relu5_3 at the images' own size (at least 16 pixels)."""
+
+    @jax.jit
+    def embed(params, images):
+        return vgg_features(VGG16().apply({"params": params}, images))
+
+    return Extractor(name="vgg16", params=jax.device_put(load_lpips()["vgg"]), embed=embed, batch=batch)

@@ -1,0 +1,63 @@
+"""Metrics on arrays, in float64 numpy: PSNR, the kernel distance KID, use of a codebook, and nats to bits.
+
+A kernel distance is named after its features (EfficientNet-KID, VGG-KID); only Inception features give the published KID.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from vqd_jax.errors import UserError
+
+
+def psnr(x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]) -> Float[np.ndarray, " n"]:
+    """Peak signal-to-noise ratio of each pair, dB; inf for equal images."""
+    error = np.mean(np.square(x.astype(np.float64) - y.astype(np.float64)), axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255.0**2 / error)
+
+
+def kid(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], *, subsets: int = 100, subset_size: int = 1000,
+        seed: int = 0) -> tuple[float, float]:
+    """Kernel distance of two sets of features: mean and standard deviation over random subsets.
+
+    Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401);
+    it can be slightly negative. Subsets are drawn without replacement; UserError if a set is smaller than a subset.
+    """
+    if subsets < 1 or not 2 <= subset_size <= min(len(a), len(b)):
+        raise UserError(f"KID needs subsets >= 1 and 2 <= subset_size <= the number of images, got subsets={subsets}, "
+                        f"subset_size={subset_size} with {len(a)} and {len(b)} images")
+    random = np.random.default_rng(seed)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    values = [_mmd2(a[random.choice(len(a), subset_size, replace=False)], b[random.choice(len(b), subset_size, replace=False)])
+              for _ in range(subsets)]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _mmd2(x: Float[np.ndarray, "s d"], y: Float[np.ndarray, "s d"]) -> float:
+    def kernel(u, v):
+        return (u @ v.T / u.shape[1] + 1) ** 3
+
+    def mean_off_diagonal(k):
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    return mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def codebook_use(tokens: Int[np.ndarray, "..."], codes: int) -> tuple[float, float]:
+    """Perplexity exp(H) of the frequencies of the tokens, in [1, codes], and the fraction of the codes that occur."""
+    if not tokens.size or tokens.min() < 0 or tokens.max() >= codes:
+        raise UserError(f"codebook use needs at least one token, all in [0, {codes})")
+    p = np.bincount(tokens.ravel(), minlength=codes) / tokens.size
+    used = p[p > 0]
+    return float(np.exp(-np.sum(used * np.log(used)))), len(used) / codes
+
+
+def bits(nats: float) -> float:
+    return nats / math.log(2)
+
+
+def bits_per_dim(nats_per_image: float, dims: int) -> float:
+    """Bits per dimension, for example per token or, with dims = H W c, per colour value of a pixel."""
+    return bits(nats_per_image) / dims

@@ -1,0 +1,72 @@
+"""Does a generated image show what its prompt asked for? Its nearest real images, by the features of a pretrained network, answer.
+
+Images carry a group (what is drawn; variants such as skin tones share it) and a style (how).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from vqd_jax.errors import UserError
+
+_TIE = 1e-9  # cosine distances closer than this count as equal
+
+
+def retrieval(features: Float[np.ndarray, "n d"], groups: Sequence[str], styles: Sequence[str],
+              gallery: Float[np.ndarray, "m d"], gallery_groups: Sequence[str], gallery_styles: Sequence[str],
+              *, ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """Score generated images, whose prompts asked for `groups` in `styles`, against a gallery of real images.
+
+    retrieval@k: among the gallery's images of the prompt's style, the prompted group is one of the k nearest groups, a group
+    being as near as its nearest image. style_accuracy: the nearest image of the whole gallery has the prompted style.
+    chance@k: what an image unrelated to its prompt would score. Distances are cosine distances of features from which
+    the gallery's mean is subtracted. Ties count as if broken at random. All are means over images, in [0, 1].
+    Raises UserError if the gallery lacks a prompted (group, style).
+    """
+    groups, styles, gallery_groups, gallery_styles = (np.asarray(a) for a in (groups, styles, gallery_groups, gallery_styles))
+    for what, rows, labels in (("generated", features, (groups, styles)), ("gallery", gallery, (gallery_groups, gallery_styles))):
+        if not len(rows) or any(len(rows) != len(a) for a in labels):
+            raise UserError(f"retrieval needs one group and one style for each {what} image, got {len(rows)} images, "
+                            f"{len(labels[0])} groups and {len(labels[1])} styles")
+    if min(ranks) < 1:
+        raise UserError(f"retrieval ranks start at 1, got {tuple(ranks)}")
+    centre = gallery.astype(np.float64).mean(axis=0)
+    distance = 1 - _unit(features - centre) @ _unit(gallery - centre).T
+    found, chance = ({k: np.zeros(len(features)) for k in ranks} for _ in range(2))
+    all_styles = np.unique(gallery_styles)
+    to_style = np.empty((len(features), len(all_styles)))
+    for s, style in enumerate(all_styles):
+        columns, rows = np.flatnonzero(gallery_styles == style), np.flatnonzero(styles == style)
+        to_style[:, s] = distance[:, columns].min(axis=1)
+        if not len(rows):
+            continue
+        columns = columns[np.argsort(gallery_groups[columns], kind="stable")]
+        names, starts = np.unique(gallery_groups[columns], return_index=True)
+        to_group = np.minimum.reduceat(distance[np.ix_(rows, columns)], starts, axis=1)
+        wanted = _positions(groups[rows], names, str(style))
+        credit = _credit(to_group, wanted, ranks)
+        for k in ranks:
+            found[k][rows], chance[k][rows] = credit[k], min(1, k / len(names))
+    right_style = _credit(to_style, _positions(styles, all_styles, "any"), (1,))[1]
+    return {**{f"retrieval@{k}": float(found[k].mean()) for k in ranks}, **{f"chance@{k}": float(chance[k].mean()) for k in ranks},
+            "style_accuracy": float(right_style.mean())}
+
+
+def _credit(distance: Float[np.ndarray, "q r"], wanted: np.ndarray, ranks: Sequence[int]) -> dict[int, np.ndarray]:
+    """Probability that column `wanted` of each row is among the k smallest, if ties are broken at random."""
+    own = np.take_along_axis(distance, wanted[:, None], axis=1)
+    nearer = (distance < own - _TIE).sum(axis=1)
+    tied = (np.abs(distance - own) <= _TIE).sum(axis=1)
+    return {k: np.clip((k - nearer) / tied, 0, 1) for k in ranks}
+
+
+def _positions(wanted: np.ndarray, names: np.ndarray, style: str) -> np.ndarray:
+    if missing := sorted(set(wanted.tolist()) - set(names.tolist())):
+        raise UserError(f"the gallery has no real image of {missing[0]!r} in the style {style!r}"
+                        + (f" ({len(missing)} such prompts)" if len(missing) > 1 else ""))
+    return np.searchsorted(names, wanted)
+
+
+def _unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,108 @@
+"""The log of a run: one JSON line per step in metrics.jsonl, and the same scalars, with pictures, for TensorBoard.
+
+What a killed run wrote after its last checkpoint is taken back by `rewind`, so that a resumed run has one history.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqd_jax.errors import UserError
+
+METRICS = "metrics.jsonl"
+
+
+class Log:
+    """Metrics of a run in `folder`, appended to what is there."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self._tensorboard = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / METRICS).exists():
+                self._keep(lambda row: True)  # drops a line that a kill has cut
+            self._file = (self.folder / METRICS).open("a")
+        except OSError as error:
+            raise UserError(f"cannot write a log to {self.folder}: {error.strerror}") from error
+
+    def write(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Append one line of scalars, named `prefix` + key; on disk when it returns."""
+        values = {prefix + key: float(value) for key, value in values.items()}
+        now = time.time()
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON has no NaN
+        row = {"step": int(step), "time": round(now, 3)} | finite
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._writer().add_scalar(key, value, step, walltime=now)
+
+    def image(self, step: int, tag: str, image: np.ndarray) -> None:
+        """Show an (H, W, 3) uint8 picture in TensorBoard."""
+        self._writer().add_image(tag, image, step, dataformats="HWC")
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after `step`, on resuming from it; TensorBoard is told, too."""
+        self._file.close()
+        self._keep(lambda row: row["step"] <= step)
+        self._file = (self.folder / METRICS).open("a")
+        if (self.folder / "tensorboard").is_dir():
+            self._writer(purge_step=step + 1)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def _writer(self, **options: Any) -> Any:
+        if self._tensorboard is None or options:
+            from tensorboardX import SummaryWriter
+
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+            # Files are named after the second: a suffix, or one opened twice within it would overwrite itself.
+            suffix = f".{time.time_ns() % 10**9}"
+            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=suffix, **options)
+        return self._tensorboard
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrite the file, if that changes it, with the whole lines that are wanted."""
+        path = self.folder / METRICS
+        new = "".join(line + "\n" for line, row in _rows(path) if wanted(row))
+        if new != path.read_text():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(new)
+            temporary.replace(path)
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, or of the one in the folder `path`, oldest first; a cut last line is left out."""
+    path = Path(path)
+    path = path / METRICS if path.is_dir() else path
+    try:
+        return [{key: math.nan if value is None else value for key, value in row.items()} for _, row in _rows(path)]
+    except OSError as error:
+        raise UserError(f"cannot read metrics from {path}: {error.strerror}") from error
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Lines and what they say, up to a cut last line."""
+    rows = []
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and "step" in row:
+            rows.append((line, row))
+        elif number < len(lines):
+            raise UserError(f"line {number} of {path} is not a line of metrics, which is a JSON object with a step")
+    return rows

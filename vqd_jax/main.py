@@ -1,0 +1,165 @@
+"""Trains: `python -m vqd_jax.main --config=configs/emoji.py [--workdir=DIR] [--config.section.key=value]`.
+
+Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done.
+"""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vqd_jax import build, command, pipeline
+from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.errors import UserError
+from vqd_jax.log import Log
+from vqd_jax.pictures import grid, save_png
+from vqd_jax.sharding import Parallel
+from vqd_jax.text.load import load_tokenizer
+from vqd_jax.train import programs, stages
+from vqd_jax.train.loop import Train, run
+from vqd_jax.train.optim import Optim
+from vqd_jax.train.tokens import cached_tokens
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> by default.")
+
+
+class Experiment:
+    """One workdir: its config, its data, and the stages that train in it."""
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
+        self.parallel = Parallel(**config.parallel)
+        self.key = jax.random.key(config.seed)
+        print(f"workdir {workdir}, built data in {self.cache}", flush=True)
+        self.source = build.source(config, self.cache)
+        counts = {name: len(stages.indices(self.source, name)) for name in ("train", "held_out_cells", "held_out_items")}
+        print("images: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
+        self.transform = build.transform(config, training=True)
+        self.resize = build.transform(config, training=False)
+
+    def run(self) -> None:
+        for i, name in enumerate(self.config.stages):
+            stage = build.choose("stages", name, {"vqvae": self.vqvae, "diffusion": self.diffusion})
+            started = time.perf_counter()
+            stage(jax.random.fold_in(self.key, i))
+            print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
+
+    def vqvae(self, key: Any) -> None:
+        config, stage = self.config, build.vqvae_stage(self.config)
+        train = Train(**config.vqvae_train)
+        with Checkpoints(self._folder("vqvae"), keep=train.keep) as checkpoints:
+            if self._done("vqvae", checkpoints, train):
+                return
+            loader = stages.image_loader(self.source, self.transform, batch_size=train.batch_size, seed=config.seed)
+            frozen, folder = stage.frozen(), self.workdir / "vqvae"
+            evaluate = stages.CodecEvaluation(stage=stage, source=self.source, transform=self.resize, folder=folder,
+                                              frozen=frozen or programs.lpips_params(), examples=config.held_out.examples)
+            run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
+                checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
+                evaluate=evaluate)
+
+    def diffusion(self, key: Any) -> None:
+        config, train = self.config, Train(**self.config.diffusion_train)
+        codec = self._codec()
+        with Checkpoints(self._folder("diffusion"), keep=train.keep) as checkpoints:
+            if self._done("diffusion", checkpoints, train):
+                return
+            if checkpoints.has("tokenizer"):
+                tokenizer = load_tokenizer(checkpoints.restore("tokenizer"))
+            else:
+                captions = [c for i in stages.indices(self.source, "train") for c in self.source.records[i].captions]
+                tokenizer = build.tokenizer(config, captions)
+            stage, folder = build.diffusion_stage(config, tokenizer), self.workdir / "diffusion"
+            encode = lambda images: programs.encode(stage.codec, codec, images)
+            source = Squares(self.source, self.resize)
+            tokens = cached_tokens(self.cache, source, codec, encode)
+            online = config.data.transform == "crop"
+            loader = stages.pair_loader(self.source, None if online else tokens, self.transform, tokenizer,
+                                        batch_size=train.batch_size, seed=config.seed)
+            prompts, _ = self.prompts()
+            evaluate = stages.DiffusionEvaluation(
+                stage=stage, source=self.source, tokens=tokens, tokenizer=tokenizer, codec=codec, folder=folder,
+                examples=config.held_out.examples, draws=config.held_out.draws, prompts=prompts,
+                sampling=dict(config.sampling))
+            run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
+                checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
+                items={"config": _plain(config), "tokenizer": tokenizer.to_json()})
+
+    def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Prompts of seen cells, held-out cells and free text, and what kind each is."""
+        out = []
+        for split in ("train", "held_out_cells"):
+            chosen = stages.spread(stages.indices(self.source, split), self.config.preview.pictures)
+            out += [(self.source.records[i].captions[0], split) for i in chosen]
+        out += [(prompt, "free text") for prompt in self.config.preview.prompts]
+        return tuple(zip(*out))
+
+    def finish(self) -> None:
+        """The grid of pictures that a run ends with."""
+        if "diffusion" not in self.config.stages:
+            return
+        prompts, kinds = self.prompts()
+        images = pipeline.load(self.workdir)(prompts, seed=self.config.seed)
+        path = self.workdir / "samples.png"
+        labels = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
+        save_png(path, grid(images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3))
+        print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
+
+    def _codec(self) -> Any:
+        checkpoints = Checkpoints(self._folder("vqvae"), read_only=True)
+        if checkpoints.latest_step() is None:
+            raise UserError(f"the diffusion stage needs a codec, and {checkpoints.folder} has none: run the vqvae stage first")
+        return checkpoints.restore("weights")
+
+    def _folder(self, stage: str) -> Path:
+        return pipeline.stage_folder(self.workdir, stage)
+
+    def _done(self, name: str, checkpoints: Checkpoints, train: Train) -> bool:
+        latest = checkpoints.latest_step()
+        if latest is not None and latest >= train.steps:
+            print(f"{name}: all {train.steps} steps are done, in {checkpoints.folder}", flush=True)
+            return True
+        return False
+
+
+class Squares:
+    """A source whose images all have the model's size."""
+
+    def __init__(self, source: Any, transform: Any):
+        self._source, self._transform = source, transform
+        self.records, self.skipped, self.fingerprint = source.records, source.skipped, f"{source.fingerprint} {transform}"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        example = self._source[i]
+        return example | {"image": self._transform(example["image"], None)}
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json())
+
+
+def main(argv: Any) -> None:
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
+    name = Path(_CONFIG.config_filename.split(":")[0]).stem if hasattr(_CONFIG, "config_filename") else "run"
+    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    pipeline.compilation_cache()
+    experiment = Experiment(_CONFIG.value, workdir)
+    experiment.run()
+    experiment.finish()
+
+
+if __name__ == "__main__":
+    command.run(main)

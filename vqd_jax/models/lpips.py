@@ -1,0 +1,105 @@
+"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv:1801.03924), on a VGG16 feature pyramid.
+
+d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all weights are frozen: gradients reach the inputs only.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from vqd_jax.errors import UserError
+
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+MIN_SIZE = 16  # four poolings
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+_NORM_FLOOR = 1e-20  # under the root: a pixel without features has a finite gradient
+
+Images = Float[Array, "b H W 3"]
+Pyramid = tuple[Float[Array, "b _ _ _"], ...]
+
+
+class FrozenConv(nn.Module):
+    """3x3 convolution, padding 1, through whose weights no gradient flows."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b H W _"]:
+        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = (lax.stop_gradient(p).astype(self.dtype) for p in (kernel, bias))
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + bias[None, None, None]
+
+
+class VGG16(nn.Module):
+    """The convolutions of VGG16: images in [-1, 1] -> (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Pyramid:
+        if min(x.shape[1:3]) < MIN_SIZE:
+            raise UserError(f"VGG16 needs images of at least {MIN_SIZE} pixels a side, got {x.shape[1]}x{x.shape[2]}")
+        shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
+        x = ((x.astype(jnp.float32) - shift) / scale).astype(self.dtype)
+        taps = []
+        for i, widths in enumerate(BLOCKS, start=1):
+            if i > 1:
+                x = _halve(x)
+            for j, width in enumerate(widths, start=1):
+                x = nn.relu(FrozenConv(width, self.dtype, name=f"conv{i}_{j}")(x))
+            taps.append(x)
+        return tuple(taps)
+
+
+class LPIPS(nn.Module):
+    """Distance of each pair of images in [-1, 1]; 0 for equal images, below 0.1 for a slight blur, near 1 for noise.
+
+    `upsample` enlarges both images bilinearly first (the network was trained on 224 px).
+    """
+
+    upsample: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images, y: Images) -> Float[Array, " b"]:
+        vgg = VGG16(self.dtype, name="vgg")
+        # two calls, not one on the concatenation: in training only one of the images needs a backward pass
+        pyramids = zip(vgg(_enlarge(x, self.upsample)), vgg(_enlarge(y, self.upsample)), strict=True)
+        distance = jnp.zeros(x.shape[0], jnp.float32)
+        for i, (f, g) in enumerate(pyramids, start=1):
+            head = lax.stop_gradient(self.param(f"head{i}", nn.initializers.ones, (f.shape[-1],)))
+            difference = jnp.square(_unit(f) - _unit(g))
+            distance += jnp.einsum("bhwc,c->b", difference, head) / (f.shape[1] * f.shape[2])
+        return distance
+
+
+def vgg_features(pyramid: Pyramid) -> Float[Array, "b 512"]:
+    """Global average of relu5_3: the features of the VGG-KID."""
+    return jnp.mean(pyramid[-1].astype(jnp.float32), axis=(1, 2))
+
+
+def _enlarge(x: Images, factor: int) -> Float[Array, "b _ _ 3"]:
+    if factor == 1:
+        return x
+    b, H, W, c = x.shape
+    return jax.image.resize(x, (b, factor * H, factor * W, c), "bilinear")
+
+
+def _halve(x: Float[Array, "b H W c"]) -> Float[Array, "b _ _ c"]:
+    """2x2 maximum, stride 2. By pairs: the backward pass of `nn.max_pool` takes 30 times as long on a CPU."""
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+def _unit(f: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
+    f = f.astype(jnp.float32)
+    return f * lax.rsqrt(jnp.sum(jnp.square(f), axis=-1, keepdims=True) + _NORM_FLOOR)

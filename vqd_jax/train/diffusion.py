@@ -1,0 +1,161 @@
+"""Stage 2: the denoiser. Variational bound plus auxiliary x_0 term, times drawn by importance (Gu et al. 2022, eq. 10-12).
+
+A time t is drawn with probability proportional to the root of the mean squared bound seen at t, and its loss is divided
+by T times that probability, so the expectation is that of uniform times.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vqd_jax.diffusion.elbo import bound_and_auxiliary
+from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.samplers.ancestral import Ancestral, start
+from vqd_jax.samplers.prediction import guide, nucleus, temper
+from vqd_jax.shapes import PRNGKey, PRNGKeys, TextIds, Times, Tokens
+from vqd_jax.sharding import example_keys
+from vqd_jax.train.vqvae import VQVAEStage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionLoss:
+    """Attributes:
+      auxiliary: weight of -log p(x_0) beside the bound (5e-4 in the paper).
+      adaptive_auxiliary: multiply it by 2 - t / T, as the released code does.
+      importance: draw t by the history of losses; uniformly otherwise, and until each t has been seen often enough.
+      drop_caption: share of captions replaced by the null states.
+    """
+
+    auxiliary: float
+    adaptive_auxiliary: bool
+    importance: bool
+    drop_caption: float
+
+
+@flax.struct.dataclass
+class History:
+    """Moving average of the squared bound for each t in 1..T (index t - 1), and how often t was drawn."""
+
+    square: Float[Array, " t"]
+    count: Float[Array, " t"]
+
+    @classmethod
+    def empty(cls, T: int) -> "History":
+        return cls(square=jnp.zeros(T), count=jnp.zeros(T))
+
+    def probabilities(self) -> Float[Array, " t"]:
+        """Of drawing each t; t = 1, whose loss is of another kind, gets the weight of t = 2."""
+        weight = jnp.sqrt(self.square + 1e-10) + 1e-4
+        weight = weight.at[0].set(weight[min(1, weight.size - 1)])
+        uniform = jnp.full_like(weight, 1 / weight.size)
+        return jnp.where(self.count.min() > 10, weight / weight.sum(), uniform)
+
+    def learn(self, t: Times, bound: Float[Array, " b"], axis: str | None) -> "History":
+        """After a batch: blend in the mean square of each t that occurs, one tenth for each occurrence."""
+        seen = jax.nn.one_hot(t - 1, self.square.size, dtype=bound.dtype)
+        count, total = seen.sum(0), jnp.square(bound) @ seen
+        if axis is not None:
+            count, total = jax.lax.psum((count, total), axis)
+        blend, mean = 0.9 ** count, total / jnp.maximum(count, 1)
+        return History(square=blend * self.square + (1 - blend) * mean, count=self.count + count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionStage:
+    """The denoiser's losses over `params` = {"denoiser", "conditioner"} and `extra` = the history of the bound."""
+
+    process: MaskAndReplace
+    denoiser: Denoiser
+    conditioner: Conditioner
+    codec: VQVAEStage
+    weights: DiffusionLoss
+
+    def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], History]:
+        text_key, model_key = jax.random.split(key)
+        ids, drop = batch["text"][:1], jnp.zeros(1, bool)
+        conditioner = self.conditioner.init(text_key, ids, drop)["params"]
+        text, mask = self.conditioner.apply({"params": conditioner}, ids, drop)
+        h, w = self.denoiser.grid
+        z = jnp.zeros((1, h * w), jnp.int32)
+        denoiser = self.denoiser.init(model_key, z, jnp.ones(1, jnp.int32), text, mask)["params"]
+        return {"denoiser": denoiser, "conditioner": conditioner}, History.empty(self.process.T)
+
+    def weights_of(self, params: dict[str, Any], extra: History) -> dict[str, Any]:
+        """What the checkpoint's `weights` item holds: all that sampling needs."""
+        return params
+
+    def from_weights(self, weights: dict[str, Any]) -> tuple[dict[str, Any], History]:
+        """(params, extra) from `weights_of`'s tree, with an empty history."""
+        return weights, History.empty(self.process.T)
+
+    def loss(self, params: Any, extra: History, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
+             axis: str | None) -> tuple[Float[Array, ""], tuple[History, dict[str, Any]]]:
+        """See `train.step.Loss`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
+        z_0 = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"])
+        keys = example_keys(key, z_0.shape[0], axis)
+        time_keys, noise_keys, drop_keys, dropout_keys = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0)
+        T, w = self.process.T, self.weights
+        p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
+        t = 1 + jax.vmap(lambda k: jax.random.choice(k, T, p=p))(time_keys)
+        z_t = self.diffuse(noise_keys, z_0, t)
+        drop = jax.vmap(lambda k: jax.random.bernoulli(k, w.drop_caption))(drop_keys)
+        logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
+        bound, auxiliary = (x.mean(-1) for x in bound_and_auxiliary(self.process, logits, z_0, z_t, t))
+        strength = w.auxiliary * ((2 - t / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
+        correction = 1 / (T * p[t - 1])
+        loss = ((bound + strength * auxiliary) * correction).mean()
+        hit = (logits.argmax(-1) == z_0).mean()
+        metrics = {"loss": loss, "bound": T * (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean(),
+                   "accuracy": hit}
+        return loss, (extra.learn(t, jax.lax.stop_gradient(bound), axis), metrics)
+
+    def predict(self, params: Any, z_t: Tokens, t: Times, ids: TextIds, drop: Any,
+                dropout_key: PRNGKey | None = None) -> Float[Array, "b n k"]:
+        """Logits of x_0; dropout acts only with a key."""
+        text, mask = self.conditioner.apply({"params": params["conditioner"]}, ids, drop)
+        rngs = {} if dropout_key is None or not self.denoiser.dropout else {"dropout": dropout_key}
+        return self.denoiser.apply({"params": params["denoiser"]}, z_t, t, text, mask, deterministic=not rngs, rngs=rngs)
+
+    def diffuse(self, keys: PRNGKeys, z_0: Tokens, t: Times) -> Tokens:
+        """z_t ~ q(z_t | z_0), each row from its own key."""
+        return jax.vmap(lambda k, z, u: self.process.diffuse(k, z[None], u[None])[0])(keys, z_0, t)
+
+    def sample(self, params: Any, keys: PRNGKeys, ids: TextIds, sampler: Ancestral, scale: Any, temperature: Any, top_p: Any,
+               *, guided: bool, truncated: bool) -> Tokens:
+        """Tokens for each caption; `guided` and `truncated` say whether scale and top_p are in use, so that they cost nothing else."""
+        b, apply = ids.shape[0], lambda drop: self.conditioner.apply({"params": params["conditioner"]}, ids, drop)
+        text, mask = apply(jnp.zeros(b, bool))
+        if guided:
+            text, mask = (jnp.concatenate(pair) for pair in zip((text, mask), apply(jnp.ones(b, bool))))
+
+        def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
+            if guided:
+                z_t, t = jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t])
+            logits = self.denoiser.apply({"params": params["denoiser"]}, z_t, t, text, mask)
+            logits = guide(logits[:b], logits[b:], scale) if guided else logits
+            logits = temper(logits, temperature)
+            return nucleus(logits, top_p) if truncated else logits
+
+        h, w = self.denoiser.grid
+        return sampler(keys, self.process, denoise, start(keys, self.process, h * w))
+
+    def bound(self, params: Any, key: PRNGKey, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
+        """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws` stratified times a row."""
+        T, b = self.process.T, z_0.shape[0]
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b))
+
+        def one(_, j):
+            here = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, j)))(keys)
+            u = jax.vmap(jax.random.uniform)(here[:, 0])
+            t = 1 + jnp.minimum((T * (j + u) / draws).astype(jnp.int32), T - 1)
+            z_t = self.diffuse(here[:, 1], z_0, t)
+            logits = self.predict(params, z_t, t, ids, jnp.zeros(b, bool))
+            return _, T * bound_and_auxiliary(self.process, logits, z_0, z_t, t)[0].mean(-1)
+
+        return jax.lax.scan(one, 0, jnp.arange(draws))[1].mean(0)

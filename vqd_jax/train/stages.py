@@ -1,0 +1,115 @@
+"""What happens around the loop for each stage: its examples, its evaluation on held-out data, and its pictures."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vqd_jax.data.loader import Loader, sequential
+from vqd_jax.data.source import Source
+from vqd_jax.eval.metrics import bits, codebook_use, psnr
+from vqd_jax.pictures import grid, save_png, side_by_side
+from vqd_jax.text.load import Tokenizer
+from vqd_jax.train import programs
+from vqd_jax.train.diffusion import DiffusionStage
+from vqd_jax.train.vqvae import VQVAEStage
+
+ROWS = 64  # per batch of an evaluation
+
+
+def indices(source: Source, *splits: str) -> list[int]:
+    """Positions of the records in any of the splits."""
+    return [i for i, record in enumerate(source.records) if record.split in splits]
+
+
+def spread(items: list[int], count: int) -> list[int]:
+    """At most `count` of the items, evenly spaced: the same ones every time."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)] if items else []
+
+
+def image_loader(source: Source, transform: Callable, **options: Any) -> Loader:
+    """Training images, uint8."""
+    load = lambda i, rng: {"image": transform(source[i]["image"], rng)}
+    return Loader(indices(source, "train"), load=load, **options)
+
+
+def pair_loader(source: Source, tokens: np.ndarray | None, transform: Callable, tokenizer: Tokenizer, **options: Any) -> Loader:
+    """Training captions (one of an image's, at random) with tokens, or with images where there are no tokens."""
+    train = indices(source, "train")
+    ids = {i: tokenizer(source.records[i].captions) for i in train}
+
+    def load(i, rng):
+        text = ids[i][rng.integers(len(ids[i]))]
+        return {"text": text} | ({"image": transform(source[i]["image"], rng)} if tokens is None else {"tokens": tokens[i]})
+
+    return Loader(train, load=load, **options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecEvaluation:
+    """PSNR, LPIPS, codes in use and perplexity on held-out images, and originals above reconstructions as a picture."""
+
+    stage: VQVAEStage
+    source: Source
+    transform: Callable
+    frozen: Any
+    folder: Path
+    examples: int
+
+    def __call__(self, step: int, weights: Any) -> dict[str, float]:
+        chosen = spread(indices(self.source, "held_out_cells", "held_out_items") or indices(self.source, "train"), self.examples)
+        load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
+        images, outputs, tokens = [], [], []
+        for batch, valid in sequential(chosen, ROWS, load):
+            z = programs.encode(self.stage, weights, batch["image"])
+            tokens.append(np.asarray(z)[:valid])
+            outputs.append(np.asarray(programs.decode(self.stage, weights, z))[:valid])
+            images.append(batch["image"][:valid])
+        images, outputs, tokens = map(np.concatenate, (images, outputs, tokens))
+        values = {"psnr": float(np.mean(psnr(images, outputs)))}
+        if self.frozen:
+            values["lpips"] = float(np.mean([np.asarray(programs.lpips(self.frozen["lpips"], images[i:i + 16], outputs[i:i + 16])).mean()
+                                             for i in range(0, len(images) - 15, 16)]))
+        values["perplexity"], values["codes_in_use"] = codebook_use(tokens, self.stage.codebook.codes)
+        shown = spread(list(range(len(images))), 16)
+        save_png(self.folder / f"reconstructions-{step:08d}.png", side_by_side(images[shown], outputs[shown], scale=3))
+        return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionEvaluation:
+    """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts and noise."""
+
+    stage: DiffusionStage
+    source: Source
+    tokens: np.ndarray
+    tokenizer: Tokenizer
+    codec: Any
+    folder: Path
+    examples: int
+    draws: int
+    prompts: tuple[str, ...]
+    sampling: dict[str, Any]
+
+    def __call__(self, step: int, weights: Any) -> dict[str, float]:
+        values = {}
+        for name in ("train", "held_out_cells", "held_out_items"):
+            if chosen := spread(indices(self.source, name), self.examples):
+                nats = self.bound(weights, chosen)
+                values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
+        tokens = programs.sample(self.stage, weights, self.tokenizer(self.prompts), seed=0, **self.sampling)
+        images = np.asarray(programs.decode(self.stage.codec, self.codec, tokens))
+        save_png(self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3))
+        return values
+
+    def bound(self, weights: Any, chosen: list[int]) -> float:
+        """Mean over the chosen records, with their first caption, in nats per token; the noise is the same every time."""
+        load = lambda i, rng: {"tokens": self.tokens[i], "text": self.tokenizer(self.source.records[i].captions[:1])[0]}
+        nats = []
+        for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
+            key = jax.random.fold_in(jax.random.key(0), j)
+            nats.append(np.asarray(programs.bound(self.stage, weights, key, batch["tokens"], batch["text"], self.draws))[:valid])
+        return float(np.concatenate(nats).mean())

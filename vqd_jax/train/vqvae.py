@@ -1,0 +1,163 @@
+"""Stage 1: the codec. Reconstruction (L1, L2, LPIPS, PatchGAN hinge) plus commitment, and a codebook learned beside it.
+
+Losses follow Esser et al. 2021; generator and discriminator step together from one forward pass.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from vqd_jax.errors import UserError
+from vqd_jax.models.codebook import Codebook, Codes, nearest, straight_through, usage
+from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
+from vqd_jax.models.lpips import LPIPS
+from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.shapes import Images, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQVAELoss:
+    """Weights of the terms; a weight of 0 switches a term, and its network, off.
+
+    Attributes:
+      lpips_examples: the perceptual term looks at this many rows of each device's batch; 0 for all of them.
+      adversarial_start: examples seen before the discriminator's opinion counts.
+      adversarial_adaptive: scale it so that its gradient at the decoder's last layer matches the reconstruction's.
+    """
+
+    l1: float
+    l2: float
+    commitment: float
+    lpips: float
+    lpips_examples: int
+    adversarial: float
+    adversarial_start: int
+    adversarial_adaptive: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQVAEStage:
+    """The codec's losses over `params` = {"vqvae", "discriminator"?, "codes"?} and `extra` = the codebook's state."""
+
+    model: VQVAE
+    codebook: Codebook
+    discriminator: PatchGAN
+    weights: VQVAELoss
+    batch_size: int
+
+    def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """(params, extra); the codes start on vectors of the batch."""
+        model_key, book_key, critic_key = jax.random.split(key, 3)
+        images = to_float(batch["image"])
+        params = {"vqvae": self.model.init(model_key, images[:1])["params"]}
+        z = self._encode(params, images)
+        codes = self.codebook.init(book_key, z.reshape(-1, z.shape[-1]))
+        if self.codebook.update == "gradient":
+            params["codes"] = codes.vectors
+        if self.weights.adversarial:
+            params["discriminator"] = self.discriminator.init(critic_key, images[:1])["params"]
+        return params, codes
+
+    def frozen(self) -> dict[str, Any]:
+        """The parameters that no gradient changes."""
+        if not self.weights.lpips:
+            return {}
+        from vqd_jax.convert.lpips import load_lpips
+
+        return {"lpips": load_lpips()}
+
+    def loss(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
+             axis: str | None) -> tuple[Float[Array, ""], tuple[Any, dict[str, Any]]]:
+        """See `train.step.Loss`; the batch holds {"image": uint8 (b, H, W, 3)}."""
+        w, images = self.weights, to_float(batch["image"])
+        z = self._encode(params, images)
+        vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
+        index = nearest(jax.lax.stop_gradient(vectors), jax.lax.stop_gradient(z))
+        quantised = vectors[index]
+        features = self._apply(params, straight_through(z, quantised), "features")
+        paint = lambda last: self._apply({"vqvae": params["vqvae"] | {"last": last}}, features, "paint")
+        output = paint(params["vqvae"]["last"])
+
+        metrics = {"l1": jnp.abs(images - output).mean(), "l2": jnp.square(images - output).mean(),
+                   "commitment": jnp.square(z - jax.lax.stop_gradient(quantised)).mean()}
+        reconstruction = lambda output: self._reconstruction(frozen, images, output)
+        loss, terms = reconstruction(output)
+        loss += w.commitment * metrics["commitment"]
+        if self.codebook.update == "gradient":
+            metrics["codebook"] = jnp.square(jax.lax.stop_gradient(z) - quantised).mean()
+            loss += metrics["codebook"]
+        if w.adversarial:
+            critic = lambda x, p: self.discriminator.apply({"params": p}, x)
+            fixed = jax.lax.stop_gradient(params["discriminator"])
+            opinion = hinge_g(critic(output, fixed))
+            on = (step * self.batch_size >= w.adversarial_start).astype(jnp.float32)
+            scale = w.adversarial * on
+            if w.adversarial_adaptive:
+                scale *= self._balance(paint, params["vqvae"]["last"], reconstruction, lambda x: hinge_g(critic(x, fixed)))
+            judged = hinge_d(critic(images, params["discriminator"]),
+                             critic(jax.lax.stop_gradient(output), params["discriminator"]))
+            loss += scale * opinion + on * judged
+            metrics |= {"adversarial": opinion, "discriminator": judged, "adversarial_scale": scale}
+        flat, chosen = z.reshape(-1, z.shape[-1]), index.reshape(-1)
+        learned = self.codebook.learn(key, extra, flat, chosen, step, axis)
+        return loss, (learned, metrics | terms | usage(chosen, self.codebook.codes) | {"loss": loss})
+
+    def weights_of(self, params: Any, extra: Any) -> dict[str, Any]:
+        """What the checkpoint's `weights` item holds: all that encoding and decoding need."""
+        vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
+        return {"vqvae": params["vqvae"], "codes": vectors}
+
+    def from_weights(self, weights: dict[str, Any]) -> tuple[dict[str, Any], Codes]:
+        """(params, extra) from `weights_of`'s tree: counts start even, the discriminator is not in it."""
+        if self.weights.adversarial:
+            raise UserError("a codec checkpoint with weights only cannot go on training with a discriminator")
+        vectors, params = weights["codes"], {"vqvae": weights["vqvae"]}
+        if self.codebook.update == "gradient":
+            params["codes"] = vectors
+        return params, Codes(vectors=vectors, count=jnp.ones(self.codebook.codes), total=jnp.copy(vectors))
+
+    def encode(self, weights: Any, images: UInt8[Array, "b H W 3"]) -> Int[Array, "b n"]:
+        """uint8 images to tokens; `weights` is what `weights_of` returns."""
+        z = self._encode(weights, to_float(images))
+        return nearest(weights["codes"], z).reshape(images.shape[0], -1)
+
+    def decode(self, weights: Any, tokens: Int[Array, "b n"]) -> UInt8[Array, "b H W 3"]:
+        """Tokens of a square grid, row by row, to uint8 images."""
+        side = math.isqrt(tokens.shape[1])
+        z = weights["codes"][tokens].reshape(tokens.shape[0], side, side, -1)
+        return to_uint8(self._apply(weights, z, "decode"))
+
+    def _reconstruction(self, frozen: Any, images: Images, output: Images) -> tuple[Float[Array, ""], dict[str, Any]]:
+        w = self.weights
+        loss, terms = w.l1 * jnp.abs(images - output).mean() + w.l2 * jnp.square(images - output).mean(), {}
+        if w.lpips:
+            rows = w.lpips_examples or images.shape[0]
+            terms["lpips"] = LPIPS().apply({"params": frozen["lpips"]}, images[:rows], output[:rows]).mean()
+            loss += w.lpips * terms["lpips"]
+        return loss, terms
+
+    def _balance(self, paint, last, reconstruction, opinion) -> Float[Array, ""]:
+        """|d reconstruction / d last| / |d opinion / d last|, at most 1e4, without gradient."""
+        norm = lambda f: jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(jax.grad(f)(last))))
+        ratio = norm(lambda p: reconstruction(paint(p))[0]) / (norm(lambda p: opinion(paint(p))) + 1e-4)
+        return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
+
+    def _encode(self, params: Any, images: Images) -> Float[Array, "b h w z"]:
+        return self._apply(params, images, "encode")
+
+    def _apply(self, params: Any, x: Any, method: str) -> Any:
+        return self.model.apply({"params": params["vqvae"]}, x, method=method)
+
+
+def to_float(images: UInt8[Array, "b H W 3"]) -> Images:
+    """uint8 to [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Images) -> UInt8[Array, "b H W 3"]:
+    """[-1, 1], clipped, to uint8 by rounding."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
