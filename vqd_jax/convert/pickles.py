@@ -1,6 +1,7 @@
 """Readers of pickled weights that execute nothing: a fixed list of globals is accepted, and torch is not needed.
 
-`read_numpy_pickle` reads trees of numpy arrays; `read_torch` reads both formats of `torch.save` (the legacy stream and the zip file).
+`read_numpy_pickle` reads trees of numpy arrays; `read_torch` reads both formats of `torch.save` (the legacy stream and
+the zip file).
 """
 
 import collections
@@ -11,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,9 +22,9 @@ from vqd_jax.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
-    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8,
-    "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }
 _PLACEHOLDERS = ("pytorch_lightning.", "omegaconf.", "argparse.")  # in published checkpoints, beside the weights
 
@@ -87,10 +88,15 @@ def _parameter(tensor, *_) -> _Tensor:
     return tensor
 
 
+def _from_buffer(buffer, dtype, shape, order, *_) -> np.ndarray:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()
+
+
 _NUMPY = {
     ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1,
     **{(f"numpy.{core}.multiarray", name): getattr(multiarray, name)
        for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 _TORCH = _NUMPY | {
     ("collections", "OrderedDict"): collections.OrderedDict, ("torch", "Size"): tuple,
@@ -100,7 +106,7 @@ _TORCH = _NUMPY | {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, known: dict[tuple[str, str], Any], placeholders: tuple[str, ...] = ()):
+    def __init__(self, file: io.BufferedIOBase, known: dict[tuple[str, str], Any], placeholders: tuple[str, ...] = ()):
         super().__init__(file)
         self.known, self.placeholders, self.storages = known, placeholders, {}
 
@@ -135,7 +141,7 @@ def read_torch(path: str | Path) -> Any:
     return _reading(path, "a torch checkpoint of tensors", read)
 
 
-def _reading(path: str | Path, kind: str, read: Callable[[BinaryIO], Any]) -> Any:
+def _reading(path: str | Path, kind: str, read: Callable[[io.BufferedIOBase], Any]) -> Any:
     try:
         with open(path, "rb") as file:
             return read(file)
@@ -147,7 +153,7 @@ def _reading(path: str | Path, kind: str, read: Callable[[BinaryIO], Any]) -> An
         raise UserError(f"{path} is not {kind}, or it is damaged ({type(error).__name__})") from error
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: io.BufferedIOBase) -> Any:
     with zipfile.ZipFile(file) as archive:
         pickled, = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
@@ -160,7 +166,7 @@ def _read_zip(file: BinaryIO) -> Any:
     return _resolve(tree, storages)
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: io.BufferedIOBase) -> Any:
     file.seek(0)
     magic, _, system = (_Unpickler(file, {}).load() for _ in range(3))
     if magic != _LEGACY_MAGIC:

@@ -40,10 +40,12 @@ class Extractor:
             raise UserError(f"no images to take {self.name} features of")
         starts = range(0, len(images), self.batch)
         features = []
-        for start in tqdm(starts, desc=f"{self.name} features", unit="batch", disable=len(starts) < _LONG or None, leave=False):
+        quiet = len(starts) < _LONG or None  # None: a bar on terminals only
+        for start in tqdm(starts, desc=f"{self.name} features", unit="batch", disable=quiet, leave=False):
             chunk = images[start:start + self.batch]
             padded = np.pad(chunk, ((0, self.batch - len(chunk)), (0, 0), (0, 0), (0, 0)))
-            features.append(np.asarray(self.embed(self.params, jnp.asarray(padded, jnp.float32) / 127.5 - 1))[:len(chunk)])
+            embedded = self.embed(self.params, jnp.asarray(padded, jnp.float32) / 127.5 - 1)
+            features.append(np.asarray(embedded)[:len(chunk)])
         return np.concatenate(features)
 
 
@@ -57,7 +59,8 @@ def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
         resized = jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")
         return EfficientNetLite0().apply({"params": params}, resized)[0]
 
-    return Extractor(name="efficientnet_lite0", params=jax.device_put(load_efficientnet_lite0()), embed=embed, batch=batch)
+    params = jax.device_put(load_efficientnet_lite0())
+    return Extractor(name="efficientnet_lite0", params=params, embed=embed, batch=batch)
 
 
 def vgg16(batch: int = 64) -> Extractor:

@@ -1,6 +1,6 @@
 """Metrics on arrays, in float64 numpy: PSNR, the kernel distance KID, use of a codebook, and nats to bits.
 
-A kernel distance is named after its features (EfficientNet-KID, VGG-KID); only Inception features give the published KID.
+A kernel distance is named after its features (EfficientNet-KID, VGG-KID); only Inception's give the published KID.
 """
 
 import math
@@ -30,8 +30,11 @@ def kid(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], *, subsets: in
                         f"subset_size={subset_size} with {len(a)} and {len(b)} images")
     random = np.random.default_rng(seed)
     a, b = a.astype(np.float64), b.astype(np.float64)
-    values = [_mmd2(a[random.choice(len(a), subset_size, replace=False)], b[random.choice(len(b), subset_size, replace=False)])
-              for _ in range(subsets)]
+
+    def draw(x):
+        return x[random.choice(len(x), subset_size, replace=False)]
+
+    values = [_mmd2(draw(a), draw(b)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
 

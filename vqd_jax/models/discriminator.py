@@ -1,6 +1,7 @@
 """PatchGAN (Isola et al. 2017, arXiv:1611.07004) as VQGAN trains it, and its hinge losses.
 
-GroupNorm stands in for the original's BatchNorm: the network has no state, and its output is the same however a batch is split over devices.
+GroupNorm stands in for the original's BatchNorm: the network has no state, and its output is the same however a batch
+is split over devices.
 """
 
 import math
@@ -50,7 +51,8 @@ class PatchGAN(nn.Module):
         return self._conv(1, 1, "logits", bias=True)(x).astype(jnp.float32)
 
     def _conv(self, features: int, stride: int, name: str, bias: bool) -> nn.Conv:
-        return nn.Conv(features, (4, 4), (stride, stride), _PAD, use_bias=bias, kernel_init=_WEIGHTS, dtype=self.dtype, name=name)
+        return nn.Conv(features, (4, 4), (stride, stride), _PAD, use_bias=bias, kernel_init=_WEIGHTS, dtype=self.dtype,
+                       name=name)
 
 
 def hinge_d(real_logits: Patches, fake_logits: Patches) -> Float[Array, ""]:

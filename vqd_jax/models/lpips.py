@@ -1,6 +1,7 @@
 """LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv:1801.03924), on a VGG16 feature pyramid.
 
-d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all weights are frozen: gradients reach the inputs only.
+d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all weights are frozen: gradients reach the
+inputs only.
 """
 
 from typing import Any

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from vqd_jax.errors import UserError
+from vqd_jax.eval.features import Extractor, efficientnet_lite0, vgg16
+
+
+def images(n, size=32):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("make", "width"), [(lambda b: efficientnet_lite0(size=32, batch=b), 1280),
+                                             (lambda b: vgg16(batch=b), 512)])
+def test_batches_do_not_change_the_features(make, width):
+    x, extract = images(3), make(2)
+    features = extract(x)
+    assert features.shape == (3, width) and features.dtype == np.float32
+    np.testing.assert_allclose(features[2:], extract(x[2:]), rtol=1e-4, atol=1e-5)
+    assert np.abs(features[0] - features[1]).max() > 1e-3
+    assert extract.embed._cache_size() == 1
+
+
+def test_images_reach_the_network_between_minus_one_and_one():
+    means = Extractor(name="means", params=2.0, embed=lambda p, x: p * x.mean(axis=(1, 2)), batch=2)
+    x = np.zeros((3, 4, 4, 3), np.uint8)
+    x[1] = 255
+    x[2, :, :, 1] = 255
+    np.testing.assert_allclose(means(x), [[-2, -2, -2], [2, 2, 2], [-2, 2, -2]], atol=1e-6)
+
+
+def test_bad_input_is_an_error():
+    with pytest.raises(UserError, match="no images to take means features of"):
+        Extractor(name="means", params=None, embed=lambda p, x: x.mean(axis=(1, 2)))(images(0))
+    with pytest.raises(UserError, match="at least 32 pixels"):
+        efficientnet_lite0(size=16)
