@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vqd_jax.data import emoji, folder, transforms
+from vqd_jax.data import emoji, emoji_art, folder, transforms
 from vqd_jax.data.source import Source
 from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.process import MaskAndReplace
@@ -36,8 +36,9 @@ def choose(key: str, value: str, options: dict[str, Any]) -> Any:
 def source(config: ConfigDict, cache: Path) -> Source:
     """The data set, decoded to squares of data.image_size (or left at its own size for random crops)."""
     name = config.data.source
+    resolution = config.data.image_size if config.data.transform == "resize" else emoji_art.SIDE
     make = choose("data.source", name, {
-        "emoji": lambda: emoji.Emoji(cache=str(cache), resolution=config.data.image_size, **config.emoji),
+        "emoji": lambda: emoji.Emoji(cache=str(cache), resolution=resolution, **_tuples(config.emoji)),
         "folder": lambda: folder.Folder(**config.folder)})
     return make()
 
@@ -90,7 +91,12 @@ def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
 
 def _with_dtype(section: ConfigDict) -> dict[str, Any]:
     """The section with its dtype resolved for the machine at hand, and lists as tuples."""
-    fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items()}
+    fields = _tuples(section)
     auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     fields["dtype"] = choose("dtype", section.dtype, {"auto": auto, "float32": jnp.float32, "bfloat16": jnp.bfloat16})
     return fields
+
+
+def _tuples(section: ConfigDict) -> dict[str, Any]:
+    """The section with lists, as JSON gives them back, as tuples."""
+    return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items()}

