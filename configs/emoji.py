@@ -8,7 +8,7 @@ Schedule `paper`: at T = 100, 90 % of the tokens are masked and 10 % replaced. S
 persons are left out in all three.
 """
 
-from vqd_jax.defaults import defaults
+from vqd_jax.defaults import defaults, with_variant
 
 
 def get_config(variant: str = ""):
@@ -20,8 +20,7 @@ def get_config(variant: str = ""):
     c.preview.prompts = PROMPTS
     c.sampling.guidance = 2.0
     c.sampling.temperature = 0.9
-    {"": small, "pretrained": pretrained, "gpu": gpu}[variant](c)
-    return c
+    return with_variant(c, variant, {"": small, "pretrained": pretrained, "gpu": gpu})
 
 
 # Free text, fixed before any training: no such picture is in the data.

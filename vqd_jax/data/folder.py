@@ -1,6 +1,7 @@
-"""Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`, `captions.csv`) for the folder.
+"""Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`, `captions.csv`) for all.
 
-Every image is decoded once when the folder is opened, so that a broken file is named at the start and never met in training.
+Every image is decoded once when the folder is opened, so that a broken file is named at the start and never met in
+training.
 """
 
 import concurrent.futures
@@ -33,9 +34,9 @@ class Folder:
 
     Args:
       path: the folder.
-      held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); there is one style, "", so no cells.
-    Raises: UserError naming the file when the folder, its tables or its captions are not as described, or when more than 1 % of
-      the images cannot be decoded; fewer are skipped, listed in `skipped` and logged.
+      held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style, "", has no cells.
+    Raises: UserError naming the file when the folder, its tables or its captions are not as described, or when over 1 %
+      of the images cannot be decoded; fewer are skipped, listed in `skipped` and logged.
     """
 
     def __init__(self, *, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0):
@@ -49,11 +50,13 @@ class Folder:
         if not captions:
             raise UserError(f"None of the {len(files)} images in {path} has a caption: {LAYOUTS}.")
         if bare := [file for file in files if file not in captions]:
-            raise UserError(f"{len(bare)} of the {len(files)} images in {path} have no caption ({_shown(bare)}): caption or remove them.")
+            raise UserError(f"{len(bare)} of the {len(files)} images in {path} have no caption ({_shown(bare)}): "
+                            "caption or remove them.")
         digests, self.skipped = _verify(self.root, sorted(captions))
         self._files = sorted(digests)
         items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in self._files]
-        split = splits.assign(((item, "") for item in items), held_out_cells=held_out_cells, held_out_items=held_out_items)
+        split = splits.assign(((item, "") for item in items),
+                              held_out_cells=held_out_cells, held_out_items=held_out_items)
         self.records = [Record(item=item, group=item, captions=captions[file], split=split[item, ""])
                         for item, file in zip(items, self._files)]
         self.fingerprint = fingerprint("folder", [digests[file] for file in self._files], records=self.records)
@@ -66,7 +69,7 @@ class Folder:
 
 
 def decode(content: bytes) -> np.ndarray:
-    """The bytes of any image file that Pillow reads → uint8 (H, W, 3): upright, first frame, on white where transparent."""
+    """Bytes of any image file that Pillow reads → uint8 (H, W, 3): upright, first frame, on white where transparent."""
     with Image.open(io.BytesIO(content)) as image:
         image.seek(0)
         image.load()
@@ -101,7 +104,8 @@ def _images(root: pathlib.Path) -> Iterator[str]:
 
 def _captions(root: pathlib.Path, files: list[str]) -> dict[str, tuple[str, ...]]:
     """File → captions, from the table if the folder has one and from text files otherwise."""
-    tables = [(root / name, read) for name, read in (("metadata.jsonl", _jsonl), ("captions.csv", _csv)) if (root / name).exists()]
+    readers = {"metadata.jsonl": _jsonl, "captions.csv": _csv}
+    tables = [(root / name, read) for name, read in readers.items() if (root / name).exists()]
     if len(tables) > 1:
         raise UserError(f"{root} holds both metadata.jsonl and captions.csv: keep one of them.")
     found: dict[str, list[str]] = {}
@@ -117,8 +121,8 @@ def _captions(root: pathlib.Path, files: list[str]) -> dict[str, tuple[str, ...]
             text = (root / file).with_suffix(".txt")
             if text.exists():
                 found[file] = [line for _, line in _lines(text)]
-    cleaned = {file: tuple(dict.fromkeys(text for line in texts if (text := " ".join(line.split())))) for file, texts in found.items()}
-    return {file: texts for file, texts in cleaned.items() if texts}
+    clean = lambda texts: tuple(dict.fromkeys(text for line in texts if (text := " ".join(line.split()))))
+    return {file: cleaned for file, texts in found.items() if (cleaned := clean(texts))}
 
 
 def _inside(root: pathlib.Path, name: str, where: str) -> str:
@@ -151,7 +155,8 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
         name, text = (entry.get("file_name"), entry.get("text")) if isinstance(entry, dict) else (None, None)
         texts = [text] if isinstance(text, str) else text
         if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise UserError(f'{path}, line {number}: expected {{"file_name": a string, "text": a string or a list of strings}}.')
+            raise UserError(f'{path}, line {number}: expected {{"file_name": a string, "text": a string or a list of '
+                            'strings}.')
         yield number, name, texts
 
 
@@ -159,13 +164,15 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
     reader = csv.DictReader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         if not {"file_name", "text"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: the first line must name the columns file_name and text, not {reader.fieldnames}.")
+            raise UserError(f"{path}: the first line must name the columns file_name and text, not "
+                            f"{', '.join(reader.fieldnames or ['nothing'])}.")
         for row in reader:
             name, text = row["file_name"], row["text"]
             if name is None or text is None or None in row:
                 if not any(value for value in row.values()):
                     continue
-                raise UserError(f"{path}, line {reader.line_num} has not as many columns as the first (quote captions with commas).")
+                raise UserError(f"{path}, line {reader.line_num} has not as many columns as the first (quote captions "
+                                "with commas).")
             if name or text:
                 yield reader.line_num, name, [text]
     except csv.Error as error:
@@ -183,13 +190,13 @@ def _verify(root: pathlib.Path, files: list[str]) -> tuple[dict[str, str], list[
             return None
 
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(digest, files), total=len(files), desc=f"checking the images in {root}", unit="image",
-                          disable=len(files) <= 1000, mininterval=0.5))
+        found = list(tqdm(pool.map(digest, files), total=len(files), desc=f"checking the images in {root}",
+                          unit="image", disable=len(files) <= 1000, mininterval=0.5))
     skipped = [file for file, value in zip(files, found) if value is None]
     if skipped:
         if len(skipped) > TOLERATED * len(files):
-            raise UserError(f"{len(skipped)} of the {len(files)} images in {root} cannot be decoded ({_shown(skipped)}); "
-                            f"at most {TOLERATED:.0%} are skipped: mend or delete them.")
-        logging.warning("%d of the %d images in %s cannot be decoded and are skipped: %s", len(skipped), len(files), root,
-                        _shown(skipped))
+            raise UserError(f"{len(skipped)} of the {len(files)} images in {root} cannot be decoded "
+                            f"({_shown(skipped)}); at most {TOLERATED:.0%} are skipped: mend or delete them.")
+        logging.warning("%d of the %d images in %s cannot be decoded and are skipped: %s",
+                        len(skipped), len(files), root, _shown(skipped))
     return {file: value for file, value in zip(files, found) if value is not None}, skipped

@@ -1,8 +1,8 @@
-"""Batches as a pure function of (seed, step), so that a resumed or re-sharded run sees exactly the data it would have seen.
+"""Batches as a pure function of (seed, step): a resumed or re-sharded run sees exactly the data it would have seen.
 
-A position counts examples since the start of training; its item comes from the epoch's permutation and its randomness from
-(seed, position). Grain composes the pipeline and reads ahead; the permutation is ours, because grain's index cipher walks a
-16-bit domain and takes milliseconds an example on small sets.
+A position counts examples since the start of training; its item comes from the epoch's permutation and its randomness
+from (seed, position). Grain composes the pipeline and reads ahead; the permutation is ours, because grain's index
+cipher walks a 16-bit domain and takes milliseconds an example on small sets.
 """
 
 import functools

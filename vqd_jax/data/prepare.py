@@ -1,6 +1,6 @@
 """Data sets written once to disk as array_record files (tensorflow-datasets, without TensorFlow) and read by index.
 
-A build appears in its place by one rename, under a lock, so that it is either whole or absent: a killed build is made again.
+A build appears in its place by one rename, under a lock, so it is either whole or absent: a killed build is made again.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ SPLIT = "examples"
 LAYOUT = "1.0.0"  # of the stored features; a new one is built beside the old
 
 
-def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]], examples: Callable[[], Iterable[dict[str, Any]]],
-            total: int | None = None, description: str = "") -> pathlib.Path:
+def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]],
+            examples: Callable[[], Iterable[dict[str, Any]]], total: int | None = None,
+            description: str = "") -> pathlib.Path:
     """Build `cache/name/LAYOUT` unless it exists, and return that directory.
 
     features: tfds → the feature dict of an example. examples: the examples in the order in which they are to be read.
@@ -56,18 +57,20 @@ def damage(directory: pathlib.Path) -> Iterator[None]:
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"The prepared data set in {directory} is damaged ({error}): delete that folder and it is made again.") from error
+        raise UserError(f"The prepared data set in {directory} is damaged ({error}): delete that folder and it is made "
+                        "again.") from error
 
 
-def _build(final: pathlib.Path, name: str, features: Callable, examples: Callable, total: int | None, description: str) -> None:
+def _build(final: pathlib.Path, name: str, features: Callable, examples: Callable, total: int | None,
+           description: str) -> None:
     import tensorflow_datasets as tfds
 
     partial = final.parent / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
 
-    numbered = enumerate(tqdm(examples(), total=total, desc=f"preparing {name} in {final}", unit="image", dynamic_ncols=True,
-                              mininterval=0.5))
+    numbered = enumerate(tqdm(examples(), total=total, desc=f"preparing {name} in {final}", unit="image",
+                              dynamic_ncols=True, mininterval=0.5))
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(LAYOUT)

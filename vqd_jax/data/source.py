@@ -1,6 +1,7 @@
 """What every data source offers: decoded examples by index, and their metadata without decoding.
 
-An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}; sources differ only in where it comes from.
+An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}; sources differ only in where it
+comes from.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-    """`fingerprint` changes with anything the source holds (caches are keyed by it); `skipped` names unreadable images."""
+    """`fingerprint` changes with anything the source holds (caches are keyed by it); `skipped` names broken files."""
 
     records: list[Record]
     fingerprint: str

@@ -41,8 +41,8 @@ class Resize:
 class RandomCrop:
     """A random square near the centre, to `size`.
 
-    Its side is the shorter side times a uniform draw from [scale, 1]; its centre moves by at most `shift` of the free room
-    in each direction (0 keeps it centred, 1 lets it touch the border). Without an rng it is `Resize`.
+    Its side is the shorter side times a uniform draw from [scale, 1]; its centre moves by at most `shift` of the free
+    room in each direction (0 keeps it centred, 1 lets it touch the border). Without an rng it is `Resize`.
     """
 
     size: int

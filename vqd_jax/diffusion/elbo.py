@@ -38,7 +38,8 @@ def bound_and_auxiliary(process: MaskAndReplace, logits: Logits, z_0: Tokens, z_
     k, zero = process.k, jnp.zeros_like(t)
     at_s, at_t, one = process.between(zero, t - 1), process.between(zero, t), process.between(t - 1, t)
     flat = lambda x: x[:, :, 0]
-    log_norm = jax.nn.logsumexp(logits, axis=-1)
+    logits -= jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    log_norm, log_not_v = _norms(logits, z_t)
     gather = lambda z: jnp.take_along_axis(logits, jnp.minimum(z, k - 1)[..., None], axis=-1)[..., 0] - log_norm
     log_x, log_v = gather(z_0), gather(z_t)
     masked, same = z_t == k, z_t == z_0
@@ -48,10 +49,7 @@ def bound_and_auxiliary(process: MaskAndReplace, logits: Logits, z_0: Tokens, z_
     log_live_s = _log_not(flat(at_s.log_mask))
     replaces = log_r_t > LOG_ZERO / 2
     log_stay_t = jnp.logaddexp(log_a_t, log_r_t)
-    # S of the docstring; p_v may round to 1
-    p_v = jnp.exp(jnp.minimum(log_v, 0.0))
-    log_s = jnp.where(masked, 0.0, jnp.log(jnp.maximum(
-        p_v * jnp.exp(log_r_t - log_stay_t) + jnp.maximum(1 - p_v, 0.0), TINY)))
+    log_s = jnp.where(masked, 0.0, jnp.logaddexp(log_v + log_r_t - log_stay_t, log_not_v))  # S of the docstring
 
     scale = jnp.where(masked, -log_live_s, 0.0)           # masked: divide by 1 - mask_s
     keep, add = log_a + scale, log_r + scale + log_s
@@ -83,6 +81,15 @@ def bound_and_auxiliary(process: MaskAndReplace, logits: Logits, z_0: Tokens, z_
     kl_code += jnp.where(share > 0, weight * (count * (other - log_d + log_r_t) - others), 0.0)
     bound_code = jnp.where(replaces, kl_code, 0.0)
     return jnp.where(masked, bound_mask, bound_code), -log_x
+
+
+@jax.checkpoint
+def _norms(logits: Logits, z_t: Tokens) -> tuple[PerToken, PerToken]:
+    """log sum exp(logits), and log(1 - p_v) from a sum without v: p_v itself may round to 1. Logits are at most 0."""
+    e = jnp.exp(logits)
+    others = jnp.where(jnp.arange(logits.shape[-1])[None, None] == z_t[..., None], 0.0, e).sum(-1)
+    log_norm = jnp.log(e.sum(-1))
+    return log_norm, jnp.log(jnp.maximum(others, TINY)) - log_norm
 
 
 @jax.checkpoint

@@ -86,10 +86,10 @@ class MaskAndReplace:
         """Samples z_t ~ q(z_t | z_0)."""
         fate_key, code_key = jax.random.split(key)
         kernel = self.between(jnp.zeros_like(t), t)
-        keep, mask = jnp.exp(kernel.log_keep)[..., 0], jnp.exp(kernel.log_mask)[..., 0]
-        fate = jax.random.uniform(fate_key, z_0.shape)
+        replace, mask = self.k * jnp.exp(kernel.log_replace)[..., 0], jnp.exp(kernel.log_mask)[..., 0]
+        fate = jax.random.uniform(fate_key, z_0.shape)  # in this order, what has probability 0 never happens
         code = jax.random.randint(code_key, z_0.shape, 0, self.k, z_0.dtype)
-        return jnp.where(fate < keep, z_0, jnp.where(fate < keep + mask, self.k, code))
+        return jnp.where(fate < replace, code, jnp.where(fate < replace + mask, self.k, z_0))
 
     def reverse(self, logits: Logits, z_t: Tokens, s: Times, t: Times) -> LogProbs:
         """log p(z_s | z_t) = log sum_x q(z_s | z_t, x) p(x | z_t), x over codes.

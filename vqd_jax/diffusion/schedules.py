@@ -6,19 +6,19 @@
 import numpy as np
 
 from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.errors import UserError
 
 
 def paper(T: int, k: int, final_mask: float = 0.9) -> MaskAndReplace:
     """intact code with probability 1 - t/T, [MASK] with final_mask * t/T, a uniform code otherwise."""
-    t = np.arange(T + 1) / T
-    unmasked, alpha = 1 - final_mask * t, 1 - t
-    return from_probabilities(alpha, unmasked, k)
+    t = _ramp(T)
+    return from_probabilities(1 - t, 1 - final_mask * t, k)
 
 
 def released(T: int, k: int) -> MaskAndReplace:
     """The linear tables of the released code: from 0.99999 intact to 0.99999 masked, 1e-6 replaced throughout."""
     if T < 2:
-        raise ValueError(f"the released schedule needs T >= 2, got {T}")
+        raise UserError(f"the released schedule needs T >= 2, got {T}")
     alpha = np.append(1, np.linspace(0.99999, 0.000009, T))
     mask = np.append(0, np.linspace(0.000009, 0.99999, T))
     return from_probabilities(alpha, 1 - mask, k)
@@ -26,12 +26,12 @@ def released(T: int, k: int) -> MaskAndReplace:
 
 def absorbing(T: int, k: int) -> MaskAndReplace:
     """[MASK] with probability t/T, nothing is ever replaced."""
-    return from_fates(1 - np.arange(T + 1) / T, np.ones(T + 1), k)
+    return from_fates(1 - _ramp(T), np.ones(T + 1), k)
 
 
 def uniform(T: int, k: int) -> MaskAndReplace:
     """A uniform code with probability t/T, nothing is ever masked."""
-    return from_fates(np.ones(T + 1), 1 - np.arange(T + 1) / T, k)
+    return from_fates(np.ones(T + 1), 1 - _ramp(T), k)
 
 
 def from_probabilities(alpha: np.ndarray, unmasked: np.ndarray, k: int) -> MaskAndReplace:
@@ -43,3 +43,10 @@ def from_probabilities(alpha: np.ndarray, unmasked: np.ndarray, k: int) -> MaskA
 def from_fates(unmasked: np.ndarray, intact: np.ndarray, k: int) -> MaskAndReplace:
     """From P(not masked) and P(not replaced | not masked), float64 (T + 1,)."""
     return MaskAndReplace(unmasked=tuple(unmasked.tolist()), intact=tuple(intact.tolist()), k=k)
+
+
+def _ramp(T: int) -> np.ndarray:
+    """0 to 1 in T steps."""
+    if T < 1:
+        raise UserError(f"the number of diffusion steps T must be at least 1, got {T}")
+    return np.arange(T + 1) / T

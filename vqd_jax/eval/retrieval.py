@@ -20,8 +20,8 @@ def retrieval(features: Float[np.ndarray, "n d"], groups: Sequence[str], styles:
 
     retrieval@k: among the gallery's images of the prompt's style, the prompted group is one of the k nearest groups,
     a group being as near as its nearest image. style_accuracy: the nearest image of the whole gallery has the prompted
-    style. chance@k: what an image unrelated to its prompt would score. Distances are cosine distances (on blurred, noisy and
-    shifted emoji they found more than Euclidean, standardised or centred ones). Ties count as if broken at random.
+    style. chance@k: what an image unrelated to its prompt would score. Distances are cosine distances: on softened and
+    noisy emoji they found more than Euclidean, standardised or centred ones. Ties count as if broken at random.
     All are means over images, in [0, 1]. The gallery should have the resolution of the generated images.
     Raises UserError if the gallery lacks a prompted (group, style).
     """

