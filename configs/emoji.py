@@ -39,6 +39,8 @@ PROMPTS = (
 def small(c):
     c.emoji.max_items = 300
     c.vqvae_train.batch_size = 32
+    c.vqvae_loss.lpips = 0.3
+    c.vqvae_loss.lpips_examples = 8
     c.vqvae_train.examples = 40_000
     c.denoiser.layers = 4
     c.denoiser.width = c.learned_text.width = 160

@@ -22,7 +22,7 @@ def cases(exact, k):
             for mode, gap in ((z_0, 12), (min(z_t, k - 1), 12), (z_0, 60), (min(z_t, k - 1), 60), (k - 1, 30)):
                 rows.append((gap * (np.arange(k) == mode) - gap / 2, z_0, z_t, t))
     logits, z_0, z_t, t = map(np.array, zip(*rows))
-    return logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t
+    return tuple(map(jnp.asarray, (logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t)))
 
 
 def by_matrices(exact, logits, z_0, z_t, t):
@@ -44,17 +44,17 @@ def test_closed_form_dense_form_and_matrices_agree(schedule, k, chain):
     process = getattr(schedules, schedule)(T, k)
     exact = chain(process)
     batch = cases(exact, k)
-    want, slope = zip(*(by_matrices(exact, x[0].astype(float), a[0], b[0], t) for x, a, b, t in zip(*batch)))
+    want, slope = zip(*(by_matrices(exact, x[0].astype(float), a[0], b[0], t) for x, a, b, t in zip(*map(np.asarray, batch))))
     want, slope = np.array(want), np.array(slope)
     bound, auxiliary = (x[:, 0] for x in closed(process, *batch))
     np.testing.assert_allclose(bound, want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(bound_term(process, *batch)[:, 0], want, rtol=1e-5, atol=1e-5)
-    logits = batch[0][:, 0].astype(float)
-    np.testing.assert_allclose(auxiliary, np.logaddexp.reduce(logits, 1) - logits[np.arange(len(logits)), batch[1][:, 0]],
-                               rtol=1e-5, atol=1e-5)
+    logits, z_0 = np.asarray(batch[0][:, 0], np.float64), np.asarray(batch[1])
+    want = np.logaddexp.reduce(logits, 1) - np.take_along_axis(logits, z_0, 1)[:, 0]
+    np.testing.assert_allclose(auxiliary, want, rtol=1e-5, atol=1e-5)
     for form in (elbo.bound_term, lambda *args: elbo.bound_and_auxiliary(*args)[0]):
         got = jax.jit(jax.grad(lambda x: form(process, x, *batch[1:]).sum()))(batch[0])[:, 0]
-        np.testing.assert_allclose(got, slope, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got, slope, rtol=1e-5, atol=1e-5)
 
 
 def test_released_at_full_size_agrees_with_the_dense_form():
@@ -100,7 +100,8 @@ def test_prior_term_is_the_divergence_from_where_samplers_start(schedule, chain)
         on = end > 0
         np.testing.assert_allclose(elbo.prior_term(process), (end[on] * np.log(end[on] / start[on])).sum(), atol=1e-12)
     assert elbo.prior_term(schedules.paper(T, 4)) == pytest.approx(0, abs=1e-12)
-    assert elbo.prior_term(schedules.released(100, 2887)) == pytest.approx(9e-6 * np.log(9e-6 / 1e-5 * 2887), rel=1e-3)
+    assert elbo.prior_term(schedules.released(100, 2887)) == pytest.approx(
+        9e-6 * np.log(0.9 * 2887) + 1e-6 * np.log(0.1), rel=1e-3)
 
 
 def test_only_the_logits_are_kept_for_the_backward_pass():
@@ -110,12 +111,12 @@ def test_only_the_logits_are_kept_for_the_backward_pass():
     t = jnp.array([1, 3, 6])
 
     def kept(form):
-        _, backward = jax.vjp(lambda x: form(process, x, z, jnp.where(z % 2 == 0, k, z), t), jnp.ones((b, n, k)))
-        return [x for x in jax.tree.leaves(backward) if x.size >= b * n * k and x.dtype != bool]
+        loss = lambda x: form(process, x, z, jnp.where(z % 2 == 0, k, z), t)
+        backward = jax.eval_shape(lambda x: jax.vjp(loss, x)[1], jnp.ones((b, n, k)))
+        return [x.shape for x in jax.tree.leaves(backward) if x.size >= b * n * k and x.dtype != bool]
 
-    assert len(kept(elbo.bound_and_auxiliary)) == 1
-    assert [x.shape for x in kept(elbo.bound_and_auxiliary)] == [(b, n, k)]
-    assert any(x.shape == (b, n, k + 1) for x in kept(elbo.bound_term))  # and the probe can see such a tensor
+    assert kept(elbo.bound_and_auxiliary) == [(b, n, k)]
+    assert (b, n, k + 1) in kept(elbo.bound_term)  # so such a tensor would be seen
 
 
 def test_finite_for_any_logits():

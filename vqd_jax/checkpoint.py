@@ -86,7 +86,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         """One item of a step (default: the latest), after its files have been checked against their sums.
 
         With `like`, a tree of arrays or `jax.ShapeDtypeStruct`s, the result has its structure and its shardings;
-        without, it is as stored: nested dicts of NumPy arrays, or the JSON value.
+        without, it is as stored: nested dicts of NumPy arrays, or the JSON value. Half precision, in which small
+        checkpoints are shipped, comes back as float32.
         """
         self.wait()
         finished = self.steps()
@@ -101,7 +102,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise UserError(f"{place} is damaged: {wrong}; delete {directory} to use an earlier step")
         if not self.has(item, step):
             raise UserError(f"{place} has no {item!r}, only {', '.join(_items(directory))}")
-        stored = _read(directory, item)
+        stored = jax.tree.map(_widen, _read(directory, item))
         return stored if like is None else _fit(stored, like, f"{item!r} of {place}")
 
     def wait(self) -> None:
@@ -226,6 +227,11 @@ def _place(value: Any, like: Any) -> Any:
     if (sharding := getattr(like, "sharding", None)) is None:
         return value
     return jax.make_array_from_callback(np.shape(value), sharding, lambda index: value[index])
+
+
+def _widen(leaf: Any) -> Any:
+    half = isinstance(leaf, np.ndarray) and leaf.dtype.itemsize == 2 and jax.dtypes.issubdtype(leaf.dtype, np.floating)
+    return leaf.astype(np.float32) if half else leaf
 
 
 def _checkpointer() -> Any:

@@ -5,15 +5,18 @@ One row of panels for each metrics.jsonl under the folder, which is one stage; m
 
 import itertools
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
+from vqd_jax import command
 from vqd_jax.errors import UserError
 from vqd_jax.log import METRICS, read_metrics
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
+_OUT = flags.DEFINE_string("out", "curves.png", "Picture to write.")
 
 COLORS = ("#3366cc", "#dd6b20", "#2f855a", "#b83280")
 SMOOTH_FROM = 50  # points; shorter curves are drawn as they are
@@ -111,18 +114,16 @@ def _panel(axis: Any, title: str, lines: dict[str, Curve], colors: dict[str, str
         axis.legend(fontsize=8, frameon=False)
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected argument {argv[1]}")
-    try:
-        curves(flags.FLAGS.workdir, flags.FLAGS.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(argv: Any) -> None:
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: the folder of a run")
+    curves(_WORKDIR.value, _OUT.value)
+    print(_OUT.value)
+
+
+def run() -> None:
+    command.run(main)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-    flags.DEFINE_string("out", "curves.png", "Picture to write.")
-    app.run(main)
+    run()

@@ -75,10 +75,10 @@ class Emoji:
     """All emoji in the chosen styles, on white.
 
     Args:
-      cache: a directory; the set is built there the first time (about a minute, 40 MB).
+      cache: a directory; the set is built there the first time (half a minute, 34 MB).
       resolution: side of the square images; stored at 72.
       skin_tones, flags: keep variants with a skin tone, and the category of flags.
-      people: keep person sequences that differ only in gender or direction ("man mechanic", families) beside "mechanic".
+      people: keep sequences that differ only in gender or direction ("man mechanic", families) beside "mechanic".
       categories: names of categories or subcategories to keep; empty keeps all.
       max_items: keep this many emoji, a stable choice among those that every chosen style has; 0 keeps all.
       held_out_cells, held_out_items: see `splits`. Filters never change a split, but "never all styles" means `styles`.

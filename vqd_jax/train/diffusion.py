@@ -1,7 +1,7 @@
 """Stage 2: the denoiser. Variational bound plus auxiliary x_0 term, times drawn by importance (Gu et al. 2022, eq. 10-12).
 
 A time t is drawn with probability proportional to the root of the mean squared bound seen at t, and its loss is divided
-by T times that probability, so the expectation is that of uniform times.
+by that probability: the expectation is the sum over all times, the bound itself plus the auxiliary term.
 """
 
 import dataclasses
@@ -108,10 +108,10 @@ class DiffusionStage:
         logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
         bound, auxiliary = (x.mean(-1) for x in bound_and_auxiliary(self.process, logits, z_0, z_t, t))
         strength = w.auxiliary * ((2 - t / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
-        correction = 1 / (T * p[t - 1])
+        correction = 1 / p[t - 1]
         loss = ((bound + strength * auxiliary) * correction).mean()
         hit = (logits.argmax(-1) == z_0).mean()
-        metrics = {"loss": loss, "bound": T * (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean(),
+        metrics = {"loss": loss, "bound": (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean() / T,
                    "accuracy": hit}
         return loss, (extra.learn(t, jax.lax.stop_gradient(bound), axis), metrics)
 

