@@ -1,4 +1,4 @@
-"""Runs the commands of every ```bash block of a Markdown file, in order, small enough for 2 cores without a GPU.
+"""Runs every ```bash and ```python block of a Markdown file, in order, small enough for 2 cores without a GPU.
 
   python .ci/readme_commands.py README.md --work=DIR --cache=DIR
 
@@ -13,7 +13,8 @@ error, and so is a command that `shrink` below does not know: what the README sh
   launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
   python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
   python -m vqd_jax.sample, vqd-sample                  --num=2
-  python -m vqd_jax.curves, vqd-curves                  as they are
+  python -m vqd_jax.curves, .export, vqd-curves, …      as they are
+  python blocks                                         as they are
 
 Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
 whoever wrote them will think that they are.
@@ -26,6 +27,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +49,7 @@ SMALL = [f"--config.{setting}" for setting in """
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
 SCRIPTS = {f"vqd-{script}": module for script, module in
-           (("train", "main"), ("sample", "sample"), ("evaluate", "evaluate"), ("curves", "curves"))}
+           (("train", "main"), *((same, same) for same in ("sample", "evaluate", "curves", "export")))}
 
 
 class ReadmeError(Exception):
@@ -55,9 +57,9 @@ class ReadmeError(Exception):
 
 
 def commands(text: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, words) of each command in the bash blocks."""
+    """(line number, words) of each command in the bash blocks; a python block is one command."""
     language = None
-    pending, began = "", 0
+    pending, began, code = "", 0, []
     for number, line in enumerate(text.splitlines(), 1):
         if fence := re.match(r"\s*(`{3,}|~{3,})\s*([\w+-]*)", line):
             if language is None:
@@ -67,7 +69,11 @@ def commands(text: str) -> Iterator[tuple[int, list[str]]]:
             else:
                 if pending:
                     raise ReadmeError(f"line {began}: the command has no end")
-                language = None
+                if code:
+                    yield number - len(code), ["python", "-c", textwrap.dedent("\n".join(code))]
+                language, code = None, []
+        elif language == "python":
+            code.append(line)
         elif language == "bash":
             began = began if pending else number
             pending += line.strip()
@@ -121,6 +127,8 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
     if words[0] in ("launch/local.sh", "./launch/local.sh"):
         end = ["--dry-run"] if "--detach" in words else []
         return [*assigned([*assignments, UNOPTIMISED]), "bash", words[0], *small(words[1:], cache, pictures), *end]
+    if words[:2] == ["python", "-c"]:
+        return [*assigned(assignments), *words]
     if words[0] in SCRIPTS:
         name, start, rest = SCRIPTS[words[0]], words[:1], words[1:]
     elif words[0] in ("python", "python3") and words[1:2] == ["-m"] and words[2:] and words[2].startswith("vqd_jax."):
@@ -129,7 +137,7 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     if name == "main":
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
-    more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"], "curves": []}
+    more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"], "curves": [], "export": []}
     if name not in more:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     return [*assigned(assignments), *start, *rest, *more[name]]
@@ -208,7 +216,7 @@ def main() -> None:
             if shrunk is not None:
                 run(number, shrunk, work / "checkout")
             took = "skipped" if shrunk is None else f"{time.perf_counter() - began:.0f} s"
-            print(f"{took:>8}  line {number}: {shlex.join(words)}", flush=True)
+            print(f"{took:>8}  line {number}: {shlex.join(words)[:150]}", flush=True)
     except ReadmeError as error:
         sys.exit(f"error: {options.markdown}, {error}")
 

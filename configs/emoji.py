@@ -58,7 +58,10 @@ def pretrained(c):
     c.denoiser.layers = 6
     c.denoiser.width = c.learned_text.width = 192
     c.diffusion_train.batch_size = 64
-    c.diffusion_train.examples = 500_000
+    c.diffusion_optim.learning_rate = 1.5e-3
+    c.diffusion_train.examples = 320_000
+    c.diffusion_train.evaluate_every = 64_000
+    c.held_out.examples, c.held_out.draws = 256, 2
 
 
 def gpu(c):

@@ -98,16 +98,17 @@ def test_the_scan_is_the_python_loop(calls):
     assert times == {3: [6, 4, 2], T: [6, 5, 4, 3, 2, 1]}[calls]
 
 
-def test_noise_belongs_to_the_image_and_not_to_the_batch(process):
+@pytest.mark.parametrize("schedule", ["paper", "absorbing"])
+def test_noise_belongs_to_the_image_and_not_to_the_batch(schedule):
+    process = getattr(schedules, schedule)(T, K)
     _, denoise = table_denoiser()
-    z_T, rows = start(keys(4, 7), process, 30), keys(4)
-    together = run(4, process, denoise, z_T, rows)
-    for i in range(4):
-        np.testing.assert_array_equal(start(keys(4, 7)[i:i + 1], process, 30)[0], z_T[i])
-        np.testing.assert_array_equal(run(4, process, denoise, z_T[i:i + 1], rows[i:i + 1])[0], together[i])
-    back = run(4, process, denoise, z_T[::-1], rows[::-1])
-    np.testing.assert_array_equal(back[::-1], together)
-    assert (together[0] != together[1]).any() and (run(4, process, denoise, z_T, keys(4, 1)) != together).any()
+    first, order = start(keys(4, 7), process, 30), jnp.array([3, 1, 0, 2])
+    program = jax.jit(lambda ks, z: Ancestral(calls=4)(ks, process, denoise, z))
+    together = program(keys(4), first)
+    np.testing.assert_array_equal(program(keys(4)[order], first[order]), together[order])
+    np.testing.assert_array_equal(program(keys(4)[2:3], first[2:3]), together[2:3])
+    np.testing.assert_array_equal(start(keys(4, 7)[2:3], process, 30), first[2:3])
+    assert (together[0] != together[1]).any() and (program(keys(4, 1), first) != together).any()
 
 
 def test_start_has_the_end_of_the_process(process, chain):

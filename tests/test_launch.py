@@ -1,9 +1,7 @@
-"""The launch scripts against stand-ins for gcloud, srun and python that record what they are asked; README commands of CI.
+"""The launch scripts against stand-ins for gcloud, scontrol and python that record what they are asked.
 
 The stand-in gcloud can also be the TPU VM: it runs the remote shell lines in a folder of its own, with the real tmux.
 """
-import importlib.util
-import json
 import os
 import re
 import shlex
@@ -12,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ printf '%s\\0' "$@" >"$RECORD"
 echo "cache $JAX_COMPILATION_CACHE_DIR in $PWD"
 eval "${BEHAVE:-true}"
 """
-GCLOUD = """#!{python}
+GCLOUD = """#!{python} -IS
 import os, pathlib, re, subprocess, sys
 record = pathlib.Path(os.environ["RECORD"])
 line = " ".join(sys.argv[1:])
@@ -48,6 +47,16 @@ if home and verb == "scp":
     source, target = (a.replace("vqd-jax:", home + "/") for a in sys.argv[5:7])
     pathlib.Path(target).write_bytes(pathlib.Path(source).read_bytes())
 """
+
+
+GATE = "until [[ -f $HOME/go ]]; do sleep 0.1; done"
+
+
+def wait_for(condition):
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def executable(path, text):
@@ -125,15 +134,13 @@ def test_local_dry_run_prints_what_it_would_run(shell, local):
 
 def test_local_detaches_and_logs(shell, local):
     log = shell.folder / "new folder" / "train.log"
-    started = time.perf_counter()
-    done = local("--detach", f"--log={log}", "--config=x", ok=True, BEHAVE="sleep 1; echo trained >&2; exit 3")
-    assert time.perf_counter() - started < 1 and f"tail -f '{log}'" in done.stdout
+    done = local("--detach", f"--log={log}", "--config=x", ok=True, BEHAVE=f"{GATE}; echo trained >&2; exit 3")
+    assert "trained" not in log.read_text() and f"tail -f '{log}'" in done.stdout
     assert local("--detach", f"--log={log}", "--config=x", "--dry-run", ok=True).stdout.splitlines() \
         == done.stdout.splitlines()[:-1]
-    process = int(re.search(r"kill (\d+)", done.stdout)[1])
-    while Path(f"/proc/{process}").exists() and time.perf_counter() - started < 20:
-        time.sleep(0.05)
-    assert log.read_text().splitlines()[-1] == "trained"
+    os.kill(int(re.search(r"kill (\d+)", done.stdout)[1]), 0)  # it is there
+    (shell.folder / "go").touch()
+    wait_for(lambda: log.read_text().endswith("trained\n"))
     assert shell.arguments() == ["-m", "vqd_jax.main", "--config=x"]
 
 
@@ -163,11 +170,12 @@ def test_slurm_trains_and_gives_back_the_status(shell, slurm):
     assert slurm("--config=x", BEHAVE="exit 2").returncode == 2
     sentence(slurm(SLURM_SUBMIT_DIR=str(shell.folder)), 2, "is not a checkout of vqd_jax")
     assert not (shell.folder / "scontrol").exists()
+    assert "sbatch [--gpus-per-node=4" in slurm("--help", ok=True).stdout
 
 
 @pytest.mark.parametrize("number,requeued", [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_slurm_goes_back_into_the_queue_when_time_is_up(shell, slurm, number, requeued):
-    warn = f"kill -{int(number)} $PPID; sleep 20"  # the batch script is the parent of what it starts
+    warn = f"kill -{int(number)} $PPID; exec sleep 20"  # the batch script is the parent of what it starts
     assert slurm("--config=x", BEHAVE=warn).returncode == 128 + signal.SIGTERM
     assert (shell.folder / "scontrol").exists() == requeued
     if requeued:
@@ -190,17 +198,19 @@ def tpu(shell):
     executable(shell.bin / "gcloud", GCLOUD.format(python=sys.executable))
     executable(shell.bin / "sleep", "#!/bin/bash\n")
     executable(shell.bin / "tar", "#!/bin/bash\n")  # packing is tried with the VM below
+    shutil.copytree(ROOT / "launch", shell.folder / "checkout" / "launch")  # push and fetch write beside the script
 
     def call(action, *options, zone="--zone=us-central1-a", **kw):
         shell.record.unlink(missing_ok=True)
-        return shell("bash", ROOT / "launch" / "tpu_vm.sh", action, zone, *options, **kw)
+        return shell("bash", shell.folder / "checkout" / "launch" / "tpu_vm.sh", action, zone, *options, **kw)
 
     return call
 
 
 @pytest.mark.parametrize("action", ["create", "push", "start", "logs", "run", "status", "fetch", "stop", "delete"])
 def test_tpu_dry_run_prints_the_calls_that_are_made(shell, tpu, action):
-    options = ["--name=mine", "--type=v4-8", "--spot", "--project=some-project", *(["--", *AWKWARD] if action in ("start", "run") else [])]
+    options = ["--name=mine", "--type=v4-8", "--spot", "--project=some-project"]
+    options += ["--", *AWKWARD] if action in ("start", "run") else []
     printed = tpu(action, "--dry-run", *options, ok=True, PATH=os.environ["PATH"])
     lines = [shlex.split(line) for line in printed.stdout.splitlines()]
     assert not shell.calls() and lines
@@ -277,6 +287,7 @@ def test_tpu_bad_input_gets_one_sentence_and_calls_nothing(shell, tpu, arguments
 
 def test_tpu_needs_a_zone_and_gcloud(shell, tpu):
     sentence(tpu("status", zone="--spot"), 1, "--zone is missing")
+    assert "fetch    copy" in tpu("--help", ok=True).stdout
     assert "--zone=elsewhere" in tpu("status", "--dry-run", zone="--spot", TPU_ZONE="elsewhere", ok=True).stdout
     (shell.bin / "gcloud").unlink()
     if shutil.which("gcloud") is None:
@@ -314,22 +325,25 @@ def test_tpu_push_copies_the_checkout_and_keeps_its_runs(shell, tpu, vm):
     (vm / "vqd_jax/runs").mkdir(parents=True)
     (vm / "vqd_jax/runs/kept").write_text("")
     (vm / "vqd_jax/old.py").write_text("")
+    checkout = shell.folder / "checkout"
+    for path in ("configs/new.py", ".ci/run", ".git/HEAD", "runs/mine", ".venv/x", "vqd_jax/__pycache__/x.pyc", "vqd_jax/build/x"):
+        executable(checkout / path, path)
     tpu("push", ok=True)
-    assert (vm / "vqd_jax/runs/kept").exists() and not (vm / "vqd_jax/old.py").exists()
-    assert (vm / "vqd_jax/vqd_jax/main.py").read_bytes() == (ROOT / "vqd_jax/main.py").read_bytes()
-    assert not (vm / "vqd_jax/.git").exists() and not list(vm.rglob("__pycache__"))
-    assert not (ROOT / "build/vqd_jax.tar.gz").exists()
+    assert {str(f.relative_to(vm / "vqd_jax")) for f in (vm / "vqd_jax").rglob("*") if f.is_file()} == {
+        "configs/new.py", ".ci/run", "runs/kept", "vqd_jax/build/x", *(f"launch/{f.name}" for f in (ROOT / "launch").iterdir())}
+    assert os.access(vm / "vqd_jax/.ci/run", os.X_OK) and not list((checkout / "build").iterdir())
 
 
 def test_tpu_start_trains_in_tmux_and_logs_follow_to_the_end(shell, tpu, vm):
     sentence(tpu("start", *TRAIN), 1, "was it pushed?")
     pushed(vm)
-    shell.env["BEHAVE"] = "sleep 2; echo trained; exit $(cat $HOME/wanted)"
+    shell.env["BEHAVE"] = GATE + "; echo trained; exit $(cat $HOME/wanted)"
     (vm / "wanted").write_text("0")
     tpu("start", "--", *AWKWARD, ok=True)
     sentence(tpu("start", *TRAIN), 1, "already running")
     sentence(tpu("push"), 1, "training is running")
     assert "training is running" in tpu("status", ok=True).stdout
+    threading.Timer(1, (vm / "go").touch).start()
     assert "trained" in tpu("logs", ok=True).stdout
     assert (vm / "arguments").read_text().split("\0")[:-1] == ["-m", "vqd_jax.main", *AWKWARD]
     status = tpu("status", ok=True).stdout
@@ -341,9 +355,9 @@ def test_tpu_start_trains_in_tmux_and_logs_follow_to_the_end(shell, tpu, vm):
 
 def test_tpu_stop_interrupts_and_fetch_brings_the_runs(shell, tpu, vm):
     pushed(vm)
-    shell.env["BEHAVE"] = "trap 'echo interrupted; exit 130' INT; for i in {1..200}; do sleep 0.1; done"
+    shell.env["BEHAVE"] = f"trap 'echo interrupted; exit 130' INT; touch $HOME/ready; {GATE}"
     tpu("start", *TRAIN, ok=True)
-    time.sleep(1)
+    wait_for((vm / "ready").exists)
     tpu("stop", ok=True)
     assert "interrupted" in (vm / "vqd_jax.log").read_text() and (vm / "vqd_jax.exit").read_text() == "130\n"
     tpu("stop", ok=True)
@@ -351,86 +365,5 @@ def test_tpu_stop_interrupts_and_fetch_brings_the_runs(shell, tpu, vm):
     sentence(tpu("fetch", "--name=vqd-jax"), 1, "there are no workdirs")
     (vm / "vqd_jax/runs/emoji").mkdir(parents=True)
     (vm / "vqd_jax/runs/emoji/samples.png").write_bytes(b"picture")
-    checkout = shell.folder / "checkout"  # fetch writes beside the script
-    shutil.copytree(ROOT / "launch", checkout / "launch")
-    shell("bash", checkout / "launch/tpu_vm.sh", "fetch", "--zone=z", ok=True)
-    assert (checkout / "runs/vqd-jax/emoji/samples.png").read_bytes() == b"picture"
-
-
-# --- .ci/readme_commands.py
-
-@pytest.fixture(scope="module")
-def readme():
-    spec = importlib.util.spec_from_file_location("readme_commands", ROOT / ".ci" / "readme_commands.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_readme_commands_are_found_in_bash_blocks_only(readme):
-    text = """
-# x
-```bash
-pip install -e ".[test]"  # comment
-cd a && python -m vqd_jax.main \\
-  --config=configs/emoji.py
-```
-    ls
-```console
-$ rm -rf /
-```
-   ```bash
-   A=b vqd-sample --prompt="it's # red"
-   ```
-```
-plain
-```
-"""
-    assert list(readme.commands(text)) == [
-        (4, ["pip", "install", "-e", ".[test]"]), (5, ["cd", "a"]), (5, ["python", "-m", "vqd_jax.main", "--config=configs/emoji.py"]),
-        (13, ["A=b", "vqd-sample", "--prompt=it's # red"])]
-
-
-@pytest.mark.parametrize("block,said", [
-    ("ls | head", "line 2: | is not understood"), ("a > b", "> is not understood"), ("echo 'x", "line 2: No closing quotation"),
-    ("python -m vqd_jax.main \\", "line 2: the command has no end")])
-def test_readme_syntax_that_would_not_be_run_is_an_error(readme, block, said):
-    with pytest.raises(readme.ReadmeError, match=re.escape(said)):
-        list(readme.commands(f"```bash\n{block}\n```\n"))
-    with pytest.raises(readme.ReadmeError, match="line 1: write ```bash"):
-        list(readme.commands("```sh\nls\n```\n"))
-
-
-def test_readme_commands_are_shrunk_and_unknown_ones_refused(readme):
-    shrink = lambda line: readme.shrink(next(readme.split(line, 1)), Path("/cache"), Path("/pictures"))
-    for line in ("git clone https://x/y", "cd vqd_jax", "pip install -e .", "python -m pytest -n 2", ".ci/run", "source .venv/bin/activate"):
-        assert shrink(line) is None
-    main = ["env", readme.UNOPTIMISED, "python", "-m", "vqd_jax.main", "--config=c", "--config.folder.path=/pictures"]
-    assert shrink("python -m vqd_jax.main --config=c --config.folder.path=mine") == [*main, *readme.SMALL, "--config.data.cache=/cache"]
-    assert shrink("A=1 vqd-sample --prompt=x") == ["env", "A=1", "vqd-sample", "--prompt=x", "--num=2"]
-    assert shrink("python -m vqd_jax.evaluate --workdir=x")[-2:] == ["--images=8", "--cache=/cache"]
-    assert shrink("launch/tpu_vm.sh run --zone=z -- --config=c") == ["bash", "launch/tpu_vm.sh", "--dry-run", "run", "--zone=z", "--", "--config=c"]
-    assert shrink("sbatch --time=1 launch/slurm.sbatch --config=c") == ["bash", "launch/slurm.sbatch", "--dry-run", "--config=c"]
-    assert shrink("launch/local.sh --detach --config=c")[-1] == "--dry-run"
-    for line in ("rm -rf x", "python -m vqd_jax.unheard", "python x.py", "cdx", "A=b"):
-        with pytest.raises(readme.ReadmeError):
-            shrink(line)
-
-
-def test_the_small_settings_exist(readme):
-    from vqd_jax.defaults import defaults
-    for setting in readme.SMALL:
-        section, key = setting.removeprefix("--config.").split("=")[0].split(".")
-        assert key in defaults()[section]
-
-
-def test_readme_runner_runs_in_a_copy_and_names_the_line_that_fails(tmp_path):
-    (tmp_path / "x.md").write_text("```bash\nlaunch/tpu_vm.sh delete --zone=z\n\nlaunch/tpu_vm.sh delete\n```\n")
-    done = subprocess.run([sys.executable, ROOT / ".ci/readme_commands.py", tmp_path / "x.md", f"--work={tmp_path / 'work'}",
-                           f"--cache={tmp_path}"], capture_output=True, text=True)
-    assert done.returncode == 1 and "line 4: ended with 1" in done.stderr and "--zone is missing" in done.stderr
-    assert "line 2: launch/tpu_vm.sh delete --zone=z" in done.stdout
-    assert (tmp_path / "work/checkout/vqd_jax/main.py").exists()
-    missing = subprocess.run([sys.executable, ROOT / ".ci/readme_commands.py", tmp_path / "none.md", f"--work={tmp_path}", "--cache=x"],
-                             capture_output=True, text=True)
-    assert missing.returncode == 1 and "there is no" in missing.stderr and "Traceback" not in missing.stderr
+    tpu("fetch", ok=True)
+    assert (shell.folder / "checkout/runs/vqd-jax/emoji/samples.png").read_bytes() == b"picture"

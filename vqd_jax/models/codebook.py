@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vqd_jax.errors import UserError
 from vqd_jax.shapes import PRNGKey
 
 Vectors = Float[Array, "r z"]
@@ -56,7 +57,7 @@ class Codebook:
 
     def __post_init__(self):
         if self.update not in ("ema", "gradient"):
-            raise ValueError(f"codebook.update must be 'ema' or 'gradient', got {self.update!r}")
+            raise UserError(f"codebook.update must be 'ema' or 'gradient', got {self.update!r}")
 
     def init(self, key: PRNGKey, z: Vectors) -> Codes:
         """Codes placed on random vectors of the first batch; a little noise separates repeated ones."""

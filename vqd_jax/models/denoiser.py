@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vqd_jax.errors import UserError
 from vqd_jax.models.attention import CrossAttention, SelfAttention
 from vqd_jax.models.linear import Linear
 from vqd_jax.shapes import Logits, TextMask, TextStates, Times, Tokens
@@ -105,6 +106,10 @@ class Denoiser(nn.Module):
     @nn.compact
     def __call__(self, z_t: Tokens, t: Times, text: TextStates, text_mask: TextMask,
                  deterministic: bool = True) -> Logits:
+        if self.time not in ("learned", "sinusoidal"):
+            raise UserError(f"denoiser.time must be learned or sinusoidal, got {self.time!r}")
+        if self.width % self.heads:
+            raise UserError(f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}")
         normal = nn.initializers.normal(self.init_std)
         embed = lambda size, name: nn.Embed(size, self.width, embedding_init=normal, name=name)
         h, w = self.grid

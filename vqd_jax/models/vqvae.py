@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vqd_jax.errors import UserError
 from vqd_jax.models.linear import Linear
 from vqd_jax.shapes import Images
 
@@ -161,6 +162,8 @@ class VQVAE(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        if self.resampling not in ("conv", "fold"):
+            raise UserError(f"vqvae.resampling must be conv or fold, got {self.resampling!r}")
         trunk = dict(dtype=self.dtype, attention_resolutions=self.attention_resolutions, channels=self.channels,
                      multipliers=self.multipliers, residual_blocks=self.residual_blocks,
                      middle_attention=self.middle_attention, resampling=self.resampling,

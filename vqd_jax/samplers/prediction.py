@@ -40,4 +40,4 @@ def nucleus(logits: Logits, top_p: Scalar) -> Logits:
     low = jnp.full_like(high, -80.0)
     low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
     low = jnp.where(mass(high) >= top_p, high, low)
-    return jnp.where(log_p >= low, log_p, -1e4)
+    return jnp.where((log_p >= low) | (top_p >= 1), log_p, -1e4)  # all of them at 1: float32 sums reach 1 early

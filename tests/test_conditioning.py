@@ -1,0 +1,57 @@
+"""Captions reach the denoiser as the encoder's states, dropped ones as the learned null, with nothing in between."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.text_learned import LearnedText
+
+ENCODER = LearnedText(vocabulary=20, length=5, width=8, layers=1, heads=2)
+MODEL = Conditioner(encoder=ENCODER)
+IDS = jnp.array([[3, 4, 0, 0, 0], [5, 6, 7, 0, 0], [9, 0, 0, 0, 0]])
+DROP = jnp.array([False, True, False])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return MODEL.init(jax.random.key(0), IDS, DROP)["params"]
+
+
+def apply(params, ids=IDS, drop=DROP):
+    return MODEL.apply({"params": params}, ids, drop)
+
+
+def test_kept_rows_are_the_encoders_and_dropped_ones_the_null(params):
+    states, mask = apply(params)
+    want, want_mask = ENCODER.apply({"params": params["encoder"]}, IDS)
+    np.testing.assert_allclose(states[0], want[0], atol=1e-6)
+    np.testing.assert_allclose(states[2], want[2], atol=1e-6)
+    np.testing.assert_array_equal(states[1], params["null"])
+    np.testing.assert_array_equal(mask, [want_mask[0], [True] * 5, want_mask[2]])
+    np.testing.assert_array_equal(want_mask[0], [True, True, False, False, False])
+
+
+def test_a_dropped_caption_leaves_no_trace(params):
+    other = IDS.at[1].set(jnp.array([1, 1, 1, 1, 1]))
+    for a, b in zip(apply(params), apply(params, other)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_go_where_the_states_came_from(params):
+    weight = jax.random.normal(jax.random.key(1), (3, 5, 8))
+    slope = jax.jit(jax.grad(lambda p, drop: (apply(p, drop=drop)[0] * weight).sum()))
+    np.testing.assert_allclose(slope(params, DROP)["null"], weight[1], atol=1e-6)
+    nothing = slope(params, jnp.zeros(3, bool))
+    assert not nothing["null"].any() and any(x.any() for x in jax.tree.leaves(nothing["encoder"]))
+    nothing = slope(params, jnp.ones(3, bool))
+    np.testing.assert_allclose(nothing["null"], weight.sum(0), atol=1e-5)
+    assert not any(x.any() for x in jax.tree.leaves(nothing["encoder"]))
+
+
+def test_the_null_starts_as_wide_as_asked(params):
+    wide = Conditioner(encoder=LearnedText(vocabulary=4, length=40, width=100, layers=0, heads=1), null_std=0.3)
+    null = jax.jit(wide.init)(jax.random.key(0), jnp.ones((1, 40), jnp.int32), jnp.zeros(1, bool))["params"]["null"]
+    assert null.shape == (40, 100) and null.dtype == jnp.float32
+    assert abs(null.std() - 0.3) < 0.02 and abs(null.mean()) < 0.03
+    assert abs(params["null"].std() - 1) < 0.4

@@ -1,0 +1,40 @@
+"""The same layer as flax's own Dense: parameters, values, gradients."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqd_jax.models.linear import Linear
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5), (2, 3, 4, 5)])
+def test_values_and_gradients_are_those_of_dense(shape, dtype, tolerance):
+    x, g = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (*shape[:-1], 6))
+    ours, theirs = Linear(6, dtype=dtype), nn.Dense(6, dtype=dtype)
+    params = ours.init(jax.random.key(2), x)
+    want = theirs.init(jax.random.key(2), x)
+    jax.tree.map(np.testing.assert_array_equal, params, want)
+    params = jax.tree.map(lambda p: p + 0.1, params)  # a bias that shows
+
+    def run(model):
+        out, backward = jax.jit(lambda p, x: jax.vjp(model.apply, p, x))(params, x)
+        return out, *backward(g.astype(dtype))
+
+    for got, want in zip(jax.tree.leaves(run(ours)), jax.tree.leaves(run(theirs)), strict=True):
+        assert got.dtype == want.dtype and got.shape == want.shape
+        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+
+
+def test_it_works_under_vmap_and_without_bias():
+    x = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    layer = Linear(2, use_bias=False)
+    params = layer.init(jax.random.key(1), x[0])
+    assert set(params["params"]) == {"kernel"}
+    loss = lambda p, x: jnp.square(layer.apply(p, x)).sum()
+    each = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, x)["params"]["kernel"]
+    for i in range(3):
+        w = np.asarray(params["params"]["kernel"])
+        np.testing.assert_allclose(each[i], 2 * x[i].T @ (x[i] @ w), rtol=1e-5, atol=1e-6)
