@@ -326,7 +326,8 @@ def test_tpu_push_copies_the_checkout_and_keeps_its_runs(shell, tpu, vm):
     (vm / "vqd_jax/runs/kept").write_text("")
     (vm / "vqd_jax/old.py").write_text("")
     checkout = shell.folder / "checkout"
-    for path in ("configs/new.py", ".ci/run", ".git/HEAD", "runs/mine", ".venv/x", "vqd_jax/__pycache__/x.pyc", "vqd_jax/build/x"):
+    for path in ("configs/new.py", ".ci/run", ".git/HEAD", "runs/mine", ".venv/x", "vqd_jax/__pycache__/x.pyc",
+                 "vqd_jax/build/x"):
         executable(checkout / path, path)
     tpu("push", ok=True)
     assert {str(f.relative_to(vm / "vqd_jax")) for f in (vm / "vqd_jax").rglob("*") if f.is_file()} == {

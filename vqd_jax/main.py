@@ -132,7 +132,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def main(argv: Any) -> None:
     flag = flags.FLAGS["config"]
-    path = config_flags.get_config_filename(flag) if flag.present else None
+    path = config_flags.get_config_filename(flag).split(":")[0] if flag.present else None
     if path is None:
         raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
     if not Path(path).is_file():
