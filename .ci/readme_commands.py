@@ -36,12 +36,14 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds per command
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS=1"  # two steps run slower, but compile faster
 
-# Two steps of each stage, one small evaluation; the models keep their sizes.
+# Two steps of each stage with small models, and one small evaluation; pretrained/emoji has its full size all the same.
 SMALL = [f"--config.{setting}" for setting in """
     emoji.max_items=24
     vqvae_train.batch_size=8 vqvae_train.examples=16 vqvae_train.log_every=8 vqvae_train.evaluate_every=16
     diffusion_train.batch_size=8 diffusion_train.examples=16 diffusion_train.log_every=8 diffusion_train.evaluate_every=16
     vqvae_loss.lpips_examples=2 held_out.examples=8 held_out.draws=1 held_out.lpips=False
+    vqvae.channels=16 vqvae.latent_width=16 codebook.codes=64 codebook.width=8
+    denoiser.layers=2 denoiser.width=32 denoiser.heads=2 learned_text.layers=1 learned_text.width=32 learned_text.heads=2
     preview.pictures=2 sampling.calls=3
     evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2 evaluation.subset_size=4
     """.split()]
@@ -181,8 +183,8 @@ def run(number: int, words: list[str], folder: Path) -> None:
     except FileNotFoundError as error:
         raise ReadmeError(f"line {number}: there is no {error.filename}") from error
     except subprocess.TimeoutExpired as error:
-        tail = (error.output or b"")[-2000:]
-        raise ReadmeError(f"line {number}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail!r}") from error
+        tail = (error.output or b"").decode(errors="replace")[-2000:]
+        raise ReadmeError(f"line {number}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail}") from error
     if done.returncode:
         raise ReadmeError(f"line {number}: ended with {done.returncode}: {shlex.join(words)}\n{done.stdout[-6000:]}")
     for path, time_before in zip(out, before, strict=True):
@@ -216,7 +218,7 @@ def main() -> None:
             if shrunk is not None:
                 run(number, shrunk, work / "checkout")
             took = "skipped" if shrunk is None else f"{time.perf_counter() - began:.0f} s"
-            print(f"{took:>8}  line {number}: {shlex.join(words)[:150]}", flush=True)
+            print(f"{took:>8}  line {number}: {shlex.join(words).splitlines()[0][:150]}", flush=True)
     except ReadmeError as error:
         sys.exit(f"error: {options.markdown}, {error}")
 

@@ -59,7 +59,7 @@ def pretrained(c):
     c.denoiser.width = c.learned_text.width = 192
     c.diffusion_train.batch_size = 64
     c.diffusion_optim.learning_rate = 1.5e-3
-    c.diffusion_train.examples = 320_000
+    c.diffusion_train.examples = 240_000
     c.diffusion_train.evaluate_every = 64_000
     c.held_out.examples, c.held_out.draws = 256, 2
 
@@ -67,7 +67,6 @@ def pretrained(c):
 def gpu(c):
     c.data.image_size = 64
     c.vqvae.channels = 96
-    c.vqvae.multipliers = (1, 2, 2)
     c.codebook.codes = 1024
     c.vqvae_loss.lpips = 0.5
     c.vqvae_loss.adversarial = 0.1

@@ -152,8 +152,8 @@ def test_encode_and_decode_are_the_papers_network(layout):
     want = plain.decode(np.asarray(z, np.float64))
     assert out.shape == x.shape and out.dtype == jnp.float32
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
-    for features, painted in ((apply({"params": params}, z, method="features"), out),):
-        np.testing.assert_array_equal(apply({"params": params}, features, method="paint"), painted)
+    features = apply({"params": params}, z, method="features")
+    np.testing.assert_allclose(apply({"params": params}, features, method="paint"), out, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("patch,multipliers,factor", [(1, (1,), 1), (2, (1, 2), 4), (1, (1, 1, 2, 2, 4), 16), (4, (1, 2), 8)])
@@ -191,10 +191,7 @@ def test_the_f16_vqgan_has_the_parameters_of_the_paper():
     assert count(params["decoder"]) == decoder
     assert count(params["last"]) == conv(128, 3)
     assert count(params["to_code"]) == count(params["from_code"]) == one(256, 256)
-    assert count(params) == encoder + decoder + conv(128, 3) + 2 * one(256, 256) == TOTAL_F16
-
-
-TOTAL_F16 = 0
+    assert count(params) == encoder + decoder + conv(128, 3) + 2 * one(256, 256) == 71_879_555
 
 
 def test_bfloat16_computes_close_to_float32_and_keeps_parameters():
@@ -214,7 +211,7 @@ def test_bfloat16_computes_close_to_float32_and_keeps_parameters():
 def test_gradients_pass_the_codebook_to_the_encoder():
     model, x = VQVAE(**TINY), images()
     params = random_params(model, x)
-    apply = lambda x, method: model.apply({"params": params}, x, method=method)
+    apply = jax.jit(lambda x, method: model.apply({"params": params}, x, method=method), static_argnums=1)
     z = apply(x, "encode")
     q = z + 0.3 * jax.random.normal(jax.random.key(0), z.shape)
     weight = jax.random.normal(jax.random.key(1), x.shape)

@@ -74,16 +74,21 @@ def tokenizer(config: ConfigDict, captions: list[str]) -> Tokenizer:
     return make()
 
 
+def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | ClipText:
+    sizes = {k: v for k, v in config.clip_text.items() if k != "folder"}
+    make = choose("text.encoder", config.text.encoder, {
+        "learned": lambda: LearnedText(**dict(config.learned_text) | {"vocabulary": tokenizer.vocabulary}),
+        "clip": lambda: ClipText(vocabulary=tokenizer.vocabulary, length=tokenizer.length, **sizes)})
+    return make()
+
+
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
     codec = vqvae_stage(config)
     side, rest = divmod(config.data.image_size, codec.model.downsampling)
     if rest:
         raise UserError(f"data.image_size {config.data.image_size} must be a multiple of {codec.model.downsampling}, "
                         "the codec's down-factor")
-    encoder = choose("text.encoder", config.text.encoder, {
-        "learned": lambda: LearnedText(**dict(config.learned_text) | {"vocabulary": tokenizer.vocabulary}),
-        "clip": lambda: ClipText(width=config.clip_text.width, layers=config.clip_text.layers,
-                                 heads=config.clip_text.heads)})()
+    encoder = text_encoder(config, tokenizer)
     denoiser = Denoiser(codes=config.codebook.codes, grid=(side, side), T=config.process.T, **_with_dtype(config.denoiser))
     return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=Conditioner(encoder=encoder), codec=codec,
                           weights=DiffusionLoss(**config.diffusion_loss))

@@ -104,6 +104,7 @@ def defaults() -> ConfigDict:
         heads=6,
         mlp_ratio=4,
         time="learned",                  # learned (a table per AdaLN) | sinusoidal
+        head="linear",                   # linear (as published) | tied (to the token embedding; learns faster)
         init_std=0.02,                   # of all weights
         dropout=0.0,
         dtype="auto",

@@ -41,6 +41,7 @@ class Experiment:
         print("images: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
         self.transform = build.transform(config, training=True)
         self.resize = build.transform(config, training=False)
+        self.loading = dict(seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
 
     def run(self) -> None:
         for i, name in enumerate(self.config.stages):
@@ -55,7 +56,7 @@ class Experiment:
         with Checkpoints(self._folder("vqvae"), keep=train.keep) as checkpoints:
             if self._done("vqvae", checkpoints, train):
                 return
-            loader = stages.image_loader(self.source, self.transform, batch_size=train.batch_size, seed=config.seed)
+            loader = stages.image_loader(self.source, self.transform, batch_size=train.batch_size, **self.loading)
             frozen, folder = stage.frozen(), self.workdir / "vqvae"
             evaluate = stages.CodecEvaluation(stage=stage, source=self.source, transform=self.resize, folder=folder,
                                               lpips=config.held_out.lpips, examples=config.held_out.examples)
@@ -65,6 +66,9 @@ class Experiment:
 
     def diffusion(self, key: Any) -> None:
         config, train = self.config, loop.Train(**self.config.diffusion_train)
+        if config.text.encoder == "clip":
+            raise UserError("text.encoder 'clip' cannot train yet: the loader of the pretrained CLIP weights, without which it "
+                            "is worthless, is not written; use 'learned'")
         codec = self._codec()
         with Checkpoints(self._folder("diffusion"), keep=train.keep) as checkpoints:
             if self._done("diffusion", checkpoints, train):
@@ -80,7 +84,7 @@ class Experiment:
             tokens = cached_tokens(self.cache, source, codec, encode)
             online = config.data.transform == "crop"
             loader = stages.pair_loader(self.source, None if online else tokens, self.transform, tokenizer,
-                                        batch_size=train.batch_size, seed=config.seed)
+                                        batch_size=train.batch_size, **self.loading)
             prompts, _ = self.prompts()
             bound = stages.Bound(stage=stage, source=source, tokens=tokens, tokenizer=tokenizer, draws=config.held_out.draws)
             evaluate = stages.DiffusionEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,
@@ -132,12 +136,13 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def main(argv: Any) -> None:
     flag = flags.FLAGS["config"]
-    path = config_flags.get_config_filename(flag).split(":")[0] if flag.present else None
-    if path is None:
+    path, _, variant = config_flags.get_config_filename(flag).partition(":") if flag.present else ("", "", "")
+    if not path:
         raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
-    workdir = Path(_WORKDIR.value or Path("runs") / Path(path).stem)
+    name = Path(path).stem + (f"-{variant}" if variant else "")
+    workdir = Path(_WORKDIR.value or Path("runs") / name)
     pipeline.compilation_cache()
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()

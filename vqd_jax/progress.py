@@ -6,11 +6,14 @@ It is tqdm on standard error; the lines keep the logs of batch jobs readable.
 import contextlib
 import io
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 SECONDS_PER_LINE = 10.0
+
+Item = TypeVar("Item")
 
 
 class Bar(contextlib.AbstractContextManager):
@@ -40,6 +43,14 @@ class Bar(contextlib.AbstractContextManager):
 def bar(total: int, initial: int = 0, description: str = "", unit: str = "step") -> Bar:
     """A bar from `initial` to `total` on standard error; `initial` > 0 for a resumed run, not counted in the rate."""
     return Bar(total, initial, description, unit, sys.stderr)
+
+
+def track(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
+    """The items, with a bar that counts them."""
+    with bar(total, description=description, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.update()
 
 
 class _Lines:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from vqd_jax.data import splits
 from vqd_jax.data.source import Record, fingerprint
 from vqd_jax.errors import UserError
+from vqd_jax.progress import track
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LAYOUTS = ("captions are read from a .txt file beside each image (one caption a line), or from metadata.jsonl "
@@ -190,8 +190,7 @@ def _verify(root: pathlib.Path, files: list[str]) -> tuple[dict[str, str], list[
             return None
 
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(digest, files), total=len(files), desc=f"checking the images in {root}",
-                          unit="image", disable=len(files) <= 1000, mininterval=0.5))
+        found = list(track(pool.map(digest, files), len(files), f"checking the images in {root}", "image"))
     skipped = [file for file, value in zip(files, found) if value is None]
     if skipped:
         if len(skipped) > TOLERATED * len(files):

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tqdm import tqdm
 
 from vqd_jax.errors import UserError
+from vqd_jax.progress import track
 
 SPLIT = "examples"
 LAYOUT = "1.0.0"  # of the stored features; a new one is built beside the old
@@ -69,8 +69,7 @@ def _build(final: pathlib.Path, name: str, features: Callable, examples: Callabl
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
 
-    numbered = enumerate(tqdm(examples(), total=total, desc=f"preparing {name} in {final}", unit="image",
-                              dynamic_ncols=True, mininterval=0.5))
+    numbered = enumerate(track(examples(), total, f"preparing {name} in {final}", "image"))
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(LAYOUT)

@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from tqdm import tqdm
 
 from vqd_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.convert.lpips import load_lpips
 from vqd_jax.errors import UserError
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.lpips import VGG16, vgg_features
-
-_LONG = 10  # batches
+from vqd_jax.progress import track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +38,7 @@ class Extractor:
             raise UserError(f"no images to take {self.name} features of")
         starts = range(0, len(images), self.batch)
         features = []
-        quiet = len(starts) < _LONG or None  # None: a bar on terminals only
-        for start in tqdm(starts, desc=f"{self.name} features", unit="batch", disable=quiet, leave=False):
+        for start in track(starts, len(starts), f"{self.name} features", "batch"):
             chunk = images[start:start + self.batch]
             padded = np.pad(chunk, ((0, self.batch - len(chunk)), (0, 0), (0, 0), (0, 0)))
             embedded = self.embed(self.params, jnp.asarray(padded, jnp.float32) / 127.5 - 1)

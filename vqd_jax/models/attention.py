@@ -6,7 +6,7 @@ Queries, keys and values of self-attention come from one fused product; softmax 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, DTypeLike, Float
 
 from vqd_jax.models.linear import Linear
 
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
     width: int
     heads: int
     init_std: float = 0.02
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -46,7 +46,7 @@ class CrossAttention(nn.Module):
     width: int
     heads: int
     init_std: float = 0.02
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], text: Float[Array, "b m e"],

@@ -6,11 +6,11 @@ Each layer is h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)) 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.errors import UserError
 from vqd_jax.models.attention import CrossAttention, SelfAttention
-from vqd_jax.models.linear import Linear
+from vqd_jax.models.linear import Linear, product
 from vqd_jax.shapes import Logits, TextMask, TextStates, Times, Tokens
 
 
@@ -32,7 +32,7 @@ class AdaLayerNorm(nn.Module):
     T: int
     time: str
     init_std: float = 0.02
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Float[Array, "b n d"], t: Times) -> Float[Array, "b n d"]:
@@ -62,7 +62,7 @@ class Block(nn.Module):
     time: str
     init_std: float
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, h: Float[Array, "b n d"], t: Times, text: TextStates, text_mask: TextMask,
@@ -88,6 +88,8 @@ class Denoiser(nn.Module):
       grid: (h, w) of the token grid; position l is row l // w, column l % w.
       T: diffusion steps; times fed in are 1..T.
       time: "learned" (a table for each AdaLN) or "sinusoidal".
+      head: "linear", as published, or "tied": the token embedding read backwards, so that a network at its start already
+        tends to copy the tokens that are not [MASK].
       dtype: of the matrix products; parameters, norms, softmax and logits are float32.
     """
 
@@ -99,15 +101,18 @@ class Denoiser(nn.Module):
     heads: int = 16
     mlp_ratio: int = 4
     time: str = "learned"
+    head: str = "linear"
     init_std: float = 0.02
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z_t: Tokens, t: Times, text: TextStates, text_mask: TextMask,
                  deterministic: bool = True) -> Logits:
         if self.time not in ("learned", "sinusoidal"):
             raise UserError(f"denoiser.time must be learned or sinusoidal, got {self.time!r}")
+        if self.head not in ("linear", "tied"):
+            raise UserError(f"denoiser.head must be linear or tied, got {self.head!r}")
         if self.width % self.heads:
             raise UserError(f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}")
         normal = nn.initializers.normal(self.init_std)
@@ -115,10 +120,15 @@ class Denoiser(nn.Module):
         h, w = self.grid
         place = jnp.arange(h * w)
         position = embed(h, "rows")(place // w) + embed(w, "columns")(place % w)
-        x = (embed(self.codes + 1, "tokens")(z_t) + position[None]).astype(self.dtype)
+        tokens = embed(self.codes + 1, "tokens")
+        x = (tokens(z_t) + position[None]).astype(self.dtype)
         text = text.astype(self.dtype)
         for i in range(self.layers):
             x = Block(self.heads, self.mlp_ratio, self.T, self.time, self.init_std, self.dropout, self.dtype,
                       name=f"block{i}")(x, t, text, text_mask, deterministic)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        if self.head == "tied":
+            kernel = tokens.embedding[:-1].T.astype(self.dtype)
+            bias = self.param("head_bias", nn.initializers.zeros, (self.codes,))
+            return product(x, kernel).astype(jnp.float32) + bias[None, None]
         return Linear(self.codes, dtype=self.dtype, kernel_init=normal, name="head")(x).astype(jnp.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def _product(x, w):
+def product(x, w):
     return x @ w
 
 
@@ -26,11 +26,11 @@ def _backward(saved, g):
     return (g_2d @ w.T).reshape(x.shape), x_2d.T @ g_2d
 
 
-_product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward)
 
 
 def _dot_general(x, w, dimension_numbers, precision=None, preferred_element_type=None):
-    return _product(x, w)
+    return product(x, w)
 
 
 Linear = functools.partial(nn.Dense, dot_general=_dot_general)

@@ -9,13 +9,14 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.errors import UserError
 from vqd_jax.models.linear import Linear
 from vqd_jax.shapes import Images
 
 Map = Float[Array, "b h w c"]
+Other = Float[Array, "b _ _ _"]  # a map of another size
 
 
 def norm(x: Map, name: str) -> Map:
@@ -26,10 +27,10 @@ class ResidualBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 shortcut where the width changes."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "b h w _"]:
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(jax.nn.silu(norm(x, "norm1")))
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(jax.nn.silu(norm(h, "norm2")))
         if x.shape[-1] != self.features:
@@ -40,7 +41,7 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head attention over the positions of a feature map, residual."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -52,14 +53,14 @@ class SpatialAttention(nn.Module):
         return x + dense("out")(out).reshape(b, h, w, c)
 
 
-def fold(x: Map, by: int) -> Map:
+def fold(x: Map, by: int) -> Other:
     """(b, h by, w by, c) -> (b, h, w, by by c): each square of pixels becomes one position."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // by, by, w // by, by, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // by, w // by, by * by * c)
 
 
-def unfold(x: Map, by: int) -> Map:
+def unfold(x: Map, by: int) -> Other:
     """The inverse of `fold`."""
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, by, by, c // (by * by))
@@ -69,7 +70,7 @@ def unfold(x: Map, by: int) -> Map:
 class Trunk(nn.Module):
     """What encoder and decoder share: residual blocks at one resolution, and the middle."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
     attention_resolutions: tuple[int, ...]
 
     def level(self, x, features, blocks, name):
@@ -96,7 +97,7 @@ class Encoder(Trunk):
     latent_width: int
 
     @nn.compact
-    def __call__(self, x: Images) -> Map:
+    def __call__(self, x: Images) -> Other:
         conv = lambda features, name: nn.Conv(features, (3, 3), dtype=self.dtype, name=name)
         x = conv(self.channels, "conv_in")(fold(x, self.patch_size).astype(self.dtype))
         for i, m in enumerate(self.multipliers):
@@ -122,7 +123,7 @@ class Decoder(Trunk):
     latent_width: int
 
     @nn.compact
-    def __call__(self, z: Map) -> Map:
+    def __call__(self, z: Map) -> Other:
         conv = lambda features, name: nn.Conv(features, (3, 3), dtype=self.dtype, name=name)
         top = self.channels * self.multipliers[-1]
         x = self.middle(conv(top, "conv_in")(z.astype(self.dtype)), self.middle_attention)
@@ -159,7 +160,7 @@ class VQVAE(nn.Module):
     patch_size: int = 1
     latent_width: int = 256
     code_width: int = 256
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         if self.resampling not in ("conv", "fold"):
@@ -183,7 +184,7 @@ class VQVAE(nn.Module):
         """Images, not clipped."""
         return self.paint(self.features(z))
 
-    def features(self, z: Float[Array, "b h w z"]) -> Map:
+    def features(self, z: Float[Array, "b h w z"]) -> Other:
         """Everything of the decoder but its last convolution."""
         return self.decoder(self.from_code(z))
 

@@ -1,7 +1,7 @@
 """The one training step, for every stage: loss, gradients averaged over devices, optimizer, moving average of weights."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import optax
@@ -12,6 +12,7 @@ from vqd_jax.shapes import PRNGKey
 from vqd_jax.train.state import State, average
 
 
+@runtime_checkable
 class Loss(Protocol):
     """`(params, extra, frozen, batch, key, step, axis) -> (loss, (extra, metrics))`; means are over this device's rows."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from vqd_jax.errors import UserError
@@ -17,6 +18,7 @@ from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.shapes import Images, PRNGKey
+from vqd_jax.sharding import mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,8 @@ class VQVAEStage:
             on = (step * self.batch_size >= w.adversarial_start).astype(jnp.float32)
             scale = w.adversarial * on
             if w.adversarial_adaptive:
-                scale *= self._balance(paint, params["vqvae"]["last"], reconstruction, lambda x: hinge_g(critic(x, fixed)))
+                scale *= self._balance(paint, params["vqvae"]["last"], reconstruction, lambda x: hinge_g(critic(x, fixed)),
+                                       axis)
             judged = hinge_d(critic(images, params["discriminator"]),
                              critic(jax.lax.stop_gradient(output), params["discriminator"]))
             loss += scale * opinion + on * judged
@@ -140,9 +143,9 @@ class VQVAEStage:
             loss += w.lpips * terms["lpips"]
         return loss, terms
 
-    def _balance(self, paint, last, reconstruction, opinion) -> Float[Array, ""]:
-        """|d reconstruction / d last| / |d opinion / d last|, at most 1e4, without gradient."""
-        norm = lambda f: jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(jax.grad(f)(last))))
+    def _balance(self, paint, last, reconstruction, opinion, axis) -> Float[Array, ""]:
+        """|d reconstruction / d last| / |d opinion / d last| over the global batch, at most 1e4, without gradient."""
+        norm = lambda f: optax.global_norm(mean(jax.grad(f)(last), axis))
         ratio = norm(lambda p: reconstruction(paint(p))[0]) / (norm(lambda p: opinion(paint(p))) + 1e-4)
         return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 

@@ -1,0 +1,292 @@
+"""The denoiser's losses: times by importance, dropped captions, online tokens, and expectations taken by enumeration."""
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vqd_jax.diffusion import schedules
+from vqd_jax.diffusion.elbo import bound_term
+from vqd_jax.models.codebook import Codebook
+from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.models.discriminator import PatchGAN
+from vqd_jax.models.text_learned import LearnedText
+from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.samplers.ancestral import Ancestral
+from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage, History
+from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
+
+K, T, N = 3, 4, 4
+CODEC = VQVAEStage(
+    model=VQVAE(channels=4, multipliers=(1,), residual_blocks=1, attention_resolutions=(), middle_attention=False,
+                resampling="fold", patch_size=4, latent_width=4, code_width=2),
+    codebook=Codebook(codes=K, width=2), discriminator=PatchGAN(width=4, layers=1),
+    weights=VQVAELoss(l1=1.0, l2=0.0, commitment=0.0, lpips=0.0, lpips_examples=0, adversarial=0.0, adversarial_start=0,
+                      adversarial_adaptive=False), batch_size=4)
+LOSS = dict(auxiliary=0.1, adaptive_auxiliary=False, importance=False, drop_caption=0.0)
+SKEWED = History(square=jnp.array([9.0, 16.0, 0.01, 1.0]), count=jnp.full(T, 20.0))
+
+
+def make(dropout=0.0, schedule="paper", **weights):
+    return DiffusionStage(
+        process=getattr(schedules, schedule)(T, K),
+        denoiser=Denoiser(codes=K, grid=(2, 2), T=T, layers=1, width=8, heads=2, mlp_ratio=2, dropout=dropout),
+        conditioner=Conditioner(encoder=LearnedText(vocabulary=6, length=3, width=8, layers=0, heads=1)), codec=CODEC,
+        weights=DiffusionLoss(**LOSS | weights))
+
+
+def batch(b, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"text": jnp.asarray(rng.integers(1, 6, (b, 3))), "tokens": jnp.asarray(rng.integers(0, K, (b, N)))}
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Large enough that the logits depend on everything."""
+    stage = make()
+    shapes, _ = jax.eval_shape(stage.init, jax.random.key(0), batch(1))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes)
+
+
+def without_head(params):
+    """Every code equally likely, whatever comes in: -log p(x_0) is log K."""
+    denoiser = params["denoiser"] | {"head": jax.tree.map(jnp.zeros_like, params["denoiser"]["head"])}
+    return params | {"denoiser": denoiser}
+
+
+def evaluate(stage, params, data, history=None, seed=1, frozen=None):
+    history = History.empty(T) if history is None else history
+    run = lambda p, key: stage.loss(p, history, frozen or {}, data, key, 0, None)
+    return jax.jit(jax.value_and_grad(run, has_aux=True))(params, jax.random.key(seed))
+
+
+# ---- the history of the bound
+
+def test_history_is_a_moving_average_for_each_time():
+    rng, square, count = np.random.default_rng(0), np.zeros(T), np.zeros(T)
+    history = History.empty(T)
+    for _ in range(6):
+        t, bound = rng.integers(1, T, 5), rng.gamma(2, size=5)  # t = T never occurs
+        for i in range(1, T + 1):
+            mine = bound[t == i]
+            if len(mine):
+                square[i - 1] = 0.9 ** len(mine) * square[i - 1] + (1 - 0.9 ** len(mine)) * np.square(mine).mean()
+                count[i - 1] += len(mine)
+        history = history.learn(jnp.asarray(t), jnp.asarray(bound, jnp.float32), None)
+        np.testing.assert_allclose(history.square, square, rtol=1e-5)
+        np.testing.assert_array_equal(history.count, count)
+    assert history.count[T - 1] == 0
+
+
+def test_one_occurrence_moves_the_average_by_a_tenth():
+    history = History(square=jnp.array([1.0, 2.0]), count=jnp.ones(2)).learn(jnp.array([2]), jnp.array([3.0]), None)
+    np.testing.assert_allclose(history.square, [1.0, 0.9 * 2 + 0.1 * 9], rtol=1e-6)
+
+
+def test_times_are_uniform_until_each_was_drawn_more_than_ten_times():
+    square = jnp.array([9.0, 16.0, 0.01, 1.0])
+    for last, flat in ((10, True), (11, False)):
+        p = History(square=square, count=jnp.array([50.0, 50, 50, last])).probabilities()
+        want = np.sqrt(np.array([16.0, 16.0, 0.01, 1.0]) + 1e-10) + 1e-4  # t = 1 takes the weight of t = 2
+        np.testing.assert_allclose(p, np.full(4, 0.25) if flat else want / want.sum(), rtol=1e-5)
+    np.testing.assert_allclose(History(square=jnp.zeros(1), count=jnp.full(1, 99.0)).probabilities(), [1.0])
+
+
+def test_devices_share_one_history():
+    t, bound = jnp.array([1, 2, 2, 4, 1, 1, 3, 2]), jnp.arange(1.0, 9.0)
+    want = SKEWED.learn(t, bound, None)
+    learn = lambda h, t, bound: h.learn(t, bound, "batch")
+    got = jax.pmap(learn, axis_name="batch", in_axes=(None, 0, 0))(SKEWED, t.reshape(4, 2), bound.reshape(4, 2))
+    np.testing.assert_allclose(got.square, np.tile(want.square, (4, 1)), rtol=1e-6)
+    np.testing.assert_allclose(got.count, np.tile(want.count, (4, 1)))
+
+
+# ---- the loss
+
+def enumerate_all(stage, params, chain, z_0, ids):
+    """For every t and z_t: q(z_t | z_0), the bound and -log p(z_0), means over tokens; float64, (T, states)."""
+    states = np.array(list(itertools.product(range(K + 1), repeat=N)))
+    exact, q, bounds, nll = chain(stage.process), [], [], []
+    rows = len(states)
+    tile = lambda x: jnp.tile(jnp.asarray(x)[None], (rows, 1))
+    predict = jax.jit(lambda t: stage.predict(params, jnp.asarray(states), t, tile(ids), jnp.zeros(rows, bool)))
+    term = jax.jit(lambda logits, t: bound_term(stage.process, logits, tile(z_0), jnp.asarray(states), t).mean(-1))
+    for t in range(1, T + 1):
+        logits = predict(jnp.full(rows, t))
+        q.append(np.prod([exact.between(0, t)[z_0[i], states[:, i]] for i in range(N)], axis=0))
+        bounds.append(np.asarray(term(logits, jnp.full(rows, t)), np.float64))
+        log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+        nll.append(-log_p[:, np.arange(N), z_0].mean(-1))
+    return map(np.array, (q, bounds, nll))
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_the_loss_is_unbiased(importance, params, chain):
+    """The mean over many rows of one image is the expectation over uniform t and z_t, whatever the times' weights."""
+    stage, rows = make(importance=importance), 30_000
+    z_0, ids = np.array([0, 2, 1, 2]), np.array([1, 4, 2])
+    q, bound, nll = enumerate_all(stage, params, chain, z_0, ids)
+    each = bound + 0.1 * nll
+    want = (q * each).sum() / T
+    p = np.asarray(SKEWED.probabilities(), np.float64) if importance else np.full(T, 1 / T)
+    error = np.sqrt(((q * each**2).sum(1) / (T**2 * p)).sum() - want**2) / np.sqrt(rows)
+    assert abs((p @ (q * each).sum(1)) - want) > 20 * error or not importance  # without the correction it would show
+    data = {"text": jnp.tile(jnp.asarray(ids)[None], (rows, 1)), "tokens": jnp.tile(jnp.asarray(z_0)[None], (rows, 1))}
+    run = jax.jit(lambda key: stage.loss(params, SKEWED, {}, data, key, 0, None))
+    loss, (extra, metrics) = run(jax.random.key(1))
+    assert abs(float(loss) - want) < 4.5 * error
+    np.testing.assert_allclose(metrics["bound"], T * (q * bound).sum() / T, rtol=0.05)
+    np.testing.assert_allclose(metrics["auxiliary"], (q * nll).sum() / T, rtol=0.05)
+    drawn = np.asarray(extra.count - SKEWED.count)
+    assert stats.chisquare(drawn, p * rows).pvalue > 1e-4
+    np.testing.assert_allclose(extra.square[0], (q * bound**2)[0].sum(), rtol=0.1)  # by now the mean square at t = 1
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
+    """Without a head it is log K for every token, times 2 - t / T if adaptive; the counts tell which t were drawn."""
+    flat, data = without_head(params), batch(16)
+    run = lambda weight: evaluate(make(auxiliary=weight, adaptive_auxiliary=adaptive), flat, data)[0]
+    (off, _), (on, (extra, metrics)) = run(0.0), run(0.5)
+    t = np.arange(1, T + 1)
+    strength = 2 - t / T if adaptive else np.ones(T)
+    np.testing.assert_allclose(on - off, 0.5 * np.log(K) * np.asarray(extra.count) @ strength / 16, rtol=1e-4)
+    np.testing.assert_allclose(metrics["auxiliary"], np.log(K), rtol=1e-5)
+
+
+def test_accuracy_is_of_the_clean_tokens(params):
+    data = batch(8)
+    head = {"kernel": jnp.zeros((8, K)), "bias": jnp.array([0.0, 5.0, 0.0])}
+    (_, (_, metrics)), _ = evaluate(make(), params | {"denoiser": params["denoiser"] | {"head": head}}, data)
+    np.testing.assert_allclose(metrics["accuracy"], (data["tokens"] == 1).mean(), rtol=1e-6)
+
+
+def test_dropped_captions_become_the_null(params):
+    data, other = batch(6), batch(6) | {"text": batch(6, seed=5)["text"]}
+    (all_dropped, _), gradient = evaluate(make(drop_caption=1.0), params, data)
+    (again, _), _ = evaluate(make(drop_caption=1.0), params, other)
+    assert all_dropped == again
+    assert np.asarray(gradient["conditioner"]["null"]).any()
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(gradient["conditioner"]["encoder"]))
+    (kept, _), gradient = evaluate(make(drop_caption=0.0), params, data)
+    (changed, _), _ = evaluate(make(drop_caption=0.0), params, other)
+    assert kept != changed and not np.asarray(gradient["conditioner"]["null"]).any()
+
+
+def test_the_share_of_dropped_captions(params, monkeypatch):
+    rows, seen = 4000, []
+
+    def spy(self, params, z_t, t, ids, drop, dropout_key=None):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), drop)
+        return jnp.zeros((*z_t.shape, K))
+
+    monkeypatch.setattr(DiffusionStage, "predict", spy)
+    evaluate(make(drop_caption=0.3), params, batch(rows))
+    jax.effects_barrier()
+    share = np.concatenate(seen)[:rows].mean()
+    assert abs(share - 0.3) < 4.5 * np.sqrt(0.21 / rows)
+
+
+def test_encoding_while_training_equals_cached_tokens(params):
+    image = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    codec_params, codes = jax.jit(CODEC.init)(jax.random.key(0), {"image": image})
+    codec = CODEC.weights_of(codec_params, codes)
+    tokens = jax.jit(CODEC.encode)(codec, image)
+    assert len(np.unique(tokens)) > 1
+    text = batch(5)["text"]
+    cached, _ = evaluate(make(), params, {"text": text, "tokens": tokens})
+    online, _ = evaluate(make(), params, {"text": text, "image": image}, frozen=codec)
+    assert cached[0] == online[0]
+    jax.tree.map(np.testing.assert_array_equal, cached, online)
+
+
+def test_dropout_acts_with_a_key_only(params):
+    data, stage = batch(2), make(dropout=0.5)
+    args = data["tokens"], jnp.array([1, 3]), data["text"], jnp.zeros(2, bool)
+    run = jax.jit(lambda stage, *key: stage.predict(params, *args, *key), static_argnums=0)
+    np.testing.assert_array_equal(run(stage), run(make()))
+    assert (run(stage, jax.random.key(0)) != run(stage)).any()
+    np.testing.assert_array_equal(run(make(), jax.random.key(0)), run(stage))
+
+
+# ---- the bound of held-out images
+
+def test_the_estimate_of_the_bound_is_unbiased(params, chain):
+    stage, rows = make(), 4000
+    z_0, ids = np.array([0, 2, 1, 2]), np.array([1, 4, 2])
+    q, bound, _ = enumerate_all(stage, params, chain, z_0, ids)
+    want, tile = (q * bound).sum(), lambda x: jnp.tile(jnp.asarray(x)[None], (rows, 1))
+    estimate = jax.jit(stage.bound, static_argnums=4)
+    for draws in (1, T):
+        got = np.asarray(estimate(params, jax.random.key(draws), tile(z_0), tile(ids), draws))
+        each = T * bound
+        variance = ((q * each**2).sum() / T - want**2) if draws == 1 else ((q * each**2).sum(1) - (q * each).sum(1)**2).sum() / T**2
+        assert got.shape == (rows,) and abs(got.mean() - want) < 4.5 * np.sqrt(variance / rows)
+        np.testing.assert_allclose(got.var(), variance, rtol=0.3)  # with T draws every t comes up once
+
+
+def test_the_estimate_of_a_row_does_not_depend_on_the_others(params):
+    stage, data = make(), batch(5)
+    run = jax.jit(lambda z, ids: stage.bound(params, jax.random.key(0), z, ids, 2))
+    whole = run(data["tokens"], data["text"])
+    np.testing.assert_allclose(run(data["tokens"][:2], data["text"][:2]), whole[:2], rtol=1e-5)
+
+
+# ---- sampling
+
+@pytest.fixture(scope="module")
+def sample(params):
+    stage = make()
+
+    def run(ids, scale=1.0, temperature=1.0, top_p=1.0, *, guided=False, truncated=False, seed=0):
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(ids)))
+        return stage.sample(params, keys, ids, Ancestral(calls=3), scale, temperature, top_p, guided=guided, truncated=truncated)
+
+    return jax.jit(run, static_argnames=("guided", "truncated"))
+
+
+def test_samples_are_codes_and_depend_on_caption_and_noise(sample):
+    ids = batch(64)["text"]
+    tokens = sample(ids)
+    assert tokens.shape == (64, N) and set(np.unique(tokens)) == set(range(K))
+    assert (sample(ids, seed=1) != tokens).any() and (sample(ids[::-1]) != tokens).any()
+    np.testing.assert_array_equal(sample(ids[:3]), tokens[:3])
+
+
+def test_guidance_of_one_is_no_guidance_and_of_zero_no_caption(sample):
+    ids, other = batch(64)["text"], batch(64, seed=4)["text"]
+    np.testing.assert_array_equal(sample(ids, 1.0, guided=True), sample(ids))
+    np.testing.assert_array_equal(sample(ids, 0.0, guided=True), sample(other, 0.0, guided=True))
+    assert (sample(ids, 3.0, guided=True) != sample(other, 3.0, guided=True)).any()
+
+
+def test_truncation_and_temperature_reach_the_samples(sample):
+    ids = batch(64)["text"]
+    np.testing.assert_array_equal(sample(ids, top_p=1.0, truncated=True), sample(ids))
+    cold, narrow = sample(ids, temperature=1e-4), sample(ids, top_p=1e-6, truncated=True)
+    np.testing.assert_array_equal(cold, narrow)  # both leave the mode alone
+    assert (cold != sample(ids)).any()
+
+
+# ---- weights
+
+def test_initial_parameters_and_weights(params):
+    stage = make()
+    fresh, history = jax.jit(stage.init)(jax.random.key(0), batch(4))
+    assert jax.tree.structure(fresh) == jax.tree.structure(params) and set(fresh) == {"denoiser", "conditioner"}
+    assert not history.square.any() and not history.count.any() and history.count.shape == (T,)
+    weights = stage.weights_of(fresh, SKEWED)
+    back, empty = stage.from_weights(weights)
+    jax.tree.map(np.testing.assert_array_equal, back, fresh)
+    jax.tree.map(np.testing.assert_array_equal, empty, history)
+
+
+def test_a_stage_is_a_static_argument():
+    """Equal settings are one compiled program."""
+    assert make() == make() and hash(make()) == hash(make()) and make() != make(auxiliary=0.2)
+    assert dataclasses.replace(make(), codec=CODEC) == make()

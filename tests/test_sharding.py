@@ -1,0 +1,77 @@
+"""Splitting a batch over devices changes no number."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqd_jax.errors import UserError
+from vqd_jax.sharding import AXIS, Parallel, example_keys, mean
+
+
+def data(keys):
+    return np.asarray(jax.random.key_data(keys))
+
+
+def test_the_key_of_an_example_does_not_depend_on_the_devices():
+    alone = data(example_keys(jax.random.key(3), 8, None))
+    assert len(np.unique(alone, axis=0)) == 8
+    for devices in (2, 4):
+        split = jax.pmap(lambda _: jax.random.key_data(example_keys(jax.random.key(3), 8 // devices, AXIS)), axis_name=AXIS,
+                         devices=jax.local_devices()[:devices])(jnp.zeros(devices))
+        np.testing.assert_array_equal(np.asarray(split).reshape(8, -1), alone)
+    np.testing.assert_array_equal(data(example_keys(jax.random.key(3), 3, None)), alone[:3])
+    assert (data(example_keys(jax.random.key(4), 8, None)) != alone).any(1).all()
+
+
+def test_mean_is_over_devices_and_nothing_on_one():
+    tree = {"a": jnp.arange(4.0), "b": jnp.arange(8.0).reshape(4, 2)}
+    got = jax.pmap(lambda x: mean(x, AXIS), axis_name=AXIS)(tree)
+    np.testing.assert_allclose(got["a"], [1.5] * 4)
+    np.testing.assert_allclose(got["b"], [[3, 4]] * 4)
+    assert mean(tree, None) is tree
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2, 4])
+def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
+    parallel = Parallel(devices=devices)
+    assert parallel.count == (devices or 4)
+
+    def step(state, frozen, batch, key, axis):
+        noise = jax.vmap(jax.random.uniform)(example_keys(key, batch["x"].shape[0], axis))
+        value = mean((frozen["w"] * batch["x"] + noise).mean(), axis)
+        return state + value, {"value": value}
+
+    run, x = parallel.compile(step), np.arange(8, dtype=np.float32)
+    state, frozen = parallel.replicate(jnp.float32(1)), parallel.replicate({"w": jnp.float32(2)})
+    batch = parallel.shard({"x": x})
+    assert batch["x"].shape == (parallel.count, 8 // parallel.count)
+    state, metrics = run(state, frozen, batch, jax.random.key(0))
+    noise = jax.vmap(jax.random.uniform)(example_keys(jax.random.key(0), 8, None))
+    np.testing.assert_allclose(metrics["value"], np.full(parallel.count, (2 * x + noise).mean()), rtol=1e-6)
+    assert parallel.first(state).shape == ()
+    np.testing.assert_allclose(parallel.first(state), 1 + (2 * x + noise).mean(), rtol=1e-6)
+    state, _ = run(state, frozen, batch, jax.random.key(0))
+    np.testing.assert_allclose(parallel.first(state), 1 + 2 * (2 * x + noise).mean(), rtol=1e-6)
+
+
+def test_replicate_copies_every_kind_of_leaf():
+    parallel = Parallel(devices=2)
+    tree = {"a": np.arange(3), "step": np.zeros((), np.int32), "none": None}
+    copies = parallel.replicate(tree)
+    assert copies["none"] is None and copies["a"].shape == (2, 3) and copies["step"].shape == (2,)
+    for name in ("a", "step"):
+        assert {s.device for s in copies[name].addressable_shards} == set(jax.local_devices()[:2])
+        np.testing.assert_array_equal(parallel.first(copies)[name], tree[name])
+
+
+def test_bad_input_is_one_sentence():
+    with pytest.raises(UserError, match="batch size 6 must be a multiple of the 4 devices"):
+        Parallel().check_batch(6)
+    Parallel().check_batch(8)
+    Parallel(devices=2).check_batch(6)
+    with pytest.raises(UserError, match=r"parallel.devices must lie in 0\.\.4, the devices here, got 5"):
+        Parallel(devices=5)
+    with pytest.raises(UserError, match="devices must lie in"):
+        Parallel(devices=-1)
+    with pytest.raises(UserError, match="strategy must be 'pmap', got 'fsdp'"):
+        Parallel(strategy="fsdp")

@@ -1,0 +1,112 @@
+"""One training step of each stage: its gradient and averages, and that 4 devices take the step of one."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vqd_jax.diffusion import schedules
+from vqd_jax.models.codebook import Codebook
+from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.models.discriminator import PatchGAN
+from vqd_jax.models.text_learned import LearnedText
+from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.sharding import Parallel
+from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage, History
+from vqd_jax.train.state import State
+from vqd_jax.train.step import make_step
+from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
+
+CODEC = VQVAEStage(
+    model=VQVAE(channels=4, multipliers=(1, 2), residual_blocks=1, attention_resolutions=(), middle_attention=False,
+                resampling="fold", patch_size=1, latent_width=4, code_width=3),
+    codebook=Codebook(codes=6, width=3, restart_every=1, restart_below=0.9), discriminator=PatchGAN(width=4, layers=1),
+    weights=VQVAELoss(l1=1.0, l2=0.5, commitment=0.25, lpips=0.0, lpips_examples=0, adversarial=0.5, adversarial_start=0,
+                      adversarial_adaptive=True), batch_size=8)
+DIFFUSION = DiffusionStage(
+    process=schedules.paper(6, 6), denoiser=Denoiser(codes=6, grid=(4, 4), T=6, layers=1, width=8, heads=2, mlp_ratio=2),
+    conditioner=Conditioner(encoder=LearnedText(vocabulary=9, length=5, width=8, layers=1, heads=2)), codec=CODEC,
+    weights=DiffusionLoss(auxiliary=0.1, adaptive_auxiliary=True, importance=True, drop_caption=0.4))
+STAGES = {"vqvae": CODEC, "diffusion": DIFFUSION}
+PER_DEVICE = {"codes_in_use", "perplexity"}  # of a device's own rows
+
+
+def gradient_as_state():
+    """An optimizer that changes the parameters by -g and remembers g, so that g can be compared without rounding."""
+    return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p),
+                                        lambda g, state, p: (jax.tree.map(jnp.negative, g), g))
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {"image": rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8), "text": rng.integers(1, 9, (8, 5)),
+            "tokens": rng.integers(0, 6, (8, 16))}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def setting(request):
+    stage = STAGES[request.param]
+    params, extra = jax.jit(stage.init)(jax.random.key(0), batch())
+    if request.param == "diffusion":  # the head starts at small weights; a history that is not flat
+        params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+        extra = History(square=jnp.linspace(0.1, 3, 6), count=jnp.full(6, 20.0))
+    fresh = State(step=np.int32(3), params=params, ema=jax.tree.map(jnp.zeros_like, params),
+                  opt_state=gradient_as_state().init(params), extra=extra)
+    return stage, fresh, jax.jit(make_step(stage.loss, gradient_as_state(), 0.99))
+
+
+def close(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 1e-3))
+
+
+def test_four_devices_take_the_step_of_one(setting):
+    stage, fresh, step = setting
+    alone, metrics = step(fresh, {}, batch(), jax.random.key(1))
+    parallel = Parallel()
+    run = parallel.compile(make_step(stage.loss, gradient_as_state(), 0.99))
+    state, frozen = parallel.replicate(fresh), parallel.replicate({})
+    shared, shared_metrics = run(state, frozen, parallel.shard(batch()), jax.random.key(1))
+    for device in range(4):  # and the copies stay equal
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x[device], x[0]), shared)
+    shared = parallel.first(shared)
+    close(shared.opt_state, alone.opt_state, 1e-5)
+    close(shared.params, alone.params, 1e-5)
+    close(shared.ema, alone.ema, 1e-5)
+    close(shared.extra, alone.extra, 1e-5)
+    assert shared.step == alone.step == 4
+    for name in metrics.keys() - PER_DEVICE:
+        np.testing.assert_allclose(shared_metrics[name][0], metrics[name], rtol=2e-5, err_msg=name)
+
+
+def test_the_step_is_the_losss_gradient_and_the_averages(setting):
+    stage, fresh, step = setting
+    state, metrics = step(fresh, {}, batch(), jax.random.key(1))
+    value = lambda p: stage.loss(p, fresh.extra, {}, batch(), jax.random.fold_in(jax.random.key(1), 3), 3, None)
+    (loss, (extra, _)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(fresh.params)
+    close(state.opt_state, gradient, 1e-5)
+    close(state.extra, extra, 1e-5)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    norm = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    close(state.params, jax.tree.map(lambda p, g: p - g, fresh.params, gradient), 1e-5)
+    close(state.ema, jax.tree.map(lambda p: (1 - 4 / 13) * p, state.params), 1e-5)  # decay (1 + 3) / (10 + 3) at step 3
+    late, _ = step(fresh.replace(step=np.int32(10_000)), {}, batch(), jax.random.key(1))
+    close(late.ema, jax.tree.map(lambda p: 0.01 * p, late.params), 1e-5)
+
+
+def test_the_same_step_twice_is_the_same_and_another_step_is_not():
+    """Noise comes from the root key and the step alone."""
+    stage = DIFFUSION
+    params, extra = jax.jit(stage.init)(jax.random.key(0), batch())
+    fresh = State(step=np.int32(0), params=params, ema=None, opt_state=gradient_as_state().init(params), extra=extra)
+    step = jax.jit(make_step(stage.loss, gradient_as_state(), 0.0))
+    (a, _), (b, _) = (step(fresh, {}, batch(), jax.random.key(1)) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert a.ema is None
+    c, _ = step(fresh.replace(step=np.int32(1)), {}, batch(), jax.random.key(1))
+    d, _ = step(fresh, {}, batch(), jax.random.key(2))
+    count = [np.asarray(x.extra.count) for x in (a, c, d)]
+    assert (count[0] != count[1]).any() and (count[0] != count[2]).any()
