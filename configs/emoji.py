@@ -1,6 +1,6 @@
 """Captioned emoji in three drawing styles: the default, for a machine with 2 cores and no GPU.
 
-  python -m vqd_jax.main --config=configs/emoji.py                 300 emoji, 32 px
+  python -m vqd_jax.main --config=configs/emoji.py                 200 emoji, 32 px
   python -m vqd_jax.main --config=configs/emoji.py:pretrained      every emoji, 32 px; made pretrained/emoji
   python -m vqd_jax.main --config=configs/emoji.py:gpu             every emoji, 64 px
 
@@ -37,7 +37,7 @@ PROMPTS = (
 
 
 def small(c):
-    c.emoji.max_items = 300
+    c.emoji.max_items = 200
     c.vqvae_train.batch_size = 32
     c.vqvae_loss.lpips = 0.3
     c.vqvae_loss.lpips_examples = 8
@@ -47,7 +47,9 @@ def small(c):
     c.denoiser.heads = c.learned_text.heads = 5
     c.learned_text.vocabulary = 1024
     c.diffusion_train.batch_size = 64
-    c.diffusion_train.examples = 120_000
+    c.diffusion_train.examples = 128_000
+    c.diffusion_train.evaluate_every = 64_000
+    c.held_out.examples, c.held_out.draws = 128, 2
 
 
 def pretrained(c):

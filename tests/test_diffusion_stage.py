@@ -127,20 +127,20 @@ def enumerate_all(stage, params, chain, z_0, ids):
 
 @pytest.mark.parametrize("importance", [False, True])
 def test_the_loss_is_unbiased(importance, params, chain):
-    """The mean over many rows of one image is the expectation over uniform t and z_t, whatever the times' weights."""
+    """The mean over many rows of one image is the sum over t of expectations over z_t, whatever the times' weights."""
     stage, rows = make(importance=importance), 30_000
     z_0, ids = np.array([0, 2, 1, 2]), np.array([1, 4, 2])
     q, bound, nll = enumerate_all(stage, params, chain, z_0, ids)
     each = bound + 0.1 * nll
-    want = (q * each).sum() / T
+    want = (q * each).sum()
     p = np.asarray(SKEWED.probabilities(), np.float64) if importance else np.full(T, 1 / T)
-    error = np.sqrt(((q * each**2).sum(1) / (T**2 * p)).sum() - want**2) / np.sqrt(rows)
-    assert abs((p @ (q * each).sum(1)) - want) > 20 * error or not importance  # without the correction it would show
+    error = np.sqrt(((q * each**2).sum(1) / p).sum() - want**2) / np.sqrt(rows)
+    assert abs(T * (p @ (q * each).sum(1)) - want) > 20 * error or not importance  # without the correction it would show
     data = {"text": jnp.tile(jnp.asarray(ids)[None], (rows, 1)), "tokens": jnp.tile(jnp.asarray(z_0)[None], (rows, 1))}
     run = jax.jit(lambda key: stage.loss(params, SKEWED, {}, data, key, 0, None))
     loss, (extra, metrics) = run(jax.random.key(1))
     assert abs(float(loss) - want) < 4.5 * error
-    np.testing.assert_allclose(metrics["bound"], T * (q * bound).sum() / T, rtol=0.05)
+    np.testing.assert_allclose(metrics["bound"], (q * bound).sum(), rtol=0.05)
     np.testing.assert_allclose(metrics["auxiliary"], (q * nll).sum() / T, rtol=0.05)
     drawn = np.asarray(extra.count - SKEWED.count)
     assert stats.chisquare(drawn, p * rows).pvalue > 1e-4
@@ -155,7 +155,7 @@ def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
     (off, _), (on, (extra, metrics)) = run(0.0), run(0.5)
     t = np.arange(1, T + 1)
     strength = 2 - t / T if adaptive else np.ones(T)
-    np.testing.assert_allclose(on - off, 0.5 * np.log(K) * np.asarray(extra.count) @ strength / 16, rtol=1e-4)
+    np.testing.assert_allclose(on - off, 0.5 * T * np.log(K) * np.asarray(extra.count) @ strength / 16, rtol=1e-4)
     np.testing.assert_allclose(metrics["auxiliary"], np.log(K), rtol=1e-5)
 
 

@@ -1,4 +1,9 @@
 """Splitting a batch over devices changes no number."""
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,3 +80,45 @@ def test_bad_input_is_one_sentence():
         Parallel(devices=-1)
     with pytest.raises(UserError, match="strategy must be 'pmap', got 'fsdp'"):
         Parallel(strategy="fsdp")
+
+
+TWO_PROCESSES = """
+import sys
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+port, me = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=me)
+import numpy as np
+from vqd_jax.sharding import Parallel, example_keys, mean
+
+def step(state, frozen, batch, key, axis):
+    noise = jax.vmap(jax.random.uniform)(example_keys(key, batch["x"].shape[0], axis))
+    return state + mean((frozen["w"] * batch["x"] + noise).mean(), axis), {}
+
+parallel, x = Parallel(devices=int(sys.argv[3])), np.arange(8, dtype=np.float32)
+mine = parallel.shard({"x": x[4 * me:4 * me + 4]})
+state, frozen = parallel.replicate(np.float32(1)), parallel.replicate({"w": np.float32(2)})
+state, _ = parallel.compile(step)(state, frozen, mine, jax.random.key(0))
+print("state", float(parallel.first(state)))
+"""
+
+
+@pytest.mark.parametrize("devices", [0, 1])
+def test_two_processes_are_one_batch(devices):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    run = [subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, port, str(i), str(devices)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) for i in range(2)]
+    out = [p.communicate(timeout=300) for p in run]
+    noise = jax.vmap(jax.random.uniform)(example_keys(jax.random.key(0), 8, None))
+    for p, (printed, errors) in zip(run, out):
+        assert p.returncode == 0, errors
+        want = 1 + (2 * np.arange(8) + np.asarray(noise)).mean()
+        np.testing.assert_allclose(float(printed.split()[-1]), want, rtol=1e-6)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vqd_jax.errors import UserError
 from vqd_jax.shapes import PRNGKey, PRNGKeys
@@ -59,15 +60,21 @@ class Parallel:
 
     def compile(self, step: Callable) -> Callable:
         """`(state, frozen, batch, key) -> (state, metrics)` on replicated state and sharded batch; donates the state."""
-        return jax.pmap(functools.partial(step, axis=AXIS), axis_name=AXIS, devices=jax.local_devices()[:self.count],
-                        in_axes=(0, 0, 0, None), donate_argnums=0)
+        devices = [d for process in range(jax.process_count()) for d in jax.local_devices(process)[:self.count]]
+        return jax.pmap(functools.partial(step, axis=AXIS), axis_name=AXIS, devices=devices, in_axes=(0, 0, 0, None),
+                        donate_argnums=0)
 
     def replicate(self, tree: Any) -> Any:
-        """A copy on every device."""
+        """A copy on every local device."""
         devices = jax.local_devices()[:self.count]
-        stack = lambda x: jax.device_put_sharded([x] * self.count, devices) if hasattr(jax, "device_put_sharded") \
-            else jnp.stack([x] * self.count)
-        return jax.tree.map(stack, tree)
+        sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+        def copies(x):
+            one = jnp.asarray(x)[None]
+            return jax.make_array_from_single_device_arrays((len(devices), *one.shape[1:]), sharding,
+                                                            [jax.device_put(one, d) for d in devices])
+
+        return jax.tree.map(copies, tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This process's rows, split over its devices: (rows, ...) -> (devices, rows / devices, ...)."""

@@ -5,6 +5,7 @@ choose is moved onto a vector of the current batch.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,11 +20,11 @@ Vectors = Float[Array, "r z"]
 
 @flax.struct.dataclass
 class Codes:
-    """The codebook's state: the vectors, and moving averages of how many vectors chose each and of their sum."""
+    """The codebook's state: vectors (k, z), and moving averages of how many vectors chose each (k,) and of their sum (k, z)."""
 
-    vectors: Float[Array, "k z"]
-    count: Float[Array, " k"]
-    total: Float[Array, "k z"]
+    vectors: Any
+    count: Any
+    total: Any
 
 
 def nearest(vectors: Float[Array, "k z"], z: Float[Array, "*axes z"]) -> Int[Array, "*axes"]:

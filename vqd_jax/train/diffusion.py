@@ -40,10 +40,10 @@ class DiffusionLoss:
 
 @flax.struct.dataclass
 class History:
-    """Moving average of the squared bound for each t in 1..T (index t - 1), and how often t was drawn."""
+    """Moving average of the squared bound for each t in 1..T (index t - 1), and how often t was drawn; both (T,)."""
 
-    square: Float[Array, " t"]
-    count: Float[Array, " t"]
+    square: Any
+    count: Any
 
     @classmethod
     def empty(cls, T: int) -> "History":

@@ -9,7 +9,9 @@ from jaxtyping import Array, Int
 
 @flax.struct.dataclass
 class State:
-    """Attributes:
+    """Fields carry no array types: under `pmap` and in checkpoints the same tree holds other shapes and kinds of leaves.
+
+    Attributes:
       step: steps done.
       params: what gradients change.
       ema: their moving average, which is evaluated and sampled; None where the stage keeps none.
@@ -17,7 +19,7 @@ class State:
       extra: what the stage learns without gradients (codebook averages, the history of losses per time).
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     ema: Any
     opt_state: Any
