@@ -1,8 +1,14 @@
 """Captioned emoji in three drawing styles: the default, for a machine with 2 cores and no GPU.
 
-  python -m vqd_jax.main --config=configs/emoji.py                 200 emoji, 32 px
-  python -m vqd_jax.main --config=configs/emoji.py:pretrained      every emoji, 32 px; made pretrained/emoji
-  python -m vqd_jax.main --config=configs/emoji.py:gpu             every emoji, 64 px
+  python -m vqd_jax.main --config=configs/emoji.py                 200 emoji, 32 px, 2 cores; made pretrained/emoji
+  python -m vqd_jax.main --config=configs/emoji.py:pretrained      every emoji, 32 px, 2 cores for hours; not run to its end
+  python -m vqd_jax.main --config=configs/emoji.py:gpu             every emoji, 64 px, one GPU; never run
+
+Measured for the default, Python 3.12 (jax 0.12.0.1), 2 cores that other work shared: 27 minutes from a fresh clone, of which
+installation 1, codec 8, denoiser 17; retrieval@1 of 24 % on seen cells, style 53 % (ceilings 86 % and 85 %); codec 21.4 dB.
+Not measured: an idle machine, Python 3.11.
+For :pretrained, of a first try: the codec (120,000 examples, 27 minutes) has 23.5 dB and LPIPS 0.105 on held-out pictures; the
+denoiser was at 4.2 nats per token after 64,000 examples. The default falls to 1.0 with 250 epochs, so count on 900,000.
 
 Schedule `paper`: at T = 100, 90 % of the tokens are masked and 10 % replaced. Skin tones, flags and gendered variants of
 persons are left out in all three.

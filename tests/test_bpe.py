@@ -6,7 +6,8 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vqd_jax.errors import UserError
 from vqd_jax.text.bpe import BytePair

@@ -193,7 +193,7 @@ def test_the_share_of_dropped_captions(params, monkeypatch):
 
 
 def test_encoding_while_training_equals_cached_tokens(params):
-    image = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    image = jnp.asarray(np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8))
     codec_params, codes = jax.jit(CODEC.init)(jax.random.key(0), {"image": image})
     codec = CODEC.weights_of(codec_params, codes)
     tokens = jax.jit(CODEC.encode)(codec, image)

@@ -13,10 +13,10 @@ from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage, to_float, to_uint8
 
 OFF = dict(l1=0.0, l2=0.0, commitment=0.0, lpips=0.0, lpips_examples=0, adversarial=0.0, adversarial_start=0,
            adversarial_adaptive=False)
-MODEL = VQVAE(channels=4, multipliers=(1, 2), residual_blocks=1, attention_resolutions=(), middle_attention=False,
-              resampling="fold", patch_size=1, latent_width=4, code_width=3)
+MODEL = VQVAE(channels=4, multipliers=(1,), residual_blocks=0, attention_resolutions=(), middle_attention=False,
+              resampling="fold", patch_size=2, latent_width=4, code_width=3)
 CRITIC = PatchGAN(width=4, layers=1)
-BATCH = {"image": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)}
+BATCH = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))}
 FROZEN = {"lpips": {"w": jnp.float32(3)}}
 
 
@@ -78,7 +78,8 @@ def test_every_term_and_switch_by_hand(weights, start):
     if not weights.get("adversarial"):
         params = {"vqvae": params["vqvae"]}
     step = 3  # 12 examples seen
-    value, _, metrics, _ = run(make(**weights), params, extra, step)
+    loss = lambda p: make(**weights).loss(p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), None)
+    value, (_, metrics) = jax.jit(loss)(params)
     x, z, q, out, _ = (np.asarray(a, np.float64) for a in forward(params, extra.vectors))
     w = OFF | weights
     rows = w["lpips_examples"] or 4

@@ -52,10 +52,12 @@ def transform(config: ConfigDict, *, training: bool) -> Any:
 
 
 def vqvae_stage(config: ConfigDict) -> VQVAEStage:
-    return VQVAEStage(
-        model=VQVAE(code_width=config.codebook.width, **_with_dtype(config.vqvae)),
-        codebook=Codebook(**config.codebook), discriminator=PatchGAN(**config.discriminator),
-        weights=VQVAELoss(**config.vqvae_loss), batch_size=config.vqvae_train.batch_size)
+    model = VQVAE(code_width=config.codebook.width, **_with_dtype(config.vqvae))
+    if config.data.image_size % model.downsampling:
+        raise UserError(f"data.image_size {config.data.image_size} must be a multiple of {model.downsampling}, "
+                        "the codec's down-factor")
+    return VQVAEStage(model=model, codebook=Codebook(**config.codebook), discriminator=PatchGAN(**config.discriminator),
+                      weights=VQVAELoss(**config.vqvae_loss), batch_size=config.vqvae_train.batch_size)
 
 
 def process(config: ConfigDict) -> MaskAndReplace:
@@ -84,10 +86,7 @@ def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | Clip
 
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
     codec = vqvae_stage(config)
-    side, rest = divmod(config.data.image_size, codec.model.downsampling)
-    if rest:
-        raise UserError(f"data.image_size {config.data.image_size} must be a multiple of {codec.model.downsampling}, "
-                        "the codec's down-factor")
+    side = config.data.image_size // codec.model.downsampling
     encoder = text_encoder(config, tokenizer)
     denoiser = Denoiser(codes=config.codebook.codes, grid=(side, side), T=config.process.T, **_with_dtype(config.denoiser))
     return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=Conditioner(encoder=encoder), codec=codec,

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-
 from vqd_jax.errors import UserError
 from vqd_jax.progress import track
 

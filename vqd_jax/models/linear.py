@@ -8,7 +8,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 
 @jax.custom_vjp

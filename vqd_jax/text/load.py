@@ -5,7 +5,7 @@ A tokenizer has a fixed `length`, so that every batch of captions has one shape 
 
 import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +16,7 @@ from vqd_jax.text import bpe, clip
 KINDS = {bpe.KIND: bpe.BytePair, clip.KIND: clip.ClipTokenizer}
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     length: int
     pad: int

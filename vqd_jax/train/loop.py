@@ -15,8 +15,8 @@ from vqd_jax.data.loader import Loader
 from vqd_jax.errors import UserError
 from vqd_jax.log import Log
 from vqd_jax.progress import bar
-from vqd_jax.sharding import Parallel
 from vqd_jax.shapes import PRNGKey
+from vqd_jax.sharding import Parallel
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step

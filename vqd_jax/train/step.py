@@ -7,8 +7,8 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from vqd_jax.sharding import mean
 from vqd_jax.shapes import PRNGKey
+from vqd_jax.sharding import mean
 from vqd_jax.train.state import State, average
 
 

@@ -1,0 +1,123 @@
+"""Every program of training and sampling lowers for accelerators: no device is needed to find what would not compile there."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqd_jax import build
+from vqd_jax.defaults import defaults
+from vqd_jax.models.lpips import LPIPS
+from vqd_jax.samplers.ancestral import Ancestral
+from vqd_jax.train.optim import Optim
+from vqd_jax.train.state import State
+from vqd_jax.train.step import make_step
+
+ROWS, LENGTH = 2, 5
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def stages(request):
+    """Both stages of a small config in which every term is on, their parameters as shapes, and the dtype."""
+    c = defaults()
+    c.data.image_size = 16
+    c.vqvae.channels, c.vqvae.latent_width, c.vqvae.middle_attention = 8, 8, True
+    c.vqvae.attention_resolutions = (8,)
+    c.codebook.codes, c.codebook.width = 16, 4
+    c.discriminator.width, c.discriminator.layers = 4, 1
+    c.vqvae_loss.lpips = c.vqvae_loss.adversarial = 0.1
+    c.denoiser.layers, c.denoiser.width, c.denoiser.heads, c.denoiser.dropout = 2, 16, 2, 0.1
+    c.learned_text.width, c.learned_text.heads, c.learned_text.length, c.learned_text.vocabulary = 16, 2, LENGTH, 300
+    c.diffusion_loss.adaptive_auxiliary = True
+    c.vqvae.dtype = c.denoiser.dtype = request.param
+    tokenizer = build.BytePair.train(["a red apple"], vocabulary=300, length=LENGTH)
+    codec, stage = build.vqvae_stage(c), build.diffusion_stage(c, tokenizer)
+    trees = {name: jax.eval_shape(s.init, jax.random.key(0), batch()) for name, s in (("vqvae", codec), ("diffusion", stage))}
+    return c, codec, stage, trees
+
+
+def shape(*s, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(s, dtype)
+
+
+def batch():
+    return {"image": shape(ROWS, 16, 16, 3, dtype=jnp.uint8), "text": shape(ROWS, LENGTH, dtype=jnp.int32),
+            "tokens": shape(ROWS, 16, dtype=jnp.int32)}
+
+
+def lower(program, *args):
+    """The module for TPU and CUDA at once; keys travel as their bits."""
+    exported = jax.export.export(jax.jit(program), platforms=("tpu", "cuda"))(*args)
+    assert exported.platforms == ("tpu", "cuda")
+    return exported
+
+
+KEY = shape(2, dtype=jnp.uint32)
+
+
+def check_dtype(exported, dtype, products):
+    """In bfloat16 the large products are, and the results are not."""
+    lines = [line for line in exported.mlir_module().splitlines() if any(f"stablehlo.{p}" in line for p in products)]
+    assert lines
+    half = sum("bf16" in line.split("->")[-1] for line in lines)
+    assert (half >= len(lines) / 2) if dtype == "bfloat16" else half == 0
+    assert all(out.dtype in (jnp.float32, jnp.int32, jnp.uint8) for out in exported.out_avals)
+
+
+@pytest.mark.parametrize("name", ["vqvae", "diffusion"])
+def test_the_training_step(name, stages):
+    c, codec, stage, trees = stages
+    params, extra = trees[name]
+    optimizer = Optim(**c[f"{name}_optim"]).build(100, ROWS)
+    state = State(step=shape(dtype=jnp.int32), params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params),
+                  extra=extra)
+    frozen = {}
+    if name == "vqvae":
+        image = shape(ROWS, 16, 16, 3)
+        frozen = {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
+    step = make_step((codec if name == "vqvae" else stage).loss, optimizer, 0.99)
+    exported = lower(lambda state, frozen, batch, bits: step(state, frozen, batch, jax.random.wrap_key_data(bits)),
+                     state, frozen, batch(), KEY)
+    check_dtype(exported, c.denoiser.dtype, ("convolution",) if name == "vqvae" else ("dot_general",))
+    before, after = jax.tree.leaves(state), exported.out_avals[:len(jax.tree.leaves(state))]
+    assert [(x.shape, x.dtype) for x in before] == [(x.shape, x.dtype) for x in after]
+
+
+@pytest.mark.parametrize("guided,truncated", [(False, False), (True, True)])
+def test_the_sampler(guided, truncated, stages):
+    c, _, stage, trees = stages
+
+    def program(params, bits, ids, scale, temperature, top_p):
+        keys = jax.vmap(jax.random.wrap_key_data)(bits)
+        return stage.sample(params, keys, ids, Ancestral(calls=7), scale, temperature, top_p, guided=guided, truncated=truncated)
+
+    exported = lower(program, trees["diffusion"][0], shape(ROWS, 2, dtype=jnp.uint32), batch()["text"], *[shape()] * 3)
+    check_dtype(exported, c.denoiser.dtype, ("dot_general",))
+    assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]
+    text = exported.mlir_module()
+    assert text.count("stablehlo.dot_general") < 2 * 7 * 2 * 8  # one body for all calls
+
+
+def test_encode_and_decode(stages):
+    c, codec, _, trees = stages
+    weights = jax.eval_shape(codec.weights_of, *trees["vqvae"])
+    encode = lower(codec.encode, weights, batch()["image"])
+    check_dtype(encode, c.vqvae.dtype, ("convolution",))
+    assert [(x.shape, x.dtype) for x in encode.out_avals] == [((ROWS, 16), jnp.int32)]
+    decode = lower(codec.decode, weights, batch()["tokens"])
+    check_dtype(decode, c.vqvae.dtype, ("convolution",))
+    assert [(x.shape, x.dtype) for x in decode.out_avals] == [((ROWS, 16, 16, 3), jnp.uint8)]
+
+
+def test_the_bound(stages):
+    c, _, stage, trees = stages
+    program = lambda params, bits, tokens, ids: stage.bound(params, jax.random.wrap_key_data(bits), tokens, ids, 3)
+    exported = lower(program, trees["diffusion"][0], KEY, batch()["tokens"], batch()["text"])
+    assert [(x.shape, x.dtype) for x in exported.out_avals] == [((ROWS,), jnp.float32)]
+
+
+def test_what_cannot_run_there_is_found():
+    def program(x):
+        return jax.pure_callback(np.sin, x, x)
+
+    with pytest.raises(Exception):  # noqa: B017 - whichever error this version of jax raises
+        lower(program, shape(3)).serialize()

@@ -1,0 +1,108 @@
+"""Tokens are computed once and kept until codec or data change; a killed run leaves nothing that looks finished."""
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vqd_jax.train.tokens import BATCH, cached_tokens
+
+CODEC = {"codes": np.arange(6.0), "vqvae": {"kernel": np.ones((2, 2))}}
+COUNT = BATCH + 9  # a full batch and a part of one
+
+
+@dataclasses.dataclass
+class Pictures:
+    """Picture i is all i."""
+
+    fingerprint: str = "pictures"
+    records: tuple = ()
+    skipped: tuple = ()
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, i):
+        return {"image": np.full((4, 4, 3), i, np.uint8)}
+
+
+class Encode:
+    """Pixel values as tokens; counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images):
+        assert images.shape == (BATCH, 4, 4, 3) and images.dtype == np.uint8
+        self.calls += 1
+        return images[:, :2, 0, 0].astype(np.int64)
+
+
+WANT = np.repeat(np.arange(COUNT)[:, None], 2, 1)
+
+
+def test_every_image_has_its_row_and_the_second_time_nothing_is_computed(tmp_path):
+    encode = Encode()
+    tokens = cached_tokens(tmp_path / "cache", Pictures(), CODEC, encode)
+    np.testing.assert_array_equal(tokens, WANT)
+    assert tokens.dtype == np.int32 and encode.calls == 2
+    again = cached_tokens(tmp_path / "cache", Pictures(), CODEC, encode)
+    np.testing.assert_array_equal(again, WANT)
+    assert encode.calls == 2 and len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["data", "codes", "kernel"])
+def test_another_codec_or_other_data_are_computed_anew(change, tmp_path):
+    encode = Encode()
+    cached_tokens(tmp_path, Pictures(), CODEC, encode)
+    pictures = Pictures(fingerprint="others" if change == "data" else "pictures")
+    codec = {"codes": CODEC["codes"] + (change == "codes"),
+             "vqvae": {"kernel": CODEC["vqvae"]["kernel"] * (1 if change != "kernel" else 1 + 1e-7)}}
+    cached_tokens(tmp_path, pictures, codec, encode)
+    assert encode.calls == 4
+    cached_tokens(tmp_path, Pictures(), CODEC, encode)  # and the first ones are still there
+    assert encode.calls == 4
+
+
+def test_an_interrupted_computation_leaves_nothing(tmp_path):
+    class Interrupted(Encode):
+        def __call__(self, images):
+            if self.calls == 1:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_tokens(tmp_path / "cache", Pictures(), CODEC, Interrupted())
+    assert not list(tmp_path.rglob("*.npy"))
+    np.testing.assert_array_equal(cached_tokens(tmp_path / "cache", Pictures(), CODEC, Encode()), WANT)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_tokens import CODEC, Encode, Pictures
+from vqd_jax.train.tokens import cached_tokens
+
+def half(file, tokens):
+    file.write(b"\\x93NUMPY half of a header")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+np.save = half
+cached_tokens(Path(sys.argv[2]), Pictures(), CODEC, Encode())
+"""
+
+
+def test_a_kill_while_writing_is_never_taken_for_tokens(tmp_path):
+    here = Path(__file__).parent
+    run = subprocess.run([sys.executable, "-c", KILLED, str(here), str(tmp_path)], cwd=here.parent, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(here.parent)})
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert any(p.stat().st_size for p in tmp_path.iterdir()) and not list(tmp_path.glob("*.npy"))
+    np.testing.assert_array_equal(cached_tokens(tmp_path, Pictures(), CODEC, Encode()), WANT)
