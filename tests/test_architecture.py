@@ -23,6 +23,7 @@ ALLOWED = {
     "train": {"diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
     "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding"},
     "pipeline": {"build", "checkpoint", "samplers", "text", "train"},
+    "evaluation": {"build", "pipeline", "eval", "train"},
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vqd_jax import build, evaluate
+from vqd_jax import build, evaluation
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.data.folder import Folder
 from vqd_jax.data.transforms import RandomCrop
@@ -52,7 +52,7 @@ CONSUMERS = {
     "diffusion_optim": (Optim, set(), set()),
     "diffusion_train": (Train, set(), set()),
     "sampling": (programs.sample, {"stage", "weights", "ids", "seed", "first"}, set()),
-    "evaluation": (evaluate.Protocol, set(), set()),
+    "evaluation": (evaluation.Protocol, set(), set()),
     "parallel": (Parallel, set(), set()),
 }
 READ = {"data", "text", "preview", "held_out"}  # read key by key
@@ -108,7 +108,9 @@ def test_nothing_can_be_added_or_change_its_type():
 @pytest.mark.parametrize("section", [s for s in CONSUMERS if s not in ("emoji", "folder", "sampling", "process", "evaluation")])
 def test_an_unknown_key_is_refused_by_the_constructor(section):
     make, given, elsewhere = CONSUMERS[section]
-    fields = {k: v for k, v in defaults()[section].items() if k not in elsewhere}
+    others = dict(size=8, codes=4, grid=(1, 1), T=2)
+    fields = {k: v for k, v in defaults()[section].items() if k not in elsewhere} | {k: others[k] for k in given & others.keys()}
+    make(**fields)
     with pytest.raises(TypeError, match="misspelt"):
         make(**fields, misspelt=1)
 
@@ -158,7 +160,7 @@ def test_every_config_builds(module, variant):
     for training in (True, False):
         assert build.transform(c, training=training).size == c.data.image_size
     assert 1 <= c.sampling.calls <= c.process.T
-    evaluate.Protocol(**c.evaluation)
+    evaluation.Protocol(**c.evaluation)
     with pytest.raises(UserError, match="variant"):
         module.get_config("no_such_variant")
 

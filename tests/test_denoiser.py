@@ -166,8 +166,10 @@ def test_dropout_needs_a_key_and_changes_only_training():
     run = lambda seed, deterministic: model.apply({"params": params}, *inputs(), deterministic=deterministic,
                                                   rngs={"dropout": jax.random.key(seed)})
     run = jax.jit(run, static_argnums=1)
-    np.testing.assert_array_equal(run(0, True), jax.jit(Denoiser(**FIELDS).apply)({"params": params}, *inputs()))
-    assert np.abs(run(0, False) - run(1, False)).max() > 1e-2 and np.abs(run(0, False) - run(0, True)).max() > 1e-2
+    plain = jax.jit(Denoiser(**FIELDS).apply)({"params": params}, *inputs())
+    np.testing.assert_allclose(run(0, True), plain, rtol=1e-4, atol=1e-5)
+    with jax.debug_key_reuse(False):  # flax's own folding of keys is taken for a reuse by jax 0.10
+        assert np.abs(run(0, False) - run(1, False)).max() > 1e-2 and np.abs(run(0, False) - run(0, True)).max() > 1e-2
 
 
 @pytest.mark.parametrize("wrong,sentence", [(dict(time="fourier"), "denoiser.time must be learned or sinusoidal, got 'fourier'"),

@@ -55,11 +55,11 @@ KEY = shape(2, dtype=jnp.uint32)
 
 
 def check_dtype(exported, dtype, products):
-    """In bfloat16 the large products are, and the results are not."""
+    """In bfloat16 the products of the large networks are (text encoder and LPIPS stay float32), and the results are not."""
     lines = [line for line in exported.mlir_module().splitlines() if any(f"stablehlo.{p}" in line for p in products)]
     assert lines
     half = sum("bf16" in line.split("->")[-1] for line in lines)
-    assert (half >= len(lines) / 2) if dtype == "bfloat16" else half == 0
+    assert (half > len(lines) / 3) if dtype == "bfloat16" else half == 0
     assert all(out.dtype in (jnp.float32, jnp.int32, jnp.uint8) for out in exported.out_avals)
 
 

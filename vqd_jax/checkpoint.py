@@ -86,8 +86,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """One item of a step (default: the latest), after its files have been checked against their sums.
 
         With `like`, a tree of arrays or `jax.ShapeDtypeStruct`s, the result has its structure and its shardings;
-        without, it is as stored: nested dicts of NumPy arrays, or the JSON value. Half precision, in which small
-        checkpoints are shipped, comes back as float32.
+        without, it is as stored: nested dicts of NumPy arrays, or the JSON value.
         """
         self.wait()
         finished = self.steps()
@@ -102,8 +101,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise UserError(f"{place} is damaged: {wrong}; delete {directory} to use an earlier step")
         if not self.has(item, step):
             raise UserError(f"{place} has no {item!r}, only {', '.join(_items(directory))}")
-        stored = jax.tree.map(_widen, _read(directory, item))
-        return stored if like is None else _fit(stored, like, f"{item!r} of {place}")
+        stored = _read(directory, item)
+        return stored if like is None else fit(stored, like, f"{item!r} of {place}")
 
     def wait(self) -> None:
         """Return once what was saved is on disk."""
@@ -204,7 +203,7 @@ def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
     return {tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _fit(stored: Any, like: Any, what: str) -> Any:
+def fit(stored: Any, like: Any, what: str) -> Any:
     """The stored leaves in the structure and on the devices of `like`."""
     stored, wanted = _by_path(stored), _by_path(like)
     form = lambda x: (tuple(np.shape(x)), np.dtype(x.dtype) if hasattr(x, "dtype") else np.asarray(x).dtype)
@@ -229,9 +228,10 @@ def _place(value: Any, like: Any) -> Any:
     return jax.make_array_from_callback(np.shape(value), sharding, lambda index: value[index])
 
 
-def _widen(leaf: Any) -> Any:
-    half = isinstance(leaf, np.ndarray) and leaf.dtype.itemsize == 2 and jax.dtypes.issubdtype(leaf.dtype, np.floating)
-    return leaf.astype(np.float32) if half else leaf
+def widen(tree: Any) -> Any:
+    """Half-precision arrays, in which small checkpoints are shipped, as float32."""
+    half = lambda leaf: isinstance(leaf, np.ndarray) and leaf.dtype == np.float16
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if half(leaf) else leaf, tree)
 
 
 def _checkpointer() -> Any:

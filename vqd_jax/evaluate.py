@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from vqd_jax import build, command, pipeline
+from vqd_jax import command, pipeline
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.errors import UserError
-from vqd_jax.eval import features
-from vqd_jax.eval.metrics import bits, kid
-from vqd_jax.eval.retrieval import retrieval
+from vqd_jax.evaluation import SPLITS, Evaluation, Protocol
 from vqd_jax.pictures import grid, save_png
-from vqd_jax.progress import bar
 from vqd_jax.train import stages
-from vqd_jax.train.tokens import cached_tokens
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji; it is not written to.")
 _OUT = flags.DEFINE_string("out", None, "The JSON to write (its picture beside it); results/<workdir's name>.json by default.")
@@ -36,99 +31,6 @@ _GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance scale
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the distribution of x_0.")
 _TOP_P = flags.DEFINE_float("top_p", None, "Nucleus; 1 is everything.")
 _CACHE = flags.DEFINE_string("cache", None, "Where data sets and tokens are built; ~/.cache/vqd_jax/data by default.")
-
-SPLITS = {"seen_cells": "train", "held_out_cells": "held_out_cells"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What is measured, on how much; copied into the result.
-
-    Attributes:
-      name: of the protocol.
-      images: prompts, and pictures, per split, evenly spaced over the split; each prompt is an image's first caption.
-      bound_images, draws: images per split and times per image of the bound.
-      subsets, subset_size: of VGG-KID; a subset has at most half of the pictures.
-      seed: of the pictures' noise and the subsets.
-    """
-
-    name: str
-    images: int
-    bound_images: int
-    draws: int
-    subsets: int
-    subset_size: int
-    seed: int
-
-
-class Evaluation:
-    """A loaded model with its data, and the real pictures' features."""
-
-    def __init__(self, model: pipeline.TextToImage, protocol: Protocol, cache: Path, settings: dict[str, Any]):
-        if model.stage is None:
-            raise UserError("this workdir holds a codec but no denoiser yet: finish training it")
-        self.model, self.protocol, self.settings = model, protocol, settings
-        source = build.source(model.config, cache)
-        self.source = stages.Squares(source, build.transform(model.config, training=False))
-        print(f"decoding {len(source)} real pictures and taking their features", flush=True)
-        self.real = np.stack([self.source[i]["image"] for i in range(len(source))])
-        self.tokens = cached_tokens(cache, self.source, model.codec_weights, model.encode)
-        self.groups = [r.group or r.item for r in source.records]
-        self.styles = [r.style for r in source.records]
-        self.lite0, self.vgg = features.efficientnet_lite0(), features.vgg16()
-        self.gallery = self.lite0(self.real)
-
-    def codec(self) -> dict[str, float]:
-        """Reconstruction of held-out pictures."""
-        evaluate = stages.CodecEvaluation(stage=self.model.codec, source=self.source, transform=lambda image, rng: image,
-                                          folder=None, lpips=True, examples=self.protocol.bound_images)
-        return evaluate(0, self.model.codec_weights)
-
-    def bound(self) -> dict[str, dict[str, float]]:
-        """The variational bound per split, in nats and bits per token."""
-        bound = stages.Bound(stage=self.model.stage, source=self.source, tokens=self.tokens, tokenizer=self.model.tokenizer,
-                             draws=self.protocol.draws)
-        out = {}
-        for name in ("train", "held_out_cells", "held_out_items"):
-            if chosen := stages.spread(stages.indices(self.source, name), self.protocol.bound_images):
-                nats = bound(self.model.weights, chosen)
-                out[name] = {"nats_per_token": nats, "bits_per_token": bits(nats), "images": len(chosen)}
-        return out
-
-    def pictures(self, split: str) -> tuple[dict[str, Any], list[int], np.ndarray] | None:
-        """Scores of generated pictures of a split and their ceiling, and the pictures with the records they should show."""
-        chosen = stages.spread(stages.indices(self.source, split), self.protocol.images)
-        if len(chosen) < 4:
-            return None
-        started = time.perf_counter()
-        made = self._generate(chosen)
-        rate = len(chosen) / (time.perf_counter() - started)
-        rebuilt = self._decode(self.tokens[chosen])
-        return {"generated": self._score(made, chosen), "ceiling": self._score(rebuilt, chosen), "images": len(chosen),
-                "images_per_second": rate}, chosen, made
-
-    def _score(self, images: np.ndarray, chosen: list[int]) -> dict[str, float]:
-        pick = lambda labels: [labels[i] for i in chosen]
-        scores = retrieval(self.lite0(images), pick(self.groups), pick(self.styles), self.gallery, self.groups, self.styles)
-        size = min(self.protocol.subset_size, len(chosen) // 2)
-        mean, std = kid(self.vgg(images), self.vgg(self.real[chosen]), subsets=self.protocol.subsets, subset_size=size,
-                        seed=self.protocol.seed)
-        return scores | {"vgg_kid": mean, "vgg_kid_std": std}
-
-    def _generate(self, chosen: list[int]) -> np.ndarray:
-        prompts, out = [self.source.records[i].captions[0] for i in chosen], []
-        with bar(len(prompts), description="pictures", unit="picture") as progress:
-            for first in range(0, len(prompts), stages.ROWS):
-                part = prompts[first:first + stages.ROWS]
-                padded = part + part[-1:] * (stages.ROWS - len(part))
-                tokens = self.model.tokens(padded, seed=self.protocol.seed, first=first, **self.settings)
-                out.append(self.model.decode(tokens)[:len(part)])
-                progress.update(len(part))
-        return np.concatenate(out)
-
-    def _decode(self, tokens: np.ndarray) -> np.ndarray:
-        return np.concatenate([self.model.decode(tokens[i:i + stages.ROWS]) for i in range(0, len(tokens), stages.ROWS)])
-
 
 def main(argv: Any) -> None:
     if not _WORKDIR.value:

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vqd_jax import build, command, pipeline
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.checkpoint import Checkpoints, widen
 from vqd_jax.errors import UserError
 from vqd_jax.log import Log
 from vqd_jax.pictures import grid, save_png
@@ -117,7 +117,7 @@ class Experiment:
         checkpoints = Checkpoints(self._folder("vqvae"), read_only=True)
         if checkpoints.latest_step() is None:
             raise UserError(f"the diffusion stage needs a codec, and {checkpoints.folder} has none: run the vqvae stage first")
-        return checkpoints.restore("weights")
+        return widen(checkpoints.restore("weights"))
 
     def _folder(self, stage: str) -> Path:
         return pipeline.stage_folder(self.workdir, stage)

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from vqd_jax import build
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.checkpoint import Checkpoints, widen
 from vqd_jax.errors import UserError
 from vqd_jax.text.load import Tokenizer, load_tokenizer
 from vqd_jax.train import programs
@@ -108,4 +108,4 @@ def load(workdir: str | os.PathLike) -> TextToImage:
 
 def _stage(workdir: str | os.PathLike, stage: str, *items: str) -> list[Any]:
     checkpoints = Checkpoints(stage_folder(workdir, stage), read_only=True)
-    return [checkpoints.restore(item) for item in items]
+    return [widen(checkpoints.restore(item)) for item in items]

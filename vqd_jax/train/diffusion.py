@@ -99,7 +99,8 @@ class DiffusionStage:
         """See `train.step.Loss`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
         z_0 = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"])
         keys = example_keys(key, z_0.shape[0], axis)
-        time_keys, noise_keys, drop_keys, dropout_keys = jnp.unstack(jax.vmap(lambda k: jax.random.split(k, 4))(keys), axis=1)
+        branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
+        time_keys, noise_keys, drop_keys, dropout_keys = map(branch, range(4))
         T, w = self.process.T, self.weights
         p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
         t = 1 + jax.vmap(lambda k: jax.random.choice(k, T, p=p))(time_keys)

@@ -10,7 +10,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from clu import parameter_overview
 
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.data.loader import Loader
 from vqd_jax.errors import UserError
 from vqd_jax.log import Log
@@ -101,7 +101,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
                     checkpoints.save(step, {"state": stored, "weights": weights} | items)
                 last = time.perf_counter()
     checkpoints.wait()
-    return weights if weights is not None else checkpoints.restore("weights")
+    return weights if weights is not None else widen(checkpoints.restore("weights"))
 
 
 def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader: Loader, checkpoints: Checkpoints,
@@ -115,7 +115,8 @@ def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader
         return fresh(params, extra)
     if not checkpoints.has("state"):
         print(f"{name}: {checkpoints.folder} holds weights only; the optimizer and its averages start anew", flush=True)
-        stored = checkpoints.restore("weights", like=stage.weights_of(params, extra))
+        what = f"the weights in {checkpoints.folder}"
+        stored = fit(widen(checkpoints.restore("weights")), stage.weights_of(params, extra), what)
         return fresh(*stage.from_weights(stored)).replace(step=np.int32(checkpoints.latest_step()))
     like = fresh(params, extra)
     stored = checkpoints.restore("state", like={"step": like.step, "params": like.params, "opt_state": like.opt_state,
