@@ -79,3 +79,25 @@ def test_weight_decay_shrinks_every_leaf():
 def test_an_unknown_decay_is_one_sentence():
     with pytest.raises(UserError, match="cosine, linear or constant, got 'step'"):
         Optim(**FIELDS | dict(decay="step"))
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (3, 3, 16, 8)])
+def test_muon_turns_the_gradient_of_a_matrix_into_its_nearest_orthogonal_one(shape):
+    keys = jax.random.split(jax.random.key(0), 3)
+    p = {"layer": {"kernel": jax.random.normal(keys[0], shape), "bias": jnp.ones(shape[-1])},
+         "head": {"kernel": jax.random.normal(keys[1], (8, 4))}, "table": {"embedding": jax.random.normal(keys[2], (5, 8))}}
+    fields = FIELDS | dict(decay="constant", warmup=BATCH)
+    both = Optim(**fields, muon=0.5).build(STEPS, BATCH)
+    plain = optax.nadamw(Optim(**fields).schedule(STEPS, BATCH), 0.9, 0.96, weight_decay=0.0)
+    states, g = [both.init(p), plain.init(p)], jax.tree.map(lambda x: 7 * x, p)
+    for _ in range(2):  # the first rate is 0
+        (u, states[0]), (v, states[1]) = (o.update(g, s, p) for o, s in zip((both, plain), states))
+    flat = lambda x: np.asarray(x, np.float64).reshape(-1, shape[-1])
+    left, _, right = np.linalg.svd(flat(g["layer"]["kernel"]), full_matrices=False)
+    scale = 0.2 * max(flat(p["layer"]["kernel"]).shape) ** 0.5 * 0.5
+    inside = left.T @ flat(u["layer"]["kernel"]) @ right.T / -scale  # the identity, up to Newton-Schulz' 0.7 .. 1.2
+    assert ((np.diag(inside) > 0.6) & (np.diag(inside) < 1.3)).all()
+    np.testing.assert_allclose(inside - np.diag(np.diag(inside)), 0, atol=1e-4)
+    for branch, leaf in (("layer", "bias"), ("head", "kernel"), ("table", "embedding")):  # NAdamW
+        np.testing.assert_allclose(u[branch][leaf], v[branch][leaf], rtol=1e-6)
+        assert np.abs(v[branch][leaf]).min() > 0

@@ -83,6 +83,7 @@ def defaults() -> ConfigDict:
         betas=(0.9, 0.99),
         weight_decay=1e-4,               # on every parameter
         clip=1.0,                        # global norm of the gradient; 0 for no limit
+        muon=0.0,                        # peak rate of Muon on the matrices; 0: AdamW on everything
     ))
     c.vqvae_train = ConfigDict(dict(
         examples=50_000,                 # length of the stage
@@ -139,6 +140,7 @@ def defaults() -> ConfigDict:
         betas=(0.9, 0.96),
         weight_decay=0.045,
         clip=0.5,
+        muon=0.0,
     ))
     c.diffusion_train = ConfigDict(dict(
         examples=200_000,

@@ -1,8 +1,14 @@
-"""AdamW with warm-up, decay and clipping by the global norm; lengths are given in examples and converted to steps here."""
+"""AdamW, or Muon on the matrices and NAdamW on the rest, with warm-up, decay and clipping by the global norm.
+
+Lengths are given in examples and converted to steps here.
+"""
 
 import dataclasses
+from typing import Any
 
+import jax
 import optax
+from optax import contrib
 
 from vqd_jax.errors import UserError
 
@@ -15,6 +21,9 @@ class Optim:
       decay: "cosine", "linear" or "constant" after the warm-up.
       betas, weight_decay: of AdamW; the decay acts on every parameter, as in the released training code.
       clip: largest global norm of the gradient; 0 for no limit.
+      muon: peak rate of Muon (Jordan et al. 2024) for the matrices between layers, scaled to updates with AdamW's root
+        mean square of 0.2 (Liu et al. 2025); it shares warm-up, decay and weight decay, and what is not a matrix gets
+        AdamW with Nesterov's momentum. 0: AdamW on everything.
     """
 
     learning_rate: float
@@ -24,19 +33,39 @@ class Optim:
     betas: tuple[float, float]
     weight_decay: float
     clip: float
+    muon: float = 0.0
 
     def __post_init__(self):
         if self.decay not in ("cosine", "linear", "constant"):
             raise UserError(f"the decay of a learning rate must be cosine, linear or constant, got {self.decay!r}")
 
-    def schedule(self, steps: int, batch_size: int) -> optax.Schedule:
+    def schedule(self, steps: int, batch_size: int, peak: float | None = None) -> optax.Schedule:
+        """Learning rate at each step; `peak` instead of `learning_rate`."""
+        peak = self.learning_rate if peak is None else peak
         warmup = min(max(self.warmup // batch_size, 1), steps)
-        rest, end = max(steps - warmup, 1), self.learning_rate * self.final
-        after = {"cosine": optax.cosine_decay_schedule(self.learning_rate, rest, self.final),
-                 "linear": optax.linear_schedule(self.learning_rate, end, rest),
-                 "constant": optax.constant_schedule(self.learning_rate)}[self.decay]
-        return optax.join_schedules([optax.linear_schedule(0, self.learning_rate, warmup), after], [warmup])
+        rest = max(steps - warmup, 1)
+        after = {"cosine": optax.cosine_decay_schedule(peak, rest, self.final),
+                 "linear": optax.linear_schedule(peak, peak * self.final, rest),
+                 "constant": optax.constant_schedule(peak)}[self.decay]
+        return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
 
     def build(self, steps: int, batch_size: int) -> optax.GradientTransformation:
-        adamw = optax.adamw(self.schedule(steps, batch_size), *self.betas, weight_decay=self.weight_decay)
-        return optax.chain(optax.clip_by_global_norm(self.clip), adamw) if self.clip else adamw
+        rate, decay = self.schedule(steps, batch_size), self.weight_decay
+        if self.muon:
+            update = contrib.muon(self.schedule(steps, batch_size, self.muon), weight_decay=decay, consistent_rms=0.2,
+                                  adam_learning_rate=rate, adam_b1=self.betas[0], adam_b2=self.betas[1],
+                                  adam_weight_decay=decay, muon_weight_dimension_numbers=matrices)
+        else:
+            update = optax.adamw(rate, *self.betas, weight_decay=decay)
+        return optax.chain(optax.clip_by_global_norm(self.clip), update) if self.clip else update
+
+
+def matrices(params: Any) -> Any:
+    """Marks what Muon is for: kernels of linear layers and convolutions, without the one that leads to the logits."""
+    def mark(path, x):
+        names = [getattr(entry, "key", None) for entry in path]
+        if names[-1] != "kernel" or "head" in names or x.ndim < 2:
+            return None
+        return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(mark, params)
