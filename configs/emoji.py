@@ -23,6 +23,9 @@ def get_config(variant: str = ""):
     c.emoji.people = False
     c.codebook.decay = 0.97
     c.codebook.restart_every = 25
+    c.vqvae_optim.muon = 3e-3
+    c.diffusion_optim.muon = 4e-3
+    c.diffusion_loss.auxiliary = 0.03
     c.preview.prompts = PROMPTS
     c.sampling.guidance = 2.0
     c.sampling.temperature = 0.9
@@ -47,13 +50,13 @@ def small(c):
     c.vqvae_train.batch_size = 32
     c.vqvae_loss.lpips = 0.3
     c.vqvae_loss.lpips_examples = 8
-    c.vqvae_train.examples = 40_000
+    c.vqvae_train.examples = 32_000
     c.denoiser.layers = 4
     c.denoiser.width = c.learned_text.width = 160
     c.denoiser.heads = c.learned_text.heads = 5
     c.learned_text.vocabulary = 1024
     c.diffusion_train.batch_size = 64
-    c.diffusion_train.examples = 128_000
+    c.diffusion_train.examples = 120_000
     c.diffusion_train.evaluate_every = 64_000
     c.held_out.examples, c.held_out.draws = 128, 2
 
