@@ -65,13 +65,12 @@ def pretrained(c):
     c.vqvae_loss.lpips = 0.3
     c.vqvae_loss.lpips_examples = 8
     c.vqvae_train.batch_size = 32
-    c.vqvae_train.examples = 120_000
+    c.vqvae_train.examples = 128_000
     c.denoiser.layers = 6
     c.denoiser.width = c.learned_text.width = 192
     c.diffusion_train.batch_size = 64
-    c.diffusion_optim.learning_rate = 1.5e-3
-    c.diffusion_train.examples = 240_000
-    c.diffusion_train.evaluate_every = 64_000
+    c.diffusion_train.examples = 300_800
+    c.diffusion_train.evaluate_every = 128_000
     c.held_out.examples, c.held_out.draws = 256, 2
 
 
