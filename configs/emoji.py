@@ -21,6 +21,8 @@ def get_config(variant: str = ""):
     c = defaults()
     c.process.schedule = "paper"
     c.emoji.people = False
+    c.data.drop_words = 0.2
+    c.learned_text.layers = 0  # with words that speak for themselves, unseen pairs of emoji and style come out better
     c.codebook.decay = 0.97
     c.codebook.restart_every = 25
     c.vqvae_optim.muon = 3e-3
@@ -46,7 +48,7 @@ PROMPTS = (
 
 
 def small(c):
-    c.emoji.max_items = 200
+    c.emoji.max_items = 300
     c.vqvae_train.batch_size = 32
     c.vqvae_loss.lpips = 0.3
     c.vqvae_loss.lpips_examples = 8
@@ -54,7 +56,6 @@ def small(c):
     c.denoiser.layers = 4
     c.denoiser.width = c.learned_text.width = 160
     c.denoiser.heads = c.learned_text.heads = 5
-    c.learned_text.vocabulary = 1024
     c.diffusion_train.batch_size = 64
     c.diffusion_train.examples = 120_000
     c.diffusion_train.evaluate_every = 64_000

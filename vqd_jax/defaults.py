@@ -18,6 +18,7 @@ def defaults() -> ConfigDict:
         source="emoji",                  # emoji | folder; its section below has the details
         image_size=32,                   # side of the square images in pixels
         transform="resize",              # resize | crop (random; tokens are then computed during training)
+        drop_words=0.0,                  # probability of leaving out each word of a training caption
         cache="",                        # where built data sets and tokens are kept; "" is <workdir>/cache
     ))
     c.emoji = ConfigDict(dict(

@@ -84,7 +84,7 @@ class Experiment:
             tokens = cached_tokens(self.cache, source, codec, encode)
             online = config.data.transform == "crop"
             loader = stages.pair_loader(self.source, None if online else tokens, self.transform, tokenizer,
-                                        batch_size=train.batch_size, **self.loading)
+                                        drop_words=config.data.drop_words, batch_size=train.batch_size, **self.loading)
             prompts, _ = self.prompts()
             bound = stages.Bound(stage=stage, source=source, tokens=tokens, tokenizer=tokenizer, draws=config.held_out.draws)
             evaluate = stages.DiffusionEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,

@@ -36,16 +36,28 @@ def image_loader(source: Source, transform: Callable, **options: Any) -> Loader:
     return Loader(indices(source, "train"), load=load, **options)
 
 
-def pair_loader(source: Source, tokens: np.ndarray | None, transform: Callable, tokenizer: Tokenizer, **options: Any) -> Loader:
-    """Training captions (one of an image's, at random) with tokens, or with images where there are no tokens."""
+def pair_loader(source: Source, tokens: np.ndarray | None, transform: Callable, tokenizer: Tokenizer, *, drop_words: float = 0.0,
+                **options: Any) -> Loader:
+    """Training captions (one of an image's, at random) with tokens, or with images where there are no tokens.
+
+    `drop_words` is the probability with which each word of a caption is left out; one of them always stays.
+    """
     train = indices(source, "train")
     ids = {i: tokenizer(source.records[i].captions) for i in train}
 
     def load(i, rng):
-        text = ids[i][rng.integers(len(ids[i]))]
+        chosen = rng.integers(len(ids[i]))
+        text = tokenizer([fewer_words(source.records[i].captions[chosen], drop_words, rng)])[0] if drop_words else ids[i][chosen]
         return {"text": text} | ({"image": transform(source[i]["image"], rng)} if tokens is None else {"tokens": tokens[i]})
 
     return Loader(train, load=load, **options)
+
+
+def fewer_words(caption: str, share: float, rng: np.random.Generator) -> str:
+    """The caption without each of its words with probability `share`, but never without all."""
+    words = caption.split()
+    draws = rng.random(len(words))
+    return " ".join(word for word, draw in zip(words, draws) if draw >= share or draw == draws.max())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
