@@ -108,6 +108,29 @@ def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_p
     assert contents(workdir) == before
 
 
+def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
+    workdir = tmp_path / "emoji"
+    shutil.copytree(trained[0], workdir)
+    planned = run("vqd_jax.plan", f"--workdir={workdir}", f"--cache={cache}", "--calls=5", "--images=8", "--points=3")
+    assert "tokens at the 5 calls" in planned.stdout and Image.open(workdir / "diffusion" / "plan.png").size[0] > 300
+    before = contents(workdir)
+    run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a cat AND a dog :0.5", "--negative_prompt=a tree", "--num=2", "--sampler=counts",
+        "--calls=5", "--option=order=halton", "--option=counts=planned", "--ramp", "--guidance_below=0.9", "--top_k=9",
+        f"--trace={tmp_path / 'trace.png'}", f"--out={tmp_path / 'two.png'}")
+    used = json.loads(Image.open(tmp_path / "two.png").text["vqd_jax"])
+    assert used["sampler"] == "counts" and used["order"] == "halton" and used["negative_prompt"] == "a tree" and used["ramp"] is True
+    assert Image.open(tmp_path / "trace.png").size[0] > 5 * 96  # one picture for each call
+    Image.new("RGB", (40, 32), "orange").save(tmp_path / "orange.png")
+    mask = Image.new("L", (40, 32))
+    mask.paste(255, (8, 8, 24, 20))
+    mask.save(tmp_path / "mask.png")
+    run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a dog", "--num=1", f"--init_image={tmp_path / 'orange.png'}",
+        f"--mask={tmp_path / 'mask.png'}", "--extend=0,0,8,4", "--scale=1", f"--out={tmp_path / 'edited.png'}")
+    edited = np.asarray(Image.open(tmp_path / "edited.png").convert("RGB"))
+    orange = (edited == (255, 165, 0)).all(-1)
+    assert orange.sum() >= 40 * 32 - 16 * 12 and contents(workdir) == before
+
+
 def test_evaluation_writes_one_json(trained, cache, tmp_path):
     workdir, _ = trained
     before = contents(workdir)
@@ -157,8 +180,20 @@ BAD = [
     (["sample", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
     (["sample", "--workdir={workdir}", "--prompt=" + "x" * 10_000], "a prompt has 10,000 characters"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--calls=11"], "calls must be in 1..10, got 11"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--temperature=0"], "temperature must be positive"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--temperature=0"], "temperature positive"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--num=0"], "--num=0"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=best"], "--sampler=best"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--option=order"], "--option takes NAME=VALUE"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--option=order=halton"], "the sampler ancestral has no option 'order'"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=eta=1"], "only order, counts, noise, polish"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--calls=65"], "calls must be in 1..64"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=counts=planned"], "there is no plan for the order"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--guidance=1", "--negative_prompt=y"], "a negative prompt acts through guidance"),
+    (["sample", "--workdir={workdir}", "--prompt=x AND  ", "--num=1"], "a prompt is empty"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--mask=m.png"], "--mask needs a picture: give it with --init_image"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--init_image=gone.png"], "there is no picture gone.png"),
+    (["plan", "--workdir={workdir}", "--calls=65"], "a plan for 64 tokens has 1..64 calls, got 65"),
+    (["plan", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "{workdir}"),
     (["sample", "--workdir={workdir}", "--prompt=x", "stray"], "unexpected argument 'stray'"),
     (["sample", "--workdir=tests", "--prompt=x"], "there is no finished checkpoint"),

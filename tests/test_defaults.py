@@ -24,6 +24,10 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.samplers.ancestral import Remask
+from vqd_jax.samplers.counts import Counts
+from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers.released import PriorRule
 from vqd_jax.sharding import Parallel
 from vqd_jax.train import programs
 from vqd_jax.train.diffusion import DiffusionLoss
@@ -51,7 +55,10 @@ CONSUMERS = {
     "diffusion_loss": (DiffusionLoss, set(), set()),
     "diffusion_optim": (Optim, set(), set()),
     "diffusion_train": (Train, set(), set()),
-    "sampling": (programs.sample, {"stage", "weights", "ids", "seed", "first"}, set()),
+    "sampling": (Prediction, set(), {"sampler", "calls"}),
+    "counts": (Counts, {"calls"}, set()),
+    "remask": (Remask, {"calls"}, set()),
+    "prior_rule": (PriorRule, {"calls"}, set()),
     "evaluation": (evaluation.Protocol, set(), set()),
     "parallel": (Parallel, set(), set()),
 }

@@ -11,6 +11,7 @@ from scipy import stats
 
 from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.elbo import bound_term
+from vqd_jax.diffusion.rate import rate_and_auxiliary
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
@@ -18,7 +19,8 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.samplers.ancestral import Ancestral
-from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage, History
+from vqd_jax.samplers.prediction import Switches
+from vqd_jax.train.diffusion import Conditions, DiffusionLoss, DiffusionStage, History
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
 
 K, T, N = 3, 4, 4
@@ -166,6 +168,42 @@ def test_the_loss_is_unbiased(importance, params, exact):
     np.testing.assert_allclose(extra.square[0], (q * bound**2)[0].sum(), rtol=0.1)  # by now the mean square at t = 1
 
 
+@pytest.mark.parametrize("importance", [False, True])
+def test_antithetic_times_are_spread_evenly_and_change_no_mean(importance, params, exact):
+    stage, rows, (q, bound, nll) = make(importance=importance, antithetic=True), 30_000, exact
+    want = (q * (bound + 0.1 * nll)).sum()
+    p = np.asarray(SKEWED.probabilities(), np.float64) if importance else np.full(T, 1 / T)
+    loss, (extra, _) = evaluate(stage, params, {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)}, SKEWED)
+    drawn = np.asarray(extra.count - SKEWED.count)
+    np.testing.assert_allclose(drawn, rows * p / p.sum(), atol=2)  # independent draws would be 60 or more off
+    np.testing.assert_allclose(loss, want, rtol=0.03)
+    first = {int(np.asarray(make(antithetic=True).times(jax.random.key(i), jax.random.split(jax.random.key(0), 2), jnp.full(T, 1 / T), None))[0])
+             for i in range(40)}
+    assert first == set(range(1, T + 1))  # the offset is random
+
+
+@pytest.mark.parametrize("schedule", ["paper", "absorbing"])
+def test_the_loss_in_continuous_time_is_the_integral_of_the_rate(schedule, params):
+    """Over a grid of real times and every state, put together by hand."""
+    stage, states = make(schedule=schedule, continuous=True, auxiliary=0.0), np.array(list(itertools.product(range(K + 1), repeat=N)))
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    rows, want = len(states), 0.0
+    for t in range(1, T + 1):
+        logits = stage.predict(params, jnp.asarray(states), jnp.full(rows, t), tile(IDS, rows), jnp.zeros(rows, bool))
+        for node, weight in zip((nodes + 1) / 2, weights / 2):
+            back = jnp.full(rows, node, jnp.float32)
+            rate, _ = rate_and_auxiliary(stage.process, logits, tile(Z_0, rows), jnp.asarray(states), jnp.full(rows, t), back)
+            real = t - node
+            unmasked, intact = (np.interp(real, np.arange(T + 1), p) for p in (stage.process.unmasked, stage.process.intact))
+            same = states == np.asarray(Z_0)
+            q = np.where(states == K, 1 - unmasked, unmasked * (np.where(same, intact, 0) + (1 - intact) / K)).prod(1)
+            want += weight * (q * np.asarray(rate, np.float64).mean(1)).sum()
+    count = 30_000
+    loss, (_, metrics) = evaluate(stage, params, {"text": tile(IDS, count), "tokens": tile(Z_0, count)})
+    np.testing.assert_allclose(loss, want, rtol=0.05)
+    np.testing.assert_allclose(metrics["bound"], loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
     """Without a head it is log K for every token, times 2 - t / T if adaptive; the counts tell which t were drawn."""
@@ -253,11 +291,17 @@ def test_the_estimate_of_a_row_does_not_depend_on_the_others(params):
 def sample(params):
     stage = make()
 
-    def run(ids, scale=1.0, temperature=1.0, top_p=1.0, *, guided=False, truncated=False, seed=0):
+    def run(ids, scale=1.0, temperature=1.0, top_p=1.0, *, guided=False, truncated=False, seed=0, negative=None, second=None,
+            weight=0.0, sampler=Ancestral(calls=3), **switches):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(ids)))
-        return stage.sample(params, keys, ids, Ancestral(calls=3), scale, temperature, top_p, guided=guided, truncated=truncated)
+        rows = [ids, *([] if second is None else [second]), ids if negative is None else negative]
+        drop = jnp.zeros((len(rows), len(ids)), bool).at[-1].set(negative is None)
+        scales = jnp.full((len(rows) - 1, len(ids)), scale).at[1:].mul(weight)
+        knobs = {"scales": scales, "temperature": temperature, "top_p": top_p}
+        return stage.sample(params, keys, Conditions(jnp.stack(rows), drop), knobs, sampler,
+                            Switches(guided=guided, truncated=truncated, **switches))
 
-    return jax.jit(run, static_argnames=("guided", "truncated"))
+    return jax.jit(run, static_argnames=("guided", "truncated", "ramp", "guidance_below", "top_k", "sampler"))
 
 
 def test_samples_are_codes_and_depend_on_caption_and_noise(sample):
@@ -281,6 +325,35 @@ def test_truncation_and_temperature_reach_the_samples(sample):
     cold, narrow = sample(ids, temperature=1e-4), sample(ids, top_p=1e-6, truncated=True)
     np.testing.assert_array_equal(cold, narrow)  # both leave the mode alone
     assert (cold != sample(ids)).any()
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null(sample):
+    ids, other = batch(64)["text"], batch(64, seed=4)["text"]
+    np.testing.assert_array_equal(sample(ids, 0.0, guided=True, negative=other), sample(other))
+    assert (sample(ids, 3.0, guided=True, negative=other) != sample(ids, 3.0, guided=True)).any()
+
+
+def test_prompts_blend_by_their_weights(sample):
+    ids, other = batch(64)["text"], batch(64, seed=4)["text"]
+    np.testing.assert_array_equal(sample(ids, 2.0, guided=True, second=other), sample(ids, 2.0, guided=True))
+    both = sample(ids, 2.0, guided=True, second=other, weight=1.0)
+    assert (both != sample(ids, 2.0, guided=True)).any() and (both != sample(other, 2.0, guided=True)).any()
+    assert (sample(ids, second=other, weight=1.0) != sample(ids)).any()  # the blend without guidance
+
+
+def test_an_interval_skips_the_passes_outside_of_it(sample, params):
+    """Guidance that never acts is none; and the program without it does not read the null states at all."""
+    ids = batch(64)["text"]
+    np.testing.assert_array_equal(sample(ids, 3.0, guided=True, guidance_below=0.0), sample(ids))
+    assert (sample(ids, 3.0, guided=True, guidance_below=0.6) != sample(ids, 3.0, guided=True)).any()
+    assert (sample(ids, 3.0, guided=True, ramp=True) != sample(ids, 3.0, guided=True)).any()
+    cost = lambda **kw: sample.lower(ids, 3.0, guided=True, sampler=Ancestral(calls=T), **kw).compile().cost_analysis()["flops"]
+    assert cost(guidance_below=0.0) < 0.6 * cost()
+
+
+def test_top_k_of_one_is_the_mode(sample):
+    ids = batch(64)["text"]
+    np.testing.assert_array_equal(sample(ids, top_k=1), sample(ids, temperature=1e-4))
 
 
 # ---- weights

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqd_jax.samplers.prediction import guide, nucleus, temper
+from vqd_jax.errors import UserError
+from vqd_jax.samplers import prediction
+from vqd_jax.samplers.prediction import Prediction, blend, likeliest, nucleus, ramped, temper
 
 
 def logits(scale=1.0, k=50, b=3, n=4, seed=0):
@@ -17,6 +19,11 @@ def probabilities(x):
 
 def one(p):
     return jnp.log(jnp.asarray(p, jnp.float32))[None, None]
+
+
+def guide(x, null, scale):
+    """One prompt."""
+    return prediction.guide(x[None], null, jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (1, x.shape[0])))
 
 
 def test_guidance_by_hand():
@@ -101,3 +108,51 @@ def test_settings_may_be_traced():
         want = nucleus(temper(guide(x, null, s), t), p)
         np.testing.assert_allclose(program(x, null, *map(jnp.float32, settings)), want, rtol=1e-5, atol=1e-5)
     assert program._cache_size() == 1
+
+
+def test_several_prompts_add_their_directions():
+    x, y, null = logits(), logits(seed=1), logits(seed=2)
+    log = jax.nn.log_softmax
+    scales = jnp.array([[2.0, 0.5, 1.0], [1.0, 3.0, 0.0]])
+    got = prediction.guide(jnp.stack([x, y]), null, scales)
+    for i, (a, b) in enumerate(zip(*np.asarray(scales))):
+        want = log(null)[i] + a * (log(x) - log(null))[i] + b * (log(y) - log(null))[i]
+        np.testing.assert_allclose(got[i], want, atol=1e-4)
+    np.testing.assert_allclose(got[2], log(x)[2], atol=1e-5)  # weight 0 and scale 1: the first prompt
+    mean = blend(jnp.stack([x, y]), jnp.array([[3.0] * 3, [1.0] * 3]))
+    np.testing.assert_allclose(mean, 0.75 * log(x) + 0.25 * log(y), atol=1e-5)
+    np.testing.assert_array_equal(blend(x[None], scales[:1]), x)
+
+
+def test_the_ramp_goes_from_one_to_the_scale():
+    scales = jnp.array([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
+    got = ramped(scales, jnp.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(got.sum(0), [1, 2, 3], rtol=1e-6)
+    np.testing.assert_allclose(got[0] / got[1], 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 50, 80])
+def test_the_likeliest_codes_are_those_of_a_sort(count):
+    x = logits(k=50)
+    order = np.argsort(-np.asarray(x), axis=-1)[..., :count]
+    keep = np.zeros(x.shape, bool)
+    np.put_along_axis(keep, order, True, axis=-1)
+    np.testing.assert_array_equal(likeliest(x, count) > -1e3, keep)
+    np.testing.assert_array_equal(np.asarray(likeliest(x, count))[keep], np.asarray(x)[keep])
+
+
+def test_guidance_acts_at_the_calls_of_its_interval():
+    masked = np.array([1.0, 0.7, 0.5, 0.2])
+    switches = Prediction(guidance=3.0, guidance_below=0.6).switches(guided=True)
+    assert switches.guides(masked).tolist() == [False, False, True, True]
+    assert not Prediction().switches(guided=False).guides(masked).any()
+
+
+@pytest.mark.parametrize("fields,sentence", [
+    (dict(temperature=0.0), "temperature positive"), (dict(top_p=0.0), "top_p in"), (dict(top_p=1.1), "top_p in"),
+    (dict(guidance=float("nan")), "guidance must be a number"), (dict(top_k=-1), "top_k must be 0 or more"),
+    (dict(guidance_below=2.0), "guidance_below in"),
+])
+def test_bad_settings_are_one_sentence(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Prediction(**fields)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from vqd_jax.data import emoji, emoji_art, folder, transforms
@@ -19,6 +20,12 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.samplers.counts import Counts
+from vqd_jax.samplers.planner import best_counts, fixed_order_cost, random_order_cost
+from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers.released import PriorRule, ReleasedFast
+from vqd_jax.samplers.run import Sampler
 from vqd_jax.text.bpe import BytePair
 from vqd_jax.text.clip import ClipTokenizer
 from vqd_jax.text.load import Tokenizer
@@ -63,8 +70,35 @@ def vqvae_stage(config: ConfigDict) -> VQVAEStage:
 def process(config: ConfigDict) -> MaskAndReplace:
     make = choose("process.schedule", config.process.schedule,
                   {"paper": schedules.paper, "released": schedules.released, "absorbing": schedules.absorbing,
-                   "uniform": schedules.uniform})
+                   "cosine": schedules.cosine, "uniform": schedules.uniform})
     return make(config.process.T, config.codebook.codes)
+
+
+def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str, np.ndarray] | None = None,
+             options: dict[str, Any] | None = None, **prediction: Any) -> tuple[Sampler, Prediction]:
+    """The sampler of that name, and the treatment of p(x_0), from the keys of config.sampling.
+
+    `options` replace keys of the sampler's own section. `entropy` is what `vqd_jax.plan` measured for each order of
+    `counts`; counts="planned" needs it.
+    """
+    make, section = choose("sampling.sampler", sampler, {
+        "ancestral": (Ancestral, {}), "released_fast": (ReleasedFast, {}), "counts": (Counts, config.counts),
+        "remask": (Remask, config.remask), "prior_rule": (PriorRule, config.prior_rule)})
+    fields = dict(section)
+    for key, value in (options or {}).items():
+        if key not in fields:
+            raise UserError(f"the sampler {sampler} has no option {key!r}" + (f", only {', '.join(fields)}" if fields else ""))
+        fields[key] = value
+    if fields.get("counts") == "planned":
+        fields["counts"] = planned_counts(fields["order"], calls - fields["polish"], entropy)
+    return make(calls=calls, **_tuples(fields)), Prediction(**prediction)
+
+
+def planned_counts(order: str, calls: int, entropy: dict[str, np.ndarray] | None) -> tuple[int, ...]:
+    if not entropy or order not in entropy:
+        raise UserError(f"there is no plan for the order {order!r} in this workdir: make one with python -m vqd_jax.plan")
+    cost = fixed_order_cost if entropy[order].ndim == 2 else random_order_cost
+    return best_counts(cost(entropy[order]), calls)[0]
 
 
 def tokenizer(config: ConfigDict, captions: list[str]) -> Tokenizer:

@@ -4,6 +4,7 @@ Lengths and intervals are in examples seen. Each section goes to one constructor
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -97,7 +98,7 @@ def defaults() -> ConfigDict:
     ))
 
     c.process = ConfigDict(dict(
-        schedule="paper",                # paper (90 % masked, 10 % replaced at the end) | released | absorbing | uniform
+        schedule="paper",                # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine | uniform
         T=100,                           # diffusion steps
     ))
     c.denoiser = ConfigDict(dict(
@@ -132,6 +133,8 @@ def defaults() -> ConfigDict:
         adaptive_auxiliary=False,        # times 2 - t/T
         importance=True,                 # draw t by the history of losses
         drop_caption=0.1,                # share of captions replaced by the null embedding
+        antithetic=False,                # spread the times of a batch evenly
+        continuous=False,                # the bound of continuous time
     ))
     c.diffusion_optim = ConfigDict(dict(
         learning_rate=1e-3,
@@ -154,10 +157,30 @@ def defaults() -> ConfigDict:
     ))
 
     c.sampling = ConfigDict(dict(        # what sample and the pictures use unless told otherwise
+        sampler="ancestral",             # ancestral | counts | remask | released_fast | prior_rule; their sections are below
         calls=25,                        # network calls
         guidance=2.0,                    # 1 is none
+        ramp=False,                      # let the guidance grow as tokens appear
+        guidance_below=1.0,              # guide only while at most this share of the tokens is masked
         temperature=1.0,
-        top_p=1.0,
+        top_p=1.0,                       # the smallest set of codes with this mass; 1 is all
+        top_k=0,                         # the k likeliest codes; 0 is all
+    ))
+    c.counts = ConfigDict(dict(
+        order="random",                  # random | confidence | purity | halton
+        counts="uniform",                # tokens per call: uniform | cosine | planned (by what vqd_jax.plan measured)
+        noise=4.5,                       # of confidence
+        polish=0,                        # last calls that are ancestral
+        polish_from=0.25,                # where they begin, as a share of T
+    ))
+    c.remask = ConfigDict(dict(
+        eta=0.02,                        # share of the largest rate of remasking
+        share=0.5,                       # of the calls, the last ones
+    ))
+    c.prior_rule = ConfigDict(dict(
+        rule=2,                          # 1: even | 2: purity
+        weight=0.0,                      # sharpens by 1 + weight * purity
+        per_call=1024,                   # most tokens that a network call reveals
     ))
     c.preview = ConfigDict(dict(
         pictures=8,                      # of each kind, at every evaluation and at the end
@@ -191,3 +214,18 @@ def with_variant(c: ConfigDict, variant: str, variants: dict[str, Callable[[Conf
         raise UserError(f"this config has no variant {variant!r}; it has {named}")
     variants[variant](c)
     return c
+
+
+def complete(stored: dict[str, Any]) -> ConfigDict:
+    """A config that a checkpoint stores, with the defaults of keys that are younger than it. UserError for unknown keys."""
+    config = defaults()
+    for section, values in stored.items():
+        if section not in config or isinstance(values, dict) and set(values) - set(config[section]):
+            raise UserError(f"the stored config has a section or key in {section!r} that this version does not know")
+        if isinstance(values, dict):
+            with config[section].ignore_type():
+                config[section].update(values)
+        else:
+            with config.ignore_type():
+                config[section] = values
+    return config

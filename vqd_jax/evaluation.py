@@ -40,6 +40,14 @@ class Protocol:
     seed: int
 
 
+def cache(folder: str | None, workdir: Path) -> Path:
+    """Where data sets and tokens are built: `folder` if given, else the workdir's own cache, else the user's."""
+    if folder:
+        return Path(folder)
+    own = workdir / "cache"
+    return own if own.is_dir() else Path.home() / ".cache" / "vqd_jax" / "data"
+
+
 class Evaluation:
     """A loaded model with its data, and the real pictures' features."""
 
@@ -80,13 +88,17 @@ class Evaluation:
         if len(chosen) < 4:
             return None
         started = time.perf_counter()
-        made = self._generate(chosen)
+        made = self.generate(chosen, self.settings)
         rate = len(chosen) / (time.perf_counter() - started)
-        rebuilt = self._decode(self.tokens[chosen])
-        return {"generated": self._score(made, chosen), "ceiling": self._score(rebuilt, chosen), "images": len(chosen),
+        return {"generated": self.score(made, chosen), "ceiling": self.ceiling(chosen), "images": len(chosen),
                 "images_per_second": rate}, chosen, made
 
-    def _score(self, images: np.ndarray, chosen: list[int]) -> dict[str, float]:
+    def ceiling(self, chosen: list[int]) -> dict[str, float]:
+        """Scores of the real pictures after encoding and decoding."""
+        return self.score(self._decode(self.tokens[chosen]), chosen)
+
+    def score(self, images: np.ndarray, chosen: list[int]) -> dict[str, float]:
+        """Retrieval, style accuracy and VGG-KID of pictures of these records."""
         pick = lambda labels: [labels[i] for i in chosen]
         scores = retrieval(self.lite0(images), pick(self.groups), pick(self.styles), self.gallery, self.groups, self.styles)
         size = min(self.protocol.subset_size, len(chosen) // 2)
@@ -94,13 +106,14 @@ class Evaluation:
                         seed=self.protocol.seed)
         return scores | {"vgg_kid": mean, "vgg_kid_std": std}
 
-    def _generate(self, chosen: list[int]) -> np.ndarray:
+    def generate(self, chosen: list[int], settings: dict[str, Any]) -> np.ndarray:
+        """A picture for the first caption of each record."""
         prompts, out = [self.source.records[i].captions[0] for i in chosen], []
         with bar(len(prompts), description="pictures", unit="picture") as progress:
             for first in range(0, len(prompts), stages.ROWS):
                 part = prompts[first:first + stages.ROWS]
                 padded = part + part[-1:] * (stages.ROWS - len(part))
-                tokens = self.model.tokens(padded, seed=self.protocol.seed, first=first, **self.settings)
+                tokens = self.model.tokens(padded, seed=self.protocol.seed, first=first, **settings)
                 out.append(self.model.decode(tokens)[:len(part)])
                 progress.update(len(part))
         return np.concatenate(out)

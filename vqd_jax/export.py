@@ -39,6 +39,8 @@ def main(argv: Any) -> None:
             half = lambda x: x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
             made.save(step, items | {"weights": jax.tree.map(half, items["weights"])}, wait=True)
         shutil.copy(workdir / stage / METRICS, out / stage / METRICS)
+    if (plan := pipeline.plan_file(workdir)).exists():
+        shutil.copy(plan, pipeline.plan_file(out))
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
 

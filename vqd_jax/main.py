@@ -87,8 +87,9 @@ class Experiment:
                                         drop_words=config.data.drop_words, batch_size=train.batch_size, **self.loading)
             prompts, _ = self.prompts()
             bound = stages.Bound(stage=stage, source=source, tokens=tokens, tokenizer=tokenizer, draws=config.held_out.draws)
+            sampler, prediction = build.sampling(config, **config.sampling)
             evaluate = stages.DiffusionEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,
-                                                  prompts=prompts, sampling=dict(config.sampling))
+                                                  prompts=prompts, sampler=sampler, prediction=prediction)
             loop.run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
                 items={"config": _plain(config), "tokenizer": tokenizer.to_json()})

@@ -1,8 +1,11 @@
 """A trained workdir as a function from prompts to images; everything it needs is in the checkpoints."""
 
 import dataclasses
+import math
 import os
-from collections.abc import Sequence
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,14 @@ from ml_collections import ConfigDict
 
 from vqd_jax import build
 from vqd_jax.checkpoint import Checkpoints, widen
+from vqd_jax.defaults import complete
+from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
+from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers.run import Known, Sampler
 from vqd_jax.text.load import Tokenizer, load_tokenizer
 from vqd_jax.train import programs
-from vqd_jax.train.diffusion import DiffusionStage
+from vqd_jax.train.diffusion import Conditions, DiffusionStage
 from vqd_jax.train.vqvae import VQVAEStage
 
 MAX_PROMPT = 1_000  # characters; the text encoders read far fewer
@@ -45,7 +52,8 @@ def check_prompt(prompt: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextToImage:
-    """A trained model; `load` makes one. `config.sampling` has the settings it was meant for."""
+    """A trained model; `load` makes one. `config.sampling` has the settings it was meant for, `entropy` is what
+    `vqd_jax.plan` measured, for planned counts."""
 
     config: ConfigDict
     codec: VQVAEStage
@@ -53,29 +61,70 @@ class TextToImage:
     stage: DiffusionStage | None
     weights: Any
     tokenizer: Tokenizer | None
+    entropy: dict[str, np.ndarray]
 
-    def __call__(self, prompts: Sequence[str], *, seed: int = 0, calls: int | None = None, guidance: float | None = None,
-                 temperature: float | None = None, top_p: float | None = None) -> UInt8[np.ndarray, "b H W 3"]:
-        """One image per prompt; image i depends on (prompt i, seed, i) and the settings, whose defaults are the config's."""
-        return self.decode(self.tokens(prompts, seed=seed, calls=calls, guidance=guidance, temperature=temperature, top_p=top_p))
+    def __call__(self, prompts: Sequence[str], *, seed: int = 0, negative_prompt: str = "",
+                 **settings: Any) -> UInt8[np.ndarray, "b H W 3"]:
+        """One image per prompt; image i depends on (prompt i, seed, i) and the settings.
 
-    def tokens(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, calls: int | None = None,
-               guidance: float | None = None, temperature: float | None = None,
-               top_p: float | None = None) -> Int[np.ndarray, "b n"]:
-        """The tokens of the images; row i uses the noise of image `first` + i."""
+        A prompt may blend several, with weights: "a cat AND a dog :0.5". `settings` are keys of `config.sampling`, such as
+        sampler, calls, guidance, temperature, and options of that sampler, such as order; the others are the config's.
+        """
+        return self.decode(self.tokens(prompts, seed=seed, negative_prompt=negative_prompt, **settings))
+
+    def tokens(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
+               known: Known | None = None, image: Int[np.ndarray, "b n"] | None = None, strength: float = 1.0,
+               trace: bool = False, **settings: Any) -> Any:
+        """The tokens of the images; row i uses the noise of image `first` + i.
+
+        `known` tokens are kept. With `image`, its tokens, sampling begins at the time strength * T. With `trace` returns
+        (tokens, the states after each call (calls, b, n), in which k is [MASK]).
+        """
+        if not 0 < strength <= 1:
+            raise UserError(f"strength must lie in (0, 1], got {strength:g}")
+        begin = None if strength == 1 else max(round(strength * self.process.T), 1)
+        sampler, prediction = self.settings(begin=begin, **settings)
+        conditions, scales = self.conditions(prompts, negative_prompt, prediction.guidance)
+        return programs.sample(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
+                               prediction=prediction, known=known, image=None if begin is None else image, begin=begin, trace=trace)
+
+    def watch(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
+              **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
+        """The tokens of `tokens` and their images after each network call, as they come; [MASK] cells are grey."""
+        sampler, prediction = self.settings(**settings)
+        conditions, scales = self.conditions(prompts, negative_prompt, prediction.guidance)
+        for tokens in programs.watch(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
+                                     prediction=prediction):
+            yield tokens, self.decode_partly(tokens)
+
+    @property
+    def process(self) -> MaskAndReplace:
         if self.stage is None:
             raise UserError("this workdir holds a codec but no denoiser yet: finish training it")
-        default = self.config.sampling
-        pick = lambda value, name: default[name] if value is None else value
-        calls, guidance = pick(calls, "calls"), float(pick(guidance, "guidance"))
-        temperature, top_p = float(pick(temperature, "temperature")), float(pick(top_p, "top_p"))
-        if not 1 <= calls <= self.stage.process.T:
-            raise UserError(f"calls must be in 1..{self.stage.process.T}, got {calls}")
-        if not temperature > 0 or not 0 < top_p <= 1 or not np.isfinite([guidance, temperature]).all():
-            raise UserError(f"temperature must be positive and top_p in (0, 1], got {temperature:g} and {top_p:g}")
-        ids = self.tokenizer([check_prompt(p) for p in prompts])
-        return programs.sample(self.stage, self.weights, ids, seed=seed, first=first, calls=calls, guidance=guidance,
-                               temperature=temperature, top_p=top_p)
+        return self.stage.process
+
+    def settings(self, *, begin: int | None = None, **settings: Any) -> tuple[Sampler, Prediction]:
+        """The sampler and the treatment of p(x_0) that `settings` ask for, the config's where they are silent."""
+        asked = {name: value for name, value in settings.items() if value is not None}
+        chosen = dict(self.config.sampling) | {name: asked.pop(name) for name in list(asked) if name in self.config.sampling}
+        if chosen["sampler"] != "counts":
+            if not 1 <= chosen["calls"] <= self.process.T:
+                raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
+            chosen["calls"] = min(chosen["calls"], begin or self.process.T)
+        return build.sampling(self.config, entropy=self.entropy, options=asked, **chosen)
+
+    def conditions(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> tuple[Conditions, np.ndarray]:
+        """The texts of each image and their scales of guidance (p, b)."""
+        if negative_prompt and guidance == 1:
+            raise UserError("a negative prompt acts through guidance, and a guidance of 1 is none: choose another scale")
+        blends = [split_prompt(check_prompt(prompt)) for prompt in prompts]
+        count = max(map(len, blends))
+        padded = [blend + [(blend[0][0], 0.0)] * (count - len(blend)) for blend in blends]
+        rows = [*zip(*padded), [(negative_prompt or "-", 1.0)] * len(blends)]
+        ids = np.stack([self.tokenizer([text for text, _ in row]) for row in rows])
+        drop = np.zeros(ids.shape[:2], bool)
+        drop[-1] = not negative_prompt
+        return Conditions(ids, drop), guidance * np.array([[weight for _, weight in row] for row in rows[:-1]], np.float32)
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
         """Images of the model's size to tokens in [0, k), row by row."""
@@ -89,21 +138,56 @@ class TextToImage:
         return np.asarray(programs.decode(self.codec, self.codec_weights, tokens))
 
 
+    def decode_partly(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
+        """`decode` of tokens of which some are [MASK]: those cells are grey, and shown to the decoder as code 0."""
+        masked = tokens == self.config.codebook.codes
+        side = math.isqrt(tokens.shape[1])
+        cells = masked.reshape(-1, side, side).repeat(self.codec.model.downsampling, 1).repeat(self.codec.model.downsampling, 2)
+        return np.where(cells[..., None], np.uint8(190), self.decode(np.where(masked, 0, tokens)))
+
+
+def split_prompt(prompt: str) -> list[tuple[str, float]]:
+    """"a cat AND a dog :0.5" -> [("a cat", 1.0), ("a dog", 0.5)]."""
+    out = []
+    for part in re.split(r"\bAND\b", prompt):
+        text, weight = re.fullmatch(r"(.*?)(?::\s*(-?\d+(?:\.\d+)?))?\s*", part, re.DOTALL).groups()
+        out.append((check_prompt(text.strip()), float(weight or 1)))
+    if len(out) > 1 and not sum(weight for _, weight in out) > 0:
+        raise UserError(f"the weights of a blend must have a positive sum, got {prompt!r}")
+    return out if len(out) > 1 else [(prompt, 1.0)]
+
+
 def load(workdir: str | os.PathLike) -> TextToImage:
     """The model in a workdir that `vqd_jax.main` made; nothing is written there. UserError if there is none."""
     if not Path(workdir).is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use pretrained/emoji")
     compilation_cache()
     config, codec_weights = _stage(workdir, "vqvae", "config", "weights")
-    config = ConfigDict(config)
+    config = complete(config)
     stage = weights = tokenizer = None
     if Checkpoints(stage_folder(workdir, "diffusion"), read_only=True).latest_step() is not None:
         stored, weights, text = _stage(workdir, "diffusion", "config", "weights", "tokenizer")
-        config, tokenizer = ConfigDict(stored), load_tokenizer(text)
+        config, tokenizer = complete(stored), load_tokenizer(text)
         stage = build.diffusion_stage(config, tokenizer)
     put = lambda tree: jax.tree.map(jnp.asarray, tree)
     return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=put(codec_weights), stage=stage,
-                       weights=put(weights), tokenizer=tokenizer)
+                       weights=put(weights), tokenizer=tokenizer, entropy=read_plan(workdir))
+
+
+def plan_file(workdir: str | os.PathLike) -> Path:
+    """Where `vqd_jax.plan` keeps what it measured."""
+    return Path(workdir) / "diffusion" / "plan.npz"
+
+
+def read_plan(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
+    path = plan_file(workdir)
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"the plan {path} is damaged ({error}): delete it or make it again with python -m vqd_jax.plan") from error
 
 
 def _stage(workdir: str | os.PathLike, stage: str, *items: str) -> list[Any]:

@@ -1,4 +1,8 @@
-"""Pictures from text: `python -m vqd_jax.sample --workdir=DIR --prompt="…" [--prompt="…"] --num=4 --out=FILE.png`."""
+"""Pictures from text: `python -m vqd_jax.sample --workdir=DIR --prompt="…" [--prompt="…"] --num=4 --out=FILE.png`.
+
+With --init_image it changes a picture instead: --mask says where (white is repainted), --strength how much, --extend
+makes it larger.
+"""
 
 import json
 import time
@@ -8,23 +12,26 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from vqd_jax import command
+from vqd_jax import command, sampling_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; may be repeated.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], 'What to draw; may be repeated. "a cat AND a dog :0.5" blends two.')
+_NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from, instead of the learned null.")
 _NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt.", lower_bound=1)
-_CALLS = flags.DEFINE_integer("calls", None, "Network calls, 1..T; the model's own setting by default.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance scale w; 1 is none (the paper's s is w - 1).")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "Below 1: nearer to the most likely tokens.")
-_TOP_P = flags.DEFINE_float("top_p", None, "Draw from the smallest set of tokens with this mass; 1 is all.")
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, prompts and settings: same pictures.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Pictures computed at once.", lower_bound=1)
 _SCALE = flags.DEFINE_integer("scale", 3, "Enlargement of each picture in the file.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "samples.png", "The PNG to write, one row of pictures per prompt.")
+_TRACE = flags.DEFINE_string("trace", None, "A second PNG: the first picture of each prompt after each network call.")
+_INIT = flags.DEFINE_string("init_image", None, "A picture to change: it is scaled to the model's size, or kept if it is larger and "
+                                                "--mask or --extend is given.")
+_MASK = flags.DEFINE_string("mask", None, "A picture of the same size: where it is white, the first one is repainted.")
+_STRENGTH = flags.DEFINE_float("strength", 1.0, "How far back in time the change begins, in (0, 1]; 1 forgets the old content.")
+_EXTEND = flags.DEFINE_list("extend", [], "LEFT,TOP,RIGHT,BOTTOM: pixels to paint around the picture.")
 
 
 def main(argv: Any) -> None:
-    from vqd_jax import pipeline
+    from vqd_jax import editing, pipeline
     from vqd_jax.errors import UserError
     from vqd_jax.pictures import grid, save_png
     from vqd_jax.progress import bar
@@ -34,24 +41,36 @@ def main(argv: Any) -> None:
     if not _PROMPT.value:
         raise UserError('--prompt is missing, for example --prompt="a google style emoji of a red apple"')
     prompts = [pipeline.check_prompt(p) for p in _PROMPT.value]
+    changes = {"--mask": _MASK.value, "--extend": _EXTEND.value, "--strength": _STRENGTH.value != 1}
+    if not _INIT.value and any(changes.values()):
+        raise UserError(f"{next(name for name, value in changes.items() if value)} needs a picture: give it with --init_image")
     started = time.perf_counter()
     model = pipeline.load(_WORKDIR.value)
-    settings = {name: flag.value for name, flag in (("calls", _CALLS), ("guidance", _GUIDANCE), ("temperature", _TEMPERATURE),
-                                                    ("top_p", _TOP_P)) if flag.value is not None}
+    settings = sampling_flags.settings() | ({"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {})
+    model.settings(**{k: v for k, v in settings.items() if k != "negative_prompt"})  # bad ones end here
     wanted = [p for p in prompts for _ in range(_NUM.value)]
-    batch, images = min(_BATCH.value, len(wanted)), []
-    with bar(len(wanted), description="sampling", unit="picture") as progress:
-        for first in range(0, len(wanted), batch):
-            part = wanted[first:first + batch]
-            padded = part + part[-1:] * (batch - len(part))  # one program for all batches
-            tokens = model.tokens(padded, seed=_SEED.value, first=first, **settings)
-            images.append(model.decode(tokens)[:len(part)])
-            progress.update(len(part))
+    if _INIT.value:
+        picture = editing.read(_INIT.value, _MASK.value, _EXTEND.value, model.config.data.image_size)
+        images = editing.paint(model, picture, wanted, seed=_SEED.value, strength=_STRENGTH.value, **settings)
+    else:
+        batch, made = min(_BATCH.value, len(wanted)), []
+        with bar(len(wanted), description="sampling", unit="picture") as progress:
+            for first in range(0, len(wanted), batch):
+                part = wanted[first:first + batch]
+                padded = part + part[-1:] * (batch - len(part))  # one program for all batches
+                tokens = model.tokens(padded, seed=_SEED.value, first=first, **settings)
+                made.append(model.decode(tokens)[:len(part)])
+                progress.update(len(part))
+        images = np.concatenate(made)
     used = {**model.config.sampling, **settings, "seed": _SEED.value, "prompts": prompts, "num": _NUM.value}
     captions = [p if j == 0 else "" for p in prompts for j in range(_NUM.value)]
-    sheet = grid(np.concatenate(images), _NUM.value, captions=captions, scale=_SCALE.value)
-    save_png(_OUT.value, sheet, {"vqd_jax": json.dumps(used)})
+    save_png(_OUT.value, grid(images, _NUM.value, captions=captions, scale=_SCALE.value), {"vqd_jax": json.dumps(used)})
     print(f"{len(wanted)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
+    if _TRACE.value:
+        strip = np.stack([images for _, images in model.watch(prompts, seed=_SEED.value, **settings)], axis=1)
+        captions = [p if j == 0 else "" for p in prompts for j in range(strip.shape[1])]
+        save_png(_TRACE.value, grid(strip.reshape(-1, *strip.shape[2:]), strip.shape[1], captions=captions, scale=_SCALE.value))
+        print(f"after each call: {Path(_TRACE.value)}")
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from vqd_jax.errors import UserError
 from vqd_jax.shapes import PRNGKey, PRNGKeys
@@ -22,8 +23,14 @@ AXIS = "batch"
 
 def example_keys(key: PRNGKey, rows: int, axis: str | None) -> PRNGKeys:
     """A key for each of this device's `rows` examples, by their place in the global batch."""
-    start = 0 if axis is None else jax.lax.axis_index(axis) * rows
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(start + jnp.arange(rows))
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(example_places(rows, axis)[0])
+
+
+def example_places(rows: int, axis: str | None) -> tuple[Int[Array, " rows"], int]:
+    """(the places of this device's `rows` examples in the global batch, the size of that batch)."""
+    if axis is None:
+        return jnp.arange(rows), rows
+    return jax.lax.axis_index(axis) * rows + jnp.arange(rows), rows * jax.lax.axis_size(axis)
 
 
 def mean(tree: Any, axis: str | None) -> Any:

@@ -39,7 +39,7 @@ def bound_and_auxiliary(process: MaskAndReplace, logits: Logits, z_0: Tokens, z_
     at_s, at_t, one = process.between(zero, t - 1), process.between(zero, t), process.between(t - 1, t)
     flat = lambda x: x[:, :, 0]
     logits -= jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    log_norm, log_not_v = _norms(logits, z_t)
+    log_norm, log_not_v = norms(logits, z_t)
     gather = lambda z: jnp.take_along_axis(logits, jnp.minimum(z, k - 1)[..., None], axis=-1)[..., 0] - log_norm
     log_x, log_v = gather(z_0), gather(z_t)
     masked, same = z_t == k, z_t == z_0
@@ -55,7 +55,7 @@ def bound_and_auxiliary(process: MaskAndReplace, logits: Logits, z_0: Tokens, z_
     keep, add = log_a + scale, log_r + scale + log_s
     model_x = jnp.logaddexp(keep + log_x, add)            # log of the model's unnormalised p(z_s = z_0)
     model_v = jnp.logaddexp(keep + log_v + log_r_t - log_stay_t, add)
-    model_sum = _sum_log(logits, log_norm, keep, add)     # over all codes, as if none were special
+    model_sum = sum_log(logits, log_norm, keep, add)     # over all codes, as if none were special
     same_stay, other = jnp.logaddexp(keep, log_r + scale), log_r + scale  # the true log-probabilities
 
     # z_t is [MASK]: it comes off the mask with probability `open`, and lands on z_0 or on any code.
@@ -84,7 +84,7 @@ def bound_and_auxiliary(process: MaskAndReplace, logits: Logits, z_0: Tokens, z_
 
 
 @jax.checkpoint
-def _norms(logits: Logits, z_t: Tokens) -> tuple[PerToken, PerToken]:
+def norms(logits: Logits, z_t: Tokens) -> tuple[PerToken, PerToken]:
     """log sum exp(logits), and log(1 - p_v) from a sum without v: p_v itself may round to 1. Logits are at most 0."""
     e = jnp.exp(logits)
     others = jnp.where(jnp.arange(logits.shape[-1])[None, None] == z_t[..., None], 0.0, e).sum(-1)
@@ -93,7 +93,7 @@ def _norms(logits: Logits, z_t: Tokens) -> tuple[PerToken, PerToken]:
 
 
 @jax.checkpoint
-def _sum_log(logits: Logits, log_norm: PerToken, log_keep: PerToken, log_add: PerToken) -> PerToken:
+def sum_log(logits: Logits, log_norm: PerToken, log_keep: PerToken, log_add: PerToken) -> PerToken:
     """sum_k log(keep * p_k + add)."""
     p = jnp.exp(logits - log_norm[..., None])
     return jnp.log(jnp.maximum(jnp.exp(log_keep)[..., None] * p + jnp.exp(log_add)[..., None], TINY)).sum(-1)

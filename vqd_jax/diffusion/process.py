@@ -84,12 +84,15 @@ class MaskAndReplace:
 
     def diffuse(self, key: PRNGKey, z_0: Tokens, t: Times) -> Tokens:
         """Samples z_t ~ q(z_t | z_0)."""
+        return self.move(key, z_0, self.between(jnp.zeros_like(t), t))
+
+    def move(self, key: PRNGKey, z: Tokens, kernel: Kernel) -> Tokens:
+        """What the kernel makes of codes."""
         fate_key, code_key = jax.random.split(key)
-        kernel = self.between(jnp.zeros_like(t), t)
         replace, mask = self.k * jnp.exp(kernel.log_replace)[..., 0], jnp.exp(kernel.log_mask)[..., 0]
-        fate = jax.random.uniform(fate_key, z_0.shape)  # in this order, what has probability 0 never happens
-        code = jax.random.randint(code_key, z_0.shape, 0, self.k, z_0.dtype)
-        return jnp.where(fate < replace, code, jnp.where(fate < replace + mask, self.k, z_0))
+        fate = jax.random.uniform(fate_key, z.shape)  # in this order, what has probability 0 never happens
+        code = jax.random.randint(code_key, z.shape, 0, self.k, z.dtype)
+        return jnp.where(fate < replace, code, jnp.where(fate < replace + mask, self.k, z))
 
     def reverse(self, logits: Logits, z_t: Tokens, s: Times, t: Times) -> LogProbs:
         """log p(z_s | z_t) = log sum_x q(z_s | z_t, x) p(x | z_t), x over codes.

@@ -24,9 +24,29 @@ def released(T: int, k: int) -> MaskAndReplace:
     return from_probabilities(alpha, 1 - mask, k)
 
 
+def stored(log_alpha: np.ndarray, log_beta: np.ndarray, k: int) -> MaskAndReplace:
+    """The tables of a released checkpoint, its buffers log_cumprod_at and log_cumprod_bt (T + 1,), whose last slot is t = 0.
+
+    They are float32 logs, so what is not masked is taken as alpha + k beta, which keeps its digits, and not as 1 - mask.
+    """
+    if log_alpha.shape != log_beta.shape or log_alpha.ndim != 1 or len(log_alpha) < 2:
+        raise UserError(f"a stored schedule is two tables of T + 1 numbers, got shapes {log_alpha.shape} and {log_beta.shape}")
+    alpha, beta = (np.exp(np.roll(np.asarray(x, np.float64), 1)) for x in (log_alpha, log_beta))
+    if abs(alpha[0] - 1) > 1e-6 or k * beta[0] > 1e-6:
+        raise UserError("the last slot of a stored schedule must be that of clean data: alpha 1 and beta 0")
+    alpha[0], beta[0] = 1, 0
+    falling = np.minimum.accumulate
+    return from_fates(falling(alpha + k * beta), falling(alpha / (alpha + k * beta)), k)
+
+
 def absorbing(T: int, k: int) -> MaskAndReplace:
     """[MASK] with probability t/T, nothing is ever replaced."""
     return from_fates(1 - _ramp(T), np.ones(T + 1), k)
+
+
+def cosine(T: int, k: int) -> MaskAndReplace:
+    """[MASK] with probability sin(pi/2 t/T), nothing is ever replaced: seen from t = T few tokens appear at first (MaskGIT)."""
+    return from_fates(np.append(1 - np.sin(np.pi / 2 * _ramp(T)[:-1]), 0), np.ones(T + 1), k)
 
 
 def uniform(T: int, k: int) -> MaskAndReplace:

@@ -1,14 +1,18 @@
-"""Ancestral sampling in any number of network calls."""
+"""Ancestral sampling in any number of network calls, by the exact posterior; optionally with remasking."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vqd_jax.diffusion.branches import Branches, branches
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
-from vqd_jax.shapes import DenoiseFn, PRNGKeys, Tokens
+from vqd_jax.samplers.draw import draw, uniforms
+from vqd_jax.samplers.run import Stretch, diffused, even_times, noise, run, start_of_process
+from vqd_jax.shapes import Logits, PRNGKeys, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,27 +21,58 @@ class Ancestral:
 
     calls: int
 
-    def __call__(self, keys: PRNGKeys, process: MaskAndReplace, denoise: DenoiseFn, z_T: Tokens) -> Tokens:
-        """Tokens in [0, k); the noise of row i depends on keys[i] and the time only."""
-        if not 1 <= self.calls <= process.T:
-            raise UserError(f"calls must be in 1..{process.T}, got {self.calls}")
-        grid = np.round(np.linspace(process.T, 0, self.calls + 1)).astype(np.int32)
+    __call__ = run
+    start = staticmethod(start_of_process)
+    noised = staticmethod(diffused)
 
-        def step(z_t, times):
-            t, s = (jnp.full(z_t.shape[:1], time) for time in times)
-            log_p = process.reverse(denoise(z_t, t), z_t, s, t)
-            draw = lambda k, log_p: jax.random.categorical(jax.random.fold_in(k, times[0]), log_p)
-            return jax.vmap(draw)(keys, log_p).astype(z_t.dtype), None
-
-        return jax.lax.scan(step, z_T, (grid[:-1], grid[1:]))[0]
+    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
+        return [ancestral_stretch(process, even_times(begin, self.calls))]
 
 
-def start(keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
-    """z_T without an image: each of n tokens is [MASK] with the schedule's final probability, else a uniform code."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remask:
+    """Ancestral steps that also send codes back to [MASK], to be drawn again (ReMDM, Wang et al. 2025).
 
-    def one(key):
-        code_key, mask_key = jax.random.split(jax.random.fold_in(key, process.T + 1))
-        code = jax.random.randint(code_key, (n,), 0, process.k)
-        return jnp.where(jax.random.uniform(mask_key, (n,)) < process.unmasked[-1], code, process.k)
+    Attributes:
+      eta: share of the largest rate that leaves q(z_s | x_0) as it is, in [0, 1]; 0 is `Ancestral`.
+      share: the last share of the calls that do so, in [0, 1].
+    """
 
-    return jax.vmap(one)(keys)
+    calls: int
+    eta: float = 0.02
+    share: float = 0.5
+
+    __call__ = run
+    start = staticmethod(start_of_process)
+    noised = staticmethod(diffused)
+
+    def __post_init__(self):
+        for name in ("eta", "share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"remasking needs {name} in [0, 1], got {getattr(self, name)}")
+
+    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
+        late = np.arange(self.calls) >= self.calls * (1 - self.share)
+        return [ancestral_stretch(process, even_times(begin, self.calls), self.eta * late)]
+
+
+def ancestral_stretch(process: MaskAndReplace, grid: np.ndarray, remasking: np.ndarray | float = 0.0) -> Stretch:
+    """Exact steps over the falling times of `grid`; the network is told the earlier, noisier one."""
+    return Stretch(update=take_branch, times=grid[:-1], numbers=branches(process, grid[1:], grid[:-1], remasking))
+
+
+def take_branch(keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, c: Branches) -> Tokens:
+    """z_s ~ p(z_s | z_t = z) with the coefficients of this step."""
+    k, n = process.k, z.shape[1]
+    c = jax.tree.map(lambda x: jnp.asarray(x, logits.dtype), c)
+    floats, ints = noise(keys, place, 2)
+    u = uniforms(floats, n, 5, logits.dtype)
+    both = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, k * max(k - 1, 1)))(ints).astype(z.dtype)
+    anywhere, elsewhere = both // max(k - 1, 1), both % max(k - 1, 1)
+    elsewhere = jnp.where(elsewhere == z, k - 1, elsewhere)  # uniform over the codes that are not z
+    code, _, (p_own, p_other) = draw(u[:2], logits, exclude=z)
+    jump = c.jump * p_other
+    wander = c.wander_own * p_own + c.wander_other * p_other
+    moved = jnp.where(u[2] < jump, code, jnp.where(u[2] < jump + wander, elsewhere, z))
+    opened = jnp.where(u[3] < c.lands, code, anywhere)
+    return jnp.where(z == k, jnp.where(u[2] < c.remains, z, opened), jnp.where(u[4] < c.remasks, k, moved))

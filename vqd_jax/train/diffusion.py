@@ -5,21 +5,24 @@ by that probability: the expectation is the sum over all times, the bound itself
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
 from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.diffusion.rate import kernel_at, rate_and_auxiliary
 from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
-from vqd_jax.samplers.ancestral import Ancestral, start
-from vqd_jax.samplers.prediction import guide, nucleus, temper
-from vqd_jax.shapes import PRNGKey, PRNGKeys, TextIds, Times, Tokens
-from vqd_jax.sharding import example_keys
+from vqd_jax.samplers.prediction import Switches, blend, guide, ramped
+from vqd_jax.samplers.run import Known, Sampler, run, times
+from vqd_jax.shapes import DenoiseFn, PRNGKey, PRNGKeys, TextIds, Times, Tokens
+from vqd_jax.sharding import example_keys, example_places
 from vqd_jax.train.vqvae import VQVAEStage
 
 
@@ -30,12 +33,17 @@ class DiffusionLoss:
       adaptive_auxiliary: multiply it by 2 - t / T, as the released code does.
       importance: draw t by the history of losses; uniformly otherwise, and until each t has been seen often enough.
       drop_caption: share of captions replaced by the null states.
+      antithetic: spread the times of a batch evenly over their distribution, from one random offset, for less noise.
+      continuous: the bound of continuous time instead of that of T steps: times are real numbers, of which the network is
+        told the next whole one.
     """
 
     auxiliary: float
     adaptive_auxiliary: bool
     importance: bool
     drop_caption: float
+    antithetic: bool = False
+    continuous: bool = False
 
 
 @flax.struct.dataclass
@@ -64,6 +72,16 @@ class History:
             count, total = jax.lax.psum((count, total), axis)
         blend, mean = 0.9 ** count, total / jnp.maximum(count, 1)
         return History(square=blend * self.square + (1 - blend) * mean, count=self.count + count)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """`ids` int (c, b, m): the prompts of each image, and last what guidance leads away from; where `drop` (c, b) is True,
+    the learned null."""
+
+    ids: Any
+    drop: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,11 +121,18 @@ class DiffusionStage:
         time_keys, noise_keys, drop_keys, dropout_keys = map(branch, range(4))
         T, w = self.process.T, self.weights
         p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
-        t = 1 + jax.vmap(lambda k: jax.random.choice(k, T, p=p))(time_keys)
-        z_t = self.diffuse(noise_keys, z_0, t)
+        t = self.times(key, time_keys, p, axis)
+        if w.continuous:
+            back = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(time_keys)
+            move = lambda k, z, *time: self.process.move(k, z[None], kernel_at(self.process, *(x[None] for x in time)))[0]
+            z_t = jax.vmap(move)(noise_keys, z_0, t, back)
+        else:
+            z_t = self.diffuse(noise_keys, z_0, t)
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, w.drop_caption))(drop_keys)
         logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
-        bound, auxiliary = (x.mean(-1) for x in bound_and_auxiliary(self.process, logits, z_0, z_t, t))
+        terms = (rate_and_auxiliary(self.process, logits, z_0, z_t, t, back) if w.continuous
+                 else bound_and_auxiliary(self.process, logits, z_0, z_t, t))
+        bound, auxiliary = (x.mean(-1) for x in terms)
         strength = w.auxiliary * ((2 - t / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
         correction = 1 / p[t - 1]
         loss = ((bound + strength * auxiliary) * correction).mean()
@@ -115,6 +140,16 @@ class DiffusionStage:
         metrics = {"loss": loss, "bound": (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean() / T,
                    "accuracy": hit}
         return loss, (extra.learn(t, jax.lax.stop_gradient(bound), axis), metrics)
+
+    def times(self, key: PRNGKey, keys: PRNGKeys, p: Float[Array, " t"], axis: str | None) -> Times:
+        """A time in 1..T for each of this device's rows, with probabilities p."""
+        T = self.process.T
+        if not self.weights.antithetic:
+            return 1 + jax.vmap(lambda k: jax.random.choice(k, T, p=p))(keys)
+        place, rows = example_places(keys.shape[0], axis)
+        offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))
+        u = (offset + place / rows) % 1
+        return 1 + jnp.minimum(jnp.searchsorted(jnp.cumsum(p), u * p.sum(), side="right"), T - 1).astype(jnp.int32)
 
     def predict(self, params: Any, z_t: Tokens, t: Times, ids: TextIds, drop: Any,
                 dropout_key: PRNGKey | None = None) -> Float[Array, "b n k"]:
@@ -127,24 +162,40 @@ class DiffusionStage:
         """z_t ~ q(z_t | z_0), each row from its own key."""
         return jax.vmap(lambda k, z, u: self.process.diffuse(k, z[None], u[None])[0])(keys, z_0, t)
 
-    def sample(self, params: Any, keys: PRNGKeys, ids: TextIds, sampler: Ancestral, scale: Any, temperature: Any, top_p: Any,
-               *, guided: bool, truncated: bool) -> Tokens:
-        """Tokens for each caption; `guided` and `truncated` say whether scale and top_p are in use, so that they cost nothing else."""
-        b, apply = ids.shape[0], lambda drop: self.conditioner.apply({"params": params["conditioner"]}, ids, drop)
-        text, mask = apply(jnp.zeros(b, bool))
-        if guided:
-            text, mask = (jnp.concatenate(pair) for pair in zip((text, mask), apply(jnp.ones(b, bool))))
+    def sample(self, params: Any, keys: PRNGKeys, conditions: Conditions, knobs: dict[str, Any], sampler: Sampler,
+               switches: Switches, *, z: Tokens | None = None, known: Known | None = None, begin: int | None = None,
+               trace: bool = False) -> Any:
+        """Tokens (b, n) for each image's prompts, as `samplers.run.run` gives them; from the sampler's own start without `z`.
+
+        `knobs`: "scales" (p, b), "temperature" and "top_p".
+        """
+        n = math.prod(self.denoiser.grid)
+        z = sampler.start(keys, self.process, n) if z is None else z
+        told = times(sampler, self.process, n, begin)
+        guided = switches.guides(1 - np.asarray(self.process.unmasked)[told])
+        plain, guiding = (self.denoise(params, conditions, knobs, switches, guided=flag) for flag in (False, True))
+        return run(sampler, keys, self.process, [guiding if g else plain for g in guided], z, known=known, begin=begin, trace=trace)
+
+    def denoise(self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches, *,
+                guided: bool) -> DenoiseFn:
+        """`(z_t, t) -> logits` of x_0 after guidance, temperature and truncation; the texts are encoded once, here."""
+        ids, drop = conditions.ids, conditions.drop
+        ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
+        count = ids.shape[0]
+        text, mask = self.conditioner.apply({"params": params["conditioner"]}, ids.reshape(-1, ids.shape[-1]), drop.reshape(-1))
+        unmasked = jnp.asarray(self.process.unmasked, jnp.float32)
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
+            logits = self.denoiser.apply({"params": params["denoiser"]}, jnp.tile(z_t, (count, 1)), jnp.tile(t, count), text, mask)
+            logits, scales = logits.reshape(count, *z_t.shape, -1), knobs["scales"]
             if guided:
-                z_t, t = jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t])
-            logits = self.denoiser.apply({"params": params["denoiser"]}, z_t, t, text, mask)
-            logits = guide(logits[:b], logits[b:], scale) if guided else logits
-            logits = temper(logits, temperature)
-            return nucleus(logits, top_p) if truncated else logits
+                scales = ramped(scales, unmasked[t]) if switches.ramp else scales
+                logits = guide(logits[:-1], logits[-1], scales)
+            else:
+                logits = blend(logits, scales)
+            return switches.shape(logits, knobs["temperature"], knobs["top_p"])
 
-        h, w = self.denoiser.grid
-        return sampler(keys, self.process, denoise, start(keys, self.process, h * w))
+        return denoise
 
     def bound(self, params: Any, key: PRNGKey, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
         """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws` stratified times a row."""

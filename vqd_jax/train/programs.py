@@ -1,17 +1,22 @@
 """The compiled programs around a trained model: encode, decode, sample, bound. Each is compiled once per shape."""
 
 import functools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.convert.lpips import load_lpips
 from vqd_jax.models.lpips import LPIPS
-from vqd_jax.samplers.ancestral import Ancestral
-from vqd_jax.train.diffusion import DiffusionStage
+from vqd_jax.samplers import run
+from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers.run import Known, Sampler
+from vqd_jax.shapes import PRNGKeys
+from vqd_jax.train.diffusion import Conditions, DiffusionStage
 from vqd_jax.train.vqvae import VQVAEStage, to_float
 
 encode = jax.jit(VQVAEStage.encode, static_argnums=0)
@@ -20,17 +25,60 @@ bound = jax.jit(DiffusionStage.bound, static_argnums=(0, 5))
 lpips = jax.jit(lambda params, x, y: LPIPS().apply({"params": params}, to_float(x), to_float(y)))
 
 
-def sample(stage: DiffusionStage, weights: Any, ids: Int[np.ndarray, "b m"], *, seed: int, first: int = 0, calls: int,
-           guidance: float, temperature: float, top_p: float) -> Int[np.ndarray, "b n"]:
-    """Tokens for each row of text ids; row i uses the noise of image `first` + i of the seed, whatever the batch."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(len(ids)))
-    return np.asarray(_sample(stage, Ancestral(calls=calls), guidance != 1, top_p < 1, weights, keys, ids,
-                              float(guidance), float(temperature), float(top_p)))
+def sample(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
+           sampler: Sampler, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
+           begin: int | None = None, trace: bool = False) -> Any:
+    """Tokens for each row of conditions; row i uses the noise of image `first` + i of the seed, whatever the batch.
+
+    `scales` are those of guidance. With `image` its tokens are noised to the time `begin` and sampling begins there.
+    With `trace` returns (tokens, states (calls, b, n)).
+    """
+    keys = image_keys(seed, first, scales.shape[1])
+    switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
+    knobs = {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature),
+             "top_p": float(prediction.top_p)}
+    out = _sample(stage, sampler, switches, begin, trace, weights, keys, conditions, knobs, image, known)
+    return jax.tree.map(np.asarray, out)
+
+
+def watch(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
+          sampler: Sampler, prediction: Prediction) -> Iterator[Int[np.ndarray, "b n"]]:
+    """The states of `sample` after each call, each as soon as it is there; a program for each kind of call."""
+    keys, n = image_keys(seed, first, scales.shape[1]), math.prod(stage.denoiser.grid)
+    switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
+    knobs = {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature), "top_p": float(prediction.top_p)}
+    guided = switches.guides(1 - np.asarray(stage.process.unmasked)[run.times(sampler, stage.process, n)])
+
+    def one(update, place, z, time, numbers):
+        return _one(stage, update, switches, bool(guided[place]), weights, keys, conditions, knobs, z, place, time, numbers)
+
+    yield from map(np.asarray, run.watch(sampler, stage.process, n, one, sampler.start(keys, stage.process, n)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _sample(stage, sampler, guided, truncated, weights, keys, ids, scale, temperature, top_p):
-    return stage.sample(weights, keys, ids, sampler, scale, temperature, top_p, guided=guided, truncated=truncated)
+def _one(stage, update, switches, guided, weights, keys, conditions, knobs, z, place, time, numbers):
+    denoise = stage.denoise(weights, conditions, knobs, switches, guided=guided)
+    return run.call(update, keys, stage.process, denoise, z, place, time, numbers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cross_entropy(stage: DiffusionStage, weights: Any, z_0: Int[Array, "b n"], ids: Int[Array, "b m"], known: Bool[Array, "b n"],
+                  t: Int[Array, ""]) -> Float[Array, "b n"]:
+    """-log p(x_0) of every token in nats, at time t, when the `known` tokens are seen and the others are [MASK]."""
+    rows = z_0.shape[0]
+    logits = stage.predict(weights, jnp.where(known, z_0, stage.process.k), jnp.full(rows, t), ids, jnp.zeros(rows, bool))
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), z_0[..., None], axis=-1)[..., 0]
+
+
+def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
+    """The keys of the images `first`, `first` + 1, ... of a seed."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _sample(stage, sampler, switches, begin, trace, weights, keys, conditions, knobs, image, known):
+    z = None if image is None else sampler.noised(keys, stage.process, image, begin)
+    return stage.sample(weights, keys, conditions, knobs, sampler, switches, z=z, known=known, begin=begin, trace=trace)
 
 
 @functools.cache

@@ -12,9 +12,11 @@ from vqd_jax.data.loader import Loader, sequential
 from vqd_jax.data.source import Source
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
 from vqd_jax.pictures import grid, save_png, side_by_side
+from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers.run import Sampler
 from vqd_jax.text.load import Tokenizer
 from vqd_jax.train import programs
-from vqd_jax.train.diffusion import DiffusionStage
+from vqd_jax.train.diffusion import Conditions, DiffusionStage
 from vqd_jax.train.vqvae import VQVAEStage
 
 ROWS = 64  # per batch of an evaluation
@@ -124,7 +126,8 @@ class DiffusionEvaluation:
     folder: Path
     examples: int
     prompts: tuple[str, ...]
-    sampling: dict[str, Any]
+    sampler: Sampler
+    prediction: Prediction
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
         values, stage = {}, self.bound.stage
@@ -132,7 +135,10 @@ class DiffusionEvaluation:
             if chosen := spread(indices(self.bound.source, name), self.examples):
                 nats = self.bound(weights, chosen)
                 values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
-        tokens = programs.sample(stage, weights, self.bound.tokenizer(self.prompts), seed=0, **self.sampling)
+        ids, rows = self.bound.tokenizer(self.prompts), len(self.prompts)
+        conditions = Conditions(np.stack([ids, ids]), np.repeat([[False], [True]], rows, axis=1))
+        scales = np.full((1, rows), self.prediction.guidance, np.float32)
+        tokens = programs.sample(stage, weights, conditions, scales, seed=0, sampler=self.sampler, prediction=self.prediction)
         images = np.asarray(programs.decode(stage.codec, self.codec, tokens))
         save_png(self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3))
         return values

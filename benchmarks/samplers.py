@@ -1,0 +1,126 @@
+"""Every sampler at several numbers of calls and temperatures on one trained model: quality and speed, as JSON and a plot.
+
+  python benchmarks/samplers.py --workdir=pretrained/emoji --out=results/samplers.json
+
+The cells that training left out are cut in two by their position: settings are chosen on the first half (validation) and
+reported on the second (test), beside cells that were trained on. The file is written after every row, and rows that are in
+it are not computed again, so the run can be stopped. `--plot` only draws.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vqd_jax import evaluation, pipeline
+from vqd_jax.evaluate import provenance
+from vqd_jax.train import stages
+
+SAMPLERS = {
+    "released_fast": dict(sampler="released_fast"),
+    "prior_rule": dict(sampler="prior_rule"),
+    "ancestral": dict(sampler="ancestral"),
+    "remask": dict(sampler="remask"),
+    "counts": dict(sampler="counts"),
+    "confidence": dict(sampler="counts", order="confidence"),
+    "halton": dict(sampler="counts", order="halton"),
+    "planned": dict(sampler="counts", counts="planned"),
+    "halton planned": dict(sampler="counts", order="halton", counts="planned"),
+    "planned, polished": dict(sampler="counts", counts="planned", polish=0.25),
+}
+CALLS = (4, 8, 16, 25, 50, 100)
+TEMPERATURES = (0.7, 0.9, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="pretrained/emoji")
+    parser.add_argument("--out", type=Path, default=Path("results/samplers.json"))
+    parser.add_argument("--images", type=int, default=128, help="per part: seen, validation and test cells")
+    parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
+    parser.add_argument("--calls", nargs="*", type=int, default=CALLS)
+    parser.add_argument("--temperatures", nargs="*", type=float, default=TEMPERATURES)
+    parser.add_argument("--cache")
+    parser.add_argument("--plot", action="store_true", help="draw what the file holds")
+    args = parser.parse_args()
+    done = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    if not args.plot:
+        measure(args, done)
+    plot(done["rows"], args.out.with_suffix(".png"))
+
+
+def measure(args: argparse.Namespace, done: dict) -> None:
+    model = pipeline.load(args.workdir)
+    protocol = evaluation.Protocol(**dict(model.config.evaluation) | {"images": args.images})
+    scores = evaluation.Evaluation(model, protocol, evaluation.cache(args.cache, Path(args.workdir)), dict(model.config.sampling))
+    held_out = stages.indices(scores.source, "held_out_cells")
+    parts = {"seen": stages.spread(stages.indices(scores.source, "train"), args.images),
+             "validation": stages.spread(held_out[::2], args.images), "test": stages.spread(held_out[1::2], args.images)}
+    done |= {"provenance": provenance(Path(args.workdir)), "protocol": {"images": {k: len(v) for k, v in parts.items()},
+             "seed": protocol.seed, "sampling": dict(model.config.sampling)}}
+    done["ceiling"] = {part: scores.ceiling(chosen) for part, chosen in parts.items()}
+    known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
+    n = int(np.prod(model.stage.denoiser.grid))
+    for name in args.samplers:
+        for calls in args.calls:
+            for temperature in args.temperatures:
+                settings = dict(SAMPLERS[name], calls=calls, temperature=temperature)
+                if settings.get("polish"):
+                    settings["polish"] = max(round(settings["polish"] * calls), 1)
+                too_many = settings["sampler"] == "counts" and calls - settings.get("polish", 0) > n
+                if (name, calls, temperature) in known or too_many:
+                    continue
+                row = {"sampler": name, "calls": calls, "temperature": temperature}
+                scores.generate(parts["seen"][:stages.ROWS], settings)  # compiles
+                for part, chosen in parts.items():
+                    started = time.perf_counter()
+                    made = scores.generate(chosen, settings)
+                    rate = len(chosen) / (time.perf_counter() - started)
+                    row[part] = scores.score(made, chosen) | {"images_per_second": rate}
+                done["rows"].append(row)
+                save(done, args.out)
+                print(f"{name:18} {calls:3} calls  temperature {temperature}: retrieval@1 {row['seen']['retrieval@1']:.3f} seen "
+                      f"{row['test']['retrieval@1']:.3f} test, {row['seen']['images_per_second']:.1f} images/s", flush=True)
+                jax.clear_caches()
+
+
+def save(done: dict, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(done, indent=1) + "\n")
+    part.replace(out)
+
+
+def plot(rows: list[dict], out: Path) -> None:
+    """Quality against calls, each sampler at the temperature that is best for it on validation cells."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
+    panels = (("seen", "retrieval@1"), ("seen", "vgg_kid"), ("test", "retrieval@1"), ("test", "vgg_kid"))
+    for color, name in zip(pyplot.get_cmap("tab10").colors, dict.fromkeys(row["sampler"] for row in rows)):
+        best = {}
+        for row in (row for row in rows if row["sampler"] == name):
+            calls = row["calls"]
+            if calls not in best or row["validation"]["vgg_kid"] < best[calls]["validation"]["vgg_kid"]:
+                best[calls] = row
+        for axis, (part, metric) in zip(axes, panels):
+            axis.plot(sorted(best), [best[calls][part][metric] for calls in sorted(best)], "o-", markersize=4, color=color, label=name)
+    for axis, (part, metric) in zip(axes, panels):
+        axis.set(title=f"{metric.replace('_', '-')}, {part} cells", xlabel="network calls", xscale="log")
+        axis.set_xticks(CALLS, CALLS)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3, linewidth=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.savefig(out, dpi=120, metadata={"Software": "vqd_jax"})
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The measurement behind plans on the shipped model, what is kept of it, and pictures that follow it."""
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vqd_jax import pipeline, plan
+from vqd_jax.errors import UserError
+from vqd_jax.samplers.planner import best_counts, random_order_cost
+
+MODEL = Path(__file__).parents[1] / "pretrained" / "emoji"
+CAPTIONS = ["a google style emoji of a red apple", "a twitter style emoji of a dog", "an openmoji style emoji of a tree"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pipeline.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def entropy(model):
+    tokens = model.tokens(CAPTIONS, calls=10)
+    return plan.measure(model, tokens, CAPTIONS, points=5)
+
+
+def test_knowing_more_makes_tokens_more_certain(entropy):
+    assert entropy["random"].shape == (64,) and entropy["halton"].shape == (64, 64)
+    assert (np.diff(entropy["random"]) <= 0).all() and (np.diff(entropy["halton"], axis=0) <= 0).all()
+    assert 0 < entropy["random"][-1] < entropy["random"][0] < np.log(512) * 2
+
+
+def test_the_first_number_is_the_cross_entropy_without_any_token(model, entropy):
+    """From a pass through the network put together by hand."""
+    tokens = model.tokens(CAPTIONS, calls=10)
+    masked = np.full_like(tokens, 512)
+    logits = np.asarray(model.stage.predict(model.weights, masked, np.full(3, 100), model.tokenizer(CAPTIONS), np.zeros(3, bool)), np.float64)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1)[..., None]
+    want = -np.take_along_axis(log_p, tokens[..., None], axis=-1).mean()
+    np.testing.assert_allclose(entropy["random"][0], want, rtol=1e-3)
+    np.testing.assert_allclose(entropy["halton"][0].mean(), want, rtol=1e-3)
+
+
+def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
+    workdir = tmp_path / "emoji"
+    shutil.copytree(MODEL, workdir)
+    pipeline.plan_file(workdir).unlink(missing_ok=True)
+    bare = pipeline.load(workdir)
+    with pytest.raises(UserError, match="no plan for the order 'random' in this workdir"):
+        bare(["a dog"], sampler="counts", calls=7, counts="planned")
+    np.savez(pipeline.plan_file(workdir), **entropy)
+    planned = pipeline.load(workdir)
+    sampler, _ = planned.settings(sampler="counts", calls=7, counts="planned")
+    assert sampler.counts == best_counts(random_order_cost(entropy["random"]), 7)[0]
+    tokens = planned.tokens(["a dog"], sampler="counts", calls=7, counts="planned", order="halton")
+    assert tokens.shape == (1, 64) and tokens.max() < 512
+    pipeline.plan_file(workdir).write_bytes(b"PK\x03\x04 no more")
+    with pytest.raises(UserError, match="plan.npz is damaged"):
+        pipeline.load(workdir)
+
+
+def test_the_picture_of_a_plan(tmp_path, entropy):
+    pytest.importorskip("matplotlib")
+    plan.draw(entropy, 8, tmp_path / "plan.png")
+    from PIL import Image
+    pixels = np.asarray(Image.open(tmp_path / "plan.png").convert("RGB"))
+    assert pixels.shape[1] > 1000 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50

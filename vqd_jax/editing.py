@@ -1,0 +1,113 @@
+"""Changing pictures: repaint a region of any shape, vary a whole picture, or paint beyond its edges.
+
+Tokens whose cells are kept enter every network call and come out as they were. A canvas larger than the model's pictures
+is painted window by window, the one with the most known cells first.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from vqd_jax.errors import UserError
+from vqd_jax.pipeline import TextToImage
+from vqd_jax.progress import track
+from vqd_jax.samplers.run import Known
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """A picture and where to paint: `image` uint8 (H, W, 3), `repaint` (H, W), True where the picture may change."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    repaint: Bool[np.ndarray, "H W"]
+
+
+def read(init_image: str, mask: str | None, extend: Sequence[str], size: int) -> Canvas:
+    """The canvas that the flags of `sample` describe; UserError where they do not fit together."""
+    picture = _open(init_image).convert("RGB")
+    if (not mask and not extend) or min(picture.size) < size:
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    image = np.asarray(picture)
+    repaint = np.zeros(image.shape[:2], bool)
+    if mask:
+        white = _open(mask).convert("L")
+        if white.size != picture.size:
+            white = white.resize(picture.size, Image.Resampling.NEAREST)
+        repaint = np.asarray(white) > 127
+        if not repaint.any():
+            raise UserError(f"the mask {mask} has no white: nothing would be repainted")
+    if extend:
+        try:
+            left, top, right, bottom = map(int, extend)
+        except ValueError:
+            raise UserError(f"--extend takes four numbers of pixels, LEFT,TOP,RIGHT,BOTTOM, got {','.join(extend)}") from None
+        if min(left, top, right, bottom) < 0 or not max(left, top, right, bottom):
+            raise UserError("--extend takes numbers of pixels that are not negative, and not all 0")
+        around = (top, bottom), (left, right)
+        image = np.pad(image, (*around, (0, 0)), mode="edge")
+        repaint = np.pad(repaint, around, constant_values=True)
+    return Canvas(image, repaint if mask or extend else np.ones_like(repaint))
+
+
+def paint(model: TextToImage, canvas: Canvas, prompts: Sequence[str], *, seed: int = 0, strength: float = 1.0,
+          **settings: Any) -> UInt8[np.ndarray, "b H W 3"]:
+    """The canvas painted once for each prompt; outside of the cells with something to repaint no pixel changes.
+
+    `strength` below 1 begins at the time strength * T from the tokens that are there. Row i has the noise of image i.
+    """
+    size, cell = model.config.data.image_size, model.codec.model.downsampling
+    height, width = canvas.repaint.shape
+    if height < size or width < size or height % cell or width % cell:
+        raise UserError(f"a canvas needs sides of at least {size} pixels in multiples of {cell}, got {width} x {height}")
+    todo = canvas.repaint.reshape(height // cell, cell, width // cell, cell).any((1, 3))  # cells, (h, w)
+    images = np.repeat(canvas.image[None], len(prompts), axis=0)
+    n, side = (size // cell) ** 2, size // cell
+    tokens, painted = np.zeros((len(prompts), *todo.shape), np.int32), np.zeros_like(todo)
+    places = windows(todo, side)
+    for number, (y, x) in enumerate(track(places, len(places), "painting", "window")):
+        rows, columns = slice(y, y + side), slice(x, x + side)
+        pixels = slice(y * cell, (y + side) * cell), slice(x * cell, (x + side) * cell)
+        fresh = todo[rows, columns] & ~painted[rows, columns]
+        here = model.encode(images[:, *pixels]).reshape(-1, side, side)
+        here = np.where(painted[rows, columns], tokens[:, rows, columns], here).reshape(-1, n)
+        keep = np.broadcast_to(~fresh.reshape(1, n), here.shape)
+        made = model.tokens(prompts, seed=seed, first=number * len(prompts), strength=strength,
+                            image=here if strength < 1 else None, known=Known(keep, here), **settings)
+        shown = fresh.repeat(cell, 0).repeat(cell, 1)
+        images[:, *pixels] = np.where(shown[None, ..., None], model.decode(made), images[:, *pixels])
+        tokens[:, rows, columns] = np.where(fresh, made.reshape(-1, side, side), tokens[:, rows, columns])
+        painted[rows, columns] |= fresh
+    return images
+
+
+def windows(todo: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int]]:
+    """Top left cells of windows that cover all of `todo`, at half-window steps, always next the one that knows most."""
+    todo, (height, width) = todo.copy(), todo.shape
+    starts = lambda length: sorted({*range(0, length - side, max(side // 2, 1)), length - side})
+    places = [(y, x) for y in starts(height) for x in starts(width)]
+    out = []
+    while todo.any():
+        open_ = lambda place: todo[place[0]:place[0] + side, place[1]:place[1] + side].sum()
+        best = min((place for place in places if open_(place)), key=open_)
+        todo[best[0]:best[0] + side, best[1]:best[1] + side] = False
+        out.append(best)
+    return out
+
+
+def _open(path: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise UserError(f"there is no picture {path}")
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a picture that can be read ({error})") from error
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture
