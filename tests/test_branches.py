@@ -82,13 +82,14 @@ def test_a_million_draws_have_the_dense_posterior(name):
     numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([s]), np.array([t])))
     step = jax.jit(lambda ks, l, z: take_branch(ks, 3, process, l, z, numbers))
     drawn = step(keys, jnp.broadcast_to(logits, (4, n, k)), jnp.broadcast_to(z, (4, n)))
-    want = np.exp(process.reverse(logits, z, jnp.full(4, s), jnp.full(4, t)).astype(np.float64))[:, 0]
+    want = np.exp(np.asarray(process.reverse(logits, z, jnp.full(4, s), jnp.full(4, t)), np.float64))[:, 0]
     for i in range(4):
         counts, p = np.bincount(np.asarray(drawn[i]), minlength=k + 1), want[i] / want[i].sum()
         rare = p * n < 5
         if rare.any():
             assert counts[rare].sum() < 40
-        assert stats.chisquare(counts[~rare], p[~rare] / p[~rare].sum() * counts[~rare].sum()).pvalue > 1e-4
+        if (~rare).sum() > 1:
+            assert stats.chisquare(counts[~rare], p[~rare] / p[~rare].sum() * counts[~rare].sum()).pvalue > 1e-4
 
 
 def test_the_statistic_can_fail():
@@ -96,6 +97,6 @@ def test_the_statistic_can_fail():
     logits, z = jnp.zeros((1, n, 11)), jnp.zeros((1, n), int)
     numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([7]), np.array([12])))
     drawn = take_branch(jax.random.split(jax.random.key(0), 1), 0, process, logits, z, numbers)
-    wrong = np.exp(process.reverse(logits[:, :1], z[:, :1], jnp.array([6]), jnp.array([12])).astype(np.float64))[0, 0][:-1]
+    wrong = np.exp(np.asarray(process.reverse(logits[:, :1], z[:, :1], jnp.array([6]), jnp.array([12])), np.float64))[0, 0][:-1]
     counts = np.bincount(np.asarray(drawn[0]), minlength=12)[:-1]
     assert stats.chisquare(counts, wrong / wrong.sum() * counts.sum()).pvalue < 1e-4

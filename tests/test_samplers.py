@@ -24,7 +24,7 @@ SAMPLERS = {
     "confidence": lambda calls: Counts(calls=calls, order="confidence"),
     "purity": lambda calls: Counts(calls=calls, order="purity", counts="cosine"),
     "halton": lambda calls: Counts(calls=calls, order="halton"),
-    "polished": lambda calls: Counts(calls=calls, polish=1, polish_from=0.5),
+    "polished": lambda calls: Counts(calls=calls, polish=1, polish_from=0.2),
     "released_fast": lambda calls: ReleasedFast(calls=calls),
     "prior_rule_1": lambda calls: PriorRule(calls=calls, rule=1),
     "prior_rule_2": lambda calls: PriorRule(calls=calls, rule=2, weight=0.5),

@@ -8,14 +8,14 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.shapes import Logits, PRNGKeys, Tokens
 
 PerToken = Float[Array, "b n"]
 
 
-def uniforms(keys: PRNGKeys, n: int, count: int, dtype: jnp.dtype) -> Float[Array, "u b n"]:
+def uniforms(keys: PRNGKeys, n: int, count: int, dtype: DTypeLike) -> Float[Array, "u b n"]:
     """`count` uniform numbers in [0, 1) for each of n tokens; row i from keys[i] alone."""
     return jax.vmap(lambda key: jax.random.uniform(key, (count, n), dtype), out_axes=1)(keys)
 

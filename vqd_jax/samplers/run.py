@@ -88,9 +88,10 @@ def call(update: Update, keys: PRNGKeys, process: MaskAndReplace, denoise: Denoi
     return known.hold(z) if known else z
 
 
-def noise(keys: PRNGKeys, place: Any, count: int) -> PRNGKeys:
-    """`count` keys for each image at the call number `place` (from 0; -1 is before the first), (count, b)."""
-    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, place + 1), count), out_axes=1)(keys)
+def noise(keys: PRNGKeys, place: Any, count: int) -> tuple[PRNGKeys, ...]:
+    """`count` keys for each image at the call number `place` (from 0; -1 is before the first)."""
+    here = jax.vmap(lambda key: jax.random.fold_in(key, place + 1))(keys)
+    return tuple(jax.vmap(lambda key: jax.random.fold_in(key, i))(here) for i in range(count))
 
 
 def watch(sampler: Sampler, process: MaskAndReplace, n: int, one: Callable[..., Tokens], z: Tokens,
