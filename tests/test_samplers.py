@@ -68,6 +68,7 @@ def test_an_oracle_without_masks(name):
 
 def chi_square(tokens, p):
     """The tail probability of the counts; every state without mass must be absent."""
+    p = np.asarray(p, np.float64)
     counts = np.bincount(np.asarray(tokens).ravel(), minlength=len(p))
     assert counts[p < 1e-9].sum() <= 2, (counts, p)
     on = p * counts.sum() > 1
@@ -133,8 +134,7 @@ def test_known_tokens_are_equal_in_the_result(name, seed):
     end, states = sample(sampler, process, denoise, 3, 16, known=known, trace=True)
     for state in (end, *states):
         np.testing.assert_array_equal(np.asarray(state)[known.mask], np.asarray(known.tokens)[known.mask])
-    free = sample(sampler, process, denoise, 3, 16)
-    assert (np.asarray(end) < K).all() and (end != free)[~known.mask].any()
+    assert (np.asarray(end) < K).all() and len(np.unique(np.asarray(end)[~known.mask])) == K
 
 
 def test_a_function_for_each_call():
@@ -233,7 +233,7 @@ class TestReleased:
         _, states = sample(ReleasedFast(calls=11), process, denoise, 4, 4000, trace=True)
         assert abs((np.asarray(states[-2]) == 8).mean() - 0.66) < 0.015
         _, states = sample(Ancestral(calls=25), process, denoise, 4, 4000, trace=True)
-        assert abs((np.asarray(states[-2]) == 8).mean() - 0.04) < 0.01
+        assert abs((np.asarray(states[-2]) == 8).mean() - 0.03) < 0.01
 
     @pytest.mark.parametrize("calls,per_call,left", [(100, 1024, 0), (50, 1024, 10), (25, 1024, 21), (10, 1024, 69), (100, 10, 0)])
     def test_prior_rule_spends_the_released_budgets(self, calls, per_call, left):

@@ -28,7 +28,7 @@ LOG_NONE = -1e30  # score of tokens that are not [MASK]
 class Counts:
     """Attributes:
       calls: network calls, at most the number of tokens (with `polish`, beyond those).
-      order: random; confidence: log p of the drawn code plus falling noise; purity: positions drawn in proportion to
+      order: random; confidence: log p of the drawn code plus noise that falls to 0; purity: positions drawn in proportion to
         their largest p; halton: a fixed low-discrepancy order, rolled for each image; or a tuple with all n positions in their order.
       counts: tokens per call: "uniform", "cosine" (few at first), or a tuple with `calls` - `polish` numbers whose sum is n.
       noise: of `confidence`: Gumbel noise times noise * (1 - j / calls).
@@ -69,7 +69,7 @@ class Counts:
         fraction = 1 - known / n
         times = np.abs(masked[None, 1:] - fraction[:-1, None]).argmin(1) + 1
         reveal = len(times)
-        numbers = {"left": n - known[:-1], "after": n - known[1:], "noise": self.noise * (1 - np.arange(reveal) / reveal)}
+        numbers = {"left": n - known[:-1], "after": n - known[1:], "noise": self.noise * (1 - (np.arange(reveal) + 1) / reveal)}
         stretches = [Stretch(update=self.reveal, times=times.astype(np.int32), numbers=numbers)]
         if self.polish:
             stretches.append(ancestral_stretch(process, even_times(polish_at, self.polish)))
@@ -84,9 +84,10 @@ class Counts:
             return np.append(0, np.cumsum(self.counts))
         if not 1 <= calls <= last - first:
             raise UserError(f"calls must be in 1..{last - first}, so that each reveals a token, got {calls}")
-        way = np.linspace(0, 1, calls + 1)
-        way = way if self.counts == "uniform" else 1 - np.cos(np.pi / 2 * way)
-        known = np.round(first + (last - first) * way).astype(int)
+        even = (last - first) // calls + (np.arange(calls) >= calls - (last - first) % calls)  # the larger numbers come last
+        if self.counts == "uniform":
+            return first + np.append(0, np.cumsum(even))
+        known = np.round(first + (last - first) * (1 - np.cos(np.pi / 2 * np.linspace(0, 1, calls + 1)))).astype(int)
         for j in range(1, calls + 1):                                  # at least one each, and enough left for the rest
             known[j] = min(max(known[j], known[j - 1] + 1), last - calls + j)
         return known
