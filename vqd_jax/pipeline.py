@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,13 @@ class TextToImage:
         ids = self.tokenizer([check_prompt(p) for p in prompts])
         return programs.sample(self.stage, self.weights, ids, seed=seed, first=first, calls=calls, guidance=guidance,
                                temperature=temperature, top_p=top_p)
+
+    def batches(self, prompts: Sequence[str], batch: int, *, seed: int = 0, **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+        """The images of `prompts`, at most `batch` at a time; the last batch is padded, so that one program makes all."""
+        for first in range(0, len(prompts), batch):
+            part = [*prompts[first:first + batch]]
+            padded = part + part[-1:] * (batch - len(part))
+            yield self.decode(self.tokens(padded, seed=seed, first=first, **settings))[:len(part)]
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
         """Images of the model's size to tokens in [0, k), row by row."""

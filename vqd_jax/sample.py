@@ -41,12 +41,9 @@ def main(argv: Any) -> None:
     wanted = [p for p in prompts for _ in range(_NUM.value)]
     batch, images = min(_BATCH.value, len(wanted)), []
     with bar(len(wanted), description="sampling", unit="picture") as progress:
-        for first in range(0, len(wanted), batch):
-            part = wanted[first:first + batch]
-            padded = part + part[-1:] * (batch - len(part))  # one program for all batches
-            tokens = model.tokens(padded, seed=_SEED.value, first=first, **settings)
-            images.append(model.decode(tokens)[:len(part)])
-            progress.update(len(part))
+        for made in model.batches(wanted, batch, seed=_SEED.value, **settings):
+            images.append(made)
+            progress.update(len(made))
     used = {**model.config.sampling, **settings, "seed": _SEED.value, "prompts": prompts, "num": _NUM.value}
     captions = [p if j == 0 else "" for p in prompts for j in range(_NUM.value)]
     sheet = grid(np.concatenate(images), _NUM.value, captions=captions, scale=_SCALE.value)
