@@ -55,29 +55,31 @@ PROMPTS = (
 )
 
 
-def small(c):
-    c.emoji.max_items = 300
+def two_cores(c):
+    """What the variants without an accelerator share."""
     c.vqvae_train.batch_size = 32
     c.vqvae_loss.lpips = 0.3
     c.vqvae_loss.lpips_examples = 8
+    c.diffusion_train.batch_size = 64
+
+
+def small(c):
+    two_cores(c)
+    c.emoji.max_items = 300
     c.vqvae_train.examples = 32_000
     c.denoiser.layers = 4
     c.denoiser.width = c.learned_text.width = 160
     c.denoiser.heads = c.learned_text.heads = 5
-    c.diffusion_train.batch_size = 64
     c.diffusion_train.examples = 120_000
     c.diffusion_train.evaluate_every = 64_000
     c.held_out.examples, c.held_out.draws = 128, 2
 
 
 def pretrained(c):
-    c.vqvae_loss.lpips = 0.3
-    c.vqvae_loss.lpips_examples = 8
-    c.vqvae_train.batch_size = 32
+    two_cores(c)
     c.vqvae_train.examples = 128_000
     c.denoiser.layers = 6
     c.denoiser.width = c.learned_text.width = 192
-    c.diffusion_train.batch_size = 64
     c.diffusion_train.examples = 300_800
     c.diffusion_train.evaluate_every = 128_000
     c.held_out.examples, c.held_out.draws = 256, 2

@@ -79,6 +79,8 @@ def test_weight_decay_shrinks_every_leaf():
 def test_an_unknown_decay_is_one_sentence():
     with pytest.raises(UserError, match="cosine, linear or constant, got 'step'"):
         Optim(**FIELDS | dict(decay="step"))
+    with pytest.raises(UserError, match="the rate of Muon must be positive, or 0 for AdamW on everything, got -1"):
+        Optim(**FIELDS, muon=-1.0)
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (3, 3, 16, 8)])

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from vqd_jax.data.source import Record
+from vqd_jax.errors import UserError
 from vqd_jax.text.bpe import BytePair
 from vqd_jax.train.stages import fewer_words, pair_loader
 
@@ -38,6 +39,12 @@ def test_each_word_is_left_out_with_its_probability_and_in_order(share):
     for some in kept[:200]:
         rest = iter(words)
         assert all(word in rest for word in some)  # a subsequence
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])
+def test_what_is_no_probability_is_one_sentence(share):
+    with pytest.raises(UserError, match=r"data.drop_words is a probability in \[0, 1\), got"):
+        loader(share)
 
 
 def test_the_loader_gives_whole_captions_or_fewer_words_of_them():

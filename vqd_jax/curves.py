@@ -30,7 +30,7 @@ def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("drawing curves needs matplotlib: pip install 'vqd_jax[plots]'") from error
+        raise UserError("drawing curves needs matplotlib: pip install matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

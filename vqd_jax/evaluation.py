@@ -110,12 +110,9 @@ class Evaluation:
         """A picture for the first caption of each record."""
         prompts, out = [self.source.records[i].captions[0] for i in chosen], []
         with bar(len(prompts), description="pictures", unit="picture") as progress:
-            for first in range(0, len(prompts), stages.ROWS):
-                part = prompts[first:first + stages.ROWS]
-                padded = part + part[-1:] * (stages.ROWS - len(part))
-                tokens = self.model.tokens(padded, seed=self.protocol.seed, first=first, **settings)
-                out.append(self.model.decode(tokens)[:len(part)])
-                progress.update(len(part))
+            for images in self.model.batches(prompts, stages.ROWS, seed=self.protocol.seed, **settings):
+                out.append(images)
+                progress.update(len(images))
         return np.concatenate(out)
 
     def _decode(self, tokens: np.ndarray) -> np.ndarray:

@@ -74,8 +74,8 @@ class TextToImage:
 
     def tokens(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
                known: Known | None = None, image: Int[np.ndarray, "b n"] | None = None, strength: float = 1.0,
-               trace: bool = False, **settings: Any) -> Any:
-        """The tokens of the images; row i uses the noise of image `first` + i.
+               trace: bool = False, devices: int = 1, **settings: Any) -> Any:
+        """The tokens of the images; row i uses the noise of image `first` + i. `devices` share the rows equally.
 
         `known` tokens are kept. With `image`, its tokens, sampling begins at the time strength * T. With `trace` returns
         (tokens, the states after each call (calls, b, n), in which k is [MASK]).
@@ -86,7 +86,7 @@ class TextToImage:
         sampler, prediction = self.settings(begin=begin, **settings)
         conditions, scales = self.conditions(prompts, negative_prompt, prediction.guidance)
         return programs.sample(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
-                               prediction=prediction, known=known, image=None if begin is None else image, begin=begin, trace=trace)
+                               prediction=prediction, known=known, image=None if begin is None else image, begin=begin, trace=trace, devices=devices)
 
     def watch(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
               **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
@@ -125,6 +125,17 @@ class TextToImage:
         drop = np.zeros(ids.shape[:2], bool)
         drop[-1] = not negative_prompt
         return Conditions(ids, drop), guidance * np.array([[weight for _, weight in row] for row in rows[:-1]], np.float32)
+
+    def batches(self, prompts: Sequence[str], batch: int, *, seed: int = 0, **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+        """The images of `prompts`, at most `batch` at a time on each local device; one program makes them all.
+
+        The last batch is padded. Image i depends on (prompt i, seed, i, batch) and the settings, not on the number of devices.
+        """
+        devices = min(jax.local_device_count(), -(-len(prompts) // batch))
+        for first in range(0, len(prompts), rows := batch * devices):
+            part = [*prompts[first:first + rows]]
+            padded = part + part[-1:] * (rows - len(part))
+            yield self.decode(self.tokens(padded, seed=seed, first=first, devices=devices, **settings))[:len(part)]
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
         """Images of the model's size to tokens in [0, k), row by row."""

@@ -19,7 +19,7 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], 'What to draw; may be repeated
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from, instead of the learned null.")
 _NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, prompts and settings: same pictures.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Pictures computed at once.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 16, "Pictures computed at once on each device.", lower_bound=1)
 _SCALE = flags.DEFINE_integer("scale", 3, "Enlargement of each picture in the file.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "samples.png", "The PNG to write, one row of pictures per prompt.")
 _TRACE = flags.DEFINE_string("trace", None, "A second PNG: the first picture of each prompt after each network call.")
@@ -53,15 +53,12 @@ def main(argv: Any) -> None:
         picture = editing.read(_INIT.value, _MASK.value, _EXTEND.value, model.config.data.image_size)
         images = editing.paint(model, picture, wanted, seed=_SEED.value, strength=_STRENGTH.value, **settings)
     else:
-        batch, made = min(_BATCH.value, len(wanted)), []
+        batch, images = min(_BATCH.value, len(wanted)), []
         with bar(len(wanted), description="sampling", unit="picture") as progress:
-            for first in range(0, len(wanted), batch):
-                part = wanted[first:first + batch]
-                padded = part + part[-1:] * (batch - len(part))  # one program for all batches
-                tokens = model.tokens(padded, seed=_SEED.value, first=first, **settings)
-                made.append(model.decode(tokens)[:len(part)])
-                progress.update(len(part))
-        images = np.concatenate(made)
+            for made in model.batches(wanted, batch, seed=_SEED.value, **settings):
+                images.append(made)
+                progress.update(len(made))
+        images = np.concatenate(images)
     used = {**model.config.sampling, **settings, "seed": _SEED.value, "prompts": prompts, "num": _NUM.value}
     captions = [p if j == 0 else "" for p in prompts for j in range(_NUM.value)]
     save_png(_OUT.value, grid(images, _NUM.value, captions=captions, scale=_SCALE.value), {"vqd_jax": json.dumps(used)})

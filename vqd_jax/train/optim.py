@@ -38,6 +38,8 @@ class Optim:
     def __post_init__(self):
         if self.decay not in ("cosine", "linear", "constant"):
             raise UserError(f"the decay of a learning rate must be cosine, linear or constant, got {self.decay!r}")
+        if self.muon < 0:
+            raise UserError(f"the rate of Muon must be positive, or 0 for AdamW on everything, got {self.muon:g}")
 
     def schedule(self, steps: int, batch_size: int, peak: float | None = None) -> optax.Schedule:
         """Learning rate at each step; `peak` instead of `learning_rate`."""

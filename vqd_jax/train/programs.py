@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.convert.lpips import load_lpips
@@ -16,6 +17,7 @@ from vqd_jax.samplers import run
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.run import Known, Sampler
 from vqd_jax.shapes import PRNGKeys
+from vqd_jax.sharding import AXIS
 from vqd_jax.train.diffusion import Conditions, DiffusionStage
 from vqd_jax.train.vqvae import VQVAEStage, to_float
 
@@ -27,17 +29,18 @@ lpips = jax.jit(lambda params, x, y: LPIPS().apply({"params": params}, to_float(
 
 def sample(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
            sampler: Sampler, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
-           begin: int | None = None, trace: bool = False) -> Any:
+           begin: int | None = None, trace: bool = False, devices: int = 1) -> Any:
     """Tokens for each row of conditions; row i uses the noise of image `first` + i of the seed, whatever the batch.
 
     `scales` are those of guidance. With `image` its tokens are noised to the time `begin` and sampling begins there.
-    With `trace` returns (tokens, states (calls, b, n)).
+    With `trace` returns (tokens, states (calls, b, n)). With `devices` the rows, a multiple of them, are shared out; each
+    device does what one alone would do with its rows.
     """
     keys = image_keys(seed, first, scales.shape[1])
     switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
     knobs = {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature),
              "top_p": float(prediction.top_p)}
-    out = _sample(stage, sampler, switches, begin, trace, weights, keys, conditions, knobs, image, known)
+    out = _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known)
     return jax.tree.map(np.asarray, out)
 
 
@@ -75,10 +78,20 @@ def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _sample(stage, sampler, switches, begin, trace, weights, keys, conditions, knobs, image, known):
-    z = None if image is None else sampler.noised(keys, stage.process, image, begin)
-    return stage.sample(weights, keys, conditions, knobs, sampler, switches, z=z, known=known, begin=begin, trace=trace)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known):
+    def rows(weights, keys, conditions, knobs, image, known):
+        z = None if image is None else sampler.noised(keys, stage.process, image, begin)
+        return stage.sample(weights, keys, conditions, knobs, sampler, switches, z=z, known=known, begin=begin, trace=trace)
+
+    if devices == 1:
+        return rows(weights, keys, conditions, knobs, image, known)
+    mesh = Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
+    all_, first, second = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+    split = {name: second if name == "scales" else all_ for name in knobs}
+    return jax.shard_map(rows, mesh=mesh, in_specs=(all_, first, second, split, first, first),
+                         out_specs=(first, second) if trace else first, check_vma=False)(
+        weights, keys, conditions, knobs, image, known)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 
 from vqd_jax.data.loader import Loader, sequential
 from vqd_jax.data.source import Source
+from vqd_jax.errors import UserError
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
 from vqd_jax.pictures import grid, save_png, side_by_side
 from vqd_jax.samplers.prediction import Prediction
@@ -44,12 +45,15 @@ def pair_loader(source: Source, tokens: np.ndarray | None, transform: Callable, 
 
     `drop_words` is the probability with which each word of a caption is left out; one of them always stays.
     """
+    if not 0 <= drop_words < 1:
+        raise UserError(f"data.drop_words is a probability in [0, 1), got {drop_words:g}")
     train = indices(source, "train")
-    ids = {i: tokenizer(source.records[i].captions) for i in train}
+    ids = {} if drop_words else {i: tokenizer(source.records[i].captions) for i in train}  # else tokens change with every draw
 
     def load(i, rng):
-        chosen = rng.integers(len(ids[i]))
-        text = tokenizer([fewer_words(source.records[i].captions[chosen], drop_words, rng)])[0] if drop_words else ids[i][chosen]
+        captions = source.records[i].captions
+        chosen = rng.integers(len(captions))
+        text = tokenizer([fewer_words(captions[chosen], drop_words, rng)])[0] if drop_words else ids[i][chosen]
         return {"text": text} | ({"image": transform(source[i]["image"], rng)} if tokens is None else {"tokens": tokens[i]})
 
     return Loader(train, load=load, **options)
