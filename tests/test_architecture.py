@@ -22,7 +22,8 @@ ALLOWED = {
     "eval": {"models", "convert"},
     "train": {"diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
     "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding"},
-    "pipeline": {"build", "checkpoint", "samplers", "text", "train"},
+    "pipeline": {"build", "checkpoint", "defaults", "diffusion", "samplers", "text", "train"},
+    "editing": {"pipeline", "samplers"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
 }
 

@@ -43,7 +43,7 @@ def test_strength_says_how_much_changes(model, picture):
     for strength in (0.1, 0.5, 1.0):
         out = paint(model, everywhere, ["a google style emoji of a red apple"] * 8, strength=strength, calls=10)
         same.append((model.encode(out) == start).mean())
-    assert same[0] > same[1] > same[2] and same[0] > 0.6
+    assert same[0] > 0.6 and same[0] > same[1] >= same[2]
 
 
 def test_a_larger_canvas_is_painted_window_by_window(model, picture):

@@ -2,6 +2,7 @@
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,7 +35,8 @@ def test_the_first_number_is_the_cross_entropy_without_any_token(model, entropy)
     """From a pass through the network put together by hand."""
     tokens = model.tokens(CAPTIONS, calls=10)
     masked = np.full_like(tokens, 512)
-    logits = np.asarray(model.stage.predict(model.weights, masked, np.full(3, 100), model.tokenizer(CAPTIONS), np.zeros(3, bool)), np.float64)
+    logits = np.asarray(model.stage.predict(model.weights, jnp.asarray(masked), jnp.full(3, 100), jnp.asarray(model.tokenizer(CAPTIONS)),
+                                            jnp.zeros(3, bool)), np.float64)
     log_p = logits - np.logaddexp.reduce(logits, axis=-1)[..., None]
     want = -np.take_along_axis(log_p, tokens[..., None], axis=-1).mean()
     np.testing.assert_allclose(entropy["random"][0], want, rtol=1e-3)

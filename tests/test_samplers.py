@@ -1,5 +1,6 @@
 """Every sampler: a perfect denoiser gives the data's distribution as well as it can, an oracle gives the data itself."""
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ def table_denoiser(seed=0):
     return p, lambda z, t: log_p[jnp.broadcast_to(t[:, None], z.shape), z]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("schedule", ["paper", "released", "absorbing", "cosine"])
+@pytest.mark.parametrize("schedule,name", [*(("paper", name) for name in SAMPLERS), *itertools.product(
+    ["released", "absorbing", "cosine"], ["ancestral", "random", "polished"])])
 def test_an_oracle_returns_the_data_at_every_number_of_calls(name, schedule):
     process = getattr(schedules, schedule)(T, K)
     z_0 = jnp.array([[0, 1, 2, 3, 1, 0, 0, 2, 3], [3, 3, 0, 0, 2, 1, 2, 3, 0]])

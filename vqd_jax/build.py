@@ -88,7 +88,7 @@ def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str,
     for key, value in (options or {}).items():
         if key not in fields:
             raise UserError(f"the sampler {sampler} has no option {key!r}" + (f", only {', '.join(fields)}" if fields else ""))
-        fields[key] = value
+        fields[key] = _like(fields[key], value, f"the option {key} of {sampler}")
     if fields.get("counts") == "planned":
         fields["counts"] = planned_counts(fields["order"], calls - fields["polish"], entropy)
     return make(calls=calls, **_tuples(fields)), Prediction(**prediction)
@@ -135,6 +135,14 @@ def _with_dtype(section: ConfigDict) -> dict[str, Any]:
     return fields
 
 
-def _tuples(section: ConfigDict) -> dict[str, Any]:
+def _like(default: Any, value: Any, what: str) -> Any:
+    """The value, if it is of the default's kind; a list of whole numbers may stand for a name."""
+    kind = (str, tuple, list) if isinstance(default, str) else (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, kind) or isinstance(value, bool) and not isinstance(default, bool):
+        raise UserError(f"{what} is like {default!r}, got {value!r}")
+    return value
+
+
+def _tuples(section: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     """The section with lists, as JSON gives them back, as tuples."""
     return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items()}

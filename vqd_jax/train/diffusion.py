@@ -35,7 +35,7 @@ class DiffusionLoss:
       drop_caption: share of captions replaced by the null states.
       antithetic: spread the times of a batch evenly over their distribution, from one random offset, for less noise.
       continuous: the bound of continuous time instead of that of T steps: times are real numbers, of which the network is
-        told the next whole one.
+        told the next whole one. The step from 1 to 0 stays whole: below it the rate of a replaced token has no bound.
     """
 
     auxiliary: float
@@ -123,16 +123,17 @@ class DiffusionStage:
         p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
         t = self.times(key, time_keys, p, axis)
         if w.continuous:
-            back = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(time_keys)
+            back = jnp.where(t > 1, jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(time_keys), 0.0)
             move = lambda k, z, *time: self.process.move(k, z[None], kernel_at(self.process, *(x[None] for x in time)))[0]
             z_t = jax.vmap(move)(noise_keys, z_0, t, back)
         else:
             z_t = self.diffuse(noise_keys, z_0, t)
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, w.drop_caption))(drop_keys)
         logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
-        terms = (rate_and_auxiliary(self.process, logits, z_0, z_t, t, back) if w.continuous
-                 else bound_and_auxiliary(self.process, logits, z_0, z_t, t))
-        bound, auxiliary = (x.mean(-1) for x in terms)
+        bound, auxiliary = bound_and_auxiliary(self.process, logits, z_0, z_t, t)
+        if w.continuous:
+            bound = jnp.where((t > 1)[:, None], rate_and_auxiliary(self.process, logits, z_0, z_t, t, back)[0], bound)
+        bound, auxiliary = bound.mean(-1), auxiliary.mean(-1)
         strength = w.auxiliary * ((2 - t / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
         correction = 1 / p[t - 1]
         loss = ((bound + strength * auxiliary) * correction).mean()
