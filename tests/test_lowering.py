@@ -7,7 +7,12 @@ import pytest
 from vqd_jax import build
 from vqd_jax.defaults import defaults
 from vqd_jax.models.lpips import LPIPS
-from vqd_jax.samplers.ancestral import Ancestral
+from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.samplers.counts import Counts
+from vqd_jax.samplers.prediction import Switches
+from vqd_jax.samplers.released import PriorRule, ReleasedFast
+from vqd_jax.samplers.run import Known
+from vqd_jax.train.diffusion import Conditions
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -82,19 +87,29 @@ def test_the_training_step(name, stages):
     assert [(x.shape, x.dtype) for x in before] == [(x.shape, x.dtype) for x in after]
 
 
-@pytest.mark.parametrize("guided,truncated", [(False, False), (True, True)])
-def test_the_sampler(guided, truncated, stages):
+PLAIN, ALL = Switches(), Switches(guided=True, ramp=True, guidance_below=0.5, truncated=True, top_k=3)
+SAMPLERS = [(Ancestral(calls=7), PLAIN), (Ancestral(calls=7), ALL), (Remask(calls=7), PLAIN), (Counts(calls=7, order="halton"), PLAIN),
+            (Counts(calls=7, order="confidence", polish=2), ALL), (ReleasedFast(calls=7), PLAIN), (PriorRule(calls=7), ALL)]
+
+
+@pytest.mark.parametrize("sampler,switches", SAMPLERS)
+def test_every_sampler(sampler, switches, stages):
     c, _, stage, trees = stages
+    prompts = 3 if switches.guided else 1
 
-    def program(params, bits, ids, scale, temperature, top_p):
+    def program(params, bits, ids, drop, knobs, known):
         keys = jax.vmap(jax.random.wrap_key_data)(bits)
-        return stage.sample(params, keys, ids, Ancestral(calls=7), scale, temperature, top_p, guided=guided, truncated=truncated)
+        return stage.sample(params, keys, Conditions(ids, drop), knobs, sampler, switches, known=known)
 
-    exported = lower(program, trees["diffusion"][0], shape(ROWS, 2, dtype=jnp.uint32), batch()["text"], *[shape()] * 3)
+    conditions = shape(prompts + 1, ROWS, LENGTH, dtype=jnp.int32), shape(prompts + 1, ROWS, dtype=jnp.bool)
+    knobs = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
+    known = Known(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
+    exported = lower(program, trees["diffusion"][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, known)
     check_dtype(exported, c.denoiser.dtype, ("dot_general",))
     assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]
     text = exported.mlir_module()
-    assert text.count("stablehlo.dot_general") < 2 * 7 * 2 * 8  # one body for all calls
+    assert text.count("stablehlo.dot_general") < 2 * 7 * 2 * 8  # one body for all calls of a kind
+    assert "x17x" not in text.replace(f"tensor<17x{c.denoiser.width}x", "")  # no (b, n, k + 1) tensor; k is 16
 
 
 def test_encode_and_decode(stages):
