@@ -12,6 +12,7 @@ error, and so is a command that `shrink` below does not know: what the README sh
                                                         named, a folder with the emoji of one style; compiled unoptimised
   launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
   python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
+  python -m vqd_jax.plan, vqd-plan                      --images=8 --points=3 and the shared data cache
   python -m vqd_jax.sample, vqd-sample                  --num=2
   python -m vqd_jax.curves, .export, vqd-curves, …      as they are
   python blocks                                         as they are
@@ -51,7 +52,7 @@ SMALL = [f"--config.{setting}" for setting in """
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
 SCRIPTS = {f"vqd-{script}": module for script, module in
-           (("train", "main"), *((same, same) for same in ("sample", "evaluate", "curves", "export")))}
+           (("train", "main"), *((same, same) for same in ("sample", "evaluate", "plan", "curves", "export")))}
 
 
 class ReadmeError(Exception):
@@ -139,7 +140,8 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     if name == "main":
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
-    more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"], "curves": [], "export": []}
+    more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
+            "plan": ["--images=8", "--points=3", f"--cache={cache}"], "curves": [], "export": []}
     if name not in more:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     return [*assigned(assignments), *start, *rest, *more[name]]

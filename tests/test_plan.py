@@ -54,6 +54,13 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
     planned = pipeline.load(workdir)
     sampler, _ = planned.settings(sampler="counts", calls=7, counts="planned")
     assert sampler.counts == best_counts(random_order_cost(entropy["random"]), 7)[0]
+    assert planned.settings(sampler="counts", calls=7)[0] == sampler and bare.settings(sampler="counts", calls=7)[0].counts == "uniform"
+    assert planned.settings(sampler="counts", calls=7, begin=50)[0].counts == "uniform"
+    np.savez(tmp_path / "other.npz", random=entropy["random"] ** 2)
+    other = pipeline.load(workdir, tmp_path / "other.npz")
+    assert other.settings(sampler="counts", calls=7)[0].counts == best_counts(random_order_cost(entropy["random"] ** 2), 7)[0]
+    with pytest.raises(UserError, match="there is no plan .*missing.npz"):
+        pipeline.load(workdir, tmp_path / "missing.npz")
     tokens = planned.tokens(["a dog"], sampler="counts", calls=7, counts="planned", order="halton")
     assert tokens.shape == (1, 64) and tokens.max() < 512
     pipeline.plan_file(workdir).write_bytes(b"PK\x03\x04 no more")

@@ -75,11 +75,11 @@ def process(config: ConfigDict) -> MaskAndReplace:
 
 
 def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str, np.ndarray] | None = None,
-             options: dict[str, Any] | None = None, **prediction: Any) -> tuple[Sampler, Prediction]:
+             options: dict[str, Any] | None = None, whole: bool = True, **prediction: Any) -> tuple[Sampler, Prediction]:
     """The sampler of that name, and the treatment of p(x_0), from the keys of config.sampling.
 
     `options` replace keys of the sampler's own section. `entropy` is what `vqd_jax.plan` measured for each order of
-    `counts`; counts="planned" needs it.
+    `counts`; counts="planned" needs it, "auto" uses it for whole pictures.
     """
     make, section = choose("sampling.sampler", sampler, {
         "ancestral": (Ancestral, {}), "released_fast": (ReleasedFast, {}), "counts": (Counts, config.counts),
@@ -89,6 +89,8 @@ def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str,
         if key not in fields:
             raise UserError(f"the sampler {sampler} has no option {key!r}" + (f", only {', '.join(fields)}" if fields else ""))
         fields[key] = _like(fields[key], value, f"the option {key} of {sampler}")
+    if fields.get("counts") == "auto":
+        fields["counts"] = "planned" if whole and entropy and fields["order"] in entropy else "uniform"
     if fields.get("counts") == "planned":
         fields["counts"] = planned_counts(fields["order"], calls - fields["polish"], entropy)
     return make(calls=calls, **_tuples(fields)), Prediction(**prediction)

@@ -168,7 +168,7 @@ def defaults() -> ConfigDict:
     ))
     c.counts = ConfigDict(dict(
         order="random",                  # random | confidence | purity | halton
-        counts="uniform",                # tokens per call: uniform | cosine | planned (by what vqd_jax.plan measured)
+        counts="auto",                   # tokens per call: uniform | cosine | planned (vqd_jax.plan) | auto (planned if there is a plan)
         noise=4.5,                       # of confidence
         polish=0,                        # last calls that are ancestral
         polish_from=0.25,                # where they begin, as a share of T

@@ -32,7 +32,7 @@ def main(argv: Any) -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
     workdir = Path(_WORKDIR.value)
-    model = pipeline.load(workdir)
+    model = pipeline.load(workdir, sampling_flags.PLAN.value)
     out = Path(_OUT.value) if _OUT.value else Path("results") / f"{workdir.resolve().name}.json"
     section = dict(model.config.evaluation) | ({"images": _IMAGES.value} if _IMAGES.value else {})
     protocol = Protocol(**section)

@@ -111,7 +111,7 @@ class TextToImage:
             if not 1 <= chosen["calls"] <= self.process.T:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
             chosen["calls"] = min(chosen["calls"], begin or self.process.T)
-        return build.sampling(self.config, entropy=self.entropy, options=asked, **chosen)
+        return build.sampling(self.config, entropy=self.entropy, options=asked, whole=begin is None, **chosen)
 
     def conditions(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> tuple[Conditions, np.ndarray]:
         """The texts of each image and their scales of guidance (p, b)."""
@@ -168,8 +168,11 @@ def split_prompt(prompt: str) -> list[tuple[str, float]]:
     return out if len(out) > 1 else [(prompt, 1.0)]
 
 
-def load(workdir: str | os.PathLike) -> TextToImage:
-    """The model in a workdir that `vqd_jax.main` made; nothing is written there. UserError if there is none."""
+def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None) -> TextToImage:
+    """The model in a workdir that `vqd_jax.main` made; nothing is written there. UserError if there is none.
+
+    `plan` is a file by `vqd_jax.plan` to use instead of the workdir's own.
+    """
     if not Path(workdir).is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use pretrained/emoji")
     compilation_cache()
@@ -182,7 +185,7 @@ def load(workdir: str | os.PathLike) -> TextToImage:
         stage = build.diffusion_stage(config, tokenizer)
     put = lambda tree: jax.tree.map(jnp.asarray, tree)
     return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=put(codec_weights), stage=stage,
-                       weights=put(weights), tokenizer=tokenizer, entropy=read_plan(workdir))
+                       weights=put(weights), tokenizer=tokenizer, entropy=read_plan(workdir, plan))
 
 
 def plan_file(workdir: str | os.PathLike) -> Path:
@@ -190,8 +193,11 @@ def plan_file(workdir: str | os.PathLike) -> Path:
     return Path(workdir) / "diffusion" / "plan.npz"
 
 
-def read_plan(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
-    path = plan_file(workdir)
+def read_plan(workdir: str | os.PathLike, plan: str | os.PathLike | None = None) -> dict[str, np.ndarray]:
+    """The cross-entropies in `plan`, else in the workdir's own file; none where that has none."""
+    path = Path(plan) if plan else plan_file(workdir)
+    if plan and not path.is_file():
+        raise UserError(f"there is no plan {path}: make one with python -m vqd_jax.plan")
     if not path.exists():
         return {}
     try:

@@ -1,8 +1,8 @@
 """Plans where to spend network calls: `python -m vqd_jax.plan --workdir=DIR --calls=16`.
 
 Measures on held-out pictures how uncertain the model is about a token when some of the others are known, in random and in
-Halton order, and keeps that beside the checkpoint; `--option=counts=planned` of `sample` then finds the best number of
-tokens for each of any number of calls. Draws the curve and the plan.
+Halton order, and keeps that beside the checkpoint; `sample --sampler=counts` then finds the best number of tokens for each
+of any number of calls. Draws the curve and the plan.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def main(argv: Any) -> None:
     for order in entropy:
         counts, lost = plan(entropy, order, _CALLS.value)
         print(f"{order}: {', '.join(map(str, counts))} tokens at the {_CALLS.value} calls, {lost:.2f} nats lost for the whole picture")
-    print(f"kept in {path}; use it with --sampler=counts --option=counts=planned")
+    print(f"kept in {path}; --sampler=counts uses it")
     out = Path(_OUT.value) if _OUT.value else path.with_suffix(".png")
     with contextlib.suppress(ImportError):
         draw(entropy, _CALLS.value, out)

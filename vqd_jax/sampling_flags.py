@@ -20,6 +20,7 @@ _FLAGS = (
 )
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of the sampler, such as order=halton, counts=planned, polish=4, "
                                                   "eta=0.05 or rule=1; may be repeated.")
+PLAN = flags.DEFINE_string("plan", None, "A plan.npz by vqd_jax.plan, instead of the workdir's own.")
 
 
 def settings() -> dict[str, Any]:
