@@ -1,7 +1,7 @@
 """Captioned emoji in three drawing styles: the default, for a machine with 2 cores and no GPU.
 
   python -m vqd_jax.main --config=configs/emoji.py                 300 emoji, 32 px, 2 cores; made pretrained/emoji
-  python -m vqd_jax.main --config=configs/emoji.py:pretrained      every emoji, 32 px, 2 cores for 90 minutes; not yet run to its end
+  python -m vqd_jax.main --config=configs/emoji.py:pretrained      the same 300, 2 cores for 90 minutes; not yet run to its end
   python -m vqd_jax.main --config=configs/emoji.py:gpu             every emoji, 64 px, one GPU; never run
 
 Measured for the default on 2 idle cores, from a fresh clone to pictures, installation included:
@@ -63,26 +63,27 @@ def two_cores(c):
     c.diffusion_train.batch_size = 64
 
 
-def small(c):
-    two_cores(c)
     c.emoji.max_items = 300
-    c.vqvae_train.examples = 32_000
     c.denoiser.layers = 4
     c.denoiser.width = c.learned_text.width = 160
     c.denoiser.heads = c.learned_text.heads = 5
+    c.held_out.examples, c.held_out.draws = 128, 2
+
+
+def small(c):
+    two_cores(c)
+    c.vqvae_train.examples = 32_000
     c.diffusion_train.examples = 120_000
     c.diffusion_train.evaluate_every = 64_000
-    c.held_out.examples, c.held_out.draws = 128, 2
 
 
 def pretrained(c):
     two_cores(c)
     c.vqvae_train.examples = 128_000
-    c.denoiser.layers = 6
-    c.denoiser.width = c.learned_text.width = 192
-    c.diffusion_train.examples = 300_800
+    c.data.drop_words = 0.4
+    c.diffusion_optim.weight_decay = 0.3
+    c.diffusion_train.examples = 544_000
     c.diffusion_train.evaluate_every = 128_000
-    c.held_out.examples, c.held_out.draws = 256, 2
 
 
 def gpu(c):
