@@ -22,7 +22,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Same seed, prompts and settings: same p
 _BATCH = flags.DEFINE_integer("batch", 16, "Pictures computed at once on each device.", lower_bound=1)
 _SCALE = flags.DEFINE_integer("scale", 3, "Enlargement of each picture in the file.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "samples.png", "The PNG to write, one row of pictures per prompt.")
-_TRACE = flags.DEFINE_string("trace", None, "A second PNG: the first picture of each prompt after each network call.")
+_TRACE = flags.DEFINE_string("trace", None, "A second PNG: a picture of each prompt after network calls, at most 16 of them.")
 _INIT = flags.DEFINE_string("init_image", None, "A picture to change: it is scaled to the model's size, or kept if it is larger and "
                                                 "--mask or --extend is given.")
 _MASK = flags.DEFINE_string("mask", None, "A picture of the same size: where it is white, the first one is repainted.")
@@ -65,7 +65,9 @@ def main(argv: Any) -> None:
     print(f"{len(wanted)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
     if _TRACE.value:
         strip = np.stack([images for _, images in model.watch(prompts, seed=_SEED.value, **settings)], axis=1)
-        captions = [p if j == 0 else "" for p in prompts for j in range(strip.shape[1])]
+        shown = np.unique(np.linspace(0, strip.shape[1] - 1, min(strip.shape[1], 16)).astype(int))  # of many calls some
+        strip = strip[:, shown]
+        captions = [f"call {j + 1}" + (f": {p}" if j == 0 else "") for p in prompts for j in shown]
         save_png(_TRACE.value, grid(strip.reshape(-1, *strip.shape[2:]), strip.shape[1], captions=captions, scale=_SCALE.value))
         print(f"after each call: {Path(_TRACE.value)}")
 
