@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="pretrained/emoji")
     parser.add_argument("--out", type=Path, default=Path("results/samplers.json"))
-    parser.add_argument("--images", type=int, default=128, help="per part: seen, validation and test cells")
+    parser.add_argument("--images", type=int, default=144, help="pictures per part: seen, validation and test cells")
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--calls", nargs="*", type=int, default=CALLS)
     parser.add_argument("--temperatures", nargs="*", type=float, default=TEMPERATURES)
@@ -57,11 +57,12 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     protocol = evaluation.Protocol(**dict(model.config.evaluation) | {"images": args.images})
     scores = evaluation.Evaluation(model, protocol, evaluation.cache(args.cache, Path(args.workdir)), dict(model.config.sampling))
     held_out = stages.indices(scores.source, "held_out_cells")
+    several = lambda cells: stages.spread(cells * -(-args.images // len(cells)), args.images)  # pictures of a cell, by other noise
     parts = {"seen": stages.spread(stages.indices(scores.source, "train"), args.images),
-             "validation": stages.spread(held_out[::2], args.images), "test": stages.spread(held_out[1::2], args.images)}
+             "validation": several(held_out[::2]), "test": several(held_out[1::2])}
     done |= {"provenance": provenance(Path(args.workdir)), "protocol": {"images": {k: len(v) for k, v in parts.items()},
              "seed": protocol.seed, "sampling": dict(model.config.sampling)}}
-    done["ceiling"] = {part: scores.ceiling(chosen) for part, chosen in parts.items()}
+    done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
     known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
     n = int(np.prod(model.stage.denoiser.grid))
     for name in args.samplers:
