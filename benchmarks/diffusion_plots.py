@@ -44,7 +44,8 @@ def masked_figure() -> None:
     process = schedules.released(T, K)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(4))
     figure, axis = pyplot.subplots(figsize=(5.6, 3.2), layout="constrained")
-    for name, sampler, color in (("exact, 25 calls", Ancestral(calls=25), "#3366cc"), ("released, 26 calls", ReleasedFast(calls=26), "#dd6b20"),
+    for name, sampler, color in (("exact, 25 calls", Ancestral(calls=25), "#3366cc"),
+                                 ("released, 26 calls", ReleasedFast(calls=26), "#dd6b20"),
                                  ("released, 11 calls", ReleasedFast(calls=11), "#b83280")):
         start = sampler.start(keys, process, N)
         _, states = sampler(keys, process, lambda z, t: jnp.zeros((*z.shape, K)), start, trace=True)

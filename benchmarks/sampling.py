@@ -25,7 +25,6 @@ import numpy as np
 from vqd_jax import build, pipeline
 from vqd_jax.defaults import defaults
 from vqd_jax.diffusion import schedules
-from vqd_jax.diffusion.process import log_onehot
 from vqd_jax.samplers.ancestral import Ancestral, ancestral_stretch, take_branch
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.train import programs
@@ -118,7 +117,8 @@ def theirs(size: str, params):
 
 def to_diffusers(p, layers: int) -> dict[str, np.ndarray]:
     """This package's denoiser as the state dict of Transformer2DModel."""
-    out = {"latent_image_embedding.emb.weight": p["tokens"]["embedding"], "latent_image_embedding.height_emb.weight": p["rows"]["embedding"],
+    out = {"latent_image_embedding.emb.weight": p["tokens"]["embedding"],
+           "latent_image_embedding.height_emb.weight": p["rows"]["embedding"],
            "latent_image_embedding.width_emb.weight": p["columns"]["embedding"], "norm_out.weight": p["norm"]["scale"],
            "norm_out.bias": p["norm"]["bias"]}
 
@@ -226,8 +226,8 @@ def step(size: str, batch: int, rounds: int) -> dict:
     row = {"size": size, "batch": batch, "seconds": median, "ratio": median["dense"] / median["branches"], "temporary_mib": memory,
            "logits_mib": logits.nbytes / 2**20}
     print(f"{size:6} batch {batch}: a step takes {median['branches'] * 1e3:.1f} ms, densely {median['dense'] * 1e3:.1f} ms, "
-          f"{row['ratio']:.1f} times; memory {memory['branches']:.0f} and {memory['dense']:.0f} MiB beside {row['logits_mib']:.0f} of logits",
-          flush=True)
+          f"{row['ratio']:.1f} times; memory {memory['branches']:.0f} and {memory['dense']:.0f} MiB beside "
+          f"{row['logits_mib']:.0f} of logits", flush=True)
     return row
 
 

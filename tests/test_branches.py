@@ -80,7 +80,7 @@ def test_a_million_draws_have_the_dense_posterior(name):
         z = z.at[0].set(5)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(4))
     numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([s]), np.array([t])))
-    step = jax.jit(lambda ks, l, z: take_branch(ks, 3, process, l, z, numbers))
+    step = jax.jit(lambda ks, x, z: take_branch(ks, 3, process, x, z, numbers))
     drawn = step(keys, jnp.broadcast_to(logits, (4, n, k)), jnp.broadcast_to(z, (4, n)))
     want = np.exp(np.asarray(process.reverse(logits, z, jnp.full(4, s), jnp.full(4, t)), np.float64))[:, 0]
     for i in range(4):

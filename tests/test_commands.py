@@ -114,8 +114,8 @@ def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
     planned = run("vqd_jax.plan", f"--workdir={workdir}", f"--cache={cache}", "--calls=5", "--images=8", "--points=3")
     assert "tokens at the 5 calls" in planned.stdout and Image.open(workdir / "diffusion" / "plan.png").size[0] > 300
     before = contents(workdir)
-    run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a cat AND a dog :0.5", "--negative_prompt=a tree", "--num=2", "--sampler=counts",
-        "--calls=5", "--option=order=halton", "--ramp", "--guidance_below=0.9", "--top_k=9",
+    run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a cat AND a dog :0.5", "--negative_prompt=a tree", "--num=2",
+        "--sampler=counts", "--calls=5", "--option=order=halton", "--ramp", "--guidance_below=0.9", "--top_k=9",
         f"--trace={tmp_path / 'trace.png'}", f"--out={tmp_path / 'two.png'}")
     used = json.loads(Image.open(tmp_path / "two.png").text["vqd_jax"])
     assert used["sampler"] == "counts" and used["order"] == "halton" and used["negative_prompt"] == "a tree" and used["ramp"] is True

@@ -29,7 +29,6 @@ from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.released import PriorRule
 from vqd_jax.sharding import Parallel
-from vqd_jax.train import programs
 from vqd_jax.train.diffusion import DiffusionLoss
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim

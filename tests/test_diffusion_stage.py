@@ -31,6 +31,7 @@ CODEC = VQVAEStage(
     weights=VQVAELoss(l1=1.0, l2=0.0, commitment=0.0, lpips=0.0, lpips_examples=0, adversarial=0.0, adversarial_start=0,
                       adversarial_adaptive=False), batch_size=4)
 LOSS = dict(auxiliary=0.1, adaptive_auxiliary=False, importance=False, drop_caption=0.0)
+THREE_CALLS = Ancestral(calls=3)
 SKEWED = History(square=jnp.array([9.0, 16.0, 0.01, 1.0]), count=jnp.full(T, 20.0))
 
 
@@ -177,7 +178,8 @@ def test_antithetic_times_are_spread_evenly_and_change_no_mean(importance, param
     drawn = np.asarray(extra.count - SKEWED.count)
     np.testing.assert_allclose(drawn, rows * p / p.sum(), atol=2)  # independent draws would be 60 or more off
     np.testing.assert_allclose(loss, want, rtol=0.03)
-    first = {int(np.asarray(make(antithetic=True).times(jax.random.key(i), jax.random.split(jax.random.key(0), 2), jnp.full(T, 1 / T), None))[0])
+    stage, two, even = make(antithetic=True), jax.random.split(jax.random.key(0), 2), jnp.full(T, 1 / T)
+    first = {int(np.asarray(stage.times(jax.random.key(i), two, even, None))[0])
              for i in range(40)}
     assert first == set(range(1, T + 1))  # the offset is random
 
@@ -299,7 +301,7 @@ def sample(params):
     stage = make()
 
     def run(ids, scale=1.0, temperature=1.0, top_p=1.0, *, guided=False, truncated=False, seed=0, negative=None, second=None,
-            weight=0.0, sampler=Ancestral(calls=3), **switches):
+            weight=0.0, sampler=THREE_CALLS, **switches):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(ids)))
         rows = [ids, *([] if second is None else [second]), ids if negative is None else negative]
         drop = jnp.zeros((len(rows), len(ids)), bool).at[-1].set(negative is None)

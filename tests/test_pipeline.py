@@ -10,7 +10,8 @@ from vqd_jax.errors import UserError
 from vqd_jax.train import programs
 
 MODEL = Path(__file__).parents[1] / "pretrained" / "emoji"
-PROMPTS = [f"{style} style emoji of {what}" for what in ("a dog", "a tree", "a red apple") for style in ("a google", "a twitter", "an openmoji")]
+PROMPTS = [f"{style} style emoji of {what}" for what in ("a dog", "a tree", "a red apple")
+           for style in ("a google", "a twitter", "an openmoji")]
 
 
 @pytest.fixture(scope="module")

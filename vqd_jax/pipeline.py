@@ -86,7 +86,8 @@ class TextToImage:
         sampler, prediction = self.settings(begin=begin, **settings)
         conditions, scales = self.conditions(prompts, negative_prompt, prediction.guidance)
         return programs.sample(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
-                               prediction=prediction, known=known, image=None if begin is None else image, begin=begin, trace=trace, devices=devices)
+                               prediction=prediction, known=known, image=None if begin is None else image, begin=begin,
+                               trace=trace, devices=devices)
 
     def watch(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
               **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:

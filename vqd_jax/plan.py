@@ -97,7 +97,7 @@ def draw(entropy: dict[str, np.ndarray], calls: int, out: Path) -> None:
 
 def plan(entropy: dict[str, np.ndarray], order: str, calls: int) -> tuple[tuple[int, ...], float]:
     """(tokens at each call, nats lost) for an order."""
-    values: Float[np.ndarray, "..."] = entropy[order]
+    values: Float[np.ndarray, ...] = entropy[order]
     return best_counts(fixed_order_cost(values) if values.ndim == 2 else random_order_cost(values), calls)
 
 

@@ -5,6 +5,7 @@ numbers. Noise comes from (the image's key, the number of the call) and nothing 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
-from vqd_jax.shapes import DenoiseFn, Logits, PRNGKeys, Tokens
+from vqd_jax.shapes import DenoiseFn, Logits, PRNGKey, PRNGKeys, Tokens
 
 Update = Callable[[PRNGKeys, Any, MaskAndReplace, Logits, Tokens, Any], Tokens]
 
@@ -71,11 +72,9 @@ def run(sampler: Sampler, keys: PRNGKeys, process: MaskAndReplace, denoise: Deno
     first = 0
     for stretch in stretches:
         for begins, ends in _runs(functions[first:first + len(stretch.times)]):
-            function = functions[first + begins]
-            rows = jax.tree.map(lambda x: jnp.asarray(x[begins:ends]), (stretch.times, stretch.numbers))
-            place = first + jnp.arange(begins, ends)
-            step = lambda z, row: (y := call(stretch.update, keys, process, function, z, *row, known=known), y if trace else None)
-            z, seen = jax.lax.scan(step, z, (place, *rows))
+            one = functools.partial(call, stretch.update, keys, process, functions[first + begins], known=known)
+            rows = jax.tree.map(jnp.asarray, _part(stretch, slice(begins, ends)))
+            z, seen = jax.lax.scan(functools.partial(_step, one, trace), z, (first + jnp.arange(begins, ends), *rows))
             states.append(seen)
         first += len(stretch.times)
     return (z, jnp.concatenate(states)) if trace else z
@@ -91,7 +90,11 @@ def call(update: Update, keys: PRNGKeys, process: MaskAndReplace, denoise: Denoi
 def noise(keys: PRNGKeys, place: Any, count: int) -> tuple[PRNGKeys, ...]:
     """`count` keys for each image at the call number `place` (from 0; -1 is before the first)."""
     here = jax.vmap(lambda key: jax.random.fold_in(key, place + 1))(keys)
-    return tuple(jax.vmap(lambda key: jax.random.fold_in(key, i))(here) for i in range(count))
+    return tuple(jax.vmap(functools.partial(_fold, i))(here) for i in range(count))
+
+
+def _fold(i: int, key: PRNGKey) -> PRNGKey:
+    return jax.random.fold_in(key, i)
 
 
 def watch(sampler: Sampler, process: MaskAndReplace, n: int, one: Callable[..., Tokens], z: Tokens,
@@ -100,9 +103,19 @@ def watch(sampler: Sampler, process: MaskAndReplace, n: int, one: Callable[..., 
     place = 0
     for stretch in _stretches(sampler, process, n, begin):
         for j, time in enumerate(stretch.times):
-            z = one(stretch.update, place, z, time, jax.tree.map(lambda x: x[j], stretch.numbers))
+            z = one(stretch.update, place, z, time, _part(stretch, j)[1])
             place += 1
             yield z
+
+
+def _step(one: Callable[..., Tokens], trace: bool, z: Tokens, row: Any) -> tuple[Tokens, Tokens | None]:
+    z = one(z, *row)
+    return z, z if trace else None
+
+
+def _part(stretch: Stretch, which: int | slice) -> tuple[Any, Any]:
+    """The times and numbers of one call, or of some."""
+    return jax.tree.map(lambda x: x[which], (stretch.times, stretch.numbers))
 
 
 def times(sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None = None) -> np.ndarray:
