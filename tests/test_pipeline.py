@@ -81,6 +81,9 @@ def test_a_negative_prompt_leads_away(model):
     assert (model.tokens(prompt, calls=6, guidance=3.0, negative_prompt="a tree") != plain).any()
     same = model.tokens(prompt, calls=6, guidance=3.0, negative_prompt=prompt[0])  # away from itself: guidance of 1
     assert (same == model.tokens(prompt, calls=6, guidance=1.0)).mean() > 0.9
+    empty = model.tokens(prompt, calls=6, guidance=3.0, null="empty")
+    assert (empty != plain).any()
+    np.testing.assert_array_equal(empty, model.tokens(prompt, calls=6, guidance=3.0, null="empty", negative_prompt=" "))
     with pytest.raises(UserError, match="guidance of 1 is none"):
         model.tokens(prompt, negative_prompt="a tree", guidance=1.0)
 

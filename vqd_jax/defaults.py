@@ -160,6 +160,7 @@ def defaults() -> ConfigDict:
         sampler="ancestral",             # ancestral | counts | remask | released_fast | prior_rule; their sections are below
         calls=25,                        # network calls
         guidance=2.0,                    # 1 is none
+        null="learned",                  # what it leads away from: learned | empty (the empty caption)
         ramp=False,                      # let the guidance grow as tokens appear
         guidance_below=1.0,              # guide only while at most this share of the tokens is masked
         temperature=1.0,

@@ -84,7 +84,7 @@ class TextToImage:
             raise UserError(f"strength must lie in (0, 1], got {strength:g}")
         begin = None if strength == 1 else max(round(strength * self.process.T), 1)
         sampler, prediction = self.settings(begin=begin, **settings)
-        conditions, scales = self.conditions(prompts, negative_prompt, prediction.guidance)
+        conditions, scales = self.conditions(prompts, negative_prompt, prediction)
         return programs.sample(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
                                prediction=prediction, known=known, image=None if begin is None else image, begin=begin,
                                trace=trace, devices=devices)
@@ -93,7 +93,7 @@ class TextToImage:
               **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
         """The tokens of `tokens` and their images after each network call, as they come; [MASK] cells are grey."""
         sampler, prediction = self.settings(**settings)
-        conditions, scales = self.conditions(prompts, negative_prompt, prediction.guidance)
+        conditions, scales = self.conditions(prompts, negative_prompt, prediction)
         for tokens in programs.watch(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
                                      prediction=prediction):
             yield tokens, self.decode_partly(tokens)
@@ -114,18 +114,18 @@ class TextToImage:
             chosen["calls"] = min(chosen["calls"], begin or self.process.T)
         return build.sampling(self.config, entropy=self.entropy, options=asked, whole=begin is None, **chosen)
 
-    def conditions(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> tuple[Conditions, np.ndarray]:
+    def conditions(self, prompts: Sequence[str], negative_prompt: str, prediction: Prediction) -> tuple[Conditions, np.ndarray]:
         """The texts of each image and their scales of guidance (p, b)."""
-        if negative_prompt and guidance == 1:
+        if negative_prompt and prediction.guidance == 1:
             raise UserError("a negative prompt acts through guidance, and a guidance of 1 is none: choose another scale")
         blends = [split_prompt(check_prompt(prompt)) for prompt in prompts]
         count = max(map(len, blends))
         padded = [blend + [(blend[0][0], 0.0)] * (count - len(blend)) for blend in blends]
-        rows = [*zip(*padded), [(negative_prompt or "-", 1.0)] * len(blends)]
+        rows = [*zip(*padded), [(negative_prompt, 1.0)] * len(blends)]
         ids = np.stack([self.tokenizer([text for text, _ in row]) for row in rows])
         drop = np.zeros(ids.shape[:2], bool)
-        drop[-1] = not negative_prompt
-        return Conditions(ids, drop), guidance * np.array([[weight for _, weight in row] for row in rows[:-1]], np.float32)
+        drop[-1] = not negative_prompt and prediction.null == "learned"
+        return Conditions(ids, drop), prediction.guidance * np.array([[weight for _, weight in row] for row in rows[:-1]], np.float32)
 
     def batches(self, prompts: Sequence[str], batch: int, *, seed: int = 0, **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
         """The images of `prompts`, at most `batch` at a time on each local device; one program makes them all.

@@ -12,6 +12,7 @@ _FLAGS = (
                       "How tokens are drawn; the model's own setting by default."),
     flags.DEFINE_integer("calls", None, "Network calls; the model's own setting by default."),
     flags.DEFINE_float("guidance", None, "Classifier-free guidance scale w; 1 is none (the paper's s is w - 1)."),
+    flags.DEFINE_enum("null", None, ["learned", "empty"], "What guidance leads away from without a negative prompt."),
     flags.DEFINE_bool("ramp", None, "Let the guidance grow as tokens appear."),
     flags.DEFINE_float("guidance_below", None, "Guide only while at most this share of the tokens is masked: saves time."),
     flags.DEFINE_float("temperature", None, "Below 1: nearer to the most likely tokens."),

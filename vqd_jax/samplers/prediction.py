@@ -22,6 +22,8 @@ Scales = Float[Array, "p b"]
 class Prediction:
     """Attributes:
       guidance: scale w; 1 is none and saves the second pass (the paper's s is w - 1).
+      null: what it leads away from without a negative prompt: the "learned" null, or the "empty" caption, for models that
+        were trained without one.
       ramp: let it grow as tokens appear: 1 + (w - 1) (1 - masked share).
       guidance_below: guidance acts only while at most this share of the tokens is masked; calls before take one pass.
       temperature: p^(1 / temperature); below 1 is nearer to the mode.
@@ -29,6 +31,7 @@ class Prediction:
     """
 
     guidance: float = 1.0
+    null: str = "learned"
     ramp: bool = False
     guidance_below: float = 1.0
     temperature: float = 1.0
@@ -39,6 +42,8 @@ class Prediction:
         if not np.isfinite(self.guidance) or not 0 < self.temperature < np.inf or not 0 < self.top_p <= 1:
             raise UserError(f"guidance must be a number, temperature positive and top_p in (0, 1], got {self.guidance:g}, "
                             f"{self.temperature:g} and {self.top_p:g}")
+        if self.null not in ("learned", "empty"):
+            raise UserError(f"the null of guidance must be learned or empty, got {self.null!r}")
         if self.top_k < 0 or not 0 <= self.guidance_below <= 1:
             raise UserError(f"top_k must be 0 or more and guidance_below in [0, 1], got {self.top_k} and {self.guidance_below:g}")
 
