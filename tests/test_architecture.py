@@ -23,7 +23,7 @@ ALLOWED = {
     "train": {"diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
     "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding"},
     "pipeline": {"build", "checkpoint", "defaults", "diffusion", "samplers", "text", "train"},
-    "editing": {"pipeline", "samplers"}, "sampling_flags": set(),
+    "editing": {"pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
 }
 

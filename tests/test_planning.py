@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqd_jax import pipeline, plan
+from vqd_jax import pipeline, planning
 from vqd_jax.errors import UserError
 from vqd_jax.samplers.planner import best_counts, random_order_cost
 
@@ -22,7 +22,7 @@ def model():
 @pytest.fixture(scope="module")
 def entropy(model):
     tokens = model.tokens(CAPTIONS, calls=10)
-    return plan.measure(model, tokens, CAPTIONS, points=5)
+    return planning.measure(model, tokens, CAPTIONS, points=5)
 
 
 def test_knowing_more_makes_tokens_more_certain(entropy):
@@ -41,6 +41,18 @@ def test_the_first_number_is_the_cross_entropy_without_any_token(model, entropy)
     want = -np.take_along_axis(log_p, tokens[..., None], axis=-1).mean()
     np.testing.assert_allclose(entropy["random"][0], want, rtol=1e-3)
     np.testing.assert_allclose(entropy["halton"][0].mean(), want, rtol=1e-3)
+
+
+def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
+    """A network that is surer the more it knows, and certain of what it is shown."""
+    def cross_entropy(stage, weights, z_0, ids, known, t):
+        return np.where(known, 0.0, 5 - 0.05 * known.sum(1, keepdims=True))
+
+    monkeypatch.setattr(planning.programs, "cross_entropy", cross_entropy)
+    measured = planning.measure(model, np.zeros((3, 64), np.int32), CAPTIONS, points=7)
+    known = np.arange(64)
+    np.testing.assert_allclose(measured["random"], 5 - 0.05 * known)
+    np.testing.assert_allclose(measured["halton"], np.triu(np.broadcast_to(5 - 0.05 * known[:, None], (64, 64))))
 
 
 def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
@@ -70,7 +82,7 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
 
 def test_the_picture_of_a_plan(tmp_path, entropy):
     pytest.importorskip("matplotlib")
-    plan.draw(entropy, 8, tmp_path / "plan.png")
+    planning.draw(entropy, 8, tmp_path / "plan.png")
     from PIL import Image
     pixels = np.asarray(Image.open(tmp_path / "plan.png").convert("RGB"))
     assert pixels.shape[1] > 1000 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
