@@ -5,8 +5,8 @@
 
 Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The network has the same random
 weights on both sides, and the largest difference of their log-probabilities is printed. Rounds alternate, so that a noisy
-machine slows both; the peer runs with whichever number of threads is faster for it. `step` is what a call does after the
-network: drawing z_s from its logits, here by branches, and densely over all k + 1 states.
+machine slows both; the peer runs with the number of threads that suits it best, and its batches whole or picture by picture.
+`step` is what a call does after the network: drawing z_s from its logits, here by branches, and densely over all k + 1 states.
 """
 
 import argparse
@@ -145,41 +145,47 @@ def to_diffusers(p, layers: int) -> dict[str, np.ndarray]:
     return out
 
 
-def whole(size: str, batch: int, rounds: int) -> dict:
+def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
+    """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one."""
     import torch
 
     stage, params = ours(size)
     pipe = theirs(size, params)
-    prompts = [f"a photo of bird number {i}" for i in range(batch)]
-    ids = np.stack([Tokenizer()(prompts)] * 2)
-    drop = np.array([[False] * batch, [True] * batch])
+    differ = difference(stage, params, pipe)
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
-    scales = np.full((1, batch), GUIDANCE, np.float32)
 
-    def mine():
+    def mine(batch: int):
+        ids = np.stack([Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
+        drop = np.array([[False] * batch, [True] * batch])
+        scales = np.full((1, batch), GUIDANCE, np.float32)
         return programs.sample(stage, params, Conditions(ids, drop), scales, seed=0, sampler=sampler, prediction=prediction)
 
-    def peer():
+    def peer(batch: int):
+        prompts = [f"a photo of bird number {i}" for i in range(batch)]
         pipe(prompts, num_inference_steps=CALLS, guidance_scale=GUIDANCE, output_type="np")
         return pipe.vqvae.tokens
 
-    mine()
     timed = {}
     for threads in sorted({1, os.cpu_count() // 2 or 1, os.cpu_count()}):
         torch.set_num_threads(threads)
-        timed[threads] = clock(peer)
+        timed[threads] = clock(lambda: peer(1))
     threads = min(timed, key=timed.get)
     torch.set_num_threads(threads)
-    seconds = {"vqd_jax": [], "diffusers": [timed[threads]]}
-    for _ in range(rounds):
-        seconds["vqd_jax"].append(clock(mine))
-        seconds["diffusers"].append(clock(peer))
-    rate = {name: batch / statistics.median(values) for name, values in seconds.items()}
-    row = {"size": size, "batch": batch, "calls": CALLS, "guidance": GUIDANCE, "peer_threads": threads, "images_per_second": rate,
-           "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds, "difference_of_log_p": difference(stage, params, pipe)}
-    print(f"{size:6} batch {batch}: {rate['vqd_jax']:.3f} images/s, diffusers {rate['diffusers']:.3f} ({threads} threads), "
-          f"{row['ratio']:.2f} times; log p differ by at most {row['difference_of_log_p']:.1e}", flush=True)
-    return row
+    rows, one_by_one = [], 0.0
+    for batch in batches:
+        mine(batch)
+        seconds = {"vqd_jax": [], "diffusers": []}
+        for _ in range(rounds if batch == 1 else max(rounds // 2, 1)):
+            seconds["vqd_jax"].append(clock(lambda batch=batch: mine(batch)))
+            seconds["diffusers"].append(clock(lambda batch=batch: peer(batch)))
+        rate = {name: batch / statistics.median(values) for name, values in seconds.items()}
+        rate["diffusers"] = max(rate["diffusers"], one_by_one)
+        one_by_one = rate["diffusers"] if batch == 1 else one_by_one
+        rows.append({"size": size, "batch": batch, "calls": CALLS, "guidance": GUIDANCE, "peer_threads": threads, "images_per_second": rate,
+                     "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds, "difference_of_log_p": differ})
+        print(f"{size:6} batch {batch}: {rate['vqd_jax']:.3f} images/s, diffusers {rate['diffusers']:.3f} ({threads} threads), "
+              f"{rows[-1]['ratio']:.2f} times; log p differ by at most {differ:.1e}", flush=True)
+    return rows
 
 
 def difference(stage, params, pipe) -> float:
@@ -193,6 +199,10 @@ def difference(stage, params, pipe) -> float:
     with torch.no_grad():
         b = pipe.transformer(torch.from_numpy(z).long(), encoder_hidden_states=torch.from_numpy(text), timestep=torch.tensor(29)).sample
     return float(np.abs(np.asarray(a) - b.numpy().swapaxes(1, 2)).max())
+
+
+def steps(size: str, batches: list[int], rounds: int) -> list[dict]:
+    return [step(size, batch, rounds * 10) for batch in batches]
 
 
 def step(size: str, batch: int, rounds: int) -> dict:
@@ -252,9 +262,8 @@ def main() -> None:
     results[key] = results.get(key, {}) | {"commit": commit.stdout.strip() or None, "jax": jax.__version__, "cpus": os.cpu_count(),
                                            "device": jax.devices()[0].device_kind, "machine": platform.processor() or platform.machine()}
     for part in args.parts:
-        measure = {"step": step, "whole": whole}[part]
-        rounds = args.rounds * (10 if part == "step" else 1)
-        results[key][part] = [measure(size, batch, rounds) for size in args.sizes for batch in args.batches]
+        measure = {"step": steps, "whole": whole}[part]
+        results[key][part] = [row for size in args.sizes for row in measure(size, args.batches, args.rounds)]
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(args.out)
