@@ -30,6 +30,7 @@ SAMPLERS = {
     "planned": dict(sampler="counts", counts="planned"),
     "halton planned": dict(sampler="counts", order="halton", counts="planned"),
     "planned, polished": dict(sampler="counts", counts="planned", polish=0.25),
+    "planned, polished, from x_T": dict(sampler="counts", counts="planned", polish=0.25, origin="process"),
 }
 CALLS = (4, 8, 16, 25, 50, 100)
 TEMPERATURES = (0.7, 0.9, 1.0)

@@ -185,7 +185,7 @@ BAD = [
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=best"], "--sampler=best"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--option=order"], "--option takes NAME=VALUE"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--option=order=halton"], "the sampler ancestral has no option 'order'"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=eta=1"], "only counts, noise, order, polish"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=eta=1"], "only counts, noise, order, origin, polish"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--calls=65"], "calls must be in 1..64"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=counts=planned"], "there is no plan for the order"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--guidance=1", "--negative_prompt=y"], "a negative prompt acts through guidance"),

@@ -26,6 +26,7 @@ SAMPLERS = {
     "purity": lambda calls: Counts(calls=calls, order="purity", counts="cosine"),
     "halton": lambda calls: Counts(calls=calls, order="halton"),
     "polished": lambda calls: Counts(calls=calls, polish=1, polish_from=0.2),
+    "from the end": lambda calls: Counts(calls=calls, polish=1, polish_from=0.2, origin="process"),
     "released_fast": lambda calls: ReleasedFast(calls=calls),
     "prior_rule_1": lambda calls: PriorRule(calls=calls, rule=1),
     "prior_rule_2": lambda calls: PriorRule(calls=calls, rule=2, weight=0.5),
@@ -50,12 +51,12 @@ def table_denoiser(seed=0):
 
 
 @pytest.mark.parametrize("schedule,name", [*(("paper", name) for name in SAMPLERS), *itertools.product(
-    ["released", "absorbing", "cosine"], ["ancestral", "random", "polished"])])
+    ["released", "absorbing", "cosine"], ["ancestral", "random", "polished", "from the end"])])
 def test_an_oracle_returns_the_data_at_every_number_of_calls(name, schedule):
     process = getattr(schedules, schedule)(T, K)
     z_0 = jnp.array([[0, 1, 2, 3, 1, 0, 0, 2, 3], [3, 3, 0, 0, 2, 1, 2, 3, 0]])
     denoise = lambda z, t: 60.0 * jax.nn.one_hot(z_0, K)
-    for calls in range(2 if name == "polished" else 1, T + 1):
+    for calls in range(2 if name in ("polished", "from the end") else 1, T + 1):
         np.testing.assert_array_equal(sample(SAMPLERS[name](calls), process, denoise, 2, 9), z_0)
 
 

@@ -173,6 +173,7 @@ def defaults() -> ConfigDict:
         noise=4.5,                       # of confidence
         polish=0,                        # last calls that are ancestral
         polish_from=0.25,                # where they begin, as a share of T
+        origin="masked",                 # start from masked tokens only, or from the schedule's end (process)
     ))
     c.remask = ConfigDict(dict(
         eta=0.02,                        # share of the largest rate of remasking

@@ -17,7 +17,7 @@ from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
 from vqd_jax.samplers.ancestral import ancestral_stretch
 from vqd_jax.samplers.draw import draw, uniforms
-from vqd_jax.samplers.run import Stretch, all_masked, even_times, masked_at, noise, run
+from vqd_jax.samplers.run import Stretch, all_masked, even_times, masked_at, noise, run, start_of_process
 from vqd_jax.shapes import Logits, PRNGKeys, Tokens
 
 ORDERS = ("random", "confidence", "purity", "halton")
@@ -34,6 +34,8 @@ class Counts:
       noise: of `confidence`: Gumbel noise times noise * (1 - j / calls).
       polish: that many of the calls come last and are exact ancestral ones, which re-draw replaced tokens too.
       polish_from: the time at which they begin, as a share of T.
+      origin: what it starts from: "masked" (every token) or "process" (the schedule's own end, where some codes are random;
+        without `polish` those are never drawn again).
     """
 
     calls: int
@@ -42,9 +44,9 @@ class Counts:
     noise: float = 4.5
     polish: int = 0
     polish_from: float = 0.25
+    origin: str = "masked"
 
     __call__ = run
-    start = staticmethod(all_masked)
     noised = staticmethod(masked_at)
 
     def __post_init__(self):
@@ -52,9 +54,14 @@ class Counts:
             raise UserError(f"the order of counts must be one of {', '.join(ORDERS)}, got {self.order!r}")
         if isinstance(self.counts, str) and self.counts not in ("uniform", "cosine"):
             raise UserError(f"counts must be uniform, cosine or a list of numbers, got {self.counts!r}")
+        if self.origin not in ("masked", "process"):
+            raise UserError(f"the origin of counts must be masked or process, got {self.origin!r}")
         if not 0 <= self.polish < max(self.calls, 1) or not 0 < self.polish_from < 1:
             raise UserError(f"counts needs 0 <= polish < calls and polish_from in (0, 1), got polish={self.polish}, "
                             f"calls={self.calls}, polish_from={self.polish_from}")
+
+    def start(self, keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
+        return (all_masked if self.origin == "masked" else start_of_process)(keys, process, n)
 
     def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
         if not isinstance(self.order, str) and sorted(self.order) != list(range(n)):

@@ -8,8 +8,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, Int
 
+from vqd_jax.samplers.parts import in_parts
 from vqd_jax.shapes import Logits, PRNGKeys, Tokens
 
 PerToken = Float[Array, "b n"]
@@ -26,37 +27,39 @@ def draw(u: Float[Array, "2 b n"], logits: Logits, exclude: Tokens | None = None
     Returns (codes, log p of each drawn code without the exclusion, p of the excluded code and 1 - that: (2, b, n)); the
     difference is summed without the excluded code, so it keeps its digits when p is close to 1.
     """
+    b, n, k = logits.shape
+    exclude = jnp.full((b, n), k) if exclude is None else exclude
+    code, log_p, own = in_parts(jax.vmap(_draw), u.swapaxes(0, 1), logits, exclude, elements=n * k)
+    return code, log_p, own.swapaxes(0, 1)
+
+
+def _draw(u: Float[Array, "2 n"], logits: Float[Array, "n k"],
+          exclude: Int[Array, " n"]) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "2 n"]]:
+    """`draw` for one image."""
     k = logits.shape[-1]
     size = math.isqrt(k - 1) + 1
     blocks = -(-k // size)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - top)
-    own = jnp.zeros_like(top[..., 0])
-    if exclude is not None:
-        is_own = jnp.arange(k, dtype=exclude.dtype)[None, None] == exclude[..., None]
-        own = jnp.where(is_own, weights, 0).sum(-1)
-        weights = jnp.where(is_own, 0, weights)
-    padded = jnp.pad(weights, ((0, 0), (0, 0), (0, blocks * size - k)))
-    mass = padded.reshape(*padded.shape[:2], blocks, size).sum(-1)
+    is_own = jnp.arange(k, dtype=exclude.dtype)[None] == exclude[:, None]
+    own = jnp.where(is_own, weights, 0).sum(-1)
+    padded = jnp.pad(jnp.where(is_own, 0, weights), ((0, 0), (0, blocks * size - k)))
+    mass = padded.reshape(-1, blocks, size).sum(-1)
     rest = mass.sum(-1)
     block = _invert(u[0], mass)
-    codes = block[..., None] * size + jnp.arange(size)[None, None]
+    codes = block[:, None] * size + jnp.arange(size)[None]
     inside = jnp.exp(jnp.take_along_axis(logits, jnp.minimum(codes, k - 1), axis=-1) - top)
-    allowed = codes < k
-    if exclude is not None:
-        allowed &= codes != exclude[..., None]
-    place = _invert(u[1], jnp.where(allowed, inside, 0))
-    chosen = jnp.take_along_axis(inside, place[..., None], axis=-1)[..., 0]
+    place = _invert(u[1], jnp.where((codes < k) & (codes != exclude[:, None]), inside, 0))
+    chosen = jnp.take_along_axis(inside, place[:, None], axis=-1)[:, 0]
     total = own + rest
-    code = (block * size + place).astype(jnp.int32 if exclude is None else exclude.dtype)
-    return code, jnp.log(chosen / total), jnp.stack([own / total, rest / total])
+    return (block * size + place).astype(exclude.dtype), jnp.log(chosen / total), jnp.stack([own / total, rest / total])
 
 
-def _invert(u: PerToken, weights: Float[Array, "b n w"]) -> Tokens:
+def _invert(u: Float[Array, " n"], weights: Float[Array, "n w"]) -> Int[Array, " n"]:
     """The first place where the cumulative weight passes u of the total; a place of weight 0 is never taken."""
     cumulative = jnp.cumsum(weights, axis=-1)
-    place = jnp.arange(weights.shape[-1])[None, None]
+    place = jnp.arange(weights.shape[-1])[None]
     some = weights > 0
-    passed = some & (cumulative > u[..., None] * cumulative[..., -1:])
+    passed = some & (cumulative > u[:, None] * cumulative[:, -1:])
     last = jnp.where(some, place, 0).max(-1)  # where rounding hides the end
     return jnp.minimum(jnp.where(passed, place, weights.shape[-1]).min(-1), last)

@@ -19,6 +19,7 @@ from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.diffusion.rate import kernel_at, rate_and_auxiliary
 from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.samplers.parts import in_parts
 from vqd_jax.samplers.prediction import Switches, blend, guide, ramped
 from vqd_jax.samplers.run import Known, Sampler, run, times
 from vqd_jax.shapes import DenoiseFn, PRNGKey, PRNGKeys, TextIds, Times, Tokens
@@ -186,9 +187,17 @@ class DiffusionStage:
         text, mask = self.conditioner.apply({"params": params["conditioner"]}, ids.reshape(-1, ids.shape[-1]), drop.reshape(-1))
         unmasked = jnp.asarray(self.process.unmasked, jnp.float32)
 
+        text, mask = (x.reshape(count, -1, *x.shape[1:]).swapaxes(0, 1) for x in (text, mask))  # an image's prompts side by side
+
+        def network(z_t: Tokens, t: Times, text: Any, mask: Any) -> Float[Array, "b p n k"]:
+            rows = lambda x: x.reshape(-1, *x.shape[2:])
+            logits = self.denoiser.apply({"params": params["denoiser"]}, z_t.repeat(count, 0), t.repeat(count), rows(text), rows(mask))
+            return logits.reshape(-1, count, *logits.shape[1:])
+
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
-            logits = self.denoiser.apply({"params": params["denoiser"]}, jnp.tile(z_t, (count, 1)), jnp.tile(t, count), text, mask)
-            logits, scales = logits.reshape(count, *z_t.shape, -1), knobs["scales"]
+            logits = in_parts(network, z_t, t, text, mask, elements=count * z_t.shape[1] * self.process.k, least=2 // count)
+            logits = logits.swapaxes(0, 1)
+            scales = knobs["scales"]
             if guided:
                 scales = ramped(scales, unmasked[t]) if switches.ramp else scales
                 logits = guide(logits[:-1], logits[-1], scales)
