@@ -4,7 +4,8 @@
 
 The cells that training left out are cut in two by their position: settings are chosen on the first half (validation) and
 reported on the second (test), beside cells that were trained on. The file is written after every row, and rows that are in
-it are not computed again, so the run can be stopped. `--plot` only draws.
+it are not computed again, so the run can be stopped. `--speed` adds how fast each is, for which the machine should be idle;
+`--plot` only draws. Planned counts need a plan in the workdir (vqd_jax.plan).
 """
 
 import argparse
@@ -45,10 +46,13 @@ def main() -> None:
     parser.add_argument("--calls", nargs="*", type=int, default=CALLS)
     parser.add_argument("--temperatures", nargs="*", type=float, default=TEMPERATURES)
     parser.add_argument("--cache")
+    parser.add_argument("--speed", action="store_true", help="time the samplers instead")
     parser.add_argument("--plot", action="store_true", help="draw what the file holds")
     args = parser.parse_args()
     done = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
-    if not args.plot:
+    if args.speed:
+        speed(args, done)
+    elif not args.plot:
         measure(args, done)
     plot(done["rows"], args.out.with_suffix(".png"))
 
@@ -69,24 +73,47 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     for name in args.samplers:
         for calls in args.calls:
             for temperature in args.temperatures:
-                settings = dict(SAMPLERS[name], calls=calls, temperature=temperature)
-                if settings.get("polish"):
-                    settings["polish"] = max(round(settings["polish"] * calls), 1)
-                too_many = settings["sampler"] == "counts" and calls - settings.get("polish", 0) > n
-                if (name, calls, temperature) in known or too_many:
+                chosen = settings(name, calls, n)
+                if (name, calls, temperature) in known or not chosen:
                     continue
                 row = {"sampler": name, "calls": calls, "temperature": temperature}
-                scores.generate(parts["seen"][:stages.ROWS], settings)  # compiles
-                for part, chosen in parts.items():
-                    started = time.perf_counter()
-                    made = scores.generate(chosen, settings)
-                    rate = len(chosen) / (time.perf_counter() - started)
-                    row[part] = scores.score(made, chosen) | {"images_per_second": rate}
+                for part, cells in parts.items():
+                    row[part] = scores.score(scores.generate(cells, chosen | {"temperature": temperature}), cells)
                 done["rows"].append(row)
                 save(done, args.out)
-                print(f"{name:18} {calls:3} calls  temperature {temperature}: retrieval@1 {row['seen']['retrieval@1']:.3f} seen "
-                      f"{row['test']['retrieval@1']:.3f} test, {row['seen']['images_per_second']:.1f} images/s", flush=True)
-                jax.clear_caches()
+                print(f"{name:27} {calls:3} calls  temperature {temperature}: retrieval@1 {row['seen']['retrieval@1']:.3f} seen "
+                      f"{row['validation']['retrieval@1']:.3f} validation {row['test']['retrieval@1']:.3f} test", flush=True)
+            jax.clear_caches()
+
+
+def settings(name: str, calls: int, n: int) -> dict:
+    """Keywords of a sampler at that many calls; none if it cannot have them."""
+    out = dict(SAMPLERS[name], calls=calls)
+    if out.get("polish"):
+        out["polish"] = max(round(out["polish"] * calls), 1)
+    return {} if out["sampler"] == "counts" and calls - out.get("polish", 0) > n else out
+
+
+def speed(args: argparse.Namespace, done: dict) -> None:
+    """Images per second of one batch of 64, the better of two runs, with the model's own guidance."""
+    model = pipeline.load(args.workdir)
+    n = int(np.prod(model.stage.denoiser.grid))
+    prompts = ["a twitter style emoji of a crab"] * stages.ROWS
+    rates = done.setdefault("images_per_second", {})
+    for name in args.samplers:
+        for calls in args.calls:
+            if not (chosen := settings(name, calls, n)):
+                continue
+            model.tokens(prompts, **chosen)  # compiles
+            seconds = []
+            for _ in range(2):
+                started = time.perf_counter()
+                model.tokens(prompts, **chosen)
+                seconds.append(time.perf_counter() - started)
+            rates.setdefault(name, {})[str(calls)] = len(prompts) / min(seconds)
+            save(done, args.out)
+            print(f"{name:27} {calls:3} calls: {len(prompts) / min(seconds):.1f} images/s", flush=True)
+            jax.clear_caches()
 
 
 def save(done: dict, out: Path) -> None:
