@@ -130,8 +130,8 @@ def plot(rows: list[dict], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
-    panels = (("seen", "retrieval@1"), ("seen", "vgg_kid"), ("test", "retrieval@1"), ("test", "vgg_kid"))
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    panels = (("validation", "vgg_kid"), ("test", "vgg_kid"), ("test", "retrieval@1"))
     for color, name in zip(pyplot.get_cmap("tab10").colors, dict.fromkeys(row["sampler"] for row in rows)):
         best = {}
         for row in (row for row in rows if row["sampler"] == name):
@@ -141,12 +141,12 @@ def plot(rows: list[dict], out: Path) -> None:
         for axis, (part, metric) in zip(axes, panels):
             axis.plot(sorted(best), [best[calls][part][metric] for calls in sorted(best)], "o-", markersize=4, color=color, label=name)
     for axis, (part, metric) in zip(axes, panels):
-        axis.set(title=f"{metric.replace('_', '-')}, {part} cells", xlabel="network calls", xscale="log")
+        axis.set(title=f"{ {'vgg_kid': 'VGG-KID'}.get(metric, metric)}, {part} cells", xlabel="network calls", xscale="log")
         axis.set_xticks(CALLS, CALLS)
         axis.minorticks_off()
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center")
     figure.savefig(out, dpi=120, metadata={"Software": "vqd_jax"})
     print(out)
 
