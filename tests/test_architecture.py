@@ -16,12 +16,13 @@ LEAVES = {"shapes", "errors", "progress", "checksums"}  # open to everyone
 ALLOWED = {
     "shapes": set(), "errors": set(), "progress": set(), "checksums": set(),
     "log": set(), "pictures": set(), "command": set(), "checkpoint": set(), "sharding": set(), "defaults": set(),
+    "hub": set(), "published": set(),
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models"},
     "eval": {"models", "convert"},
     "train": {"diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
-    "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding"},
+    "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
     "pipeline": {"build", "checkpoint", "defaults", "diffusion", "samplers", "text", "train"},
     "editing": {"pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
@@ -93,7 +94,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(name):
 
 def test_only_build_and_the_command_lines_see_the_config():
     seeing = {name for name, tree in TREES.items() if any(i.startswith("ml_collections") for i in imports(tree))}
-    assert seeing - COMMANDS <= {"vqd_jax.build", "vqd_jax.defaults", "vqd_jax.pipeline"}
+    assert seeing - COMMANDS <= {"vqd_jax.build", "vqd_jax.defaults", "vqd_jax.pipeline", "vqd_jax.published"}
 
 
 def test_pure_parts_know_no_network():

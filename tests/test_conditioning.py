@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.text_learned import LearnedText
 
 ENCODER = LearnedText(vocabulary=20, length=5, width=8, layers=1, heads=2)
@@ -55,3 +55,27 @@ def test_the_null_starts_as_wide_as_asked(params):
     assert null.shape == (40, 100) and null.dtype == jnp.float32
     assert abs(null.std() - 0.3) < 0.02 and abs(null.mean()) < 0.03
     assert abs(params["null"].std() - 1) < 0.4
+
+
+def test_without_a_learned_null_the_empty_caption_stands_in():
+    model = Conditioner(encoder=ENCODER, null="empty", empty=(1, 2, 0, 0, 0))
+    params = model.init(jax.random.key(0), IDS, DROP)["params"]
+    assert params.keys() == {"encoder"}
+    states, mask = model.apply({"params": params}, IDS, DROP)
+    want, want_mask = ENCODER.apply({"params": params["encoder"]}, IDS.at[1].set(jnp.array([1, 2, 0, 0, 0])))
+    np.testing.assert_array_equal(states, want)
+    np.testing.assert_array_equal(mask, want_mask)
+
+
+def test_a_frozen_encoder_gets_no_gradient(params):
+    model = Conditioner(encoder=ENCODER, frozen=True)
+    np.testing.assert_array_equal(model.apply({"params": params}, IDS, DROP)[0], apply(params)[0])
+    slope = jax.grad(lambda p: jnp.square(model.apply({"params": p}, IDS, DROP)[0]).sum())(params)
+    assert not any(x.any() for x in jax.tree.leaves(slope["encoder"])) and slope["null"].any()
+
+
+def test_classes_and_nothing():
+    labels, _ = ClassConditioner(classes=5).apply({}, jnp.array([[3], [4], [0]]), DROP)
+    np.testing.assert_array_equal(labels, [3, 5, 0])
+    nothing, mask = NoConditioner().apply({}, jnp.zeros((3, 0), jnp.int32), DROP)
+    assert nothing.shape == (3,) and mask.shape == (3, 0)

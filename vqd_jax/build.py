@@ -1,5 +1,6 @@
 """From config sections to objects; the only library file that sees a ConfigDict."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vqd_jax.data import emoji, emoji_art, folder, transforms
-from vqd_jax.data.source import Source
+from vqd_jax.data import captioned, emoji, emoji_art, folder, packed, transforms, uncaptioned
+from vqd_jax.data.files import Files
+from vqd_jax.data.source import Record, Source
 from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
+from vqd_jax.hub import local_folder
 from vqd_jax.models.codebook import Codebook
-from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_clip import ClipText
@@ -28,6 +31,7 @@ from vqd_jax.samplers.released import PriorRule, ReleasedFast
 from vqd_jax.samplers.run import Sampler
 from vqd_jax.text.bpe import BytePair
 from vqd_jax.text.clip import ClipTokenizer
+from vqd_jax.text.labels import Classes, Nothing
 from vqd_jax.text.load import Tokenizer
 from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
@@ -41,13 +45,36 @@ def choose(key: str, value: str, options: dict[str, Any]) -> Any:
 
 
 def source(config: ConfigDict, cache: Path) -> Source:
-    """The data set, decoded to squares of data.image_size (or left at its own size for random crops)."""
-    name = config.data.source
-    resolution = config.data.image_size if config.data.transform == "resize" else emoji_art.SIDE
-    make = choose("data.source", name, {
+    """The data set, from what `vqd_jax.prepare` made of it in the cache if it is there.
+
+    Emoji are squares of data.image_size (or of their own size for random crops), pictures of other sets as large as they come.
+    """
+    found = original(config, cache)
+    return packed.packed(str(cache), found, packed_size(config)) if isinstance(found, Files) else found
+
+
+def original(config: ConfigDict, cache: Path) -> Source:
+    """The data set as it is distributed."""
+    resolution = emoji_art.SIDE if online(config) else config.data.image_size
+    make = choose("data.source", config.data.source, {
         "emoji": lambda: emoji.Emoji(cache=str(cache), resolution=resolution, **_tuples(config.emoji)),
-        "folder": lambda: folder.Folder(**config.folder)})
+        "folder": lambda: folder.Folder(**config.folder),
+        "cub": lambda: captioned.cub(**config.cub),
+        "flowers": lambda: captioned.flowers(**config.flowers),
+        "coco": lambda: captioned.coco(**config.coco),
+        "imagenet": lambda: uncaptioned.imagenet(**config.imagenet),
+        "ffhq": lambda: uncaptioned.ffhq(**config.ffhq)})
     return make()
+
+
+def online(config: ConfigDict) -> bool:
+    """Whether training sees another part of a picture every time, so that its tokens cannot be computed beforehand."""
+    return config.data.transform != "resize"
+
+
+def packed_size(config: ConfigDict) -> int | None:
+    """The side of the squares that `vqd_jax.prepare` makes, None where training needs the whole pictures."""
+    return None if online(config) else config.data.image_size
 
 
 def transform(config: ConfigDict, *, training: bool) -> Any:
@@ -55,7 +82,8 @@ def transform(config: ConfigDict, *, training: bool) -> Any:
     size = config.data.image_size
     resize = transforms.Resize(size=size)
     crop = transforms.RandomCrop(size=size, **config.crop)
-    return choose("data.transform", config.data.transform, {"resize": resize, "crop": crop if training else resize})
+    return choose("data.transform", config.data.transform, {
+        "resize": resize, "crop": crop if training else resize, "reference": transforms.Reference(size=size)})
 
 
 def vqvae_stage(config: ConfigDict) -> VQVAEStage:
@@ -68,6 +96,10 @@ def vqvae_stage(config: ConfigDict) -> VQVAEStage:
 
 
 def process(config: ConfigDict) -> MaskAndReplace:
+    """The schedule, for the config's k."""
+    if config.process.schedule == "stored":
+        tables = (config.process.log_alpha, config.process.log_beta)
+        return schedules.stored(*(np.array(x, np.float64) for x in tables), config.codebook.codes)
     make = choose("process.schedule", config.process.schedule,
                   {"paper": schedules.paper, "released": schedules.released, "absorbing": schedules.absorbing,
                    "cosine": schedules.cosine, "uniform": schedules.uniform})
@@ -103,12 +135,18 @@ def planned_counts(order: str, calls: int, entropy: dict[str, np.ndarray] | None
     return best_counts(cost(entropy[order]), calls)[0]
 
 
-def tokenizer(config: ConfigDict, captions: list[str]) -> Tokenizer:
-    """The text encoder's tokenizer; the learned one's is trained on the captions."""
+def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
+    """The text encoder's tokenizer, the learned one's trained on the records' captions; or the names of their classes."""
+    captions = [caption for record in records for caption in record.captions]
+    names = {record.label: record.captions[0] for record in reversed(records) if record.captions}
+    labels = lambda: Classes([names.get(i, "") for i in range(config.condition.classes)])
+    kind = choose("condition.kind", config.condition.kind, {"text": None, "class": labels, "none": Nothing})
+    if kind:
+        return kind()
     text = config.learned_text
     make = choose("text.encoder", config.text.encoder, {
         "learned": lambda: BytePair.train(captions, vocabulary=text.vocabulary, length=text.length),
-        "clip": lambda: ClipTokenizer.load(config.clip_text.folder)})
+        "clip": lambda: ClipTokenizer.load(local_folder(config.clip_text.folder))})
     return make()
 
 
@@ -120,12 +158,23 @@ def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | Clip
     return make()
 
 
+def conditioner(config: ConfigDict, tokenizer: Tokenizer) -> Conditioner | ClassConditioner | NoConditioner:
+    null = choose("condition.null", config.condition.null, {"learned": False, "empty": True})
+    empty = tuple(tokenizer([""])[0].tolist()) if null and config.condition.kind == "text" else ()
+    make = choose("condition.kind", config.condition.kind, {
+        "text": lambda: Conditioner(encoder=text_encoder(config, tokenizer), null=config.condition.null, empty=empty,
+                                    frozen=config.text.encoder == "clip"),
+        "class": lambda: ClassConditioner(classes=config.condition.classes), "none": NoConditioner})
+    return make()
+
+
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
     codec = vqvae_stage(config)
     side = config.data.image_size // codec.model.downsampling
-    encoder = text_encoder(config, tokenizer)
-    denoiser = Denoiser(codes=config.codebook.codes, grid=(side, side), T=config.process.T, **_with_dtype(config.denoiser))
-    return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=Conditioner(encoder=encoder), codec=codec,
+    classes = config.condition.classes + (config.condition.null == "learned") if config.condition.kind == "class" else 0
+    denoiser = Denoiser(codes=config.codebook.codes, grid=(side, side), T=config.process.T, condition=config.condition.kind,
+                        classes=classes, **_with_dtype(config.denoiser))
+    return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=conditioner(config, tokenizer), codec=codec,
                           weights=DiffusionLoss(**config.diffusion_loss))
 
 

@@ -11,14 +11,17 @@ from absl import app, logging
 from vqd_jax.errors import UserError
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and status 2."""
+def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
+    """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and status 2.
+
+    Beside options the command takes at most that many `arguments`.
+    """
 
     def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+            if len(argv) > 1 + arguments:
+                raise UserError(f"unexpected argument {argv[1 + arguments]!r}; options are written --name=value")
             main(argv)
         except UserError as error:
             return _sentence(error)

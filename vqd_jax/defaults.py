@@ -15,10 +15,12 @@ def defaults() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0                           # of everything: data order, initial weights, noise
     c.stages = ("vqvae", "diffusion")    # run in this order; each resumes, runs, or is skipped as done
+    c.init_from = ""                     # a workdir, own or converted, whose codec and denoiser training begins with
     c.data = ConfigDict(dict(
-        source="emoji",                  # emoji | folder; its section below has the details
+        source="emoji",                  # emoji | folder | cub | flowers | coco | imagenet | ffhq; its section has the details
         image_size=32,                   # side of the square images in pixels
-        transform="resize",              # resize | crop (random; tokens are then computed during training)
+        transform="resize",              # resize | crop (random) | reference (random, as published); tokens of random
+                                         # ones are computed during training
         drop_words=0.0,                  # probability of leaving out each word of a training caption
         cache="",                        # where built data sets and tokens are kept; "" is <workdir>/cache
     ))
@@ -36,6 +38,23 @@ def defaults() -> ConfigDict:
         path="",                         # folder of images with captions
         held_out_cells=0.0,              # share of images held out as "cells"
         held_out_items=0.1,              # share of images held out
+    ))
+    c.cub = ConfigDict(dict(             # CUB-200-2011 birds
+        path="",                         # folder with images/ (or CUB_200_2011/images/) and text/, or a TFDS caltech_birds2011
+        captions="",                     # folder with text/, if it is another
+    ))
+    c.flowers = ConfigDict(dict(         # Oxford-102 flowers
+        path="",                         # folder with jpg/ and text_c10/, or a TFDS oxford_flowers102
+        captions="",                     # folder with text_c10/, if it is another
+    ))
+    c.coco = ConfigDict(dict(            # MS-COCO 2014
+        path="",                         # folder with annotations/, train2014/ and val2014/, or a TFDS coco_captions
+    ))
+    c.imagenet = ConfigDict(dict(
+        path="",                         # folder with train/ and val/, each a folder per synset
+    ))
+    c.ffhq = ConfigDict(dict(
+        path="",                         # folder of images
     ))
     c.crop = ConfigDict(dict(
         scale=0.9,                       # smallest side of the random crop, as a share of the shorter side
@@ -98,14 +117,23 @@ def defaults() -> ConfigDict:
     ))
 
     c.process = ConfigDict(dict(
-        schedule="paper",                # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine | uniform
+        schedule="paper",                # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine | uniform | stored
         T=100,                           # diffusion steps
+        log_alpha=(),                    # of stored, the tables of a released checkpoint: T + 1 numbers, the last for t = 0
+        log_beta=(),
+    ))
+    c.condition = ConfigDict(dict(
+        kind="text",                     # text | class | none
+        null="learned",                  # what guidance leads away from: learned | empty (the empty caption; the mean of the classes)
+        classes=0,                       # of class models
     ))
     c.denoiser = ConfigDict(dict(
         layers=6,
         width=192,
         heads=6,
         mlp_ratio=4,
+        mlp="fc",                        # fc (two linear layers) | conv (two 3x3 convolutions)
+        positions=(),                    # sizes of the position tables, if not the grid's own
         time="learned",                  # learned (a table per AdaLN) | sinusoidal
         head="linear",                   # linear (as published) | tied (to the token embedding; learns faster)
         init_std=0.02,                   # of all weights
@@ -123,7 +151,7 @@ def defaults() -> ConfigDict:
         heads=6,
     ))
     c.clip_text = ConfigDict(dict(
-        folder="",                       # with vocab.json and merges.txt
+        folder="",                       # with vocab.json, merges.txt and model.safetensors, as openai/clip-vit-base-patch32 on the hub
         width=512,
         layers=12,
         heads=8,
@@ -160,7 +188,7 @@ def defaults() -> ConfigDict:
         sampler="ancestral",             # ancestral | counts | remask | released_fast | prior_rule; their sections are below
         calls=25,                        # network calls
         guidance=2.0,                    # 1 is none
-        null="learned",                  # what it leads away from: learned | empty (the empty caption)
+        null="learned",                  # what it leads away from: learned (the model's own null) | empty (the empty caption)
         ramp=False,                      # let the guidance grow as tokens appear
         guidance_below=1.0,              # guide only while at most this share of the tokens is masked
         temperature=1.0,

@@ -3,6 +3,7 @@
 Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done.
 """
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -13,15 +14,19 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vqd_jax import build, command, pipeline
-from vqd_jax.checkpoint import Checkpoints, widen
+from vqd_jax.checkpoint import Checkpoints, fit, widen
+from vqd_jax.convert.clip import read_clip
+from vqd_jax.convert.released import text_weights
+from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
+from vqd_jax.hub import local_folder
 from vqd_jax.log import Log
 from vqd_jax.pictures import grid, save_png
 from vqd_jax.sharding import Parallel
 from vqd_jax.text.load import load_tokenizer
 from vqd_jax.train import loop, programs, stages
 from vqd_jax.train.optim import Optim
-from vqd_jax.train.tokens import cached_tokens
+from vqd_jax.train.tokens import cached_tokens, some_tokens
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> by default.")
@@ -31,6 +36,7 @@ class Experiment:
     """One workdir: its config, its data, and the stages that train in it."""
 
     def __init__(self, config: ConfigDict, workdir: Path):
+        config = _with_model_of(config.init_from, config) if config.init_from else config
         self.config, self.workdir = config, workdir
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
         self.parallel = Parallel(**config.parallel)
@@ -43,7 +49,19 @@ class Experiment:
         self.resize = build.transform(config, training=False)
         self.loading = dict(seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
 
+    def check(self) -> None:
+        """Builds what every stage is made of, so that a wrong value ends the run now and not after hours in another stage."""
+        for name in self.config.stages:
+            train = loop.Train(**build.choose("stages", name, {"vqvae": self.config.vqvae_train, "diffusion": self.config.diffusion_train}))
+            self.parallel.check_batch(train.batch_size)
+            Optim(**self.config[f"{name}_optim"]).build(train.steps, train.batch_size)
+        build.vqvae_stage(self.config)
+        if "diffusion" in self.config.stages:
+            build.process(self.config)
+            build.sampling(self.config, **self.config.sampling)
+
     def run(self) -> None:
+        self.check()
         for i, name in enumerate(self.config.stages):
             stage = build.choose("stages", name, {"vqvae": self.vqvae, "diffusion": self.diffusion})
             started = time.perf_counter()
@@ -66,23 +84,22 @@ class Experiment:
 
     def diffusion(self, key: Any) -> None:
         config, train = self.config, loop.Train(**self.config.diffusion_train)
-        if config.text.encoder == "clip":
-            raise UserError("text.encoder 'clip' cannot train yet: the loader of the pretrained CLIP weights, without which it "
-                            "is worthless, is not written; use 'learned'")
         codec = self._codec()
         with Checkpoints(self._folder("diffusion"), keep=train.keep) as checkpoints:
             if self._done("diffusion", checkpoints, train):
                 return
-            if checkpoints.has("tokenizer"):
-                tokenizer = load_tokenizer(checkpoints.restore("tokenizer"))
+            stored = checkpoints if checkpoints.has("tokenizer") else self._origin("diffusion") if config.init_from else None
+            if stored:
+                tokenizer = load_tokenizer(stored.restore("tokenizer"))
             else:
-                captions = [c for i in stages.indices(self.source, "train") for c in self.source.records[i].captions]
-                tokenizer = build.tokenizer(config, captions)
+                tokenizer = build.tokenizer(config, [self.source.records[i] for i in stages.indices(self.source, "train")])
             stage, folder = build.diffusion_stage(config, tokenizer), self.workdir / "diffusion"
             encode = lambda images: programs.encode(stage.codec, codec, images)
             source = stages.Squares(self.source, self.resize)
-            tokens = cached_tokens(self.cache, source, codec, encode)
-            online = config.data.transform == "crop"
+            online = build.online(config)
+            examined = stages.examined(source, config.held_out.examples)
+            tokens = (some_tokens(source, itertools.chain(*examined.values()), encode) if online
+                      else cached_tokens(self.cache, source, codec, encode))
             loader = stages.pair_loader(self.source, None if online else tokens, self.transform, tokenizer,
                                         drop_words=config.data.drop_words, batch_size=train.batch_size, **self.loading)
             prompts, _ = self.prompts()
@@ -92,7 +109,7 @@ class Experiment:
                                                   prompts=prompts, sampler=sampler, prediction=prediction)
             loop.run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
-                items={"config": _plain(config), "tokenizer": tokenizer.to_json()})
+                items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=self._begin)
 
     def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Prompts of seen cells, held-out cells and free text, and what kind each is."""
@@ -114,8 +131,27 @@ class Experiment:
         save_png(path, grid(images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3))
         print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
 
+    def _begin(self, params: Any) -> Any:
+        """The denoiser's first parameters: those of `init_from`, or fresh ones with CLIP's text tower."""
+        if self.config.init_from:
+            stored = widen(self._origin("diffusion").restore("weights"))
+            return fit(stored | {"conditioner": stored.get("conditioner", {})}, params, f"the model in {self.config.init_from}")
+        if self.config.condition.kind == "text" and self.config.text.encoder == "clip":
+            folder = self.config.clip_text.folder
+            encoder = text_weights(read_clip(local_folder(folder)), params["conditioner"]["encoder"], f"the CLIP weights in {folder}")
+            return params | {"conditioner": params["conditioner"] | {"encoder": encoder}}
+        return params
+
+    def _origin(self, stage: str) -> Checkpoints:
+        """The checkpoints of `init_from`."""
+        return Checkpoints(pipeline.stage_folder(self.config.init_from, stage), read_only=True)
+
     def _codec(self) -> Any:
         checkpoints = Checkpoints(self._folder("vqvae"), read_only=True)
+        if checkpoints.latest_step() is None and self.config.init_from:
+            origin = self._origin("vqvae")
+            with Checkpoints(self._folder("vqvae"), keep=1) as own:  # a workdir holds all that sampling needs
+                own.save(origin.latest_step(), {name: origin.restore(name) for name in ("weights", "config")}, wait=True)
         if checkpoints.latest_step() is None:
             raise UserError(f"the diffusion stage needs a codec, and {checkpoints.folder} has none: run the vqvae stage first")
         return widen(checkpoints.restore("weights"))
@@ -129,6 +165,16 @@ class Experiment:
             print(f"{name}: all {train.steps} steps are done, in {checkpoints.folder}", flush=True)
             return True
         return False
+
+
+MODEL = ("vqvae", "codebook", "process", "condition", "denoiser", "text", "learned_text", "clip_text")  # sections
+
+
+def _with_model_of(workdir: str, config: ConfigDict) -> ConfigDict:
+    """The config with the model of another workdir, to be trained on in the diffusion stage alone."""
+    stored = complete(Checkpoints(pipeline.stage_folder(workdir, "diffusion"), read_only=True).restore("config"))
+    own = config.to_dict() | {name: stored[name].to_dict() for name in MODEL} | {"stages": ("diffusion",)}
+    return complete(own | {"data": own["data"] | {"image_size": stored.data.image_size}})
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

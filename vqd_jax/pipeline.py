@@ -114,17 +114,36 @@ class TextToImage:
             chosen["calls"] = min(chosen["calls"], begin or self.process.T)
         return build.sampling(self.config, entropy=self.entropy, options=asked, whole=begin is None, **chosen)
 
+    def prompts(self, asked: Sequence[str], *, labels: bool = False) -> list[str]:
+        """What `sample` is to draw, or one sentence about what is missing; a model without any condition needs nothing."""
+        kind = self.config.condition.kind
+        if kind == "none":
+            if asked:
+                raise UserError("this model draws without any condition: leave out --prompt and --label")
+            return [""]
+        if labels and kind != "class":
+            raise UserError("--label is for class models, this one draws from text: use --prompt")
+        if not asked:
+            raise UserError('--prompt is missing, for example --prompt="a google style emoji of a red apple"' if kind == "text" else
+                            f"--label is missing: a class from 0 to {self.config.condition.classes - 1}")
+        return [*asked]
+
     def conditions(self, prompts: Sequence[str], negative_prompt: str, prediction: Prediction) -> tuple[Conditions, np.ndarray]:
-        """The texts of each image and their scales of guidance (p, b)."""
+        """The texts, or classes, of each image and their scales of guidance (p, b)."""
         if negative_prompt and prediction.guidance == 1:
             raise UserError("a negative prompt acts through guidance, and a guidance of 1 is none: choose another scale")
-        blends = [split_prompt(check_prompt(prompt)) for prompt in prompts]
+        kind = self.config.condition.kind
+        if kind == "none" and prediction.guidance != 1:
+            raise UserError(f"this model draws without any condition, so that guidance must be 1, got {prediction.guidance:g}")
+        blends = [[(prompt, 1.0)] if kind == "none" else split_prompt(check_prompt(prompt)) for prompt in prompts]
         count = max(map(len, blends))
         padded = [blend + [(blend[0][0], 0.0)] * (count - len(blend)) for blend in blends]
-        rows = [*zip(*padded), [(negative_prompt, 1.0)] * len(blends)]
+        dropped = not negative_prompt and (prediction.null == "learned" or kind != "text")
+        away = [blend[0] for blend in blends] if dropped else [(negative_prompt, 1.0)] * len(blends)
+        rows = [*zip(*padded), away]
         ids = np.stack([self.tokenizer([text for text, _ in row]) for row in rows])
         drop = np.zeros(ids.shape[:2], bool)
-        drop[-1] = not negative_prompt and prediction.null == "learned"
+        drop[-1] = dropped
         return Conditions(ids, drop), prediction.guidance * np.array([[weight for _, weight in row] for row in rows[:-1]], np.float32)
 
     def batches(self, prompts: Sequence[str], batch: int, *, seed: int = 0, **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:

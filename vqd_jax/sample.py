@@ -16,6 +16,7 @@ from vqd_jax import command, sampling_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], 'What to draw; may be repeated. "a cat AND a dog :0.5" blends two.')
+_LABEL = flags.DEFINE_multi_string("label", [], "Of class models: the number or name of the class to draw; may be repeated.")
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from, instead of the learned null.")
 _NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Same seed, prompts and settings: same pictures.")
@@ -38,14 +39,13 @@ def main(argv: Any) -> None:
 
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
-    if not _PROMPT.value:
-        raise UserError('--prompt is missing, for example --prompt="a google style emoji of a red apple"')
-    prompts = [pipeline.check_prompt(p) for p in _PROMPT.value]
+    asked = [pipeline.check_prompt(p) for p in [*_PROMPT.value, *_LABEL.value]]
     changes = {"--mask": _MASK.value, "--extend": _EXTEND.value, "--strength": _STRENGTH.value != 1}
     if not _INIT.value and any(changes.values()):
         raise UserError(f"{next(name for name, value in changes.items() if value)} needs a picture: give it with --init_image")
     started = time.perf_counter()
     model = pipeline.load(_WORKDIR.value, sampling_flags.PLAN.value)
+    prompts = model.prompts(asked, labels=bool(_LABEL.value))
     settings = sampling_flags.settings() | ({"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {})
     model.settings(**{k: v for k, v in settings.items() if k != "negative_prompt"})  # bad ones end here
     wanted = [p for p in prompts for _ in range(_NUM.value)]

@@ -85,7 +85,7 @@ class Parallel:
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This process's rows, split over its devices: (rows, ...) -> (devices, rows / devices, ...)."""
-        return jax.tree.map(lambda x: x.reshape(self.count, -1, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: x.reshape(self.count, x.shape[0] // self.count, *x.shape[1:]), batch)
 
     def first(self, tree: Any) -> Any:
         """The first device's copy of a replicated tree."""

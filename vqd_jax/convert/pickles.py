@@ -57,6 +57,13 @@ class _Placeholder:
         pass
 
 
+class _Module:
+    """A module of a TorchScript archive: its parameters, buffers and children by name."""
+
+    def __setstate__(self, state):
+        self.state = state
+
+
 @dataclass(frozen=True)
 class _Storage:
     key: str
@@ -113,6 +120,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.known:
             return self.known[module, name]
+        if self.known is _TORCH and module.startswith("__torch__."):
+            return _Module
         if f"{module}.{name}".startswith(self.placeholders):
             return _Placeholder
         raise pickle.UnpicklingError(f"the global {module}.{name}")
@@ -134,7 +143,8 @@ def read_numpy_pickle(path: str | Path) -> Any:
 def read_torch(path: str | Path) -> Any:
     """What `torch.save` wrote to `path`, tensors as numpy arrays; UserError if it is damaged or holds code.
 
-    Objects of the trainer that some published checkpoints carry come back as empty placeholders.
+    Objects of the trainer that some published checkpoints carry come back as empty placeholders, modules of a TorchScript
+    archive, as OpenAI publishes CLIP, as dictionaries.
     """
     def read(file):
         return _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
@@ -187,6 +197,8 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
 def _resolve(tree: Any, storages: dict[str, np.ndarray]) -> Any:
     if isinstance(tree, _Tensor):
         return tree.array(storages)
+    if isinstance(tree, _Module):
+        return _resolve(vars(tree).get("state", {}), storages)
     if isinstance(tree, dict):
         return {key: _resolve(value, storages) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

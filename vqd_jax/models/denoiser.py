@@ -1,17 +1,22 @@
 """The denoising transformer of VQ-Diffusion: image tokens and a time in, logits of the clean tokens out.
 
-Each layer is h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)) (Gu et al. 2022, section 4.2).
+Each layer is h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)) (Gu et al. 2022, section 4.2). Class models
+have no CA, and their second norm is an AdaLN on the class; unconditional ones have neither.
 """
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from vqd_jax.errors import UserError
 from vqd_jax.models.attention import CrossAttention, SelfAttention
 from vqd_jax.models.linear import Linear, product
-from vqd_jax.shapes import Logits, TextMask, TextStates, Times, Tokens
+from vqd_jax.shapes import Logits, TextStates, Times, Tokens
+
+Condition = TextStates | Int[Array, " b"]
 
 
 def gelu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -27,66 +32,100 @@ def layer_norm(x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
 
 
 class AdaLayerNorm(nn.Module):
-    """LN(h) * (1 + scale) + shift, with (scale, shift) a linear map of SiLU(E[t]); every one has its own E."""
+    """LN(h) * (1 + scale) + shift, with (scale, shift) a linear map of SiLU(E[i]); every one has its own table E of `size` rows.
 
-    T: int
-    time: str
+    An index beyond the table stands for the mean of its rows. With kind "sinusoidal" E is fixed.
+    """
+
+    size: int
+    kind: str = "learned"
     init_std: float = 0.02
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Float[Array, "b n d"], t: Times) -> Float[Array, "b n d"]:
+    def __call__(self, h: Float[Array, "b n d"], i: Int[Array, " b"]) -> Float[Array, "b n d"]:
         d, normal = h.shape[-1], nn.initializers.normal(self.init_std)
-        if self.time == "learned":
-            e = nn.Embed(self.T, d, embedding_init=normal, name="table")(t - 1)
+        if self.kind == "learned":
+            table = nn.Embed(self.size, d, embedding_init=normal, name="table")
+            e = table(jnp.minimum(i, self.size - 1))
+            e = jnp.where((i < self.size)[:, None], e, table.embedding.mean(0)[None])
         else:
-            e = sinusoid(t, self.T, d)
+            e = sinusoid(i, self.size, d)
         change = Linear(2 * d, dtype=self.dtype, kernel_init=normal, name="linear")(jax.nn.silu(e))
         scale, shift = jnp.split(change[:, None, :], 2, axis=-1)
         return layer_norm(h) * (1 + scale) + shift
 
 
-def sinusoid(t: Times, T: int, d: int) -> Float[Array, "b d"]:
-    """[sin, cos] of 4000 (t - 1) / T at d / 2 frequencies from 1 down to 1e-4."""
-    z = (t - 1).astype(jnp.float32)[:, None] * (4000 / T)
+def sinusoid(i: Int[Array, " b"], size: int, d: int) -> Float[Array, "b d"]:
+    """[sin, cos] of 4000 i / size at d / 2 frequencies from 1 down to 1e-4."""
+    z = i.astype(jnp.float32)[:, None] * (4000 / size)
     f = jnp.exp(-jnp.arange(d // 2) * (jnp.log(10_000.0) / (d // 2 - 1)))[None, :]
     return jnp.concatenate([jnp.sin(z * f), jnp.cos(z * f)], axis=-1)
 
 
 class Block(nn.Module):
-    """One layer of the denoiser."""
+    """One layer of the denoiser; its fields are the denoiser's."""
 
+    grid: tuple[int, int]
+    T: int
     heads: int
     mlp_ratio: int
-    T: int
+    mlp: str
     time: str
+    condition: str
+    classes: int
     init_std: float
     dropout: float
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, h: Float[Array, "b n d"], t: Times, text: TextStates, text_mask: TextMask,
+    def __call__(self, h: Float[Array, "b n d"], t: Times, condition: Condition, mask: Bool[Array, "b m"],
                  deterministic: bool) -> Float[Array, "b n d"]:
         d = h.shape[-1]
         shared = dict(init_std=self.init_std, dtype=self.dtype)
-        norm = lambda name: AdaLayerNorm(T=self.T, time=self.time, name=name, **shared)
-        dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
-                                                kernel_init=nn.initializers.normal(self.init_std))
+        norm = lambda name: AdaLayerNorm(size=self.T, kind=self.time, name=name, **shared)(h, t - 1)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        h = h + drop(SelfAttention(d, self.heads, name="self_attention", **shared)(norm("norm1")(h, t)))
-        h = h + drop(CrossAttention(d, self.heads, name="cross_attention", **shared)(
-            norm("norm2")(h, t), text, text_mask))
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm3")(h)
-        return h + drop(dense(d, "mlp_out")(gelu2(dense(self.mlp_ratio * d, "mlp_in")(x))))
+        h = h + drop(SelfAttention(d, self.heads, name="self_attention", **shared)(norm("norm1")))
+        if self.condition == "text":
+            h = h + drop(CrossAttention(d, self.heads, name="cross_attention", **shared)(norm("norm2"), condition, mask))
+        if self.condition == "class":
+            x = AdaLayerNorm(size=self.classes, name="norm3", **shared)(h, condition)
+        else:
+            x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm3")(h)
+        return h + drop(self._conv_mlp(x) if self.mlp == "conv" else self._mlp(x))
+
+    def _mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
+                                              kernel_init=nn.initializers.normal(self.init_std))
+        d = x.shape[-1]
+        return dense(d, "mlp_out")(gelu2(dense(self.mlp_ratio * d, "mlp_in")(x)))
+
+    def _conv_mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        conv = lambda features, name, fan_in: nn.Conv(
+            features, (3, 3), dtype=self.dtype, name=name, kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            bias_init=_uniform(fan_in ** -0.5))
+        x = conv(self.mlp_ratio * d, "mlp_in", 9 * d)(x.reshape(b, *self.grid, d))
+        return conv(d, "mlp_out", 9 * self.mlp_ratio * d)(gelu2(x)).reshape(b, n, d)
+
+
+def _uniform(limit: float) -> nn.initializers.Initializer:
+    """Uniform in (-limit, limit)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 class Denoiser(nn.Module):
-    """p(x_0 | x_t, t, text) as unnormalised log-probabilities of the k codes.
+    """p(x_0 | x_t, t, condition) as unnormalised log-probabilities of the k codes.
 
     Attributes:
       codes: k; the input vocabulary is k + 1, with [MASK] last.
       grid: (h, w) of the token grid; position l is row l // w, column l % w.
       T: diffusion steps; times fed in are 1..T.
+      condition: "text" (cross-attention to states (b, m, e) where the mask is True), "class" (labels (b,); one beyond
+        `classes` stands for the mean of all) or "none".
+      mlp: "fc", two linear layers, or "conv", two 3x3 convolutions over the grid.
+      positions: sizes of the position tables, if not the grid's own: position l is then row l // w and column l % w of those,
+        as in the released ImageNet and FFHQ models, which read 16x16 grids through 32x32 tables.
       time: "learned" (a table for each AdaLN) or "sinusoidal".
       head: "linear", as published, or "tied": the token embedding read backwards, so that a network at its start already
         tends to copy the tokens that are not [MASK].
@@ -100,6 +139,10 @@ class Denoiser(nn.Module):
     width: int = 1024
     heads: int = 16
     mlp_ratio: int = 4
+    mlp: str = "fc"
+    condition: str = "text"
+    classes: int = 0
+    positions: tuple[int, int] | tuple[()] = ()
     time: str = "learned"
     head: str = "linear"
     init_std: float = 0.02
@@ -107,28 +150,36 @@ class Denoiser(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, z_t: Tokens, t: Times, text: TextStates, text_mask: TextMask,
+    def __call__(self, z_t: Tokens, t: Times, condition: Condition, mask: Bool[Array, "b m"],
                  deterministic: bool = True) -> Logits:
-        if self.time not in ("learned", "sinusoidal"):
-            raise UserError(f"denoiser.time must be learned or sinusoidal, got {self.time!r}")
-        if self.head not in ("linear", "tied"):
-            raise UserError(f"denoiser.head must be linear or tied, got {self.head!r}")
-        if self.width % self.heads:
-            raise UserError(f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}")
+        self._check()
         normal = nn.initializers.normal(self.init_std)
         embed = lambda size, name: nn.Embed(size, self.width, embedding_init=normal, name=name)
-        h, w = self.grid
-        place = jnp.arange(h * w)
+        n, (h, w) = math.prod(self.grid), self.positions or self.grid
+        place = jnp.arange(n)
         position = embed(h, "rows")(place // w) + embed(w, "columns")(place % w)
         tokens = embed(self.codes + 1, "tokens")
         x = (tokens(z_t) + position[None]).astype(self.dtype)
-        text = text.astype(self.dtype)
+        condition = condition.astype(self.dtype) if self.condition == "text" else condition
         for i in range(self.layers):
-            x = Block(self.heads, self.mlp_ratio, self.T, self.time, self.init_std, self.dropout, self.dtype,
-                      name=f"block{i}")(x, t, text, text_mask, deterministic)
+            x = Block(grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
+                      condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout,
+                      dtype=self.dtype, name=f"block{i}")(x, t, condition, mask, deterministic)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         if self.head == "tied":
             kernel = tokens.embedding[:-1].T.astype(self.dtype)
             bias = self.param("head_bias", nn.initializers.zeros, (self.codes,))
             return product(x, kernel).astype(jnp.float32) + bias[None, None]
         return Linear(self.codes, dtype=self.dtype, kernel_init=normal, name="head")(x).astype(jnp.float32)
+
+    def _check(self) -> None:
+        for field, accepted in (("time", ("learned", "sinusoidal")), ("head", ("linear", "tied")), ("mlp", ("fc", "conv")),
+                                ("condition", ("text", "class", "none"))):
+            if (value := getattr(self, field)) not in accepted:
+                raise UserError(f"denoiser.{field} must be {', '.join(accepted[:-1])} or {accepted[-1]}, got {value!r}")
+        if self.width % self.heads:
+            raise UserError(f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}")
+        if self.positions and math.prod(self.positions) < math.prod(self.grid):
+            raise UserError(f"denoiser.positions {self.positions} are too few for a grid of {self.grid}")
+        if self.condition == "class" and self.classes < 1:
+            raise UserError("a denoiser with the condition class needs the number of classes")

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Int
 
 from vqd_jax.errors import UserError
-from vqd_jax.text import bpe, clip
+from vqd_jax.text import bpe, clip, labels
 
-KINDS = {bpe.KIND: bpe.BytePair, clip.KIND: clip.ClipTokenizer}
+KINDS = {bpe.KIND: bpe.BytePair, clip.KIND: clip.ClipTokenizer, labels.CLASSES: labels.Classes, labels.NOTHING: labels.Nothing}
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
     def to_json(self) -> str: ...
 
 
-def load_tokenizer(text: str) -> bpe.BytePair | clip.ClipTokenizer:
+def load_tokenizer(text: str) -> Tokenizer:
     """The tokenizer that `to_json` wrote; UserError if the text is not such JSON."""
     try:
         kind = json.loads(text)["kind"]

@@ -5,7 +5,9 @@ by that probability: the expectation is the sum over all times, the bound itself
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -17,7 +19,7 @@ from jaxtyping import Array, Float
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.diffusion.rate import kernel_at, rate_and_auxiliary
-from vqd_jax.models.conditioning import Conditioner
+from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.samplers.parts import in_parts
 from vqd_jax.samplers.prediction import Switches, blend, guide, ramped
@@ -91,19 +93,29 @@ class DiffusionStage:
 
     process: MaskAndReplace
     denoiser: Denoiser
-    conditioner: Conditioner
+    conditioner: Conditioner | ClassConditioner | NoConditioner
     codec: VQVAEStage
     weights: DiffusionLoss
 
     def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], History]:
         text_key, model_key = jax.random.split(key)
         ids, drop = batch["text"][:1], jnp.zeros(1, bool)
-        conditioner = self.conditioner.init(text_key, ids, drop)["params"]
-        text, mask = self.conditioner.apply({"params": conditioner}, ids, drop)
+        params = {"conditioner": self.conditioner.init(text_key, ids, drop).get("params", {})}
+        condition, mask = self.condition(params, ids, drop)
         h, w = self.denoiser.grid
         z = jnp.zeros((1, h * w), jnp.int32)
-        denoiser = self.denoiser.init(model_key, z, jnp.ones(1, jnp.int32), text, mask)["params"]
-        return {"denoiser": denoiser, "conditioner": conditioner}, History.empty(self.process.T)
+        params["denoiser"] = self.denoiser.init(model_key, z, jnp.ones(1, jnp.int32), condition, mask)["params"]
+        return params, History.empty(self.process.T)
+
+    def condition(self, params: Any, ids: TextIds, drop: Any) -> tuple[Any, Any]:
+        """The condition and its mask for the denoiser."""
+        return self.conditioner.apply({"params": params.get("conditioner", {})}, ids, drop)
+
+    @property
+    def unchanged(self) -> Callable[[Any], Any] | None:
+        """Marks a frozen text encoder's parameters."""
+        frozen = lambda path, _: [getattr(entry, "key", None) for entry in path[:2]] == ["conditioner", "encoder"]
+        return functools.partial(jax.tree_util.tree_map_with_path, frozen) if getattr(self.conditioner, "frozen", False) else None
 
     def weights_of(self, params: dict[str, Any], extra: History) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that sampling needs."""
@@ -116,10 +128,10 @@ class DiffusionStage:
     def loss(self, params: Any, extra: History, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
              axis: str | None) -> tuple[Float[Array, ""], tuple[History, dict[str, Any]]]:
         """See `train.step.Loss`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
-        z_0 = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"])
-        keys = example_keys(key, z_0.shape[0], axis)
+        keys = example_keys(key, batch["text"].shape[0], axis)
         branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
         time_keys, noise_keys, drop_keys, dropout_keys = map(branch, range(4))
+        z_0 = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"], branch(4))
         T, w = self.process.T, self.weights
         p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
         t = self.times(key, time_keys, p, axis)
@@ -156,9 +168,9 @@ class DiffusionStage:
     def predict(self, params: Any, z_t: Tokens, t: Times, ids: TextIds, drop: Any,
                 dropout_key: PRNGKey | None = None) -> Float[Array, "b n k"]:
         """Logits of x_0; dropout acts only with a key."""
-        text, mask = self.conditioner.apply({"params": params["conditioner"]}, ids, drop)
+        condition, mask = self.condition(params, ids, drop)
         rngs = {} if dropout_key is None or not self.denoiser.dropout else {"dropout": dropout_key}
-        return self.denoiser.apply({"params": params["denoiser"]}, z_t, t, text, mask, deterministic=not rngs, rngs=rngs)
+        return self.denoiser.apply({"params": params["denoiser"]}, z_t, t, condition, mask, deterministic=not rngs, rngs=rngs)
 
     def diffuse(self, keys: PRNGKeys, z_0: Tokens, t: Times) -> Tokens:
         """z_t ~ q(z_t | z_0), each row from its own key."""
@@ -184,18 +196,18 @@ class DiffusionStage:
         ids, drop = conditions.ids, conditions.drop
         ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
         count = ids.shape[0]
-        text, mask = self.conditioner.apply({"params": params["conditioner"]}, ids.reshape(-1, ids.shape[-1]), drop.reshape(-1))
+        condition, mask = self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
         unmasked = jnp.asarray(self.process.unmasked, jnp.float32)
 
-        text, mask = (x.reshape(count, -1, *x.shape[1:]).swapaxes(0, 1) for x in (text, mask))  # an image's prompts side by side
+        condition, mask = (x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1) for x in (condition, mask))  # an image's side by side
 
-        def network(z_t: Tokens, t: Times, text: Any, mask: Any) -> Float[Array, "b p n k"]:
-            rows = lambda x: x.reshape(-1, *x.shape[2:])
-            logits = self.denoiser.apply({"params": params["denoiser"]}, z_t.repeat(count, 0), t.repeat(count), rows(text), rows(mask))
+        def network(z_t: Tokens, t: Times, condition: Any, mask: Any) -> Float[Array, "b p n k"]:
+            rows = (x.reshape(x.shape[0] * count, *x.shape[2:]) for x in (condition, mask))
+            logits = self.denoiser.apply({"params": params["denoiser"]}, z_t.repeat(count, 0), t.repeat(count), *rows)
             return logits.reshape(-1, count, *logits.shape[1:])
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
-            logits = in_parts(network, z_t, t, text, mask, elements=count * z_t.shape[1] * self.process.k, least=2 // count)
+            logits = in_parts(network, z_t, t, condition, mask, elements=count * z_t.shape[1] * self.process.k, least=2 // count)
             logits = logits.swapaxes(0, 1)
             scales = knobs["scales"]
             if guided:

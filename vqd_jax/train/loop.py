@@ -51,20 +51,22 @@ class Train:
 
 
 def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, parallel: Parallel, checkpoints: Checkpoints,
-        log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any],
-        evaluate: Callable[[int, Any], dict[str, float]]) -> Any:
+        log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any], evaluate: Callable[[int, Any], dict[str, float]],
+        begin: Callable[[Any], Any] | None = None) -> Any:
     """Trains a stage up to `train.steps` and returns its weights on the host.
 
     Args:
       stage: `init(key, batch) -> (params, extra)`, `loss` (see `train.step.Loss`), `weights_of(params, extra)`,
-        and `from_weights(weights) -> (params, extra)` for checkpoints that hold nothing else.
+        `from_weights(weights) -> (params, extra)` for checkpoints that hold nothing else, and `unchanged`, None or a function
+        from the parameters to a tree that is True where training leaves them alone.
       items: what else a checkpoint holds (config, tokenizer).
       evaluate: `(step, weights) -> scalars`; it may write pictures.
+      begin: fresh parameters to those that training begins with.
     """
     parallel.check_batch(train.batch_size)
     init_key, train_key = jax.random.split(key)
-    optimizer = optim.build(train.steps, train.batch_size)
-    state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key)
+    optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
+    state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key, begin)
     first = int(state.step)
     log.rewind(first)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
@@ -105,14 +107,14 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
 
 
 def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader: Loader, checkpoints: Checkpoints,
-                     key: PRNGKey) -> State:
+                     key: PRNGKey, begin: Callable[[Any], Any] | None) -> State:
     batch = loader[0]
     fresh = lambda params, extra: State(step=np.zeros((), np.int32), params=params, extra=extra,
                                         ema=jax.tree.map(np.array, params) if train.ema else None,
                                         opt_state=optimizer.init(params))
     params, extra = jax.jit(stage.init)(key, batch)
     if checkpoints.latest_step() is None:
-        return fresh(params, extra)
+        return fresh(begin(params) if begin else params, extra)
     if not checkpoints.has("state"):
         print(f"{name}: {checkpoints.folder} holds weights only; the optimizer and its averages start anew", flush=True)
         what = f"the weights in {checkpoints.folder}"

@@ -4,6 +4,7 @@ Lengths are given in examples and converted to steps here.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,7 +52,8 @@ class Optim:
                  "constant": optax.constant_schedule(peak)}[self.decay]
         return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
 
-    def build(self, steps: int, batch_size: int) -> optax.GradientTransformation:
+    def build(self, steps: int, batch_size: int, frozen: Callable[[Any], Any] | None = None) -> optax.GradientTransformation:
+        """The optimizer; `frozen` maps the parameters to a tree of bool that is True where none may change."""
         rate, decay = self.schedule(steps, batch_size), self.weight_decay
         if self.muon:
             update = contrib.muon(self.schedule(steps, batch_size, self.muon), weight_decay=decay, consistent_rms=0.2,
@@ -59,7 +61,8 @@ class Optim:
                                   adam_weight_decay=decay, muon_weight_dimension_numbers=matrices)
         else:
             update = optax.adamw(rate, *self.betas, weight_decay=decay)
-        return optax.chain(optax.clip_by_global_norm(self.clip), update) if self.clip else update
+        update = optax.chain(optax.clip_by_global_norm(self.clip), update) if self.clip else update
+        return optax.partition({False: update, True: optax.set_to_zero()}, frozen) if frozen else update
 
 
 def matrices(params: Any) -> Any:

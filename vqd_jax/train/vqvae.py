@@ -17,7 +17,7 @@ from vqd_jax.models.codebook import Codebook, Codes, nearest, straight_through, 
 from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.shapes import Images, PRNGKey
+from vqd_jax.shapes import Images, PRNGKey, PRNGKeys
 from vqd_jax.sharding import mean
 
 
@@ -63,6 +63,8 @@ class VQVAEStage:
         if self.weights.adversarial:
             params["discriminator"] = self.discriminator.init(critic_key, images[:1])["params"]
         return params, codes
+
+    unchanged = None  # every parameter is trained
 
     def frozen(self) -> dict[str, Any]:
         """The parameters that no gradient changes."""
@@ -118,21 +120,39 @@ class VQVAEStage:
         """(params, extra) from `weights_of`'s tree: counts start even, the discriminator is not in it."""
         if self.weights.adversarial:
             raise UserError("a codec checkpoint with weights only cannot go on training with a discriminator")
+        if "remap" in weights or "projection" in weights:
+            raise UserError("a converted codec whose codes are remapped or chosen by a projection cannot go on training")
         vectors, params = weights["codes"], {"vqvae": weights["vqvae"]}
         if self.codebook.update == "gradient":
             params["codes"] = vectors
         return params, Codes(vectors=vectors, count=jnp.ones(self.codebook.codes), total=jnp.copy(vectors))
 
-    def encode(self, weights: Any, images: UInt8[Array, "b H W 3"]) -> Int[Array, "b n"]:
-        """uint8 images to tokens; `weights` is what `weights_of` returns."""
+    def encode(self, weights: Any, images: UInt8[Array, "b H W 3"], keys: PRNGKeys | None = None) -> Int[Array, "b n"]:
+        """uint8 images to tokens; `weights` is what `weights_of` returns, or a converted codec's.
+
+        Converted codecs may choose codes by a "projection" to logits, as a Gumbel quantiser does: the likeliest one, or with
+        `keys` a random one, as the released training does; and "remap" says which token each of their codes is.
+        """
         z = self._encode(weights, to_float(images))
-        return nearest(weights["codes"], z).reshape(images.shape[0], -1)
+        if "projection" in weights:
+            logits = z @ weights["projection"]["kernel"] + weights["projection"]["bias"][None, None, None]
+            if keys is not None:
+                logits += jax.vmap(lambda key, x: jax.random.gumbel(key, x.shape))(keys, logits)
+            index = logits.argmax(-1)
+        else:
+            index = nearest(weights["codes"], z)
+        index = weights["remap"][index] if "remap" in weights else index
+        return index.reshape(images.shape[0], -1)
 
     def decode(self, weights: Any, tokens: Int[Array, "b n"]) -> UInt8[Array, "b H W 3"]:
         """Tokens of a square grid, row by row, to uint8 images."""
+        return to_uint8(self.paint(weights, tokens))
+
+    def paint(self, weights: Any, tokens: Int[Array, "b n"]) -> Images:
+        """Tokens of a square grid to images as the decoder gives them; of the codes that "remap" joins, the first is shown."""
         side = math.isqrt(tokens.shape[1])
-        z = weights["codes"][tokens].reshape(tokens.shape[0], side, side, -1)
-        return to_uint8(self._apply(weights, z, "decode"))
+        index = weights["inverse"][tokens] if "inverse" in weights else tokens
+        return self._apply(weights, weights["codes"][index].reshape(tokens.shape[0], side, side, -1), "decode")
 
     def _reconstruction(self, frozen: Any, images: Images, output: Images) -> tuple[Float[Array, ""], dict[str, Any]]:
         w = self.weights

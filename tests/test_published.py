@@ -1,0 +1,64 @@
+"""The published models have the published numbers of parameters; traced only, nothing is allocated."""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqd_jax import build, published
+from vqd_jax.defaults import defaults
+from vqd_jax.text.labels import Nothing
+
+
+class Ids:
+    """Stands in for CLIP's tokenizer or for class names: ids of that many positions."""
+
+    def __init__(self, vocabulary, length):
+        self.vocabulary, self.length, self.pad = vocabulary, length, 0
+
+    def __call__(self, captions):
+        return np.zeros((len(captions), self.length), np.int32)
+
+    def to_json(self):
+        return "{}"
+
+
+def text(size):
+    def change(c):
+        published.codec(c, 8, 2887)
+        published.text(c)
+        size(c)
+    return change
+
+
+def ithq(c):
+    published.ithq_codec(c)
+    published.text(c)
+    published.large(c)
+
+
+def mean_class(c):
+    published.imagenet(c)
+    c.condition.null = "empty"
+
+
+@pytest.mark.parametrize("change,null,parameters", [
+    (text(published.small), 77 * 512, 35_936_647), (text(published.base), 77 * 512, 388_780_871), (ithq, 77 * 512, 1_359_274_624),
+    (published.imagenet, 0, 518_037_966), (mean_class, 0, 518_025_678), (published.ffhq, 0, 411_185_664)],
+    ids=["S", "B", "ITHQ", "ImageNet", "ImageNet, mean null", "FFHQ"])
+def test_the_published_numbers(change, null, parameters):
+    c = defaults()
+    change(c)
+    tokenizer = {"text": Ids(49408, 77), "class": Ids(1000, 1), "none": Nothing()}[c.condition.kind]
+    stage = build.diffusion_stage(c, tokenizer)
+    params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)})
+    count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    assert count(params["denoiser"]) == parameters
+    assert count(params["conditioner"].get("null", {})) == null
+    if null:
+        released = c.copy_and_resolve_references()
+        published.released(released)
+        params, _ = jax.eval_shape(build.diffusion_stage(released, tokenizer).init, jax.random.key(0),
+                                   {"text": jax.ShapeDtypeStruct((1, 77), jnp.int32)})
+        assert "null" not in params["conditioner"] and count(params["denoiser"]) == parameters

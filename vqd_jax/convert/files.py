@@ -1,0 +1,49 @@
+"""Weight files of any kind as trees of numpy arrays: torch's pickles, TorchScript archives and safetensors; no code is run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqd_jax.convert.pickles import read_torch
+from vqd_jax.errors import UserError
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """What the file holds; UserError if it is missing, damaged or not a dictionary of tensors."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no weight file {path}")
+    tree = _safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    if isinstance(tree, np.ndarray):
+        return {"": tree}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a {type(tree).__name__}; a dictionary of tensors is accepted")
+    return tree
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a tree of dictionaries under dotted names; everything else is left out."""
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, np.ndarray):
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def without(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The entries that begin with the prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error

@@ -1,0 +1,182 @@
+"""What published weight files hold: the official checkpoints, codecs alone, and diffusers folders, recognised by their content.
+
+A `Found` has the arrays under the released code's names and the config keys that names and shapes tell; the rest (heads, grid,
+settings) comes from the YAML that the official checkpoints come with.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqd_jax.convert import clip, codec, denoiser
+from vqd_jax.convert.engine import convert
+from vqd_jax.convert.files import flat, read_tree, without
+from vqd_jax.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+Settings = dict[str, dict[str, Any]]
+KINDS = ("an official .pth checkpoint of VQ-Diffusion (with \"model\"), a codec of taming-transformers (with \"state_dict\" or \"model\"), "
+         "or a diffusers folder (with model_index.json)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """Arrays by part, empty where the source has none; `tables` are log alpha and log beta (T + 1,); `settings` are config keys."""
+
+    name: str
+    codec: Arrays
+    denoiser: Arrays
+    text: Arrays
+    null: np.ndarray | None
+    tables: tuple[np.ndarray, np.ndarray] | None
+    tokenizer: Path | None
+    settings: Settings
+
+
+def read(source: str | Path, config: str | Path | None = None) -> Found:
+    """The weights in a file or folder; `config` is the YAML of an official checkpoint."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(f"the folder {path} has no model_index.json; accepted is {KINDS}")
+        return _diffusers(path)
+    tree = read_tree(path)
+    model = tree.get("model") if isinstance(tree.get("model"), dict) else tree.get("state_dict")
+    arrays = flat(model if isinstance(model, dict) else tree)
+    arrays = without("first_stage_model.", arrays) or arrays
+    if any(key.startswith("transformer.transformer.") for key in arrays):
+        return _official(path, arrays, flat(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}, config)
+    if "encoder.conv_in.weight" in arrays:
+        return _codec(path, arrays)
+    first = ", ".join(map(repr, list(arrays)[:3])) or "missing"
+    raise UserError(f"{path} is not recognised: its first keys are {first}; accepted is {KINDS}")
+
+
+def _codec(path: Path, arrays: Arrays) -> Found:
+    parts = ("encoder", "decoder", "quant_conv", "post_quant_conv", "quantize")  # the FFHQ file has a GPT beside them
+    kept = {key: value for key, value in arrays.items() if key.split(".")[0] in parts}
+    return Found(name=str(path), codec=kept, denoiser={}, text={}, null=None, tables=None, tokenizer=None, settings={})
+
+
+def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None) -> Found:
+    diffusion = without("transformer.", model) | ema
+    known = set(without("transformer.", model))
+    if strange := sorted(set(ema) - known)[:4]:
+        raise UserError(f"{path}: its \"ema\" has {', '.join(map(repr, strange))}, which \"model\" does not have")
+    kinds = ("content_codec.", "transformer.transformer.", "transformer.condition_emb.", "transformer.log_", "transformer.Lt_",
+             "transformer.empty_text_embed")
+    if strange := [key for key in model if not key.startswith(kinds)][:4]:
+        raise UserError(f"{path}: its \"model\" has {', '.join(map(repr, strange))}, which no released model has")
+    parts = without("content_codec.enc.", model) | without("content_codec.dec.", model)
+    parts = parts or without("content_codec.", model)
+    network = without("transformer.", diffusion)
+    sizes = denoiser.sizes(network)
+    try:
+        tables = tuple(diffusion[f"log_cumprod_{x}t"] for x in "ab")
+    except KeyError as error:
+        raise UserError(f"{path}: the schedule table {error} is missing") from error
+    settings = _official_settings(sizes, _yaml(config) if config else {}, config)
+    null = diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None  # class models carry an unused one
+    return Found(name=str(path), codec=parts, denoiser=network, text=without("condition_emb.", diffusion), null=null, tables=tables,
+                 tokenizer=None, settings=settings)
+
+
+def _official_settings(sizes: dict[str, Any], yaml: dict[str, Any], name: str | Path | None) -> Settings:
+    """Keys for the sizes, and for what only the YAML says, or else the value that all released models share."""
+    params = _at(yaml, "model", "params")
+    diffusion = _at(params, "diffusion_config", "params")
+    network = _at(diffusion, "transformer_config", "params")
+    for key, ours in (("n_layer", sizes["denoiser"]["layers"]), ("n_embd", sizes["denoiser"]["width"]),
+                      ("mlp_hidden_times", sizes["denoiser"]["mlp_ratio"])):
+        if key in network and network[key] != ours:
+            raise UserError(f"{name} is not the config of these weights: its {key} is {network[key]}, theirs {ours}")
+    rows = sizes["class_rows"]
+    classes = _at(diffusion, "condition_emb_config", "params").get("num_embed", 1000 if rows in (1000, 1001) else rows) if rows else 0
+    learned = rows > classes if rows else True
+    side = network.get("content_spatial_size", [0])[0]
+    out = {"denoiser": sizes["denoiser"] | {"heads": network.get("n_head", 16), "positions": sizes["positions"]},
+           "codebook": {"codes": sizes["codes"]}, "process": {"T": sizes["T"] or diffusion.get("diffusion_step", 100)},
+           "condition": {"kind": sizes["condition"], "classes": classes, "null": "learned" if learned else "empty"},
+           "diffusion_loss": {"auxiliary": float(diffusion.get("auxiliary_loss_weight", 5e-4 if sizes["condition"] == "text" else 1e-3)),
+                              "adaptive_auxiliary": bool(diffusion.get("adaptive_auxiliary_loss", True))}}
+    return out | ({"grid": {"side": side}} if side else {})
+
+
+def _yaml(path: str | Path) -> dict[str, Any]:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Safe, and knows the tuples in the released files."""
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
+    try:
+        tree = yaml.load(Path(path).read_text("utf-8"), Loader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict) or "model" not in tree:
+        raise UserError(f"{path} is not the config of a VQ-Diffusion model: it has no section model")
+    return tree
+
+
+def _at(tree: Any, *names: str) -> dict[str, Any]:
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _diffusers(folder: Path) -> Found:
+    network = denoiser.rename_diffusers(_part(folder, "transformer"))
+    config, schedule = _json(folder / "transformer" / "config.json"), _json(folder / "scheduler" / "scheduler_config.json")
+    sizes = denoiser.sizes(network)
+    embeddings = folder / "learned_classifier_free_sampling_embeddings"
+    learned = _json(embeddings / "config.json").get("learnable", False) if embeddings.is_dir() else False
+    null = flat(read_tree(_weights(embeddings)))["embeddings"] if learned else None
+    T = schedule.get("num_train_timesteps", sizes["T"])
+    alpha, mask = (np.linspace(schedule.get(f"{name}_cum_start", first), schedule.get(f"{name}_cum_end", last), T)
+                   for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999)))
+    with np.errstate(divide="ignore"):
+        tables = np.log(np.append(alpha, 1)), np.log(np.append((1 - alpha - mask) / sizes["codes"], 0))
+    settings = {"denoiser": sizes["denoiser"] | {"heads": config["num_attention_heads"], "positions": sizes["positions"]},
+                "codebook": {"codes": sizes["codes"]}, "process": {"T": T},
+                "condition": {"kind": "text", "classes": 0, "null": "learned" if learned else "empty"},
+                "grid": {"side": config["sample_size"]}, "diffusion_loss": {"auxiliary": 5e-4, "adaptive_auxiliary": True}}
+    return Found(name=str(folder), codec=codec.rename_diffusers(_part(folder, "vqvae")), denoiser=network, null=null, tables=tables,
+                 text=_part(folder, "text_encoder"), tokenizer=folder / "tokenizer", settings=settings)
+
+
+def _weights(folder: Path) -> Path:
+    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"there are no weights in {folder}: diffusion_pytorch_model or model, as .safetensors or .bin, is read")
+
+
+def _part(folder: Path, name: str) -> Arrays:
+    return flat(read_tree(_weights(folder / name)))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def codec_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+    return convert(source, codec.RULES, target, drop=codec.DROP, name=name)
+
+
+def denoiser_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+    return convert(source, denoiser.RULES, target, drop=denoiser.DROP, name=name)
+
+
+def text_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+    return convert(clip.separate(source), clip.RULES, target, drop=clip.DROP, name=name)
