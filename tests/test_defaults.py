@@ -12,8 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from vqd_jax import build, evaluation
+from vqd_jax.data import captioned, uncaptioned
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.data.folder import Folder
+from vqd_jax.data.source import Record
 from vqd_jax.data.transforms import RandomCrop
 from vqd_jax.defaults import defaults
 from vqd_jax.diffusion import schedules
@@ -40,6 +42,11 @@ MODULE = {"parent", "name"}  # every flax module has them
 CONSUMERS = {
     "emoji": (Emoji, {"cache", "resolution"}, set()),
     "folder": (Folder, set(), set()),
+    "cub": (captioned.cub, set(), set()),
+    "flowers": (captioned.flowers, set(), set()),
+    "coco": (captioned.coco, set(), set()),
+    "imagenet": (uncaptioned.imagenet, set(), set()),
+    "ffhq": (uncaptioned.ffhq, set(), set()),
     "crop": (RandomCrop, {"size"}, set()),
     "vqvae": (VQVAE, {"code_width"} | MODULE, set()),
     "codebook": (Codebook, set(), set()),
@@ -47,10 +54,10 @@ CONSUMERS = {
     "vqvae_loss": (VQVAELoss, set(), set()),
     "vqvae_optim": (Optim, set(), set()),
     "vqvae_train": (Train, set(), set()),
-    "denoiser": (Denoiser, {"codes", "grid", "T"} | MODULE, set()),
+    "denoiser": (Denoiser, {"codes", "grid", "T", "condition", "classes"} | MODULE, set()),
     "learned_text": (LearnedText, {"dtype"} | MODULE, set()),
     "clip_text": (ClipText, {"vocabulary", "length", "dtype"} | MODULE, {"folder"}),
-    "process": (schedules.absorbing, {"k"}, {"schedule"}),
+    "process": (schedules.absorbing, {"k"}, {"schedule", "log_alpha", "log_beta"}),
     "diffusion_loss": (DiffusionLoss, set(), set()),
     "diffusion_optim": (Optim, set(), set()),
     "diffusion_train": (Train, set(), set()),
@@ -61,7 +68,8 @@ CONSUMERS = {
     "evaluation": (evaluation.Protocol, set(), set()),
     "parallel": (Parallel, set(), set()),
 }
-READ = {"data", "text", "preview", "held_out"}  # read key by key
+SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")
+READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
 SOURCES = {p: p.read_text() for p in (ROOT / "vqd_jax").rglob("*.py") if p.name != "defaults.py"}
 
 
@@ -78,7 +86,7 @@ def configs():
 def test_every_section_is_known_here():
     sections = {name for name, value in defaults().items() if isinstance(value, ConfigDict)}
     assert sections == CONSUMERS.keys() | READ
-    assert {name for name in defaults()} - sections == {"seed", "stages"}
+    assert {name for name in defaults()} - sections == {"seed", "stages", "init_from"}
 
 
 @pytest.mark.parametrize("section", CONSUMERS)
@@ -94,7 +102,7 @@ def test_what_is_read_key_by_key_is_all_read():
     unread = [f"{section}.{key}" for section in READ for key in defaults()[section]
               if not any(f"config.{section}.{key}" in text for text in SOURCES.values())]
     assert not unread
-    for key in ("seed", "stages"):
+    for key in ("seed", "stages", "init_from"):
         assert any(re.search(rf"config\.{key}\b", text) for text in SOURCES.values())
 
 
@@ -111,7 +119,7 @@ def test_nothing_can_be_added_or_change_its_type():
     assert defaults().to_json() == c.to_json()
 
 
-@pytest.mark.parametrize("section", [s for s in CONSUMERS if s not in ("emoji", "folder", "sampling", "process", "evaluation")])
+@pytest.mark.parametrize("section", [s for s in CONSUMERS if s not in (*SETS, "sampling", "process", "evaluation")])
 def test_an_unknown_key_is_refused_by_the_constructor(section):
     make, given, elsewhere = CONSUMERS[section]
     others = dict(size=8, codes=4, grid=(1, 1), T=2, calls=8)
@@ -123,6 +131,7 @@ def test_an_unknown_key_is_refused_by_the_constructor(section):
 
 
 CAPTIONS = ["a google style emoji of a red apple", "an openmoji style emoji of a teapot", "a twitter style emoji of a cat"]
+RECORDS = [Record(item=str(i), captions=(caption,), label=i) for i, caption in enumerate(CAPTIONS)]
 
 
 class Words:
@@ -145,6 +154,7 @@ def shapes(config):
     codec = build.vqvae_stage(config)
     codec_params, _ = jax.eval_shape(codec.init, jax.random.key(0), {"image": image})
     tokenizer = Words(49408, 77) if config.text.encoder == "clip" else Words(text.vocabulary, text.length)
+    tokenizer = {"text": tokenizer, "class": Words(config.condition.classes, 1), "none": Words(0, 0)}[config.condition.kind]
     stage = build.diffusion_stage(config, tokenizer)
     ids = jax.ShapeDtypeStruct((2, tokenizer.length), jnp.int32)
     params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"image": image, "text": ids})
@@ -192,8 +202,8 @@ def test_the_clip_encoder_builds_at_its_released_size():
 
 
 @pytest.mark.parametrize("key,value,call", [
-    ("data.source", "imagenet", lambda c: build.source(c, ROOT)), ("data.transform", "pad", lambda c: build.transform(c, training=True)),
-    ("process.schedule", "sigmoid", build.process), ("text.encoder", "t5", lambda c: build.tokenizer(c, CAPTIONS)),
+    ("data.source", "lsun", lambda c: build.source(c, ROOT)), ("data.transform", "pad", lambda c: build.transform(c, training=True)),
+    ("process.schedule", "sigmoid", build.process), ("text.encoder", "t5", lambda c: build.tokenizer(c, RECORDS)),
     ("vqvae.dtype", "float16", build.vqvae_stage)])
 def test_a_value_that_does_not_exist_is_one_sentence(key, value, call):
     c = defaults()

@@ -176,6 +176,11 @@ def test_what_the_user_got_wrong_is_one_sentence(tmp_path, message):
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+def test_no_folder_at_all_is_one_sentence():
+    with pytest.raises(UserError, match="Name the folder of your images: --config.folder.path=DIR; captions are read from"):
+        Folder(path="")
+
+
 def test_splits_follow_the_path_alone(tmp_path):
     names = [f"{i:03d}.png" for i in range(200)]
     make(tmp_path / "one", names)

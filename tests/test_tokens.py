@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqd_jax.train.tokens import BATCH, cached_tokens
+from vqd_jax.train.tokens import BATCH, cached_tokens, some_tokens
 
 CODEC = {"codes": np.arange(6.0), "vqvae": {"kernel": np.ones((2, 2))}}
 COUNT = BATCH + 9  # a full batch and a part of one
@@ -53,6 +53,15 @@ def test_every_image_has_its_row_and_the_second_time_nothing_is_computed(tmp_pat
     again = cached_tokens(tmp_path / "cache", Pictures(), CODEC, encode)
     np.testing.assert_array_equal(again, WANT)
     assert encode.calls == 2 and len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_tokens_of_some_images_are_their_rows():
+    encode = Encode()
+    tokens = some_tokens(Pictures(), [70, 3, 3, 5], encode)
+    assert list(tokens) == [3, 5, 70] and encode.calls == 1
+    for i, row in tokens.items():
+        np.testing.assert_array_equal(row, WANT[i])
+    assert some_tokens(Pictures(), [], encode) == {} and encode.calls == 1
 
 
 @pytest.mark.parametrize("change", ["data", "codes", "kernel"])

@@ -40,6 +40,8 @@ class Folder:
     """
 
     def __init__(self, *, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0):
+        if not path:
+            raise UserError(f"Name the folder of your images: --config.folder.path=DIR; {LAYOUTS}.")
         self.root = pathlib.Path(path).expanduser()
         if not self.root.is_dir():
             raise UserError(f"The image folder {path} does not exist or is not a folder.")

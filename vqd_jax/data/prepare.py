@@ -5,6 +5,7 @@ A build appears in its place by one rename, under a lock, so it is either whole 
 
 import contextlib
 import fcntl
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +16,16 @@ from vqd_jax.progress import track
 
 SPLIT = "examples"
 LAYOUT = "1.0.0"  # of the stored features; a new one is built beside the old
+NOTES = "notes.json"
 
 
 def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]],
             examples: Callable[[], Iterable[dict[str, Any]]], total: int | None = None,
-            description: str = "") -> pathlib.Path:
+            description: str = "", shown: bool = True, notes: dict[str, Any] | None = None) -> pathlib.Path:
     """Build `cache/name/LAYOUT` unless it exists, and return that directory.
 
     features: tfds → the feature dict of an example. examples: the examples in the order in which they are to be read.
+    shown: with a progress bar. notes: kept beside the examples as JSON, as they are after the last example.
     """
     final = pathlib.Path(cache).expanduser() / name / LAYOUT
     if final.exists():
@@ -31,7 +34,8 @@ def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]],
         final.parent.mkdir(parents=True, exist_ok=True)
         with _lock(final.parent / "lock"):
             if not final.exists():
-                _build(final, name, features, examples, total, description)
+                _build(final, name, features, track(examples(), total, f"preparing {name} in {final}", "image") if shown
+                       else examples(), description, notes)
     except OSError as error:
         raise UserError(f"The data set {name} cannot be written to {final}: {error}.") from error
     return final
@@ -43,32 +47,35 @@ def read(directory: pathlib.Path, *, decode: bool = True) -> Any:
 
     with damage(directory):
         builder = tfds.builder_from_directory(str(directory))
-        images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
-        skip = {key: tfds.decode.SkipDecoding() for key in images}
-        return builder.as_data_source(SPLIT, decoders=None if decode else skip)
+        return builder.as_data_source(SPLIT) if decode else encoded(builder, SPLIT)
+
+
+def encoded(builder: Any, split: str) -> Any:
+    """A split of a tensorflow-datasets builder by index, its images as their encoded bytes."""
+    import tensorflow_datasets as tfds
+
+    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    return builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in images})
 
 
 @contextlib.contextmanager
-def damage(directory: pathlib.Path) -> Iterator[None]:
+def damage(directory: pathlib.Path, remedy: str = "delete that folder and it is made again") -> Iterator[None]:
     """Reading a cut or altered file (its blocks carry hashes) becomes a UserError that says what to delete."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"The prepared data set in {directory} is damaged ({error}): delete that folder and it is made "
-                        "again.") from error
+        raise UserError(f"The prepared data set in {directory} is damaged ({error}): {remedy}.") from error
 
 
-def _build(final: pathlib.Path, name: str, features: Callable, examples: Callable, total: int | None,
-           description: str) -> None:
+def _build(final: pathlib.Path, name: str, features: Callable, examples: Iterable[dict[str, Any]], description: str,
+           notes: dict[str, Any] | None) -> None:
     import tensorflow_datasets as tfds
 
     partial = final.parent / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-
-    numbered = enumerate(track(examples(), total, f"preparing {name} in {final}", "image"))
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(LAYOUT)
@@ -78,7 +85,7 @@ def _build(final: pathlib.Path, name: str, features: Callable, examples: Callabl
                                          features=tfds.features.FeaturesDict(features(tfds)))
 
         def _split_generators(self, dl_manager):
-            return {SPLIT: numbered}
+            return {SPLIT: enumerate(examples)}
 
         def _generate_examples(self):
             raise NotImplementedError
@@ -88,6 +95,8 @@ def _build(final: pathlib.Path, name: str, features: Callable, examples: Callabl
     builder = Builder(data_dir=str(partial), file_format="array_record")
     with contextlib.redirect_stdout(None):  # it announces the partial directory; the bar above names the final one
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    if notes is not None:
+        (pathlib.Path(builder.data_dir) / NOTES).write_text(json.dumps(notes), encoding="utf-8")
     pathlib.Path(builder.data_dir).rename(final)
     shutil.rmtree(partial, ignore_errors=True)
 

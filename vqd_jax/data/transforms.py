@@ -1,6 +1,7 @@
-"""Image to square image, uint8 to uint8: the deterministic one for evaluation and caches, the random one for training.
+"""Image to square image, uint8 to uint8: the deterministic one for evaluation and caches, the random ones for training.
 
-Both resample once, with Pillow's antialiased bicubic filter, straight from the cropped box.
+All resample once, with Pillow's antialiased bicubic filter; `Resize` and `RandomCrop` straight from the cropped box,
+`Reference` as the released PyTorch code did it.
 """
 
 import dataclasses
@@ -63,3 +64,39 @@ class RandomCrop:
         left, top = ((room - side) / 2 * (1 + self.shift * (2 * u - 1)) for room, u in zip((width, height), draw[1:3]))
         out = _resample(image, _square(left, top, side), self.size)
         return np.ascontiguousarray(out[:, ::-1]) if self.flip and draw[3] < 0.5 else out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The transform of the published models, in training with an rng and in evaluation without one; nothing is mirrored.
+
+    Training: of the free room d = h - s, w - s a square of the shorter side s starts at a uniform whole number in
+    [3d // 8, max(3d // 8 + 1, 5d // 8)); it becomes t × t, t uniform in [size, max(size, min(s, 9 size // 8))], which are
+    288 of 256; of that, any `size` × `size`. Evaluation: shorter side to `size`, the longer one rounded down, then the centre.
+    """
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise UserError(f"The image size must be positive, not {self.size}.")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        size, (height, width) = self.size, image.shape[:2]
+        side = min(height, width)
+        if rng is None:
+            scaled = _scaled(image, height * size // side, width * size // side)
+            return self._cut(scaled, (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2)
+        top, left = (int(rng.integers(3 * d // 8, max(3 * d // 8 + 1, 5 * d // 8))) for d in (height - side, width - side))
+        t = int(rng.integers(size, max(size, min(side, 9 * size // 8)) + 1))
+        scaled = _scaled(image[top:top + side, left:left + side], t, t)
+        return self._cut(scaled, *map(int, rng.integers(0, t - size + 1, 2)))
+
+    def _cut(self, image: np.ndarray, top: int, left: int) -> np.ndarray:
+        return np.ascontiguousarray(image[top:top + self.size, left:left + self.size])
+
+
+def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BICUBIC))

@@ -33,6 +33,11 @@ def spread(items: list[int], count: int) -> list[int]:
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)] if items else []
 
 
+def examined(source: Source, count: int) -> dict[str, list[int]]:
+    """Split → the positions of the records on which the bound is measured during training."""
+    return {name: spread(indices(source, name), count) for name in ("train", "held_out_cells", "held_out_items")}
+
+
 def image_loader(source: Source, transform: Callable, **options: Any) -> Loader:
     """Training images, uint8."""
     load = lambda i, rng: {"image": transform(source[i]["image"], rng)}
@@ -108,7 +113,7 @@ class Bound:
 
     stage: DiffusionStage
     source: Source
-    tokens: np.ndarray
+    tokens: np.ndarray | dict[int, np.ndarray]  # of all records, or of those that are asked for
     tokenizer: Tokenizer
     draws: int
 
@@ -135,8 +140,8 @@ class DiffusionEvaluation:
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
         values, stage = {}, self.bound.stage
-        for name in ("train", "held_out_cells", "held_out_items"):
-            if chosen := spread(indices(self.bound.source, name), self.examples):
+        for name, chosen in examined(self.bound.source, self.examples).items():
+            if chosen:
                 nats = self.bound(weights, chosen)
                 values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
         ids, rows = self.bound.tokenizer(self.prompts), len(self.prompts)

@@ -1,8 +1,8 @@
-"""The tokens of every image, computed once with the finished codec and kept on disk until codec or data change."""
+"""The tokens of every image, computed once with the finished codec and kept on disk until codec or data change; or of a few."""
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from vqd_jax.data.loader import sequential
+from vqd_jax.data.loader import Items, sequential
 from vqd_jax.data.source import Source
 from vqd_jax.progress import bar
 
@@ -25,15 +25,25 @@ def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[An
     path = folder / f"tokens-{digest.hexdigest()[:16]}.npy"
     if path.exists():
         return np.load(path)
-    rows = []
-    with bar(len(source), description=f"encoding images into {path}", unit="image") as progress:
-        for batch, valid in sequential(range(len(source)), BATCH, lambda i, rng: {"image": source[i]["image"]}):
-            rows.append(np.asarray(encode(batch["image"]))[:valid])
-            progress.update(valid)
-    tokens = np.concatenate(rows).astype(np.int32)
+    tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as file:
         np.save(file, tokens)
     part.rename(path)
     return tokens
+
+
+def some_tokens(source: Source, chosen: Iterable[int], encode: Callable[[Any], Any]) -> dict[int, np.ndarray]:
+    """i → tokens (n,) of source[i], for the chosen i only: what evaluations need of a set that is encoded during training."""
+    chosen = sorted(set(chosen))
+    return dict(zip(chosen, _encoded(source, chosen, encode, "encoding images for evaluation"))) if chosen else {}
+
+
+def _encoded(source: Source, chosen: Items, encode: Callable[[Any], Any], description: str) -> np.ndarray:
+    rows = []
+    with bar(len(chosen), description=description, unit="image") as progress:
+        for batch, valid in sequential(chosen, BATCH, lambda i, rng: {"image": source[i]["image"]}):
+            rows.append(np.asarray(encode(batch["image"]))[:valid])
+            progress.update(valid)
+    return np.concatenate(rows).astype(np.int32)

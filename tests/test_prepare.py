@@ -1,0 +1,92 @@
+"""The command that packs a data set, as a subprocess, and training that reads what it made."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = """
+    vqvae.channels=8 vqvae.latent_width=8 codebook.codes=32 codebook.width=8 codebook.restart_every=2
+    vqvae_train.batch_size=8 vqvae_train.examples=16 vqvae_train.log_every=8 vqvae_train.evaluate_every=16 vqvae_train.save_every=16
+    denoiser.layers=1 denoiser.width=16 denoiser.heads=2 learned_text.width=16 learned_text.heads=2 learned_text.layers=1
+    learned_text.vocabulary=280 process.T=10 sampling.calls=3 diffusion_train.batch_size=8 diffusion_train.examples=16
+    diffusion_train.log_every=8 diffusion_train.evaluate_every=16 diffusion_train.save_every=16 held_out.examples=8
+    held_out.draws=1 held_out.lpips=False preview.pictures=2
+    """.split()
+
+
+def run(command, *arguments, status=0):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", f"vqd_jax.{command}", *map(str, arguments)], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def coco(root, pictures=60):
+    rng = np.random.default_rng(0)
+    for part, count in (("train2014", pictures), ("val2014", 8)):
+        images = [{"id": n, "file_name": f"COCO_{part}_{n:012d}.jpg"} for n in range(count)]
+        (root / part).mkdir(parents=True)
+        for image in images:
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(root / part / image["file_name"])
+        captions = [{"id": 10 * n + k, "image_id": n, "caption": f"Picture {n} of {k} dogs"} for n in range(count) for k in range(2)]
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"captions_{part}.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    return root
+
+
+def test_training_reads_the_prepared_set(tmp_path):
+    """Only from the pack, for the originals are broken by then; random crops are encoded in training, not all beforehand."""
+    root, cache = coco(tmp_path / "coco", 16), tmp_path / "cache"
+    flags = ("--config=configs/emoji.py", "--config.data.source=coco", f"--config.coco.path={root}",
+             "--config.data.transform=reference")
+    done = run("prepare", f"--cache={cache}", *flags)
+    assert "prepared 24 pictures for 48 examples in " + str(cache / "coco-files-") in done.stdout
+    assert "left out 0 that" in done.stdout and f"--config.data.cache={cache}" in done.stdout
+    for picture in root.rglob("*.jpg"):
+        picture.write_bytes(bytes(picture.stat().st_size))
+    done = run("main", *flags, f"--workdir={tmp_path / 'run'}", f"--config.data.cache={cache}",
+               *(f"--config.{key}" for key in TINY))
+    assert "32 train, 0 held_out_cells, 16 held_out_items" in done.stdout
+    tags = set().union(*map(json.loads, (tmp_path / "run/diffusion/metrics.jsonl").open()))
+    assert {"held_out/bound_train", "held_out/bound_held_out_items"} <= tags and not list(cache.glob("tokens-*"))
+
+
+def test_broken_pictures_are_reported(tmp_path):
+    root = coco(tmp_path / "coco", 100)
+    file = root / "train2014/COCO_train2014_000000000007.jpg"
+    file.write_bytes(file.read_bytes()[:99])
+    flags = ("--config=configs/emoji.py", f"--config.data.cache={tmp_path / 'cache'}", "--config.data.source=coco",
+             f"--config.coco.path={root}")
+    done = run("prepare", *flags)
+    assert "prepared 107 pictures for 214 examples" in done.stdout
+    assert "left out 1 that cannot be decoded\n  train2014/COCO_train2014_000000000007.jpg\n" in done.stdout
+    assert run("prepare", *flags).stdout == done.stdout  # again, from what is there
+    (root / "train2014/COCO_train2014_000000000008.jpg").write_bytes(b"")
+    error = run("prepare", *flags, status=2).stderr
+    assert error.splitlines()[-1].startswith(f"error: Of the 108 images in {root} at least 2 (") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("flags,sentence", [
+    ([], "--config is missing"), (["--config=configs/none.py"], "there is no config file configs/none.py"),
+    (["--config=configs/emoji.py"], "--cache is missing"),
+    (["--config=configs/emoji.py", "--cache={tmp}"], "data.source=emoji needs no preparing"),
+    (["--config=configs/folder.py", "--cache={tmp}"], "data.source=folder needs no preparing"),
+    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=lsun"], "data.source must be one of emoji, folder, cub"),
+    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=cub"], "cub.path is not set"),
+    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=cub", "--config.data.transform=pad"],
+     "data.transform must be one of resize, crop, reference"),
+    (["--config=configs/emoji.py", "--cache={tmp}/file", "--config.data.source=ffhq", "--config.ffhq.path={tmp}"],
+     "cannot be written to"),
+    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=ffhq", "--config.ffhq.pth=x"], "no key 'pth'")])
+def test_what_is_wrong_is_one_sentence(tmp_path, flags, sentence):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    (tmp_path / "file").write_bytes(b"")
+    error = run("prepare", *(flag.format(tmp=tmp_path) for flag in flags), status=2).stderr
+    assert error.splitlines()[-1].startswith("error: ") and sentence in error.splitlines()[-1] and "Traceback" not in error
