@@ -175,7 +175,8 @@ def test_a_folder_with_random_crops_trains(cache, tmp_path):
 
 BAD = [
     (["sample", "--workdir=nowhere", "--prompt=x"], "there is no workdir nowhere"),
-    (["sample", "--workdir=."], "--prompt is missing"),
+    (["sample", "--workdir={workdir}"], "--prompt is missing"),
+    (["sample", "--workdir={workdir}", "--label=3"], "--label is for class models"),
     (["sample", "--prompt=x"], "--workdir is missing"),
     (["sample", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
     (["sample", "--workdir={workdir}", "--prompt=" + "x" * 10_000], "a prompt has 10,000 characters"),
