@@ -132,7 +132,8 @@ def plot(rows: list[dict], out: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     panels = (("validation", "vgg_kid"), ("test", "vgg_kid"), ("test", "retrieval@1"))
-    for color, name in zip(pyplot.get_cmap("tab10").colors, dict.fromkeys(row["sampler"] for row in rows)):
+    names = dict.fromkeys(row["sampler"] for row in rows)
+    for color, name in zip((*pyplot.get_cmap("tab10").colors, "black"), names, strict=len(names) > 10):
         best = {}
         for row in (row for row in rows if row["sampler"] == name):
             calls = row["calls"]
