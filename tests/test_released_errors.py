@@ -74,6 +74,7 @@ def test_weights_that_do_not_fit_are_one_sentence(damage, sentence, tmp_path):
     file, remap = write(tmp_path / "x.pth", damage(parts())), write(tmp_path / "remap.pt", torch.from_numpy(REMAP))
     done = command(file, f"--workdir={tmp_path / 'run'}", f"--remap={remap}", "--image_size=16", "--heads=3")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and sentence in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_command_needs_is_said(tmp_path):

@@ -47,14 +47,14 @@ def main(argv: Any) -> None:
     for stage in ("vqvae", "diffusion"):
         if Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).latest_step() is not None:
             raise UserError(f"{workdir} already holds a model; choose another --workdir")
-    weights = codec_weights(config, source, found.name)
-    save(workdir, "vqvae", config, weights)
-    print(f"codec: {count(weights['vqvae']):,} parameters, {len(source_codes(source))} codes, {config.codebook.codes} tokens")
+    stages = {"vqvae": (codec_weights(config, source, found.name), None)}
+    print(f"codec: {count(stages['vqvae'][0]['vqvae']):,} parameters, {len(codec.codebook(source))} codes, {config.codebook.codes} tokens")
     if found.denoiser:
         tokens = tokenizer(config, found)
-        weights = diffusion_weights(config, found, tokens)
-        save(workdir, "diffusion", config, weights, tokens)
-        print(f"denoiser: {count(weights['denoiser']):,} parameters, condition {config.condition.kind}")
+        stages["diffusion"] = (diffusion_weights(config, found, tokens), tokens)
+        print(f"denoiser: {count(stages['diffusion'][0]['denoiser']):,} parameters, condition {config.condition.kind}")
+    for stage, (weights, tokens) in stages.items():  # all or nothing: a wrong source leaves no half a workdir
+        save(workdir, stage, config, weights, tokens)
     print(f"{workdir}: sample from it with python -m vqd_jax.sample --workdir={workdir}")
 
 
@@ -98,17 +98,13 @@ def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dic
     stage = build.vqvae_stage(config)
     images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
     shape = lambda x, dtype=jnp.float32: jax.ShapeDtypeStruct(np.shape(x), dtype)
-    target = {"vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"], "codes": shape(source_codes(source))}
+    target = {"vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"], "codes": shape(codec.codebook(source))}
     target |= {key: shape(source[key], jnp.int32) for key in ("remap", "inverse") if key in source}
     if "quantize.proj.weight" in source:
-        codes, width = len(source_codes(source)), stage.model.code_width
+        codes, width = len(codec.codebook(source)), stage.model.code_width
         target["projection"] = {"kernel": jax.ShapeDtypeStruct((width, codes), jnp.float32),
                                 "bias": jax.ShapeDtypeStruct((codes,), jnp.float32)}
     return released.codec_weights(source, target, name)
-
-
-def source_codes(source: released.Arrays) -> np.ndarray:
-    return next(source[key] for key in ("quantize.embedding.weight", "quantize.embed.weight", "quantize.embedding") if key in source)
 
 
 def tokenizer(config: ConfigDict, found: released.Found) -> Tokenizer:
@@ -137,7 +133,7 @@ def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokeniz
     return out
 
 
-def save(workdir: Path, stage: str, config: ConfigDict, weights: Any, tokens: Tokenizer | None = None) -> None:
+def save(workdir: Path, stage: str, config: ConfigDict, weights: Any, tokens: Tokenizer | None) -> None:
     with Checkpoints(pipeline.stage_folder(workdir, stage), keep=1) as checkpoints:
         items = {"config": json.loads(config.to_json()), "weights": weights, "tokenizer": tokens and tokens.to_json()}
         checkpoints.save(1, items, wait=True)

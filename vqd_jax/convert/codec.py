@@ -22,6 +22,7 @@ from vqd_jax.convert.engine import Rule, conv
 from vqd_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+CODEBOOK = r"quantize\.(?:embedding|embed)(?:\.weight)?"
 DROP = [r"loss\..*", r"quantize\.(cluster_size|embedding_avg|ema_\w+)"]
 
 
@@ -70,7 +71,7 @@ RULES = [
     *_layer("quant_conv", "vqvae/to_code", pointwise),
     *_layer("post_quant_conv", "vqvae/from_code", pointwise),
     *_layer(r"quantize\.proj", "projection", pointwise),
-    Rule(source=r"quantize\.(?:embedding|embed)(?:\.weight)?", target="codes"),
+    Rule(source=CODEBOOK, target="codes"),
     Rule(source="remap", target="remap"),
     Rule(source="inverse", target="inverse"),
 ]
@@ -100,11 +101,19 @@ def rename_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
     return out
 
 
+def codebook(source: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The vectors of all codes."""
+    found = next((array for key, array in source.items() if re.fullmatch(CODEBOOK, key)), None)
+    if found is None:
+        raise UserError("these are not the weights of a VQGAN codec: there is no codebook, quantize.embedding or quantize.embed")
+    return found
+
+
 def with_remap(source: Mapping[str, np.ndarray], remap: np.ndarray | None) -> Arrays:
     """The source with the tables of a remap file, int (codes,): the token of each code, and the first code of each token."""
     if remap is None:
         return dict(source)
-    codes, = (array for key, array in source.items() if re.fullmatch(r"quantize\.(embedding|embed)(\.weight)?", key))
+    codes = codebook(source)
     if remap.ndim != 1 or not np.issubdtype(remap.dtype, np.integer) or len(remap) != len(codes):
         raise UserError(f"a remap file holds a token for each of the {len(codes)} codes, this one has {remap.dtype} {remap.shape}")
     tokens, inverse = np.unique(remap, return_index=True)
@@ -127,8 +136,7 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         raise UserError("these are not the weights of a VQGAN codec: there is no encoder.conv_in or encoder.down")
     channels = source["encoder.conv_in.weight"].shape[0]
     width = lambda i: source[f"encoder.down.{i}.block.0.conv1.weight"].shape[0]
-    codes, = (array for key, array in source.items() if re.fullmatch(r"quantize\.(embedding|embed)(\.weight)?", key))
     return {"vqvae": {"channels": channels, "multipliers": tuple(width(i) // channels for i in sorted(blocks)),
                       "residual_blocks": len(blocks[0]), "middle_attention": any("mid.attn_1." in key for key in source),
                       "resampling": "conv", "patch_size": 1, "latent_width": source["encoder.conv_out.weight"].shape[0]},
-            "attention_levels": tuple(sorted(attention)), "codes": codes.shape}
+            "attention_levels": tuple(sorted(attention)), "codes": codebook(source).shape}
