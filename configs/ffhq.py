@@ -25,8 +25,4 @@ def get_config(variant: str = ""):
     c.preview.prompts = ()
     published.ffhq(c)
     published.lengths(c, images=70_000, epochs=300, batch_size=256, warmup=2_000, codec_examples=2_000_000)
-    return with_variant(c, variant, {"": lambda c: None, "released": released})
-
-
-def released(c):
-    published.released(c)
+    return with_variant(c, variant, {"": lambda c: None, "released": published.released})

@@ -26,8 +26,4 @@ def get_config(variant: str = ""):
     c.preview.prompts = ()
     published.imagenet(c)
     published.lengths(c, images=1_281_167, epochs=100, batch_size=256, warmup=5_000, codec_examples=3_000_000)
-    return with_variant(c, variant, {"": lambda c: None, "released": released})
-
-
-def released(c):
-    published.released(c)
+    return with_variant(c, variant, {"": lambda c: None, "released": published.released})

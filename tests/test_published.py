@@ -3,25 +3,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from test_defaults import Words
 
 from vqd_jax import build, published
 from vqd_jax.defaults import defaults
 from vqd_jax.text.labels import Nothing
-
-
-class Ids:
-    """Stands in for CLIP's tokenizer or for class names: ids of that many positions."""
-
-    def __init__(self, vocabulary, length):
-        self.vocabulary, self.length, self.pad = vocabulary, length, 0
-
-    def __call__(self, captions):
-        return np.zeros((len(captions), self.length), np.int32)
-
-    def to_json(self):
-        return "{}"
 
 
 def text(size):
@@ -50,7 +37,7 @@ def mean_class(c):
 def test_the_published_numbers(change, null, parameters):
     c = defaults()
     change(c)
-    tokenizer = {"text": Ids(49408, 77), "class": Ids(1000, 1), "none": Nothing()}[c.condition.kind]
+    tokenizer = {"text": Words(49408, 77), "class": Words(1000, 1), "none": Nothing()}[c.condition.kind]
     stage = build.diffusion_stage(c, tokenizer)
     params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)})
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

@@ -75,16 +75,6 @@ def rename_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
     return out
 
 
-def to_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
-    """The released code's names as those of diffusers; the inverse of `rename_diffusers`."""
-    out = {}
-    for key, array in source.items():
-        for theirs, released in _NAMES:
-            key = key.replace(released, theirs)
-        out[key.replace("to_logits.0", "norm_out").replace("to_logits.1", "out")] = array
-    return out
-
-
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Fields of `models.denoiser.Denoiser` and k, T and the number of class rows, by names and shapes. Heads cannot be told."""
     try:

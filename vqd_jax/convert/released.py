@@ -63,9 +63,8 @@ def _codec(path: Path, arrays: Arrays) -> Found:
 
 
 def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None) -> Found:
-    diffusion = without("transformer.", model) | ema
-    known = set(without("transformer.", model))
-    if strange := sorted(set(ema) - known)[:4]:
+    own = without("transformer.", model)
+    if strange := sorted(ema.keys() - own.keys())[:4]:
         raise UserError(f"{path}: its \"ema\" has {', '.join(map(repr, strange))}, which \"model\" does not have")
     kinds = ("content_codec.", "transformer.transformer.", "transformer.condition_emb.", "transformer.log_", "transformer.Lt_",
              "transformer.empty_text_embed")
@@ -73,6 +72,7 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
         raise UserError(f"{path}: its \"model\" has {', '.join(map(repr, strange))}, which no released model has")
     parts = without("content_codec.enc.", model) | without("content_codec.dec.", model)
     parts = parts or without("content_codec.", model)
+    diffusion = own | ema
     network = without("transformer.", diffusion)
     sizes = denoiser.sizes(network)
     try:
