@@ -34,8 +34,8 @@ def run(*command, ok=True):
     return done
 
 
-def train(workdir, cache, *extra, ok=True):
-    return run("vqd_jax.main", "--config=configs/emoji.py", f"--workdir={workdir}", f"--config.data.cache={cache}",
+def train(workdir, cache, *extra, ok=True, variant=""):
+    return run("vqd_jax.main", f"--config=configs/emoji.py{variant}", f"--workdir={workdir}", f"--config.data.cache={cache}",
                "--config.emoji.max_items=24", *(f"--config.{key}" for key in TINY), *extra, ok=ok)
 
 
@@ -94,6 +94,35 @@ def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, st
                              for row in read_metrics(w / name / "metrics.jsonl")]
         assert untimed(workdir) == untimed(again)
     assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
+
+
+def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cache, tmp_path):
+    workdir = tmp_path / "emoji"
+    shutil.copytree(trained[0], workdir)
+    begun = contents(workdir)
+    train(workdir, cache, variant=":autoregressive")
+    assert {k: v for k, v in contents(workdir).items() if not k.startswith(("autoregressive", "samples-auto"))} == begun
+    assert Image.open(workdir / "samples-autoregressive.png").size[0] > 300
+    checkpoints = Checkpoints(workdir / "autoregressive" / "checkpoints", read_only=True)
+    state = checkpoints.restore("state")
+    shutil.rmtree(workdir / "autoregressive" / "checkpoints" / "6")
+    assert "autoregressive: 3 of 6 steps" in train(workdir, cache, variant=":autoregressive").stdout
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore("state"), state)
+
+    made = []
+    for stage in ((), ("--stage=autoregressive", f"--trace={tmp_path / 'trace.png'}")):
+        run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a dog", "--num=2", *stage, f"--out={tmp_path / 'x.png'}")
+        made.append(json.loads(Image.open(tmp_path / "x.png").text["vqd_jax"]))
+    assert [(m["sampler"], m["calls"]) for m in made] == [("ancestral", 3), ("autoregressive", 64)]
+    shutil.rmtree(workdir / "diffusion")
+    run("vqd_jax.evaluate", f"--workdir={workdir}", f"--cache={cache}", f"--out={tmp_path / 'r.json'}")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["provenance"]["steps"] == {"vqvae": 6, "autoregressive": 6}
+    assert result["sampling"]["sampler"] == "autoregressive" and 0 < result["bound"]["train"]["bits_per_token"] < 8
+    for extra, sentence in ((["--calls=5"], "for this autoregressive model calls can only be 64, got 5"),
+                            (["--stage=diffusion"], "has no stage diffusion, only autoregressive")):
+        bad = run("vqd_jax.sample", f"--workdir={workdir}", "--prompt=a dog", *extra, ok=False)
+        assert bad.returncode != 0 and "Traceback" not in bad.stderr and sentence in bad.stderr
 
 
 def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_path):
@@ -184,6 +213,8 @@ BAD = [
     (["sample", "--workdir={workdir}", "--prompt=x", "--temperature=0"], "temperature positive"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--num=0"], "--num=0"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=best"], "--sampler=best"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=autoregressive"], "the sampler autoregressive is for such models"),
+    (["sample", "--workdir={workdir}", "--prompt=x", "--stage=autoregressive"], "has no stage autoregressive, only diffusion"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--option=order"], "--option takes NAME=VALUE"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--option=order=halton"], "the sampler ancestral has no option 'order'"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=eta=1"], "only counts, noise, order, origin, polish"),

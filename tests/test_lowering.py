@@ -11,6 +11,7 @@ from vqd_jax import build
 from vqd_jax.defaults import defaults
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.prediction import Switches
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
@@ -25,7 +26,7 @@ ROWS, LENGTH = 2, 5
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def stages(request):
-    """Both stages of a small config in which every term is on, their parameters as shapes, and the dtype."""
+    """All stages of a small config in which every term is on, their parameters as shapes, and the dtype."""
     c = defaults()
     c.data.image_size = 16
     c.vqvae.channels, c.vqvae.latent_width, c.vqvae.middle_attention = 8, 8, True
@@ -38,9 +39,8 @@ def stages(request):
     c.diffusion_loss.adaptive_auxiliary = True
     c.vqvae.dtype = c.denoiser.dtype = request.param
     tokenizer = build.BytePair.train(["a red apple"], vocabulary=300, length=LENGTH)
-    codec, stage = build.vqvae_stage(c), build.diffusion_stage(c, tokenizer)
-    trees = {name: jax.eval_shape(s.init, jax.random.key(0), batch()) for name, s in (("vqvae", codec), ("diffusion", stage))}
-    return c, codec, stage, trees
+    all_ = {"vqvae": build.vqvae_stage(c)} | {name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()}
+    return c, all_, {name: jax.eval_shape(stage.init, jax.random.key(0), batch()) for name, stage in all_.items()}
 
 
 def shape(*s, dtype=jnp.float32):
@@ -71,18 +71,18 @@ def check_dtype(exported, dtype, products):
     assert all(out.dtype in (jnp.float32, jnp.int32, jnp.uint8) for out in exported.out_avals)
 
 
-@pytest.mark.parametrize("name", ["vqvae", "diffusion"])
+@pytest.mark.parametrize("name", ["vqvae", "diffusion", "autoregressive"])
 def test_the_training_step(name, stages):
-    c, codec, stage, trees = stages
+    c, all_, trees = stages
     params, extra = trees[name]
-    optimizer = Optim(**c[f"{name}_optim"]).build(100, ROWS)
+    optimizer = Optim(**c.vqvae_optim if name == "vqvae" else c.diffusion_optim).build(100, ROWS)
     state = State(step=shape(dtype=jnp.int32), params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params),
                   extra=extra)
     frozen = {}
     if name == "vqvae":
         image = shape(ROWS, 16, 16, 3)
         frozen = {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
-    step = make_step((codec if name == "vqvae" else stage).loss, optimizer, 0.99)
+    step = make_step(all_[name].loss, optimizer, 0.99)
     exported = lower(lambda state, frozen, batch, bits: step(state, frozen, batch, jax.random.wrap_key_data(bits)),
                      state, frozen, batch(), KEY)
     check_dtype(exported, c.denoiser.dtype, ("convolution",) if name == "vqvae" else ("dot_general",))
@@ -97,28 +97,44 @@ SAMPLERS = [(Ancestral(calls=7), PLAIN), (Ancestral(calls=7), ALL), (Remask(call
 
 @pytest.mark.parametrize("sampler,switches", SAMPLERS)
 def test_every_sampler(sampler, switches, stages):
-    c, _, stage, trees = stages
-    prompts = 3 if switches.guided else 1
-
-    def program(params, bits, ids, drop, knobs, known, sampler=sampler):
-        keys = jax.vmap(jax.random.wrap_key_data)(bits)
-        return stage.sample(params, keys, Conditions(ids, drop), knobs, sampler, switches, known=known)
-
-    conditions = shape(prompts + 1, ROWS, LENGTH, dtype=jnp.int32), shape(prompts + 1, ROWS, dtype=jnp.bool)
-    knobs = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
-    known = Known(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
-    arguments = trees["diffusion"][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, known
-    exported = lower(program, *arguments)
-    check_dtype(exported, c.denoiser.dtype, ("dot_general",))
-    assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]
-    text = exported.mlir_module()
-    more = lower(functools.partial(program, sampler=dataclasses.replace(sampler, calls=9)), *arguments).mlir_module()
+    c, exported, text, again = lowered("diffusion", stages, sampler, switches)
+    more = again(sampler=dataclasses.replace(sampler, calls=9)).mlir_module()
     assert more.count("stablehlo.dot_general") == text.count("stablehlo.dot_general")  # one body for all calls of a kind
     assert "x17x" not in text.replace(f"tensor<17x{c.denoiser.width}x", "")  # no (b, n, k + 1) tensor; k is 16
 
 
+@pytest.mark.parametrize("switches", [PLAIN, ALL])
+def test_the_autoregressive_sampler(switches, stages):
+    _, all_, trees = stages
+    _, _, text, _ = lowered("autoregressive", stages, Raster(), switches)
+    rows = batch()["tokens"], batch()["text"], shape(ROWS, dtype=jnp.bool)
+    once = lower(all_["autoregressive"].predict, trees["autoregressive"][0], *rows)
+    products = lambda text: text.count("stablehlo.dot_general")
+    assert products(text) <= 2 * products(once.mlir_module()) + 2 * switches.guided  # the first call, and one body for the 15 others
+
+
+def lowered(name, stages, sampler, switches):
+    """(config, module, its text, the same with other arguments) of sampling."""
+    c, all_, trees = stages
+    prompts = 3 if switches.guided else 1
+
+    def program(params, bits, ids, drop, knobs, known, sampler=sampler):
+        keys = jax.vmap(jax.random.wrap_key_data)(bits)
+        return all_[name].sample(params, keys, Conditions(ids, drop), knobs, sampler, switches, known=known)
+
+    conditions = shape(prompts + 1, ROWS, LENGTH, dtype=jnp.int32), shape(prompts + 1, ROWS, dtype=jnp.bool)
+    knobs = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
+    known = Known(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
+    arguments = trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, known
+    exported = lower(program, *arguments)
+    check_dtype(exported, c.denoiser.dtype, ("dot_general",))
+    assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]
+    return c, exported, exported.mlir_module(), lambda **other: lower(functools.partial(program, **other), *arguments)
+
+
 def test_encode_and_decode(stages):
-    c, codec, _, trees = stages
+    c, all_, trees = stages
+    codec = all_["vqvae"]
     weights = jax.eval_shape(codec.weights_of, *trees["vqvae"])
     encode = lower(codec.encode, weights, batch()["image"])
     check_dtype(encode, c.vqvae.dtype, ("convolution",))
@@ -128,10 +144,11 @@ def test_encode_and_decode(stages):
     assert [(x.shape, x.dtype) for x in decode.out_avals] == [((ROWS, 16, 16, 3), jnp.uint8)]
 
 
-def test_the_bound(stages):
-    c, _, stage, trees = stages
-    program = lambda params, bits, tokens, ids: stage.bound(params, jax.random.wrap_key_data(bits), tokens, ids, 3)
-    exported = lower(program, trees["diffusion"][0], KEY, batch()["tokens"], batch()["text"])
+@pytest.mark.parametrize("name", ["diffusion", "autoregressive"])
+def test_the_bound(name, stages):
+    _, all_, trees = stages
+    program = lambda params, bits, tokens, ids: all_[name].bound(params, jax.random.wrap_key_data(bits), tokens, ids, 3)
+    exported = lower(program, trees[name][0], KEY, batch()["tokens"], batch()["text"])
     assert [(x.shape, x.dtype) for x in exported.out_avals] == [((ROWS,), jnp.float32)]
 
 

@@ -43,6 +43,12 @@ def test_the_published_numbers(change, null, parameters):
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     assert count(params["denoiser"]) == parameters
     assert count(params["conditioner"].get("null", {})) == null
+    if c.denoiser.mlp == "fc":  # the twin has two plain norms a layer where the denoiser has tables of times
+        twin, _ = jax.eval_shape(build.autoregressive_stage(c, tokenizer).init, jax.random.key(0),
+                                 {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)})
+        d = c.denoiser.width
+        adaptive = (c.process.T * d if c.denoiser.time == "learned" else 0) + 2 * d * d + 2 * d
+        assert count(twin["autoregressive"]) == parameters - 2 * c.denoiser.layers * (adaptive - 2 * d)
     if null:
         released = c.copy_and_resolve_references()
         published.released(released)

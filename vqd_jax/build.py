@@ -16,6 +16,7 @@ from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
 from vqd_jax.hub import local_folder
+from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
@@ -24,6 +25,7 @@ from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.planner import best_counts, fixed_order_cost, random_order_cost
 from vqd_jax.samplers.prediction import Prediction
@@ -33,6 +35,7 @@ from vqd_jax.text.bpe import BytePair
 from vqd_jax.text.clip import ClipTokenizer
 from vqd_jax.text.labels import Classes, Nothing
 from vqd_jax.text.load import Tokenizer
+from vqd_jax.train.autoregressive import AutoregressiveStage
 from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
 
@@ -107,7 +110,7 @@ def process(config: ConfigDict) -> MaskAndReplace:
 
 
 def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str, np.ndarray] | None = None,
-             options: dict[str, Any] | None = None, whole: bool = True, **prediction: Any) -> tuple[Sampler, Prediction]:
+             options: dict[str, Any] | None = None, whole: bool = True, **prediction: Any) -> tuple[Sampler | Raster, Prediction]:
     """The sampler of that name, and the treatment of p(x_0), from the keys of config.sampling.
 
     `options` replace keys of the sampler's own section. `entropy` is what `vqd_jax.plan` measured for each order of
@@ -115,7 +118,7 @@ def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str,
     """
     make, section = choose("sampling.sampler", sampler, {
         "ancestral": (Ancestral, {}), "released_fast": (ReleasedFast, {}), "counts": (Counts, config.counts),
-        "remask": (Remask, config.remask), "prior_rule": (PriorRule, config.prior_rule)})
+        "remask": (Remask, config.remask), "prior_rule": (PriorRule, config.prior_rule), "autoregressive": (lambda calls: Raster(), {})})
     fields = dict(section)
     for key, value in (options or {}).items():
         if key not in fields:
@@ -169,13 +172,30 @@ def conditioner(config: ConfigDict, tokenizer: Tokenizer) -> Conditioner | Class
 
 
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
+    denoiser = Denoiser(T=config.process.T, **_tokens_and_condition(config), **_with_dtype(config.denoiser))
+    return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=conditioner(config, tokenizer), codec=vqvae_stage(config),
+                          weights=DiffusionLoss(**config.diffusion_loss))
+
+
+def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> AutoregressiveStage:
+    """The twin of `diffusion_stage`, from the same sections."""
+    sizes = _with_dtype(config.denoiser)
+    if sizes.pop("mlp") != "fc":
+        raise UserError("the autoregressive stage needs denoiser.mlp fc: a 3x3 convolution would see later tokens")
+    sizes = {key: value for key, value in sizes.items() if key not in ("time", "positions")}  # which only a denoiser has
+    return AutoregressiveStage(network=Autoregressive(**_tokens_and_condition(config), **sizes), conditioner=conditioner(config, tokenizer),
+                               codec=vqvae_stage(config), drop_caption=DiffusionLoss(**config.diffusion_loss).drop_caption)
+
+
+TOKEN_STAGES = {"diffusion": diffusion_stage, "autoregressive": autoregressive_stage}
+
+
+def _tokens_and_condition(config: ConfigDict) -> dict[str, Any]:
+    """What a network over tokens is told beside its own section."""
     codec = vqvae_stage(config)
     side = config.data.image_size // codec.model.downsampling
     classes = config.condition.classes + (config.condition.null == "learned") if config.condition.kind == "class" else 0
-    denoiser = Denoiser(codes=config.codebook.codes, grid=(side, side), T=config.process.T, condition=config.condition.kind,
-                        classes=classes, **_with_dtype(config.denoiser))
-    return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=conditioner(config, tokenizer), codec=codec,
-                          weights=DiffusionLoss(**config.diffusion_loss))
+    return dict(codes=config.codebook.codes, grid=(side, side), condition=config.condition.kind, classes=classes)
 
 
 def _with_dtype(section: ConfigDict) -> dict[str, Any]:

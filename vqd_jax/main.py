@@ -3,6 +3,7 @@
 Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done.
 """
 
+import functools
 import itertools
 import json
 import time
@@ -52,9 +53,10 @@ class Experiment:
     def check(self) -> None:
         """Builds what every stage is made of, so that a wrong value ends the run now and not after hours in another stage."""
         for name in self.config.stages:
-            train = loop.Train(**build.choose("stages", name, {"vqvae": self.config.vqvae_train, "diffusion": self.config.diffusion_train}))
+            sections = build.choose("stages", name, {"vqvae": "vqvae", "diffusion": "diffusion", "autoregressive": "diffusion"})
+            train = loop.Train(**self.config[f"{sections}_train"])
             self.parallel.check_batch(train.batch_size)
-            Optim(**self.config[f"{name}_optim"]).build(train.steps, train.batch_size)
+            Optim(**self.config[f"{sections}_optim"]).build(train.steps, train.batch_size)
         build.vqvae_stage(self.config)
         if "diffusion" in self.config.stages:
             build.process(self.config)
@@ -63,7 +65,7 @@ class Experiment:
     def run(self) -> None:
         self.check()
         for i, name in enumerate(self.config.stages):
-            stage = build.choose("stages", name, {"vqvae": self.vqvae, "diffusion": self.diffusion})
+            stage = self.vqvae if name == "vqvae" else functools.partial(self.over_tokens, name)
             started = time.perf_counter()
             stage(jax.random.fold_in(self.key, i))
             print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
@@ -82,18 +84,19 @@ class Experiment:
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
                 evaluate=evaluate)
 
-    def diffusion(self, key: Any) -> None:
+    def over_tokens(self, name: str, key: Any) -> None:
+        """The diffusion stage, or its autoregressive twin."""
         config, train = self.config, loop.Train(**self.config.diffusion_train)
         codec = self._codec()
-        with Checkpoints(self._folder("diffusion"), keep=train.keep) as checkpoints:
-            if self._done("diffusion", checkpoints, train):
+        with Checkpoints(self._folder(name), keep=train.keep) as checkpoints:
+            if self._done(name, checkpoints, train):
                 return
-            stored = checkpoints if checkpoints.has("tokenizer") else self._origin("diffusion") if config.init_from else None
+            stored = checkpoints if checkpoints.has("tokenizer") else self._origin(name) if config.init_from else None
             if stored:
                 tokenizer = load_tokenizer(stored.restore("tokenizer"))
             else:
                 tokenizer = build.tokenizer(config, [self.source.records[i] for i in stages.indices(self.source, "train")])
-            stage, folder = build.diffusion_stage(config, tokenizer), self.workdir / "diffusion"
+            stage, folder = build.TOKEN_STAGES[name](config, tokenizer), self.workdir / name
             encode = lambda images: programs.encode(stage.codec, codec, images)
             source = stages.Squares(self.source, self.resize)
             online = build.online(config)
@@ -104,12 +107,12 @@ class Experiment:
                                         drop_words=config.data.drop_words, batch_size=train.batch_size, **self.loading)
             prompts, _ = self.prompts()
             bound = stages.Bound(stage=stage, source=source, tokens=tokens, tokenizer=tokenizer, draws=config.held_out.draws)
-            sampler, prediction = build.sampling(config, **config.sampling)
-            evaluate = stages.DiffusionEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,
+            sampler, prediction = build.sampling(config, **dict(config.sampling) | pipeline.own_sampling(stage))
+            evaluate = stages.TokenEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,
                                                   prompts=prompts, sampler=sampler, prediction=prediction)
-            loop.run("diffusion", stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
+            loop.run(name, stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
-                items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=self._begin)
+                items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=functools.partial(self._begin, name))
 
     def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Prompts of seen cells, held-out cells and free text, and what kind each is."""
@@ -122,19 +125,19 @@ class Experiment:
 
     def finish(self) -> None:
         """The grid of pictures that a run ends with."""
-        if "diffusion" not in self.config.stages:
-            return
-        prompts, kinds = self.prompts()
-        images = pipeline.load(self.workdir)(prompts, seed=self.config.seed)
-        path = self.workdir / "samples.png"
         labels = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
-        save_png(path, grid(images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3))
-        print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
+        for name in self.config.stages:
+            if name in build.TOKEN_STAGES:
+                prompts, kinds = self.prompts()
+                images = pipeline.load(self.workdir, stage=name)(prompts, seed=self.config.seed)
+                path = self.workdir / ("samples.png" if name == "diffusion" else f"samples-{name}.png")
+                save_png(path, grid(images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3))
+                print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
 
-    def _begin(self, params: Any) -> Any:
-        """The denoiser's first parameters: those of `init_from`, or fresh ones with CLIP's text tower."""
+    def _begin(self, stage: str, params: Any) -> Any:
+        """The network's first parameters: those of `init_from`, or fresh ones with CLIP's text tower."""
         if self.config.init_from:
-            stored = widen(self._origin("diffusion").restore("weights"))
+            stored = widen(self._origin(stage).restore("weights"))
             return fit(stored | {"conditioner": stored.get("conditioner", {})}, params, f"the model in {self.config.init_from}")
         if self.config.condition.kind == "text" and self.config.text.encoder == "clip":
             folder = self.config.clip_text.folder
@@ -171,9 +174,10 @@ MODEL = ("vqvae", "codebook", "process", "condition", "denoiser", "text", "learn
 
 
 def _with_model_of(workdir: str, config: ConfigDict) -> ConfigDict:
-    """The config with the model of another workdir, to be trained on in the diffusion stage alone."""
-    stored = complete(Checkpoints(pipeline.stage_folder(workdir, "diffusion"), read_only=True).restore("config"))
-    own = config.to_dict() | {name: stored[name].to_dict() for name in MODEL} | {"stages": ("diffusion",)}
+    """The config with the model of another workdir, to be trained on without its codec."""
+    stage = pipeline.token_stage(workdir) or "diffusion"
+    stored = complete(Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).restore("config"))
+    own = config.to_dict() | {name: stored[name].to_dict() for name in MODEL} | {"stages": (stage,)}
     return complete(own | {"data": own["data"] | {"image_size": stored.data.image_size}})
 
 

@@ -20,11 +20,13 @@ from vqd_jax.checkpoint import Checkpoints, widen
 from vqd_jax.defaults import complete
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.errors import UserError
+from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.run import Known, Sampler
 from vqd_jax.text.load import Tokenizer, load_tokenizer
 from vqd_jax.train import programs
-from vqd_jax.train.diffusion import Conditions, DiffusionStage
+from vqd_jax.train.autoregressive import AutoregressiveStage, TokenStage
+from vqd_jax.train.diffusion import Conditions
 from vqd_jax.train.vqvae import VQVAEStage
 
 MAX_PROMPT = 1_000  # characters; the text encoders read far fewer
@@ -58,7 +60,7 @@ class TextToImage:
     config: ConfigDict
     codec: VQVAEStage
     codec_weights: Any
-    stage: DiffusionStage | None
+    stage: TokenStage | None
     weights: Any
     tokenizer: Tokenizer | None
     entropy: dict[str, np.ndarray]
@@ -102,13 +104,20 @@ class TextToImage:
     def process(self) -> MaskAndReplace:
         if self.stage is None:
             raise UserError("this workdir holds a codec but no denoiser yet: finish training it")
+        if isinstance(self.stage, AutoregressiveStage):
+            raise UserError("this is an autoregressive model: it has no diffusion times, so that there is no strength and no plan")
         return self.stage.process
 
-    def settings(self, *, begin: int | None = None, **settings: Any) -> tuple[Sampler, Prediction]:
+    def settings(self, *, begin: int | None = None, **settings: Any) -> tuple[Sampler | Raster, Prediction]:
         """The sampler and the treatment of p(x_0) that `settings` ask for, the config's where they are silent."""
         asked = {name: value for name, value in settings.items() if value is not None}
         chosen = dict(self.config.sampling) | {name: asked.pop(name) for name in list(asked) if name in self.config.sampling}
-        if chosen["sampler"] != "counts":
+        own = own_sampling(self.stage)
+        if wrong := [name for name in own if chosen[name] != own[name]]:
+            raise UserError(f"for this autoregressive model {wrong[0]} can only be {own[wrong[0]]}, got {chosen[wrong[0]]}")
+        if not own and chosen["sampler"] == "autoregressive":
+            raise UserError("the sampler autoregressive is for such models, and this one learned to undo a diffusion")
+        if not own and chosen["sampler"] != "counts":
             if not 1 <= chosen["calls"] <= self.process.T:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
             chosen["calls"] = min(chosen["calls"], begin or self.process.T)
@@ -188,23 +197,38 @@ def split_prompt(prompt: str) -> list[tuple[str, float]]:
     return out if len(out) > 1 else [(prompt, 1.0)]
 
 
-def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None) -> TextToImage:
+def own_sampling(stage: TokenStage | None) -> dict[str, Any]:
+    """The keys of config.sampling over which a model has no choice."""
+    return {"sampler": "autoregressive", "calls": math.prod(stage.network.grid)} if isinstance(stage, AutoregressiveStage) else {}
+
+
+def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | None:
+    """Which stage over tokens a workdir holds, "diffusion" if both, None without any; UserError if it lacks the wanted one."""
+    found = [name for name in build.TOKEN_STAGES if Checkpoints(stage_folder(workdir, name), read_only=True).latest_step() is not None]
+    if wanted and wanted not in found:
+        raise UserError(f"the workdir {workdir} has no stage {wanted}" + (f", only {found[0]}" if found else ""))
+    return wanted or next(iter(found), None)
+
+
+def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None, *, stage: str | None = None) -> TextToImage:
     """The model in a workdir that `vqd_jax.main` made; nothing is written there. UserError if there is none.
 
-    `plan` is a file by `vqd_jax.plan` to use instead of the workdir's own.
+    `plan` is a file by `vqd_jax.plan` to use instead of the workdir's own; `stage` says which model of a workdir that has
+    "diffusion" and "autoregressive".
     """
     if not Path(workdir).is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use pretrained/emoji")
     compilation_cache()
     config, codec_weights = _stage(workdir, "vqvae", "config", "weights")
     config = complete(config)
-    stage = weights = tokenizer = None
-    if Checkpoints(stage_folder(workdir, "diffusion"), read_only=True).latest_step() is not None:
-        stored, weights, text = _stage(workdir, "diffusion", "config", "weights", "tokenizer")
+    model = weights = tokenizer = None
+    if name := token_stage(workdir, stage):
+        stored, weights, text = _stage(workdir, name, "config", "weights", "tokenizer")
         config, tokenizer = complete(stored), load_tokenizer(text)
-        stage = build.diffusion_stage(config, tokenizer)
+        model = build.TOKEN_STAGES[name](config, tokenizer)
+        config.sampling.update(own_sampling(model))
     put = lambda tree: jax.tree.map(jnp.asarray, tree)
-    return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=put(codec_weights), stage=stage,
+    return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=put(codec_weights), stage=model,
                        weights=put(weights), tokenizer=tokenizer, entropy=read_plan(workdir, plan))
 
 

@@ -44,7 +44,7 @@ def main(argv: Any) -> None:
     if not _INIT.value and any(changes.values()):
         raise UserError(f"{next(name for name, value in changes.items() if value)} needs a picture: give it with --init_image")
     started = time.perf_counter()
-    model = pipeline.load(_WORKDIR.value, sampling_flags.PLAN.value)
+    model = pipeline.load(_WORKDIR.value, sampling_flags.PLAN.value, stage=sampling_flags.STAGE.value)
     prompts = model.prompts(asked, labels=bool(_LABEL.value))
     settings = sampling_flags.settings() | ({"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {})
     model.settings(**{k: v for k, v in settings.items() if k != "negative_prompt"})  # bad ones end here

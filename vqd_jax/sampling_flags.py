@@ -8,7 +8,7 @@ from absl import flags
 from vqd_jax.errors import UserError
 
 _FLAGS = (
-    flags.DEFINE_enum("sampler", None, ["ancestral", "counts", "remask", "released_fast", "prior_rule"],
+    flags.DEFINE_enum("sampler", None, ["ancestral", "counts", "remask", "released_fast", "prior_rule", "autoregressive"],
                       "How tokens are drawn; the model's own setting by default."),
     flags.DEFINE_integer("calls", None, "Network calls; the model's own setting by default."),
     flags.DEFINE_float("guidance", None, "Classifier-free guidance scale w; 1 is none (the paper's s is w - 1)."),
@@ -21,6 +21,7 @@ _FLAGS = (
 )
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of the sampler, such as order=halton, counts=planned, polish=4, "
                                                   "eta=0.05 or rule=1; may be repeated.")
+STAGE = flags.DEFINE_enum("stage", None, ["diffusion", "autoregressive"], "Which model of a workdir that has both; diffusion by default.")
 PLAN = flags.DEFINE_string("plan", None, "A plan.npz by vqd_jax.plan, instead of the workdir's own.")
 
 

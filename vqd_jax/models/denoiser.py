@@ -5,6 +5,7 @@ have no CA, and their second norm is an AdaLN on the class; unconditional ones h
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -92,13 +93,7 @@ class Block(nn.Module):
             x = AdaLayerNorm(size=self.classes, name="norm3", **shared)(h, condition)
         else:
             x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm3")(h)
-        return h + drop(self._conv_mlp(x) if self.mlp == "conv" else self._mlp(x))
-
-    def _mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
-                                              kernel_init=nn.initializers.normal(self.init_std))
-        d = x.shape[-1]
-        return dense(d, "mlp_out")(gelu2(dense(self.mlp_ratio * d, "mlp_in")(x)))
+        return h + drop(self._conv_mlp(x) if self.mlp == "conv" else mlp(x, self))
 
     def _conv_mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
@@ -107,6 +102,23 @@ class Block(nn.Module):
             bias_init=_uniform(fan_in ** -0.5))
         x = conv(self.mlp_ratio * d, "mlp_in", 9 * d)(x.reshape(b, *self.grid, d))
         return conv(d, "mlp_out", 9 * self.mlp_ratio * d)(gelu2(x)).reshape(b, n, d)
+
+
+def mlp(x: Float[Array, "b n d"], of: Any) -> Float[Array, "b n d"]:
+    """Two linear layers, which become part of the block `of` that calls this."""
+    dense = lambda features, name: Linear(features, dtype=of.dtype, name=name, kernel_init=nn.initializers.normal(of.init_std))
+    d = x.shape[-1]
+    return dense(d, "mlp_out")(gelu2(dense(of.mlp_ratio * d, "mlp_in")(x)))
+
+
+def logits_of(x: Float[Array, "b n d"], tokens: nn.Embed, of: Any) -> Logits:
+    """The final norm and the head, which become part of the network `of` that calls this; `tokens` is its embedding."""
+    x = nn.LayerNorm(epsilon=1e-5, dtype=of.dtype, name="norm")(x)
+    if of.head == "tied":
+        kernel = tokens.embedding[:-1].T.astype(of.dtype)
+        bias = of.param("head_bias", nn.initializers.zeros, (of.codes,))
+        return product(x, kernel).astype(jnp.float32) + bias[None, None]
+    return Linear(of.codes, dtype=of.dtype, kernel_init=nn.initializers.normal(of.init_std), name="head")(x).astype(jnp.float32)
 
 
 def _uniform(limit: float) -> nn.initializers.Initializer:
@@ -165,12 +177,7 @@ class Denoiser(nn.Module):
             x = Block(grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
                       condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout,
                       dtype=self.dtype, name=f"block{i}")(x, t, condition, mask, deterministic)
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
-        if self.head == "tied":
-            kernel = tokens.embedding[:-1].T.astype(self.dtype)
-            bias = self.param("head_bias", nn.initializers.zeros, (self.codes,))
-            return product(x, kernel).astype(jnp.float32) + bias[None, None]
-        return Linear(self.codes, dtype=self.dtype, kernel_init=normal, name="head")(x).astype(jnp.float32)
+        return logits_of(x, tokens, self)
 
     def _check(self) -> None:
         for field, accepted in (("time", ("learned", "sinusoidal")), ("head", ("linear", "tied")), ("mlp", ("fc", "conv")),

@@ -67,6 +67,12 @@ class Switches:
         """At which calls, by the share of tokens that the schedule masks there, the second pass is needed."""
         return (masked <= self.guidance_below) & self.guided
 
+    def combine(self, logits: Float[Array, "q b n k"], scales: Scales, live: Float[Array, " b"], *, guided: bool) -> Logits:
+        """The prompts' logits as one; with `guided` the last of them is the null. `live` is the share of known tokens."""
+        if not guided:
+            return blend(logits, scales)
+        return guide(logits[:-1], logits[-1], ramped(scales, live) if self.ramp else scales)
+
     def shape(self, logits: Logits, temperature: Scalar, top_p: Scalar) -> Logits:
         """Temperature, then truncation."""
         logits = temper(logits, temperature)

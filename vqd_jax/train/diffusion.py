@@ -22,7 +22,7 @@ from vqd_jax.diffusion.rate import kernel_at, rate_and_auxiliary
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.samplers.parts import in_parts
-from vqd_jax.samplers.prediction import Switches, blend, guide, ramped
+from vqd_jax.samplers.prediction import Switches
 from vqd_jax.samplers.run import Known, Sampler, run, times
 from vqd_jax.shapes import DenoiseFn, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.sharding import example_keys, example_places
@@ -87,6 +87,12 @@ class Conditions:
     drop: Any
 
 
+def frozen_encoder(conditioner: Any) -> Callable[[Any], Any] | None:
+    """Marks the parameters of a text encoder that training leaves alone."""
+    frozen = lambda path, _: [getattr(entry, "key", None) for entry in path[:2]] == ["conditioner", "encoder"]
+    return functools.partial(jax.tree_util.tree_map_with_path, frozen) if getattr(conditioner, "frozen", False) else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionStage:
     """The denoiser's losses over `params` = {"denoiser", "conditioner"} and `extra` = the history of the bound."""
@@ -113,9 +119,7 @@ class DiffusionStage:
 
     @property
     def unchanged(self) -> Callable[[Any], Any] | None:
-        """Marks a frozen text encoder's parameters."""
-        frozen = lambda path, _: [getattr(entry, "key", None) for entry in path[:2]] == ["conditioner", "encoder"]
-        return functools.partial(jax.tree_util.tree_map_with_path, frozen) if getattr(self.conditioner, "frozen", False) else None
+        return frozen_encoder(self.conditioner)
 
     def weights_of(self, params: dict[str, Any], extra: History) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that sampling needs."""
@@ -208,13 +212,7 @@ class DiffusionStage:
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
             logits = in_parts(network, z_t, t, condition, mask, elements=count * z_t.shape[1] * self.process.k, least=2 // count)
-            logits = logits.swapaxes(0, 1)
-            scales = knobs["scales"]
-            if guided:
-                scales = ramped(scales, unmasked[t]) if switches.ramp else scales
-                logits = guide(logits[:-1], logits[-1], scales)
-            else:
-                logits = blend(logits, scales)
+            logits = switches.combine(logits.swapaxes(0, 1), knobs["scales"], unmasked[t], guided=guided)
             return switches.shape(logits, knobs["temperature"], knobs["top_p"])
 
         return denoise

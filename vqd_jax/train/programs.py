@@ -13,22 +13,24 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.convert.lpips import load_lpips
 from vqd_jax.models.lpips import LPIPS
-from vqd_jax.samplers import run
-from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers import autoregressive, run
+from vqd_jax.samplers.autoregressive import Raster
+from vqd_jax.samplers.prediction import Prediction, Switches
 from vqd_jax.samplers.run import Known, Sampler
 from vqd_jax.shapes import PRNGKeys
 from vqd_jax.sharding import AXIS
+from vqd_jax.train.autoregressive import AutoregressiveStage, TokenStage
 from vqd_jax.train.diffusion import Conditions, DiffusionStage
 from vqd_jax.train.vqvae import VQVAEStage, to_float
 
 encode = jax.jit(VQVAEStage.encode, static_argnums=0)
 decode = jax.jit(VQVAEStage.decode, static_argnums=0)
-bound = jax.jit(DiffusionStage.bound, static_argnums=(0, 5))
+bound = jax.jit(lambda stage, *rest: stage.bound(*rest), static_argnums=(0, 5))
 lpips = jax.jit(lambda params, x, y: LPIPS().apply({"params": params}, to_float(x), to_float(y)))
 
 
-def sample(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
-           sampler: Sampler, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
+def sample(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
+           sampler: Sampler | Raster, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
            begin: int | None = None, trace: bool = False, devices: int = 1) -> Any:
     """Tokens for each row of conditions; row i uses the noise of image `first` + i of the seed, whatever the batch.
 
@@ -36,26 +38,43 @@ def sample(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: 
     With `trace` returns (tokens, states (calls, b, n)). With `devices` the rows, a multiple of them, are shared out; each
     device does what one alone would do with its rows.
     """
-    keys = image_keys(seed, first, scales.shape[1])
-    switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
-    knobs = {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature),
-             "top_p": float(prediction.top_p)}
+    keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
     out = _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known)
     return jax.tree.map(np.asarray, out)
 
 
-def watch(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
-          sampler: Sampler, prediction: Prediction) -> Iterator[Int[np.ndarray, "b n"]]:
+def watch(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
+          sampler: Sampler | Raster, prediction: Prediction) -> Iterator[Int[np.ndarray, "b n"]]:
     """The states of `sample` after each call, each as soon as it is there; a program for each kind of call."""
-    keys, n = image_keys(seed, first, scales.shape[1]), math.prod(stage.denoiser.grid)
-    switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
-    knobs = {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature), "top_p": float(prediction.top_p)}
+    keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
+    if isinstance(stage, AutoregressiveStage):
+        state = None
+        for place in range(math.prod(stage.network.grid)):
+            state = _token(stage, switches, weights, keys, conditions, knobs, state, place)
+            yield np.asarray(state[1])
+        return
+    n = math.prod(stage.denoiser.grid)
     guided = switches.guides(1 - np.asarray(stage.process.unmasked)[run.times(sampler, stage.process, n)])
 
     def one(update, place, z, time, numbers):
         return _one(stage, update, switches, bool(guided[place]), weights, keys, conditions, knobs, z, place, time, numbers)
 
     yield from map(np.asarray, run.watch(sampler, stage.process, n, one, sampler.start(keys, stage.process, n)))
+
+
+def _settings(prediction: Prediction, scales: Float[np.ndarray, "p b"]) -> tuple[Switches, dict[str, Any]]:
+    """What is compiled, and the numbers that are not."""
+    switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
+    return switches, {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature),
+                      "top_p": float(prediction.top_p)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _token(stage, switches, weights, keys, conditions, knobs, state, place):
+    predict = stage.predictor(weights, conditions, knobs, switches)
+    if state is None:
+        return autoregressive.begin(keys, predict, stage.empty(keys), stage.network.codes)
+    return autoregressive.following(keys, predict, state, place)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -82,7 +101,8 @@ def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
 def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known):
     def rows(weights, keys, conditions, knobs, image, known):
         z = None if image is None else sampler.noised(keys, stage.process, image, begin)
-        return stage.sample(weights, keys, conditions, knobs, sampler, switches, z=z, known=known, begin=begin, trace=trace)
+        late = {} if begin is None else {"z": z, "begin": begin}
+        return stage.sample(weights, keys, conditions, knobs, sampler, switches, known=known, trace=trace, **late)
 
     if devices == 1:
         return rows(weights, keys, conditions, knobs, image, known)

@@ -13,11 +13,13 @@ from vqd_jax.data.source import Source
 from vqd_jax.errors import UserError
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
 from vqd_jax.pictures import grid, save_png, side_by_side
+from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.run import Sampler
 from vqd_jax.text.load import Tokenizer
 from vqd_jax.train import programs
-from vqd_jax.train.diffusion import Conditions, DiffusionStage
+from vqd_jax.train.autoregressive import TokenStage
+from vqd_jax.train.diffusion import Conditions
 from vqd_jax.train.vqvae import VQVAEStage
 
 ROWS = 64  # per batch of an evaluation
@@ -109,9 +111,10 @@ class CodecEvaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The variational bound of chosen records with their first captions, in nats per token; the same noise every time."""
+    """The variational bound, or the exact value, of -log p of chosen records with their first captions, in nats per token; the same
+    noise every time."""
 
-    stage: DiffusionStage
+    stage: TokenStage
     source: Source
     tokens: np.ndarray | dict[int, np.ndarray]  # of all records, or of those that are asked for
     tokenizer: Tokenizer
@@ -127,7 +130,7 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffusionEvaluation:
+class TokenEvaluation:
     """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts and noise."""
 
     bound: Bound
@@ -135,7 +138,7 @@ class DiffusionEvaluation:
     folder: Path
     examples: int
     prompts: tuple[str, ...]
-    sampler: Sampler
+    sampler: Sampler | Raster
     prediction: Prediction
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
