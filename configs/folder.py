@@ -2,6 +2,7 @@
 
   python -m vqd_jax.main --config=configs/folder.py --config.folder.path=DIR --workdir=runs/mine
 
+vqd_jax.prepare with the same flags packs them beforehand, and lists what cannot be used.
 Schedule `paper`. Sizes are for some thousand pictures on one GPU: the training lengths are a guess to start from, watch
 the held-out bound in metrics.jsonl; it has been run only at small sizes, on a CPU.
 """

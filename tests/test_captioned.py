@@ -61,7 +61,7 @@ def test_cub(tmp_path, images, text):
     names = birds(tmp_path, images, text)
     write(tmp_path / "attributes" / "attributes.txt", "1 has_bill_shape::curved")
     source = captioned.cub(path=str(tmp_path))
-    assert isinstance(source, Source) and len(source) == 12 and source.skipped == []
+    assert isinstance(source, Source) and len(source) == 12 and source.skipped == {}
     assert [record.item for record in source.records] == names
     assert splits(source) == {name: "train" if n < 8 else "held_out_items" for n, name in enumerate(names)}
     assert [record.label for record in source.records] == [0] * 4 + [1] * 4 + [2] * 4

@@ -12,9 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from vqd_jax import build, evaluation
-from vqd_jax.data import captioned, uncaptioned
+from vqd_jax.data import captioned, folder, uncaptioned
 from vqd_jax.data.emoji import Emoji
-from vqd_jax.data.folder import Folder
 from vqd_jax.data.source import Record
 from vqd_jax.data.transforms import RandomCrop
 from vqd_jax.defaults import defaults
@@ -41,7 +40,7 @@ MODULE = {"parent", "name"}  # every flax module has them
 # section: its one constructor, what others give that constructor, and what of the section goes elsewhere
 CONSUMERS = {
     "emoji": (Emoji, {"cache", "resolution"}, set()),
-    "folder": (Folder, set(), set()),
+    "folder": (folder.folder, set(), set()),
     "cub": (captioned.cub, set(), set()),
     "flowers": (captioned.flowers, set(), set()),
     "coco": (captioned.coco, set(), set()),

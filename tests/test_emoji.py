@@ -179,7 +179,7 @@ def test_splits(cache, whole, default):
 
 def test_reading_again_gives_the_same(cache, default):
     again = Emoji(cache=cache, resolution=32)
-    assert again.records == default.records and again.fingerprint == default.fingerprint and again.skipped == []
+    assert again.records == default.records and again.fingerprint == default.fingerprint and again.skipped == {}
     np.testing.assert_array_equal(again[100]["image"], default[100]["image"])
     changes = {"resolution": 64}, {"resolution": 32, "max_items": 10}, {"resolution": 32, "held_out_items": 0.5}
     others = [Emoji(cache=cache, **change) for change in changes]

@@ -2,12 +2,15 @@
 import io
 import json
 import logging
+import pathlib
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vqd_jax.data.folder import Folder
+from vqd_jax.data import captioned, uncaptioned
+from vqd_jax.data.folder import LAYOUTS, checked, folder
 from vqd_jax.data.source import Source
 from vqd_jax.errors import UserError
 
@@ -17,6 +20,11 @@ RED, SIZE = (200, 30, 40), (6, 4)  # width, height
 def save(path, image=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     (image or Image.new("RGB", SIZE, RED)).save(path, **options)
+
+
+def unprepared(**options):
+    """What training reads of a folder that was not prepared."""
+    return checked(folder(**options))
 
 
 def make(root, names=("a.png", "b.png"), captions="a red card\n"):
@@ -36,11 +44,11 @@ def test_text_files_beside_images(tmp_path):
     (tmp_path / "deep/er/b.txt").write_bytes("\ufeffpremière  ligne\r\n\n  second line \nsecond line\n".encode())
     (tmp_path / ".hidden").mkdir()
     save(tmp_path / ".hidden/x.png")
-    source = Folder(path=str(tmp_path))
+    source = unprepared(path=str(tmp_path))
     assert isinstance(source, Source)
     assert captions(source) == {"C": ("a red card",), "a": ("a red card",),
                                 "deep/er/b": ("première ligne", "second line")}
-    assert len(source) == 3 and source.skipped == []
+    assert len(source) == 3 and source.skipped == {}
     example = source[1]
     assert set(example) == {"image", "captions", "item", "style", "split", "label"}
     assert example["image"].shape == (4, 6, 3) and example["image"].dtype == np.uint8
@@ -53,14 +61,14 @@ def test_metadata_jsonl(tmp_path):
     rows = [{"file_name": "x/a.png", "text": ["one", "two"], "licence": "CC0"}, {"file_name": "b.png", "text": "three"},
             {"file_name": "x\\a.png", "text": "four"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert captions(Folder(path=str(tmp_path))) == {"x/a": ("one", "two", "four"), "b": ("three",)}
+    assert captions(unprepared(path=str(tmp_path))) == {"x/a": ("one", "two", "four"), "b": ("three",)}
 
 
 def test_captions_csv(tmp_path):
     make(tmp_path, captions="")
     lines = ["id,file_name,text", '1,a.png,"red, and\nflat"', "2,a.png,a card", "", '3,b.png,"the ""second"""', ""]
     (tmp_path / "captions.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    assert captions(Folder(path=str(tmp_path))) == {"a": ("red, and flat", "a card"), "b": ('the "second"',)}
+    assert captions(unprepared(path=str(tmp_path))) == {"a": ("red, and flat", "a card"), "b": ('the "second"',)}
 
 
 def on_white(alpha):
@@ -84,7 +92,7 @@ def on_white(alpha):
 def test_every_mode_becomes_rgb_on_white(tmp_path, name, image, options, want):
     save(tmp_path / name, image, **options)
     (tmp_path / name).with_suffix(".txt").write_text("x")
-    got = Folder(path=str(tmp_path))[0]["image"]
+    got = unprepared(path=str(tmp_path))[0]["image"]
     assert got.shape == (4, 6, 3) and got.dtype == np.uint8
     assert abs(got.astype(int) - np.array(want)).max() <= 1
 
@@ -95,7 +103,7 @@ def test_a_transparent_palette_is_white(tmp_path):
     image.putpixel((0, 0), 0)
     save(tmp_path / "a.png", image, transparency=0)
     (tmp_path / "a.txt").write_text("x")
-    got = Folder(path=str(tmp_path))[0]["image"]
+    got = unprepared(path=str(tmp_path))[0]["image"]
     assert got[0, 0].tolist() == [255] * 3 and got[1, 1].tolist() == list(RED)
 
 
@@ -106,7 +114,7 @@ def test_exif_rotation(tmp_path):
     exif[0x0112] = 6                                  # to be turned 90° clockwise for display
     save(tmp_path / "a.jpg", image, exif=exif, quality=100)
     (tmp_path / "a.txt").write_text("x")
-    got = Folder(path=str(tmp_path))[0]["image"]
+    got = unprepared(path=str(tmp_path))[0]["image"]
     assert got.shape == (16, 8, 3) and got[:8].max() < 10 and got[8:].min() > 245  # left goes to the top
 
 
@@ -121,9 +129,9 @@ def test_one_broken_image_in_a_hundred_is_named_and_skipped(tmp_path, caplog, ki
     make(tmp_path, [f"{i:03d}.png" for i in range(100)])
     (tmp_path / "050.png").write_bytes(broken(kind))
     with caplog.at_level(logging.WARNING):
-        source = Folder(path=str(tmp_path))
-    assert source.skipped == ["050.png"] and len(source) == 99 and "050" not in captions(source)
-    assert len(caplog.records) == 1 and "1 of the 100" in caplog.text and "050.png" in caplog.text
+        source = unprepared(path=str(tmp_path))
+    assert list(source.skipped) == ["050.png"] and len(source) == 99 and "050" not in captions(source)
+    assert len(caplog.records) == 1 and "1 (050.png) of the 100" in caplog.text
     assert [source[i]["item"] for i in (49, 50)] == ["049", "051"]
 
 
@@ -131,8 +139,8 @@ def test_more_broken_images_are_an_error(tmp_path):
     make(tmp_path, [f"{i:03d}.png" for i in range(100)])
     for name in ("007.png", "008.png"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of the 100 images .* \(007.png, 008.png\)"):
-        Folder(path=str(tmp_path))
+    with pytest.raises(UserError, match=r"2 \(007.png, 008.png\) of the 100 images"):
+        unprepared(path=str(tmp_path))
 
 
 def table(name, content):
@@ -151,7 +159,7 @@ CASES = {
     "does not exist": lambda root: None,
     "no images": lambda root: root.mkdir() or (root / "readme.md").write_text("x"),
     "None of the 2 images": lambda root: make(root, captions=""),
-    r"1 of the 2 images .* have no caption \(b.png\)": lambda root: make(root) and (root / "b.txt").write_text(" \n"),
+    r"1 \(b.png\) of the 2 images .* have no caption": lambda root: make(root) and (root / "b.txt").write_text(" \n"),
     "b.txt, line 2 is not UTF-8": bad_bytes,
     "line 1: file_name '../a.png' points outside": table("metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}'),
     "line 1: file_name '/b/a.png' points outside": table("metadata.jsonl", b'{"file_name": "/b/a.png", "text": "x"}'),
@@ -172,20 +180,20 @@ CASES = {
 def test_what_the_user_got_wrong_is_one_sentence(tmp_path, message):
     CASES[message](tmp_path / "set")
     with pytest.raises(UserError, match=message) as caught:
-        Folder(path=str(tmp_path / "set"))
+        unprepared(path=str(tmp_path / "set"))
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_no_folder_at_all_is_one_sentence():
     with pytest.raises(UserError, match="Name the folder of your images: --config.folder.path=DIR; captions are read from"):
-        Folder(path="")
+        unprepared(path="")
 
 
 def test_splits_follow_the_path_alone(tmp_path):
     names = [f"{i:03d}.png" for i in range(200)]
     make(tmp_path / "one", names)
     make(tmp_path / "two", names[::2])
-    one, two = (Folder(path=str(tmp_path / name), held_out_items=0.2) for name in ("one", "two"))
+    one, two = (unprepared(path=str(tmp_path / name), held_out_items=0.2) for name in ("one", "two"))
     split = {record.item: record.split for record in one.records}
     assert 20 <= sum(s == "held_out_items" for s in split.values()) <= 60 and "held_out_cells" not in split.values()
     assert {record.item: record.split for record in two.records}.items() <= split.items()
@@ -193,10 +201,21 @@ def test_splits_follow_the_path_alone(tmp_path):
 
 def test_the_fingerprint_sees_pictures_captions_and_splits(tmp_path):
     path = make(tmp_path)
-    prints = [Folder(path=path).fingerprint, Folder(path=path, held_out_items=0.999).fingerprint]
-    assert Folder(path=path).fingerprint == prints[0]
+    prints = [unprepared(path=path).fingerprint, unprepared(path=path, held_out_items=0.999).fingerprint]
+    assert unprepared(path=path).fingerprint == prints[0]
     (tmp_path / "a.txt").write_text("another caption")
-    prints.append(Folder(path=path).fingerprint)
+    prints.append(unprepared(path=path).fingerprint)
     save(tmp_path / "b.png", Image.new("RGB", SIZE, "blue"))
-    prints.append(Folder(path=path).fingerprint)
+    prints.append(unprepared(path=path).fingerprint)
     assert len(set(prints)) == 4
+
+
+def test_the_readme_names_the_files_that_the_sources_ask_for():
+    about = {"folder": LAYOUTS + "img.png img.txt", "cub": captioned.CUB.about, "flowers": captioned.FLOWERS.about,
+             "coco": captioned.COCO, "imagenet": uncaptioned.IMAGENET, "ffhq": uncaptioned.FFHQ}
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", readme.partition("| source | files |")[2].partition("\n\n")[0], re.M))
+    assert rows.keys() == about.keys()
+    for name, row in rows.items():
+        assert [span for span in re.findall("`(.*?)`", row) if span not in about[name]] == []
+    assert rows["ffhq"] in about["ffhq"]

@@ -1,5 +1,6 @@
 """Packs of image files: what is read from one equals what is read from the files, broken pictures are named, kills cost little."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def small_parts(monkeypatch):
 def test_a_pack_of_files_is_the_files(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
     pack = packed.pack(str(tmp_path / "cache"), source, None)
-    assert isinstance(pack, Source) and pack.skipped == [] and pack.fingerprint == source.fingerprint
+    assert isinstance(pack, Source) and pack.skipped == {} and pack.fingerprint == source.fingerprint
     assert sorted(p.name for p in pack.root.iterdir() if p.is_dir()) == ["part0000", "part0001", "part0002"]
     same(source, pack)
     for i, j in ((9, 0), (4, 4), (6, 2)):  # any order
@@ -108,7 +109,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
     broken.write_bytes(broken.read_bytes()[:150])
     source = ffhq(path=str(tmp_path / "faces"))
     pack = packed.pack(str(tmp_path / "cache"), source, None)
-    assert pack.skipped == ["00/00041.jpg"] and len(pack) == 99 and pack.fingerprint != source.fingerprint
+    assert list(pack.skipped) == ["00/00041.jpg"] and len(pack) == 99 and pack.fingerprint != source.fingerprint
     kept = [i for i in range(100) if i != 41]
     assert pack.records == [source.records[i] for i in kept]
     for i in (0, 40, 41, 98):
@@ -116,7 +117,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
     assert not caplog.records
     again = packed.packed(str(tmp_path / "cache"), source, None)
     assert again.skipped == pack.skipped and again.fingerprint == pack.fingerprint
-    assert "1 (00/00041.jpg) of the 100 pictures of ffhq could not be decoded" in caplog.text
+    assert "1 (00/00041.jpg) of the 100 pictures in" in caplog.text
 
 
 def test_too_many_broken_pictures_are_an_error(tmp_path):
@@ -169,6 +170,68 @@ def test_build_reads_the_pack_of_its_transform(tmp_path):
             make = build.transform(c, training=training)
             draw = lambda source: make(source[3]["image"], np.random.default_rng(1) if training else None)
             np.testing.assert_array_equal(draw(before), draw(after))
+
+
+def own(root, count=12):
+    """A folder of one's own, with captions; uncompressed, so that files of other pictures are as large."""
+    root.mkdir()
+    for n in range(count):
+        Image.fromarray(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(root / f"{n:02d}.bmp")
+        (root / f"{n:02d}.txt").write_text(f"picture {n}")
+    c = defaults()
+    c.data.source, c.folder.path, c.data.image_size = "folder", str(root), 16
+    return c
+
+
+def paint(root):
+    file = root / "04.bmp"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 255
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+
+
+def another(root):
+    shutil.copy(root / "04.bmp", root / "new.bmp")
+    (root / "new.txt").write_text("another one")
+
+
+@pytest.mark.parametrize("change", [paint, another, lambda root: (root / "04.txt").write_text("picture five"),
+                                    lambda root: (root / "04.bmp").unlink(), lambda root: (root / "04.bmp").rename(root / "x.bmp") and
+                                    (root / "04.txt").rename(root / "x.txt")], ids=["bytes", "more", "caption", "fewer", "name"])
+def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
+    c, cache = own(tmp_path / "pictures"), tmp_path / "cache"
+    before = build.source(c, cache)
+    pack = packed.pack(str(cache), build.original(c, cache), 16)
+    read = build.source(c, cache)
+    assert isinstance(read, Packed) and read.fingerprint == pack.fingerprint == before.fingerprint and not caplog.records
+    same(before, read, Resize(size=16))
+    change(tmp_path / "pictures")
+    after = build.source(c, cache)
+    assert not isinstance(after, Packed) and after.fingerprint != before.fingerprint
+    assert "run vqd_jax.prepare again" in caplog.text and len(caplog.records) == 1
+    packed.pack(str(cache), build.original(c, cache), 16)
+    assert isinstance(build.source(c, cache), Packed)
+    same(after, build.source(c, cache), Resize(size=16))
+
+
+def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
+    c, cache = own(tmp_path / "pictures"), str(tmp_path / "cache")
+    whole = build.source(c, Path(cache))
+    for n in (0, 4, 5, 6, 11):
+        (tmp_path / "pictures" / f"{n:02d}.bmp").write_bytes(b"BM" if n else b"")
+    (tmp_path / "pictures/01.txt").write_text(" ")
+    (tmp_path / "pictures/02.txt").unlink()
+    pack = packed.pack(cache, build.original(c, Path(cache)), None)
+    assert pack.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)} and pack.pictures == len(pack) == 5
+    assert [pack.skipped[f"{n:02d}.bmp"] for n in (0, 1, 2)] == ["it is empty or no image", "its caption is empty", "it has no caption"]
+    assert pack.records == [whole.records[n] for n in (3, 7, 8, 9, 10)]
+    for i, n in enumerate((3, 7, 8, 9, 10)):
+        np.testing.assert_array_equal(pack[i]["image"], whole[n]["image"])
+    (tmp_path / "pictures/08.bmp").write_bytes(b"")
+    with pytest.raises(UserError, match=r"Of the 10 images in \S*/pictures at least 6 .* at most 50% are left out"):
+        packed.pack(cache, build.original(c, Path(cache)), None)
 
 
 PACKING = """

@@ -1,6 +1,7 @@
 """The command that packs a data set, as a subprocess, and training that reads what it made."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,9 @@ def test_training_reads_the_prepared_set(tmp_path):
     root, cache = coco(tmp_path / "coco", 16), tmp_path / "cache"
     flags = ("--config=configs/emoji.py", "--config.data.source=coco", f"--config.coco.path={root}",
              "--config.data.transform=reference")
-    done = run("prepare", f"--cache={cache}", *flags)
+    done = run("prepare", *flags, f"--config.data.cache={cache}")
     assert "prepared 24 pictures for 48 examples in " + str(cache / "coco-files-") in done.stdout
-    assert "left out 0 that" in done.stdout and f"--config.data.cache={cache}" in done.stdout
+    assert "left out 0\n" in done.stdout
     for picture in root.rglob("*.jpg"):
         picture.write_bytes(bytes(picture.stat().st_size))
     done = run("main", *flags, f"--workdir={tmp_path / 'run'}", f"--config.data.cache={cache}",
@@ -66,27 +67,50 @@ def test_broken_pictures_are_reported(tmp_path):
              f"--config.coco.path={root}")
     done = run("prepare", *flags)
     assert "prepared 107 pictures for 214 examples" in done.stdout
-    assert "left out 1 that cannot be decoded\n  train2014/COCO_train2014_000000000007.jpg\n" in done.stdout
+    assert re.search(r"left out 1\n  train2014/COCO_train2014_000000000007.jpg: (?i:.*truncated)", done.stdout)
     assert run("prepare", *flags).stdout == done.stdout  # again, from what is there
     (root / "train2014/COCO_train2014_000000000008.jpg").write_bytes(b"")
     error = run("prepare", *flags, status=2).stderr
     assert error.splitlines()[-1].startswith(f"error: Of the 108 images in {root} at least 2 (") and "Traceback" not in error
 
 
+def test_a_folder_of_ones_own(tmp_path):
+    """The same flags prepare it and train on it; without preparing, pictures that cannot be used end training at once."""
+    root, rng = tmp_path / "pictures", np.random.default_rng(0)
+    root.mkdir()
+    for n in range(30):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(root / f"{n:02d}.png")
+        (root / f"{n:02d}.txt").write_text(f"picture {n} of a dog\n")
+    (root / "03.png").write_bytes(b"")
+    (root / "05.txt").unlink()
+    (root / "07.txt").write_text("\n \n")
+    flags = ("--config=configs/folder.py", f"--config.folder.path={root}", "--config.data.image_size=32", f"--workdir={tmp_path / 'run'}",
+             *(f"--config.{key}" for key in TINY))
+    error = run("main", *flags, status=2).stderr.splitlines()[-1]
+    assert error.startswith("error: 2 (05.png, 07.png) of the 30 images") and "or run python -m vqd_jax.prepare" in error
+    done = run("prepare", *flags)
+    assert "prepared 27 pictures for 27 examples in " + str(tmp_path / "run/cache/folder-32-") in done.stdout
+    assert "left out 3\n  03.png: it is empty or no image\n  05.png: it has no caption\n  07.png: its caption is empty\n" in done.stdout
+    done = run("main", *flags)
+    assert "3 (05.png, 07.png, 03.png) of the 30 pictures" in done.stderr and "checking the images" not in done.stderr
+    counts = re.search(r"images: (\d+) train, 0 held_out_cells, (\d+) held_out_items", done.stdout)
+    assert int(counts[1]) + int(counts[2]) == 27 and (tmp_path / "run/samples.png").exists()
+
+
 @pytest.mark.parametrize("flags,sentence", [
     ([], "--config is missing"), (["--config=configs/none.py"], "there is no config file configs/none.py"),
-    (["--config=configs/emoji.py"], "--cache is missing"),
-    (["--config=configs/emoji.py", "--cache={tmp}"], "data.source=emoji needs no preparing"),
-    (["--config=configs/folder.py", "--cache={tmp}"], "data.source=folder needs no preparing"),
-    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=lsun"], "data.source must be one of emoji, folder, cub"),
-    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=cub"], "cub.path is not set"),
-    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=cub", "--config.data.transform=pad"],
+    (["--config=configs/emoji.py"], "data.source=emoji needs no preparing"),
+    (["--config=configs/folder.py", "--config.folder.path={tmp}"], "None of the 1 images in {tmp} has a caption"),
+    (["--config=configs/emoji.py", "--workdir={tmp}", "--config.data.source=lsun"], "data.source must be one of emoji, folder, cub"),
+    (["--config=configs/emoji.py", "--workdir={tmp}", "--config.data.source=cub"], "cub.path is not set"),
+    (["--config=configs/emoji.py", "--workdir={tmp}", "--config.data.source=cub", "--config.data.transform=pad"],
      "data.transform must be one of resize, crop, reference"),
-    (["--config=configs/emoji.py", "--cache={tmp}/file", "--config.data.source=ffhq", "--config.ffhq.path={tmp}"],
+    (["--config=configs/emoji.py", "--workdir={tmp}/file", "--config.data.source=ffhq", "--config.ffhq.path={tmp}"],
      "cannot be written to"),
-    (["--config=configs/emoji.py", "--cache={tmp}", "--config.data.source=ffhq", "--config.ffhq.pth=x"], "no key 'pth'")])
+    (["--config=configs/emoji.py", "--workdir={tmp}", "--config.data.source=ffhq", "--config.ffhq.pth=x"], "no key 'pth'")])
 def test_what_is_wrong_is_one_sentence(tmp_path, flags, sentence):
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     (tmp_path / "file").write_bytes(b"")
     error = run("prepare", *(flag.format(tmp=tmp_path) for flag in flags), status=2).stderr
-    assert error.splitlines()[-1].startswith("error: ") and sentence in error.splitlines()[-1] and "Traceback" not in error
+    last = error.splitlines()[-1]
+    assert last.startswith("error: ") and sentence.format(tmp=tmp_path) in last and "Traceback" not in error

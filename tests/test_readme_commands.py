@@ -66,6 +66,9 @@ def test_readme_commands_are_shrunk_and_unknown_ones_refused(readme):
     main = ["env", readme.UNOPTIMISED, "python", "-m", "vqd_jax.main", "--config=c", "--config.folder.path=/pictures"]
     assert shrink("python -m vqd_jax.main --config=c --config.folder.path=mine") \
         == [*main, *readme.SMALL, "--config.data.cache=/cache"]
+    prepare = shrink("python -m vqd_jax.prepare --config=c --config.folder.path=mine --workdir=runs/mine")  # what training then reads
+    assert prepare == [*main[:4], "vqd_jax.prepare", *main[5:], "--workdir=runs/mine", *readme.SMALL, "--config.data.cache=/cache"]
+    assert shrink("vqd-prepare --config=c")[:4] == ["env", readme.UNOPTIMISED, "vqd-prepare", "--config=c"]
     assert shrink("A=1 vqd-sample --prompt=x") == ["env", "A=1", "vqd-sample", "--prompt=x", "--num=2"]
     assert shrink("python -m vqd_jax.evaluate --workdir=x")[-2:] == ["--images=8", "--cache=/cache"]
     assert shrink("launch/tpu_vm.sh run --zone=z -- --config=c") \

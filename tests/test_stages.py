@@ -14,7 +14,7 @@ class Apples:
     """Twelve records; what they show does not matter here."""
 
     records = [Record(item=f"apple {i}", style="google", captions=CAPTIONS, split="train") for i in range(12)]
-    fingerprint, skipped = "apples", []
+    fingerprint, skipped = "apples", {}
 
     def __len__(self):
         return len(self.records)

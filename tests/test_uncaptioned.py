@@ -30,7 +30,7 @@ def test_imagenet(tmp_path):
     classes(tmp_path)
     (tmp_path / "train/.DS_Store").write_bytes(b"x")
     source = imagenet(path=str(tmp_path))
-    assert isinstance(source, Source) and source.skipped == []
+    assert isinstance(source, Source) and source.skipped == {}
     assert collections.Counter((r.split, r.label, r.captions) for r in source.records) == {
         (split, k, (synset,)): n for k, synset in enumerate(SYNSETS) for split, n in (("train", 3), ("held_out_items", 2))}
     index = {record.item: i for i, record in enumerate(source.records)}

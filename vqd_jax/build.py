@@ -53,7 +53,10 @@ def source(config: ConfigDict, cache: Path) -> Source:
     Emoji are squares of data.image_size (or of their own size for random crops), pictures of other sets as large as they come.
     """
     found = original(config, cache)
-    return packed.packed(str(cache), found, packed_size(config)) if isinstance(found, Files) else found
+    if not isinstance(found, Files):
+        return found
+    read = packed.packed(str(cache), found, packed_size(config))
+    return folder.checked(read) if read is found and config.data.source == "folder" else read
 
 
 def original(config: ConfigDict, cache: Path) -> Source:
@@ -61,7 +64,7 @@ def original(config: ConfigDict, cache: Path) -> Source:
     resolution = emoji_art.SIDE if online(config) else config.data.image_size
     make = choose("data.source", config.data.source, {
         "emoji": lambda: emoji.Emoji(cache=str(cache), resolution=resolution, **_tuples(config.emoji)),
-        "folder": lambda: folder.Folder(**config.folder),
+        "folder": lambda: folder.folder(**config.folder),
         "cub": lambda: captioned.cub(**config.cub),
         "flowers": lambda: captioned.flowers(**config.flowers),
         "coco": lambda: captioned.coco(**config.coco),

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, logging
@@ -38,6 +39,16 @@ def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
         return 0
 
     app.run(guarded, flags_parser=_parse)
+
+
+def workdir(config: str, named: str | None) -> Path:
+    """Where the experiment of --config=FILE:VARIANT is kept: the named folder, else runs/FILE-VARIANT. UserError without such a file."""
+    path, _, variant = config.partition(":")
+    if not path:
+        raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
+    return Path(named or Path("runs") / (Path(path).stem + (f"-{variant}" if variant else "")))
 
 
 def _parse(argv: list[str]) -> Any:

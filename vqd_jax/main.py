@@ -187,13 +187,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def main(argv: Any) -> None:
     flag = flags.FLAGS["config"]
-    path, _, variant = config_flags.get_config_filename(flag).partition(":") if flag.present else ("", "", "")
-    if not path:
-        raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
-    if not Path(path).is_file():
-        raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
-    name = Path(path).stem + (f"-{variant}" if variant else "")
-    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    workdir = command.workdir(config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value)
     pipeline.compilation_cache()
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()

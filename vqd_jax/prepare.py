@@ -1,9 +1,10 @@
-"""Prepares a large data set: `python -m vqd_jax.prepare --config=configs/… --cache=DIR [--config.section.key=value]`.
+"""Prepares a data set: `python -m vqd_jax.prepare` with the flags of training: --config=configs/… --workdir=DIR --config.section.key=value.
 
-Every picture is decoded once, which finds the broken ones (up to 1 % are left out and named), and goes into a few large files.
-With data.transform=resize these hold the finished squares, so that training reads small pictures; random crops need the whole
-pictures, so with crop and reference they hold the original files as they are. Training with the same --config.data.cache reads
-the prepared set for as long as names, sizes and captions of the originals, which it still lists, stay the same. A run that was
+Every picture is decoded once, which finds the broken ones, and goes into a few large files. Up to 1 % may be broken; of a folder of
+one's own half of the pictures, and any number without a caption. What is left out is listed.
+With data.transform=resize these files hold the finished squares, so that training reads small pictures; random crops need the whole
+pictures, so with crop and reference they hold the original files as they are. Training reads the prepared set for as long as the
+originals, which it still lists, stay the same: names, sizes and captions, and in a folder of one's own the contents. A run that was
 stopped goes on when started again.
 """
 
@@ -18,28 +19,23 @@ from vqd_jax.data import packed
 from vqd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
-_CACHE = flags.DEFINE_string("cache", None, "Where the prepared set is kept; the config's data.cache by default.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "That of the training, runs/<config> by default: the set is kept in its folder cache, "
+                                                "or where data.cache says.")
 
 
 def main(argv: Any) -> None:
     flag = flags.FLAGS["config"]
-    path = config_flags.get_config_filename(flag).partition(":")[0] if flag.present else ""
-    if not path:
-        raise UserError("--config is missing: the config that is to be trained, with the path of its data set")
-    if not Path(path).is_file():
-        raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
+    workdir = command.workdir(config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value)
     config = _CONFIG.value
-    cache = _CACHE.value or config.data.cache
-    if not cache:
-        raise UserError("--cache is missing: a folder for the prepared set, which training then takes as --config.data.cache")
-    if config.data.source in ("emoji", "folder"):
-        raise UserError(f"data.source={config.data.source} needs no preparing: training reads it as it is")
+    if config.data.source == "emoji":
+        raise UserError("data.source=emoji needs no preparing: training reads it as it is")
     build.transform(config, training=True)
-    source = build.original(config, Path(cache))
-    made = packed.pack(cache, source, build.packed_size(config))
-    print(f"prepared {len(source.pictures()) - len(made.skipped)} pictures for {len(made)} examples in {made.root}")
-    print(f"left out {len(made.skipped)} that cannot be decoded" + "".join(f"\n  {name}" for name in made.skipped))
-    print(f"training reads them with --config.data.cache={cache}")
+    cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
+    source = build.original(config, cache)
+    made = packed.pack(str(cache), source, build.packed_size(config))
+    print(f"prepared {made.pictures} pictures for {len(made)} examples in {made.root}")
+    print(f"left out {len(made.skipped)}" + "".join(f"\n  {name}: {reason}" for name, reason in sorted(made.skipped.items())))
+    print("training with the same flags reads them: python -m vqd_jax.main")
 
 
 def run() -> None:

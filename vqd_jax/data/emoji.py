@@ -91,7 +91,7 @@ class Emoji:
         if unknown or not styles:
             raise UserError(f"The emoji styles are {', '.join(STYLES)}, not {unknown[0] if unknown else 'none'}.")
         self._resize = Resize(size=resolution)
-        self.skipped: list[str] = []
+        self.skipped: dict[str, str] = {}
         self.directory = _build(cache)
         self._stored, rows = _scan(self.directory)
         known = {row.category for row in rows} | {row.subcategory for row in rows}

@@ -1,111 +1,84 @@
 """Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`, `captions.csv`) for all.
 
-Every image is decoded once when the folder is opened, so that a broken file is named at the start and never met in
-training.
+`vqd_jax.prepare` packs it once; without that every image is decoded when training starts, so that a broken one is named
+at the start.
 """
 
-import concurrent.futures
 import csv
 import hashlib
-import io
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-from PIL import Image, ImageOps
 
 from vqd_jax.data import splits
-from vqd_jax.data.source import Record, fingerprint
+from vqd_jax.data.files import SUFFIXES, TOLERATED, Files, scan, some, threaded, tree
+from vqd_jax.data.source import Record
 from vqd_jax.errors import UserError
-from vqd_jax.progress import track
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LAYOUTS = ("captions are read from a .txt file beside each image (one caption a line), or from metadata.jsonl "
            '({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the folder')
-TOLERATED = 0.01  # share of unreadable images that is skipped with a warning
+PREPARING = 0.5  # share of broken images that preparing leaves out, since it lists them
 
 
-class Folder:
-    """A folder of images with captions, searched recursively without hidden files; every image needs a caption.
+def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0) -> Files:
+    """A folder of images, searched recursively without hidden files; those without a caption are in `skipped`.
 
-    Args:
-      path: the folder.
-      held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style, "", has no cells.
-    Raises: UserError naming the file when the folder, its tables or its captions are not as described, or when over 1 %
-      of the images cannot be decoded; fewer are skipped, listed in `skipped` and logged.
+    The content of every file is read, so that the fingerprint sees any change.
+    held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style, "", has no cells.
+    Raises: UserError naming the file when the folder, its tables or its captions are not as described.
     """
-
-    def __init__(self, *, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0):
-        if not path:
-            raise UserError(f"Name the folder of your images: --config.folder.path=DIR; {LAYOUTS}.")
-        self.root = pathlib.Path(path).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"The image folder {path} does not exist or is not a folder.")
-        files = sorted(_images(self.root))
-        if not files:
-            raise UserError(f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read.")
-        captions = _captions(self.root, files)
-        if not captions:
-            raise UserError(f"None of the {len(files)} images in {path} has a caption: {LAYOUTS}.")
-        if bare := [file for file in files if file not in captions]:
-            raise UserError(f"{len(bare)} of the {len(files)} images in {path} have no caption ({_shown(bare)}): "
-                            "caption or remove them.")
-        digests, self.skipped = _verify(self.root, sorted(captions))
-        self._files = sorted(digests)
-        items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in self._files]
-        split = splits.assign(((item, "") for item in items),
-                              held_out_cells=held_out_cells, held_out_items=held_out_items)
-        self.records = [Record(item=item, group=item, captions=captions[file], split=split[item, ""])
-                        for item, file in zip(items, self._files)]
-        self.fingerprint = fingerprint("folder", [digests[file] for file in self._files], records=self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.records[i].example(decode((self.root / self._files[i]).read_bytes()))
+    if not path:
+        raise UserError(f"Name the folder of your images: --config.folder.path=DIR; {LAYOUTS}.")
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"The image folder {path} does not exist or is not a folder.")
+    files = list(scan(root))
+    if not files:
+        raise UserError(f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read.")
+    captions = _captions(root, files)
+    if not any(captions.values()):
+        raise UserError(f"None of the {len(files)} images in {path} has a caption: {LAYOUTS}.")
+    skipped = {file: "its caption is empty" if file in captions else "it has no caption" for file in files if not captions.get(file)}
+    files = [file for file in files if file not in skipped]
+    items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in files]
+    split = splits.assign(((item, "") for item in items), held_out_cells=held_out_cells, held_out_items=held_out_items)
+    records = [Record(item=item, group=item, captions=captions[file], split=split[item, ""]) for item, file in zip(items, files)]
+    digests = threaded(lambda file: _digest(root / file), files, f"reading the images in {root}", "image")
+    return tree("folder", root, records, files, dict(zip(files, digests)), skipped=skipped, tolerated=PREPARING)
 
 
-def decode(content: bytes) -> np.ndarray:
-    """Bytes of any image file that Pillow reads → uint8 (H, W, 3): upright, first frame, on white where transparent."""
-    with Image.open(io.BytesIO(content)) as image:
-        image.seek(0)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return np.repeat(_eight_bits(np.asarray(image))[..., None], 3, axis=-1)
-        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+def checked(source: Files) -> Files:
+    """What training reads of a folder that was not prepared: every image is decoded once, before training could meet a broken one.
+
+    Raises: UserError if an image has no caption, or when over 1 % cannot be decoded; fewer are left out, and logged.
+    """
+    remedy = "or run python -m vqd_jax.prepare, which leaves out and lists them"
+    total = len(source.files) + len(source.skipped)
+    if source.skipped:
+        raise UserError(f"{some(source.skipped)} of the {total} images in {source.place} have no caption: caption or remove them, "
+                        f"{remedy}.")
+    reasons = threaded(source.fault, source.files, f"checking the images in {source.place}", "image")
+    broken = {file: reason for file, reason in zip(source.files, reasons) if reason}
+    if len(broken) > TOLERATED * total:
+        raise UserError(f"{some(broken)} of the {total} images in {source.place} cannot be decoded; at most {TOLERATED:.0%} are "
+                        f"skipped: mend or delete them, {remedy}.")
+    if broken:
+        logging.warning("%s of the %d images in %s cannot be decoded and are skipped", some(broken), total, source.place)
+    return source.without(broken)
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """16-bit grey by its upper byte; other depths are taken as they are up to 255, and as 16-bit beyond."""
-    if pixels.dtype.itemsize > 2 and pixels.max(initial=0) <= 255:
-        return pixels.clip(0, 255).astype(np.uint8)
-    return (pixels.clip(0, 65535).astype(np.int64) >> 8).astype(np.uint8)
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _images(root: pathlib.Path) -> Iterator[str]:
-    """Relative POSIX paths of the images, hidden files and folders left out."""
-    for folder, children, names in os.walk(root):
-        children[:] = [child for child in children if not child.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield (pathlib.Path(folder) / name).relative_to(root).as_posix()
+def _digest(path: pathlib.Path) -> str:
+    """The SHA-256 of a file; of one that cannot be read, which decoding will tell, nothing."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _captions(root: pathlib.Path, files: list[str]) -> dict[str, tuple[str, ...]]:
-    """File → captions, from the table if the folder has one and from text files otherwise."""
+    """File → captions, from the table if the folder has one and from text files otherwise; () where these are empty."""
     readers = {"metadata.jsonl": _jsonl, "captions.csv": _csv}
     tables = [(root / name, read) for name, read in readers.items() if (root / name).exists()]
     if len(tables) > 1:
@@ -124,7 +97,7 @@ def _captions(root: pathlib.Path, files: list[str]) -> dict[str, tuple[str, ...]
             if text.exists():
                 found[file] = [line for _, line in _lines(text)]
     clean = lambda texts: tuple(dict.fromkeys(text for line in texts if (text := " ".join(line.split()))))
-    return {file: cleaned for file, texts in found.items() if (cleaned := clean(texts))}
+    return {file: clean(texts) for file, texts in found.items()}
 
 
 def _inside(root: pathlib.Path, name: str, where: str) -> str:
@@ -179,25 +152,3 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
                 yield reader.line_num, name, [text]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}.") from error
-
-
-def _verify(root: pathlib.Path, files: list[str]) -> tuple[dict[str, str], list[str]]:
-    """(file → SHA-256 of its bytes) for the images that decode, and the names of the others."""
-    def digest(file: str) -> str | None:
-        try:
-            content = (root / file).read_bytes()
-            decode(content)
-            return hashlib.sha256(content).hexdigest()
-        except Exception:  # Pillow's decoders raise nearly anything on broken bytes
-            return None
-
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(track(pool.map(digest, files), len(files), f"checking the images in {root}", "image"))
-    skipped = [file for file, value in zip(files, found) if value is None]
-    if skipped:
-        if len(skipped) > TOLERATED * len(files):
-            raise UserError(f"{len(skipped)} of the {len(files)} images in {root} cannot be decoded "
-                            f"({_shown(skipped)}); at most {TOLERATED:.0%} are skipped: mend or delete them.")
-        logging.warning("%d of the %d images in %s cannot be decoded and are skipped: %s",
-                        len(skipped), len(files), root, _shown(skipped))
-    return {file: value for file, value in zip(files, found) if value is not None}, skipped

@@ -2,7 +2,7 @@
 
 For the transform `resize` the pack holds the finished squares as PNG. Crops start from the whole picture, so for them it
 holds the bytes of the files as they are: then it spares millions of small files, but no decoding. What cannot be decoded is
-left out, up to 1 %. The pack is made in parts; a killed run goes on with the first part that is not whole.
+left out, up to 1 % (half of a folder of one's own). The pack is made in parts; a killed run goes on with the first part that is not whole.
 """
 
 import collections
@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import logging
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vqd_jax.data import prepare
-from vqd_jax.data.files import Files, some
-from vqd_jax.data.folder import TOLERATED, decode
+from vqd_jax.data.files import Files, decode, reason, some
 from vqd_jax.data.source import fingerprint
 from vqd_jax.data.transforms import Resize
 from vqd_jax.errors import UserError
@@ -33,20 +33,18 @@ PART = 5_000  # pictures
 class Packed:
     """A source that reads the pack of another one; records of pictures that could not be decoded are gone."""
 
-    def __init__(self, source: Files, parts: list[pathlib.Path], skipped: list[str]):
-        self.skipped = skipped
+    def __init__(self, source: Files, parts: list[pathlib.Path], broken: dict[str, str]):
+        kept = source.without(broken)
+        self.records, self.fingerprint, self.skipped = kept.records, kept.fingerprint, kept.skipped
         self.root = parts[0].parents[1]
-        gone = set(skipped)
-        kept = [i for i, file in enumerate(source.files) if file not in gone]
-        self.records = [source.records[i] for i in kept]
-        self.fingerprint = fingerprint(source.fingerprint, skipped) if skipped else source.fingerprint
+        self.pictures = len(kept.pictures())
         self._parts, self._stored = parts, [prepare.read(part, decode=False) for part in parts]
         self._starts = np.cumsum([0, *map(len, self._stored)])
-        rows = {file: row for row, file in enumerate(file for file in source.pictures() if file not in gone)}
-        if len(rows) != self._starts[-1]:
-            raise UserError(f"The prepared data set in {self.root} holds {self._starts[-1]} pictures, not {len(rows)}: "
+        rows = {file: row for row, file in enumerate(kept.pictures())}
+        if self.pictures != self._starts[-1]:
+            raise UserError(f"The prepared data set in {self.root} holds {self._starts[-1]} pictures, not {self.pictures}: "
                             "delete that folder and it is made again.")
-        self._rows = [rows[source.files[i]] for i in kept]
+        self._rows = [rows[file] for file in kept.files]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,32 +60,35 @@ class Packed:
 def pack(cache: str, source: Files, size: int | None) -> Packed:
     """Build what is not yet there of the pack of `source` in the folder `cache`: squares of `size`, or files as they are.
 
-    Raises: UserError if more than 1 % of the pictures cannot be decoded.
+    Raises: UserError if more pictures cannot be decoded than the source tolerates.
     """
     root, parts = _plan(cache, source, size)
-    total, skipped = sum(map(len, parts.values())), []
+    total, found = sum(map(len, parts.values())), {}
     with bar(total, description=f"preparing {source.name} in {root}", unit="image") as progress:
         for directory, files in parts.items():
-            whole, broken = directory.exists(), []
-            examples = functools.partial(_examples, source, files, size, skipped, broken, total, progress)
+            whole, broken = directory.exists(), {}
+            examples = functools.partial(_examples, source, files, size, found, broken, total, progress)
             prepare.prepare(str(root), directory.parent.name, features=_features, examples=examples, shown=False,
                             notes={"skipped": broken}, description=f"Pictures of {source.name}.")
             if whole:
                 progress.update(len(files))
-            skipped += _skipped(directory)
-    return Packed(source, list(parts), skipped)
+            found |= _broken(directory)
+    return Packed(source, list(parts), found)
 
 
 def packed(cache: str, source: Files, size: int | None) -> "Files | Packed":
-    """The pack of `source` in the folder `cache` if it is whole; otherwise the source itself."""
-    _, parts = _plan(cache, source, size)
+    """The pack of `source` in the folder `cache` if it is whole; otherwise the source itself, with a warning if there are others."""
+    root, parts = _plan(cache, source, size)
     if not all(directory.exists() for directory in parts):
+        if any(root.parent.glob(f"{source.name}-*/part*/{prepare.LAYOUT}")):
+            logging.warning("what was prepared in %s is not whole, or of other files, captions or settings than %s has now, which is "
+                            "read itself: run vqd_jax.prepare again", root.parent, source.place)
         return source
-    skipped = [file for directory in parts for file in _skipped(directory)]
-    if skipped:
-        logging.warning("%s of the %d pictures of %s could not be decoded when they were prepared and are left out",
-                        some(skipped), len(source.pictures()), source.name)
-    return Packed(source, list(parts), skipped)
+    broken = functools.reduce(operator.or_, map(_broken, parts))
+    if gone := source.skipped | broken:
+        logging.warning("%s of the %d pictures in %s are left out, as vqd_jax.prepare says", some(gone),
+                        len(source.pictures()) + len(source.skipped), source.place)
+    return Packed(source, list(parts), broken)
 
 
 def _plan(cache: str, source: Files, size: int | None) -> tuple[pathlib.Path, dict[pathlib.Path, list[str]]]:
@@ -105,26 +106,26 @@ def _features(tfds: Any) -> dict[str, Any]:
     return {"image": tfds.features.Image(), "file": tfds.features.Text()}
 
 
-def _examples(source: Files, files: list[str], size: int | None, skipped: list[str], broken: list[str], total: int,
-              progress: Bar) -> Iterator[dict[str, Any]]:
-    """The pictures that decode, in order; the names of the others go into `broken`, as they went into `skipped` before."""
+def _examples(source: Files, files: list[str], size: int | None, before: dict[str, str], broken: dict[str, str],
+              total: int, progress: Bar) -> Iterator[dict[str, Any]]:
+    """The pictures that decode, in order; the others go into `broken` with the reason, as they did into `before` in other parts."""
 
-    def picture(file: str) -> bytes | None:
+    def picture(file: str) -> bytes | str:
         try:
             content, image = source.decoded(file)
-        except UserError:
-            return None
+        except UserError as error:
+            return reason(error.__cause__)
         return content if size is None else _png(Resize(size=size)(image))
 
     for file, content in _ahead(picture, files):
         progress.update()
-        if content is not None:
+        if isinstance(content, bytes):
             yield {"image": content, "file": file}
             continue
-        broken.append(file)
-        if len(skipped + broken) > TOLERATED * total:
-            raise UserError(f"Of the {total} images in {source.place} at least {some(skipped + broken)} cannot be decoded; at most "
-                            f"{TOLERATED:.0%} are left out: mend or delete them.")
+        broken[file] = content
+        if len(before | broken) > source.tolerated * total or len(broken) == len(files):
+            raise UserError(f"Of the {total} images in {source.place} at least {some(before | broken)} cannot be decoded; at most "
+                            f"{source.tolerated:.0%} are left out, and not {len(files)} in a row: mend or delete them.")
 
 
 def _ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -141,9 +142,9 @@ def _ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tup
             yield item, future.result()
 
 
-def _skipped(directory: pathlib.Path) -> list[str]:
+def _broken(directory: pathlib.Path) -> dict[str, str]:
     with prepare.damage(directory):
-        return json.loads((directory / prepare.NOTES).read_text(encoding="utf-8"))["skipped"]
+        return dict(json.loads((directory / prepare.NOTES).read_text(encoding="utf-8"))["skipped"])
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -33,11 +33,12 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-    """`fingerprint` changes with anything the source holds (caches are keyed by it); `skipped` names broken files."""
+    """`fingerprint` changes with anything the source holds (caches are keyed by it); `skipped` says
+    why files are left out."""
 
     records: list[Record]
     fingerprint: str
-    skipped: list[str]
+    skipped: dict[str, str]
 
     def __len__(self) -> int: ...
 
