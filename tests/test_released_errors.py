@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import official  # noqa: E402
-from test_released import ALL_CODES, CODES, REMAP, SIDE, VARIANTS, T, command, write_yaml  # noqa: E402
+from test_released import ALL_CODES, CODES, REMAP, SIDE, VARIANTS, T, command, openai_clip, write_yaml  # noqa: E402
 
 from vqd_jax.convert import codec, released  # noqa: E402
 from vqd_jax.errors import UserError  # noqa: E402
@@ -55,10 +55,12 @@ def change(key, value=None):
 @pytest.mark.parametrize("damage,sentence", [
     (change("transformer.surprise", torch.zeros(2)), "'transformer.surprise', which no released model has"),
     (change("transformer.transformer.content_emb.emb.weight"), "not the weights of a VQ-Diffusion transformer"),
+    (change("transformer.log_surprise", torch.zeros(2)), "'transformer.log_surprise', which no released model has"),
+    (change("transformer.condition_emb.surprise", torch.zeros(2)), "\"condition_emb\" has 'surprise', which no CLIP text tower has"),
     (change("transformer.log_cumprod_at"), "the schedule table 'log_cumprod_at' is missing"),
     (lambda tree: {"weights": tree["model"]}, "is not recognised: its first keys are 'weights."),
     (lambda tree: [1, 2], "holds a list; a dictionary of tensors is accepted"),
-], ids=["unknown", "missing", "schedule", "wrapped", "list"])
+], ids=["unknown", "missing", "table", "condition", "schedule", "wrapped", "list"])
 def test_a_strange_checkpoint_is_one_sentence(damage, sentence, tmp_path):
     file = write(tmp_path / "x.pth", damage(parts()))
     with pytest.raises(UserError, match=sentence):
@@ -88,6 +90,17 @@ def test_what_the_command_needs_is_said(tmp_path):
     first = command(file, where, f"--yaml={yaml}", f"--remap={remap}")
     assert first.returncode == 0 and "class" in first.stdout, first.stderr
     assert "already holds a model" in command(file, where, f"--yaml={yaml}", f"--remap={remap}").stderr
+
+
+def test_a_text_tower_that_a_class_model_does_not_read_is_said_to_be_left_out(tmp_path):
+    tree, tower = parts("class"), openai_clip()
+    for key, value in tower.items():
+        change(f"transformer.condition_emb.{key}", value)(tree)
+    file, remap = write(tmp_path / "x.pth", tree), write(tmp_path / "remap.pt", torch.from_numpy(REMAP))
+    yaml = write_yaml(tmp_path / "config.yaml", VARIANTS["class"])
+    done = command(file, f"--workdir={tmp_path / 'run'}", f"--yaml={yaml}", f"--remap={remap}")
+    assert done.returncode == 0, done.stderr
+    assert f"left out: {len(tower)} arrays of a text encoder (condition_emb), which this model does not read" in done.stdout
 
 
 def test_a_yaml_of_another_model_is_refused(tmp_path):

@@ -53,6 +53,8 @@ def main(argv: Any) -> None:
         tokens = tokenizer(config, found)
         stages["diffusion"] = (diffusion_weights(config, found, tokens), tokens)
         print(f"denoiser: {count(stages['diffusion'][0]['denoiser']):,} parameters, condition {config.condition.kind}")
+        if found.text and config.condition.kind != "text":
+            print(f"left out: {len(found.text)} arrays of a text encoder (condition_emb), which this model does not read")
     for stage, (weights, tokens) in stages.items():  # all or nothing: a wrong source leaves no half a workdir
         save(workdir, stage, config, weights, tokens)
     print(f"{workdir}: sample from it with python -m vqd_jax.sample --workdir={workdir}")

@@ -6,6 +6,7 @@ settings) comes from the YAML that the official checkpoints come with.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ Arrays = dict[str, np.ndarray]
 Settings = dict[str, dict[str, Any]]
 KINDS = ("an official .pth checkpoint of VQ-Diffusion (with \"model\"), a codec of taming-transformers (with \"state_dict\" or \"model\"), "
          "or a diffusers folder (with model_index.json)")
+KEYS = (r"content_codec\..*|transformer\.(transformer\..*|condition_emb\..*|empty_text_embed|Lt_(history|count)|"
+        r"log_(1_min_)?(cumprod_)?[abc]t)")  # of an official model; of the tables two are read, and the others follow from them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,7 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
     own = without("transformer.", model)
     if strange := sorted(ema.keys() - own.keys())[:4]:
         raise UserError(f"{path}: its \"ema\" has {', '.join(map(repr, strange))}, which \"model\" does not have")
-    kinds = ("content_codec.", "transformer.transformer.", "transformer.condition_emb.", "transformer.log_", "transformer.Lt_",
-             "transformer.empty_text_embed")
-    if strange := [key for key in model if not key.startswith(kinds)][:4]:
+    if strange := [key for key in model if not re.fullmatch(KEYS, key)][:4]:
         raise UserError(f"{path}: its \"model\" has {', '.join(map(repr, strange))}, which no released model has")
     parts = without("content_codec.enc.", model) | without("content_codec.dec.", model)
     parts = parts or without("content_codec.", model)
@@ -80,9 +81,12 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
     except KeyError as error:
         raise UserError(f"{path}: the schedule table {error} is missing") from error
     settings = _official_settings(sizes, _yaml(config) if config else {}, config)
+    text = without("condition_emb.", diffusion)
+    known = [*(rule.source for rule in clip.RULES), *clip.DROP]
+    if strange := [key for key in clip.separate(text) if not any(re.fullmatch(pattern, key) for pattern in known)][:4]:
+        raise UserError(f"{path}: its \"condition_emb\" has {', '.join(map(repr, strange))}, which no CLIP text tower has")
     null = diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None  # class models carry an unused one
-    return Found(name=str(path), codec=parts, denoiser=network, text=without("condition_emb.", diffusion), null=null, tables=tables,
-                 tokenizer=None, settings=settings)
+    return Found(name=str(path), codec=parts, denoiser=network, text=text, null=null, tables=tables, tokenizer=None, settings=settings)
 
 
 def _official_settings(sizes: dict[str, Any], yaml: dict[str, Any], name: str | Path | None) -> Settings:
@@ -136,16 +140,17 @@ def _diffusers(folder: Path) -> Found:
     sizes = denoiser.sizes(network)
     embeddings = folder / "learned_classifier_free_sampling_embeddings"
     learned = _json(embeddings / "config.json").get("learnable", False) if embeddings.is_dir() else False
-    null = flat(read_tree(_weights(embeddings)))["embeddings"] if learned else None
+    null = _needed(_part(folder, embeddings.name), "embeddings", embeddings) if learned else None
+    needed = lambda key: _needed(config, key, folder / "transformer" / "config.json")
     T = schedule.get("num_train_timesteps", sizes["T"])
     alpha, mask = (np.linspace(schedule.get(f"{name}_cum_start", first), schedule.get(f"{name}_cum_end", last), T)
                    for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999)))
     with np.errstate(divide="ignore"):
         tables = np.log(np.append(alpha, 1)), np.log(np.append((1 - alpha - mask) / sizes["codes"], 0))
-    settings = {"denoiser": sizes["denoiser"] | {"heads": config["num_attention_heads"], "positions": sizes["positions"]},
+    settings = {"denoiser": sizes["denoiser"] | {"heads": needed("num_attention_heads"), "positions": sizes["positions"]},
                 "codebook": {"codes": sizes["codes"]}, "process": {"T": T},
                 "condition": {"kind": "text", "classes": 0, "null": "learned" if learned else "empty"},
-                "grid": {"side": config["sample_size"]}, "diffusion_loss": {"auxiliary": 5e-4, "adaptive_auxiliary": True}}
+                "grid": {"side": needed("sample_size")}, "diffusion_loss": {"auxiliary": 5e-4, "adaptive_auxiliary": True}}
     return Found(name=str(folder), codec=codec.rename_diffusers(_part(folder, "vqvae")), denoiser=network, null=null, tables=tables,
                  text=_part(folder, "text_encoder"), tokenizer=folder / "tokenizer", settings=settings)
 
@@ -163,11 +168,20 @@ def _part(folder: Path, name: str) -> Arrays:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}; an object is accepted")
+    return values
+
+
+def _needed(values: Mapping[str, Any], key: str, where: Path) -> Any:
+    if key not in values:
+        raise UserError(f"{where} has no {key!r}")
+    return values[key]
 
 
 def codec_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
