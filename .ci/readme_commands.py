@@ -15,7 +15,7 @@ error, and so is a command that `shrink` below does not know: what the README sh
   python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
   python -m vqd_jax.plan, vqd-plan                      --images=8 --points=3 and the shared data cache
   python -m vqd_jax.sample, vqd-sample                  --num=2
-  python -m vqd_jax.curves, .export, vqd-curves, …      as they are
+  python -m vqd_jax.curves, .export, .convert, …        as they are
   python blocks                                         as they are
 
 Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
@@ -53,7 +53,7 @@ SMALL = [f"--config.{setting}" for setting in """
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
 SCRIPTS = {f"vqd-{script}": module for script, module in
-           (("train", "main"), *((same, same) for same in ("prepare", "sample", "evaluate", "plan", "curves", "export")))}
+           (("train", "main"), *((same, same) for same in ("prepare", "sample", "evaluate", "plan", "curves", "export", "convert")))}
 
 
 class ReadmeError(Exception):
@@ -142,7 +142,7 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
     if name in ("main", "prepare"):
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
     more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
-            "plan": ["--images=8", "--points=3", f"--cache={cache}"], "curves": [], "export": []}
+            "plan": ["--images=8", "--points=3", f"--cache={cache}"], "curves": [], "export": [], "convert": []}
     if name not in more:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     return [*assigned(assignments), *start, *rest, *more[name]]

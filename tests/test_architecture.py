@@ -19,7 +19,7 @@ ALLOWED = {
     "hub": set(), "published": set(),
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
-    "convert": {"models"},
+    "convert": {"models", "diffusion"},
     "eval": {"models", "convert"},
     "train": {"diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
     "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},

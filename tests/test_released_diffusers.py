@@ -19,6 +19,7 @@ transformers.utils.FLAX_WEIGHTS_NAME = "flax_model.msgpack"  # what diffusers 0.
 from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel  # noqa: E402
 from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import LearnedClassifierFreeSamplingEmbeddings  # noqa: E402
 from diffusers.schedulers import scheduling_vq_diffusion  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 from test_clip_tokenizer import MERGES, VOCABULARY, write_folder  # noqa: E402
 from test_released import Gumbel  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
@@ -32,8 +33,8 @@ PROMPTS = ["ab cd", "xyz"]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """(our model, their pipeline) with the same weights."""
+def converted(tmp_path_factory):
+    """(a folder with the converted workdir "run", the parts from which it was made)."""
     folder = tmp_path_factory.mktemp("diffusers")
     torch.manual_seed(0)
     network = Transformer2DModel(num_attention_heads=3, attention_head_dim=4, num_layers=2, cross_attention_dim=E, attention_bias=True,
@@ -59,6 +60,13 @@ def both(tmp_path_factory):
     done = subprocess.run([sys.executable, "-m", "vqd_jax.convert", str(folder), f"--workdir={folder / 'run'}"], capture_output=True,
                           text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
+    return folder, parts
+
+
+@pytest.fixture(scope="module")
+def both(converted):
+    """(our model, their pipeline) with the same weights."""
+    folder, parts = converted
     model = pipeline.load(folder / "run")
     pipe = VQDiffusionPipeline.__new__(VQDiffusionPipeline)
     super(VQDiffusionPipeline, pipe).__init__()
@@ -94,6 +102,23 @@ def test_the_network_and_the_text_agree(both):
         np.testing.assert_allclose(ours, theirs.swapaxes(1, 2).numpy(), atol=1e-4)
     text, _ = model.stage.condition(model.weights, ids, drop)
     np.testing.assert_allclose(text, states.numpy(), atol=1e-5)
+
+
+def test_exported_again_the_files_are_the_same(converted, tmp_path):
+    folder, parts = converted
+    done = subprocess.run([sys.executable, "-m", "vqd_jax.export", f"--workdir={folder / 'run'}", "--format=diffusers",
+                           f"--out={tmp_path / 'again'}"], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    for name, part in parts.items():
+        file, = [*(tmp_path / "again" / name).glob("*.safetensors")] or [None]
+        if file is None:
+            again = VQDiffusionScheduler.from_pretrained(tmp_path / "again" / name).config
+            assert name == "scheduler" and again == {key: part.config[key] for key in again}
+            continue
+        written, theirs = {key.removeprefix("text_model."): x for key, x in load_file(file).items()}, part.state_dict()
+        assert written.keys() == {key.removeprefix("text_model.") for key in theirs}
+        for key, tensor in theirs.items():
+            np.testing.assert_array_equal(written[key.removeprefix("text_model.")], tensor.numpy())
 
 
 def test_the_codec_agrees(both):

@@ -1,9 +1,14 @@
-"""Makes a small workdir to give away: `python -m vqd_jax.export --workdir=runs/emoji --out=DIR`.
+"""A model to give away: `python -m vqd_jax.export --workdir=runs/emoji [--out=...] [--format=...]`.
 
-The same checkpoint format with only what sampling and evaluating need, in half precision, and the logs and curves' data.
+`safetensors` is one file with all arrays, the configs and the tokenizer; `diffusers` the folder of its VQDiffusionPipeline, for the
+models that fit into it; `python -m vqd_jax.convert` makes a workdir of either again. `workdir` is a small workdir: only what
+sampling and evaluating need, in half precision, and the logs and curves' data.
 """
 
+import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +16,96 @@ import jax
 import numpy as np
 from absl import flags
 
-from vqd_jax import command, pipeline
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax import build, command, pipeline
+from vqd_jax.checkpoint import Checkpoints, widen
+from vqd_jax.convert import diffusers, own
+from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
 from vqd_jax.log import METRICS
+from vqd_jax.text.load import load_tokenizer
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir.")
-_OUT = flags.DEFINE_string("out", None, "The folder to make; it must not exist or be empty of checkpoints.")
-ITEMS = ("weights", "config", "tokenizer")
+ENDINGS = {"safetensors": ".safetensors", "diffusers": "-diffusers", "workdir": "-small"}
+_WORKDIR = flags.DEFINE_string("workdir", None, "A trained or converted workdir; nothing in it is changed.")
+_OUT = flags.DEFINE_string("out", None, "What to make, a file or folder that does not exist yet; beside the workdir by default: "
+                                        + ", ".join(f"WORKDIR{ending}" for ending in ENDINGS.values()))
+_FORMAT = flags.DEFINE_enum("format", "safetensors", [*ENDINGS], "One file, a folder for diffusers, or a small workdir.")
+Plan = dict[str, np.ndarray]
 
 
 def main(argv: Any) -> None:
-    if not _WORKDIR.value or not _OUT.value:
-        raise UserError("--workdir and --out are both needed")
-    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: a trained workdir to export")
+    workdir, make = Path(_WORKDIR.value), _FORMAT.value
     if not workdir.is_dir():
         raise UserError(f"there is no workdir {workdir}")
-    for stage in ("vqvae", "diffusion"):
-        stored = Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True)
+    named = workdir if workdir.name.strip(".") else workdir.resolve()
+    out = Path(_OUT.value or f"{named}{ENDINGS[make]}")
+    if make == "safetensors" and out.suffix != ".safetensors":
+        raise UserError(f"the name of the file must end in .safetensors, got --out={out}")
+    if os.path.lexists(out) and not (make == "workdir" and out.is_dir() and not any(out.glob("*/*"))):  # a README may be there
+        raise UserError(f"{out} exists already; choose another --out")
+    stages = stored(workdir)
+    plan = pipeline.read_plan(workdir) if "diffusion" in stages else {}
+    {"safetensors": one_file, "diffusers": diffusers_folder, "workdir": small_workdir}[make](workdir, out, stages, plan)
+    size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
+    held = "codec and denoiser" if "diffusion" in stages else "a codec alone"
+    left = "no plan, as the workdir has none" if not plan else "without the plan" if make == "diffusers" else "and the plan"
+    print(f"{out}: {size / 1e6:.1f} MB, {held}, {left}")
+
+
+def stored(workdir: Path) -> own.Stages:
+    """The latest checkpoint of each stage, as `own.write` takes it; of a codec alone only one."""
+    out: own.Stages = {}
+    for stage, items in own.ITEMS.items():
+        checkpoints = Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True)
+        step = checkpoints.latest_step()
+        if step is None and out:
+            break
+        out[stage] = {name: step if name == "step" else checkpoints.restore(name, step=step) for name in ("weights", *items)}
+        out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
+    return out
+
+
+def one_file(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> None:
+    with whole(out) as part:
+        own.write(part, stages, plan)
+
+
+def diffusers_folder(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> None:
+    if "diffusion" not in stages:
+        raise UserError(f"diffusers' layout holds codec and denoiser, and {workdir} has a codec alone")
+    model, codec = stages["diffusion"], stages["vqvae"]["weights"]
+    config = complete(model["config"])
+    if reasons := diffusers.reasons(config.to_dict(), build.process(config), codec):
+        raise UserError(f"diffusers' layout cannot hold this model: {'; '.join(reasons[:3])}; --format=safetensors can")
+    with whole(out) as part:
+        part.mkdir()
+        diffusers.write(part, config.to_dict(), widen(codec), widen(model["weights"]))
+        load_tokenizer(model["tokenizer"]).save(part / "tokenizer")
+
+
+def small_workdir(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> None:
+    half = lambda x: x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
+    for stage, items in stages.items():
         with Checkpoints(pipeline.stage_folder(out, stage), keep=1) as made:
-            if made.latest_step() is not None:
-                raise UserError(f"{made.folder} already holds a checkpoint; choose another --out")
-            step = stored.latest_step()
-            items = {name: stored.restore(name, step=step) for name in ITEMS if stored.has(name, step)}
-            if "config" in items:
-                items["config"]["data"]["cache"] = ""  # a path of the machine that trained
-            half = lambda x: x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
-            made.save(step, items | {"weights": jax.tree.map(half, items["weights"])}, wait=True)
-        shutil.copy(workdir / stage / METRICS, out / stage / METRICS)
-    if (plan := pipeline.plan_file(workdir)).exists():
-        shutil.copy(plan, pipeline.plan_file(out))
-    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    print(f"{out}: {size / 1e6:.1f} MB")
+            kept = {name: value for name, value in items.items() if name != "step"}
+            made.save(items["step"], kept | {"weights": jax.tree.map(half, items["weights"])}, wait=True)
+        if (metrics := workdir / stage / METRICS).exists():  # converted models have none
+            shutil.copy(metrics, out / stage / METRICS)
+    if plan:
+        shutil.copy(pipeline.plan_file(workdir), pipeline.plan_file(out))
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Where to write a file or folder that becomes `out` once it is whole; after an error nothing is left."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.rename(out)
+    finally:
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def run() -> None:

@@ -1,7 +1,8 @@
 """Published weights as a workdir: `python -m vqd_jax.convert SOURCE --workdir=DIR`.
 
-SOURCE is an official VQ-Diffusion checkpoint, a codec of taming-transformers, or a diffusers folder such as
-microsoft/vq-diffusion-ithq; `sample`, `evaluate` and fine-tuning (`--config.init_from=DIR`) then work on the workdir.
+SOURCE is an official VQ-Diffusion checkpoint, a codec of taming-transformers, a diffusers folder such as
+microsoft/vq-diffusion-ithq, or a file by `vqd_jax.export`; `sample`, `evaluate` and fine-tuning
+(`--config.init_from=DIR`) then work on the workdir.
 """
 
 import json
@@ -15,13 +16,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vqd_jax import build, command, pipeline
-from vqd_jax.checkpoint import Checkpoints
-from vqd_jax.convert import clip, codec, released
+from vqd_jax.checkpoint import Checkpoints, fit
+from vqd_jax.convert import clip, codec, own, released
 from vqd_jax.convert.files import read_tree
 from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
 from vqd_jax.text.clip import ClipTokenizer
-from vqd_jax.text.load import Tokenizer
+from vqd_jax.text.load import Tokenizer, load_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The workdir to make.")
 _YAML = flags.DEFINE_string("yaml", None, "The config that an official checkpoint comes with, for what its weights do not tell.")
@@ -36,28 +37,55 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Side of the images, where
 def main(argv: Any) -> None:
     if len(argv) != 2 or not _WORKDIR.value:
         raise UserError("give the weights and where the workdir goes: python -m vqd_jax.convert SOURCE --workdir=DIR")
-    workdir = Path(_WORKDIR.value)
-    found = released.read(argv[1], _YAML.value)
+    workdir, path = Path(_WORKDIR.value), Path(argv[1]).expanduser()
+    for stage in own.ITEMS:
+        if Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).latest_step() is not None:
+            raise UserError(f"{workdir} already holds a model; choose another --workdir")
+    stages, plan = exported(path) if own.written_here(path) else (published(argv[1]), {})
+    for stage, items in stages.items():
+        print(summary(stage, complete(items["config"]), items["weights"]))
+    for stage, items in stages.items():  # all or nothing: a wrong source leaves no half a workdir
+        with Checkpoints(pipeline.stage_folder(workdir, stage), keep=1) as checkpoints:
+            checkpoints.save(items["step"], {name: value for name, value in items.items() if name != "step"}, wait=True)
+    if plan:
+        np.savez(pipeline.plan_file(workdir), **plan)
+    print(f"{workdir}: sample from it with python -m vqd_jax.sample --workdir={workdir}")
+
+
+def exported(path: Path) -> tuple[own.Stages, dict[str, np.ndarray]]:
+    """The stages and the plan in a file by `vqd_jax.export`, once they have been seen to fit their own configs."""
+    if given := [f"--{flag.name}" for flag in (_YAML, _REMAP, _CODEC, _TOKENIZER, _HEADS, _IMAGE_SIZE) if flag.present]:
+        raise UserError(f"{path} holds a whole model: leave out {' and '.join(given)}")
+    stages, plan = own.read(path)
+    for stage, items in stages.items():
+        config, weights = complete(items["config"]), items["weights"]
+        if stage == "vqvae":
+            codes = len(weights["codes"]) if "remap" in weights and "codes" in weights else config.codebook.codes
+            target = codec_target(config, codes, remap="remap" in weights, projection="projection" in weights)
+        else:
+            target = diffusion_target(config, load_tokenizer(items["tokenizer"]))
+        wide = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.float16 else x.dtype)
+        fit(jax.tree.map(wide, weights), target, f"the part {stage!r} of {path}")
+    return stages, plan
+
+
+def published(name: str) -> own.Stages:
+    """The stages of a model in one of the released formats."""
+    found = released.read(name, _YAML.value)
     source = released.read(_CODEC.value).codec if _CODEC.value else found.codec
     if not source:
         raise UserError(f"{found.name} holds no codec: give its file with --codec")
     remap = next(iter(read_tree(_REMAP.value).values())) if _REMAP.value else None
     source = codec.with_remap(source, remap)
     config = configure(found, source)
-    for stage in ("vqvae", "diffusion"):
-        if Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).latest_step() is not None:
-            raise UserError(f"{workdir} already holds a model; choose another --workdir")
-    stages = {"vqvae": (codec_weights(config, source, found.name), None)}
-    print(f"codec: {count(stages['vqvae'][0]['vqvae']):,} parameters, {len(codec.codebook(source))} codes, {config.codebook.codes} tokens")
+    items = {"step": 1, "config": json.loads(config.to_json())}
+    stages = {"vqvae": items | {"weights": codec_weights(config, source, found.name)}}
     if found.denoiser:
         tokens = tokenizer(config, found)
-        stages["diffusion"] = (diffusion_weights(config, found, tokens), tokens)
-        print(f"denoiser: {count(stages['diffusion'][0]['denoiser']):,} parameters, condition {config.condition.kind}")
+        stages["diffusion"] = items | {"weights": diffusion_weights(config, found, tokens), "tokenizer": tokens.to_json()}
         if found.text and config.condition.kind != "text":
             print(f"left out: {len(found.text)} arrays of a text encoder (condition_emb), which this model does not read")
-    for stage, (weights, tokens) in stages.items():  # all or nothing: a wrong source leaves no half a workdir
-        save(workdir, stage, config, weights, tokens)
-    print(f"{workdir}: sample from it with python -m vqd_jax.sample --workdir={workdir}")
+    return stages
 
 
 def configure(found: released.Found, source: released.Arrays) -> ConfigDict:
@@ -96,16 +124,21 @@ def configure(found: released.Found, source: released.Arrays) -> ConfigDict:
     return complete(settings)
 
 
-def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dict[str, Any]:
+def codec_target(config: ConfigDict, codes: int, *, remap: bool, projection: bool) -> dict[str, Any]:
+    """Shapes of a codec's weights; of a converted one with more codes than tokens, or with a Gumbel quantiser."""
     stage = build.vqvae_stage(config)
-    images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-    shape = lambda x, dtype=jnp.float32: jax.ShapeDtypeStruct(np.shape(x), dtype)
-    target = {"vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"], "codes": shape(codec.codebook(source))}
-    target |= {key: shape(source[key], jnp.int32) for key in ("remap", "inverse") if key in source}
-    if "quantize.proj.weight" in source:
-        codes, width = len(codec.codebook(source)), stage.model.code_width
-        target["projection"] = {"kernel": jax.ShapeDtypeStruct((width, codes), jnp.float32),
-                                "bias": jax.ShapeDtypeStruct((codes,), jnp.float32)}
+    shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
+    images, width = shape(1, config.data.image_size, config.data.image_size, 3), stage.model.code_width
+    target = {"vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"], "codes": shape(codes, width)}
+    if remap:
+        target |= {"remap": shape(codes, dtype=jnp.int32), "inverse": shape(config.codebook.codes, dtype=jnp.int32)}
+    if projection:
+        target["projection"] = {"kernel": shape(width, codes), "bias": shape(codes)}
+    return target
+
+
+def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dict[str, Any]:
+    target = codec_target(config, len(codec.codebook(source)), remap="remap" in source, projection="quantize.proj.weight" in source)
     return released.codec_weights(source, target, name)
 
 
@@ -119,10 +152,14 @@ def tokenizer(config: ConfigDict, found: released.Found) -> Tokenizer:
     return ClipTokenizer.load(folder)
 
 
-def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokenizer) -> dict[str, Any]:
-    stage = build.diffusion_stage(config, tokens)
+def diffusion_target(config: ConfigDict, tokens: Tokenizer) -> dict[str, Any]:
+    """Shapes of the weights of the denoiser and of what it is conditioned on."""
     batch = {"text": jax.ShapeDtypeStruct((1, tokens.length), jnp.int32)}
-    target, _ = jax.eval_shape(stage.init, jax.random.key(0), batch)
+    return jax.eval_shape(build.diffusion_stage(config, tokens).init, jax.random.key(0), batch)[0]
+
+
+def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokenizer) -> dict[str, Any]:
+    target = diffusion_target(config, tokens)
     out = {"denoiser": released.denoiser_weights(found.denoiser, target["denoiser"], found.name)}
     if config.condition.kind == "text":
         out["conditioner"] = {"encoder": released.text_weights(found.text, target["conditioner"]["encoder"], found.name)}
@@ -135,14 +172,11 @@ def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokeniz
     return out
 
 
-def save(workdir: Path, stage: str, config: ConfigDict, weights: Any, tokens: Tokenizer | None) -> None:
-    with Checkpoints(pipeline.stage_folder(workdir, stage), keep=1) as checkpoints:
-        items = {"config": json.loads(config.to_json()), "weights": weights, "tokenizer": tokens and tokens.to_json()}
-        checkpoints.save(1, items, wait=True)
-
-
-def count(tree: Any) -> int:
-    return sum(np.size(x) for x in jax.tree.leaves(tree))
+def summary(stage: str, config: ConfigDict, weights: Any) -> str:
+    count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
+    if stage == "vqvae":
+        return f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes, {config.codebook.codes} tokens"
+    return f"denoiser: {count(weights['denoiser']):,} parameters, condition {config.condition.kind}"
 
 
 def run() -> None:

@@ -21,13 +21,13 @@ _LAYERS = {r"(?:self_attn|attn)\.q_proj": "attention/query", r"(?:self_attn|attn
 _NORMS = {r"(?:layer_norm|ln_)1": "norm_1", r"(?:layer_norm|ln_)2": "norm_2"}
 RULES = [
     Rule(source=r"(?:(?:text_model\.)?embeddings\.)?token_embedding\.weight", target="token_embedding/embedding"),
-    Rule(source=r"positional_embedding|(?:text_model\.)?embeddings\.position_embedding\.weight", target="position_embedding"),
+    Rule(source=r"(?:text_model\.)?embeddings\.position_embedding\.weight|positional_embedding", target="position_embedding"),
     *(Rule(source=rf"{_BLOCK}{name}\.weight", target=rf"block_\1/{ours}/kernel", transform=linear) for name, ours in _LAYERS.items()),
     *(Rule(source=rf"{_BLOCK}{name}\.bias", target=rf"block_\1/{ours}/bias") for name, ours in _LAYERS.items()),
     *(Rule(source=rf"{_BLOCK}{name}\.weight", target=rf"block_\1/{ours}/scale") for name, ours in _NORMS.items()),
     *(Rule(source=rf"{_BLOCK}{name}\.bias", target=rf"block_\1/{ours}/bias") for name, ours in _NORMS.items()),
-    Rule(source=r"ln_final\.weight|(?:text_model\.)?final_layer_norm\.weight", target="norm/scale"),
-    Rule(source=r"ln_final\.bias|(?:text_model\.)?final_layer_norm\.bias", target="norm/bias"),
+    Rule(source=r"(?:text_model\.)?final_layer_norm\.weight|ln_final\.weight", target="norm/scale"),
+    Rule(source=r"(?:text_model\.)?final_layer_norm\.bias|ln_final\.bias", target="norm/bias"),
 ]
 
 
@@ -46,7 +46,7 @@ def separate(source: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Fields of ClipText that the shapes tell; all published towers have heads of 64."""
+    """Fields of ClipText that the shapes tell, and its heads."""
     at = lambda pattern: next((array.shape for key, array in source.items() if re.fullmatch(pattern, key)), None)
     tokens, positions = at(RULES[0].source), at(RULES[1].source)
     if tokens is None or positions is None:
@@ -54,7 +54,12 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
     text = [key for key in source if not key.startswith(("visual.", "vision_model."))]
     layers = {key.split(".resblocks." if ".resblocks." in key else "encoder.layers.")[1].split(".")[0]
               for key in text if ".resblocks." in key or "encoder.layers." in key}
-    return {"vocabulary": tokens[0], "length": positions[0], "width": tokens[1], "layers": len(layers), "heads": max(tokens[1] // 64, 1)}
+    return {"vocabulary": tokens[0], "length": positions[0], "width": tokens[1], "layers": len(layers), "heads": heads(tokens[1])}
+
+
+def heads(width: int) -> int:
+    """All published towers have heads of 64."""
+    return max(width // 64, 1)
 
 
 def read_clip(folder: str | Path) -> Arrays:

@@ -18,19 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from vqd_jax.convert.engine import Rule, conv
+from vqd_jax.convert.engine import Rule, back, conv, pointwise, rename
 from vqd_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 CODEBOOK = r"quantize\.(?:embedding|embed)(?:\.weight)?"
 DROP = [r"loss\..*", r"quantize\.(cluster_size|embedding_avg|ema_\w+)"]
-
-
-def pointwise(x: np.ndarray) -> np.ndarray:
-    """A 1x1 convolution (O, I, 1, 1), or a linear layer (O, I), to a linear layer (I, O)."""
-    if x.ndim == 4 and x.shape[2:] != (1, 1):
-        raise ValueError("not a 1x1 convolution")
-    return x.reshape(x.shape[:2]).T
 
 
 def _affine(source: str, target: str) -> list[Rule]:
@@ -77,28 +70,38 @@ RULES = [
 ]
 
 
+_NAMES = [
+    (r"encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block."),
+    (r"encoder\.down_blocks\.(\d+)\.attentions\.", r"encoder.down.\1.attn."),
+    (r"encoder\.down_blocks\.(\d+)\.downsamplers\.0\.", r"encoder.down.\1.downsample."),
+    (r"decoder\.up_blocks\.(\d+)\.resnets\.", r"decoder.up.\1.block."),
+    (r"decoder\.up_blocks\.(\d+)\.attentions\.", r"decoder.up.\1.attn."),
+    (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.", r"decoder.up.\1.upsample."),
+    (r"mid_block\.resnets\.0\.", "mid.block_1."), (r"mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"conv_norm_out\.", "norm_out."), (r"conv_shortcut\.", "nin_shortcut."),
+    (r"group_norm\.", "norm."), (r"\.(?:to_q|query)\.", ".q."), (r"\.(?:to_k|key)\.", ".k."), (r"\.(?:to_v|value)\.", ".v."),
+    (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out.")]
+
+
 def rename_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
     """diffusers' names of a VQModel as taming's: up levels count from the other end, attention has other names."""
-    levels = 1 + max((int(m[1]) for key in source if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=-1)
+    return rename(_other_end(source, "up_blocks"), _NAMES)
+
+
+def to_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
+    """taming's names, of arrays as `engine.invert` makes them, as those of a VQModel, in which some layers are 1x1 convolutions."""
+    renamed = rename(_other_end(source, "up"), [back(*names) for names in _NAMES])
+    return {key: array[..., None, None] if re.search(r"(quant_conv|conv_shortcut)\.weight$", key) else array
+            for key, array in renamed.items()}
+
+
+def _other_end(source: Mapping[str, np.ndarray], name: str) -> Arrays:
+    """The decoder's levels, of that name, counted from the other end."""
+    pattern = rf"decoder\.{name}\.(\d+)\."
+    levels = 1 + max((int(m[1]) for key in source if (m := re.match(pattern, key))), default=-1)
     if not levels:
-        raise UserError("these are not the weights of a VQModel: there is no decoder.up_blocks")
-    names = [(r"encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block."),
-             (r"encoder\.down_blocks\.(\d+)\.attentions\.", r"encoder.down.\1.attn."),
-             (r"encoder\.down_blocks\.(\d+)\.downsamplers\.0\.", r"encoder.down.\1.downsample."),
-             (r"decoder\.up_blocks\.(\d+)\.resnets\.", r"decoder.up.\1.block."),
-             (r"decoder\.up_blocks\.(\d+)\.attentions\.", r"decoder.up.\1.attn."),
-             (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.", r"decoder.up.\1.upsample."),
-             (r"mid_block\.resnets\.0\.", "mid.block_1."), (r"mid_block\.resnets\.1\.", "mid.block_2."),
-             (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"conv_norm_out\.", "norm_out."),
-             (r"conv_shortcut\.", "nin_shortcut."), (r"group_norm\.", "norm."), (r"\.(?:to_q|query)\.", ".q."),
-             (r"\.(?:to_k|key)\.", ".k."), (r"\.(?:to_v|value)\.", ".v."), (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out.")]
-    out = {}
-    for key, array in source.items():
-        key = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", key)
-        for pattern, name in names:
-            key = re.sub(pattern, name, key)
-        out[key] = array
-    return out
+        raise UserError(f"these are not the weights of a VQModel: there is no decoder.{name}")
+    return {re.sub(pattern, lambda m: f"decoder.{name}.{levels - 1 - int(m[1])}.", key): array for key, array in source.items()}
 
 
 def codebook(source: Mapping[str, np.ndarray]) -> np.ndarray:

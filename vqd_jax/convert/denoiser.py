@@ -60,19 +60,10 @@ RULES = [
     *_layer(_N + r"mlp\.conv1", r"block\1/mlp_in", conv), *_layer(_N + r"mlp\.conv2", r"block\1/mlp_out", conv),
     *_affine(r"to_logits\.0", "norm"), *_layer(r"to_logits\.1", "head"),
 ]
-_NAMES = [("latent_image_embedding.", "content_emb."), ("transformer_blocks.", "blocks."), (".norm1.", ".ln1."), (".norm2.", ".ln1_1."),
-          (".norm3.", ".ln2."), (".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj."),
-          (".ff.net.0.proj.", ".mlp.0."), (".ff.net.2.", ".mlp.2.")]
-
-
-def rename_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
-    """diffusers' names as those of the released code."""
-    out = {}
-    for key, array in source.items():
-        for theirs, released in _NAMES:
-            key = key.replace(theirs, released)
-        out[re.sub("^norm_out", "to_logits.0", re.sub("^out", "to_logits.1", key))] = array
-    return out
+NAMES = [  # of diffusers, and of the released code
+    (r"latent_image_embedding\.", "content_emb."), (r"transformer_blocks\.", "blocks."), (r"\.norm1\.", ".ln1."), (r"\.norm2\.", ".ln1_1."),
+    (r"\.norm3\.", ".ln2."), (r"\.to_q\.", ".query."), (r"\.to_k\.", ".key."), (r"\.to_v\.", ".value."), (r"\.to_out\.0\.", ".proj."),
+    (r"\.ff\.net\.0\.proj\.", ".mlp.0."), (r"\.ff\.net\.2\.", ".mlp.2."), (r"^norm_out\.", "to_logits.0."), (r"^out\.", "to_logits.1.")]
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A table engine for foreign weights: rules say where each source array goes and how it is turned.
 
 Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or there is an error
-that names the keys.
+that names the keys. `invert` reads the same rules the other way.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ def linear(x: np.ndarray) -> np.ndarray:
 def conv(x: np.ndarray) -> np.ndarray:
     """PyTorch OIHW -> Flax HWIO; also right for depthwise kernels (C, 1, h, w) -> (h, w, 1, C)."""
     return x.transpose(2, 3, 1, 0)
+
+
+def pointwise(x: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution (O, I, 1, 1), or a linear layer (O, I), to a linear layer (I, O)."""
+    if x.ndim == 4 and x.shape[2:] != (1, 1):
+        raise ValueError("not a 1x1 convolution")
+    return x.reshape(x.shape[:2]).T
+
+
+_BACK = {identity: identity, linear: linear, pointwise: linear, conv: lambda x: x.transpose(3, 2, 0, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,46 @@ def convert(source: Mapping[str, np.ndarray], rules: Sequence[Rule], target: Map
         raise UserError(f"{name}: the file has weights for {_listed(surplus)}, which the model does not have")
     return unflatten_dict({path: _leaf(pieces[path], rule_of[path], leaf, f"{name}: {path!r}")
                            for path, leaf in leaves.items()}, sep="/")
+
+
+def invert(tree: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """The source from which `convert` fills that tree: of several rules for a leaf the first, of its names as `back` has them.
+
+    Parts are cut from the last axis, evenly; what was a 1x1 convolution is a linear layer (O, I).
+    """
+    patterns = [(rule, *back(rule.source, rule.target)) for rule in rules]
+    out = {}
+    for path, array in flatten_dict(tree, sep="/").items():
+        found = [(rule, match.expand(name)) for rule, pattern, name in patterns if (match := re.fullmatch(pattern, path))]
+        found = [entry for entry in found if entry[0].part is not None] or found[:1]
+        if not found:
+            raise ValueError(f"no rule fills {path!r}")
+        for (rule, key), part in zip(found, np.split(array, len(found), axis=-1), strict=True):
+            out[key] = np.ascontiguousarray(_BACK[rule.transform](part))
+    return out
+
+
+def back(pattern: str, template: str) -> tuple[str, str]:
+    r"""The pattern and template that undo those of `re.sub`; of alternatives the first is taken, what is optional is there.
+
+    r"(?:ab|c)\.(\d+)\.e?" and r"\1/f" give r"(\d+)/f" and r"ab.\1.e".
+    """
+    groups, numbers = re.findall(r"\((?!\?)[^()]*\)", pattern), itertools.count(1)
+    name = re.sub(r"\((?!\?)[^()]*\)", lambda _: rf"\{next(numbers)}", pattern)
+    while (simpler := re.sub(r"\(\?:([^()|]*)(?:\|[^()]*)?\)", r"\1", name)) != name:
+        name = simpler
+    name = name.partition("|")[0].lstrip("^").replace("?", "").replace(r"\.", ".")
+    return re.sub(r"\\\\(\d)", lambda match: groups[int(match[1]) - 1], re.escape(template)), name
+
+
+def rename(source: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """The source with each (pattern, template) put through its keys, in that order."""
+    out = {}
+    for key, array in source.items():
+        for pattern, template in names:
+            key = re.sub(pattern, template, key)
+        out[key] = array
+    return out
 
 
 def _leaf(pieces: dict[int, np.ndarray], rule: Rule, leaf: Any, where: str) -> np.ndarray:

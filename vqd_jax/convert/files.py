@@ -1,6 +1,7 @@
 """Weight files of any kind as trees of numpy arrays: torch's pickles, TorchScript archives and safetensors; no code is run."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,37 @@ def without(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     return {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
 
 
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
+def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
+    """The metadata of a safetensors file, and the names of its arrays; UserError if it is damaged, or shorter than they say."""
+    from safetensors import safe_open
+
+    with _readable(path), safe_open(path, "numpy") as file:
+        return file.metadata() or {}, list(file.keys())
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """The arrays as they are; UserError if they cannot be written."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import save_file
 
     try:
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, dict(metadata))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    with _readable(path):
         return load_file(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error

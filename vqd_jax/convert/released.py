@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.convert import clip, codec, denoiser
-from vqd_jax.convert.engine import convert
+from vqd_jax.convert.engine import convert, rename
 from vqd_jax.convert.files import flat, read_tree, without
 from vqd_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 Settings = dict[str, dict[str, Any]]
 KINDS = ("an official .pth checkpoint of VQ-Diffusion (with \"model\"), a codec of taming-transformers (with \"state_dict\" or \"model\"), "
-         "or a diffusers folder (with model_index.json)")
+         "a diffusers folder (with model_index.json), or a file by vqd_jax.export")
 KEYS = (r"content_codec\..*|transformer\.(transformer\..*|condition_emb\..*|empty_text_embed|Lt_(history|count)|"
         r"log_(1_min_)?(cumprod_)?[abc]t)")  # of an official model; of the tables two are read, and the others follow from them
 
@@ -135,7 +135,7 @@ def _at(tree: Any, *names: str) -> dict[str, Any]:
 
 
 def _diffusers(folder: Path) -> Found:
-    network = denoiser.rename_diffusers(_part(folder, "transformer"))
+    network = rename(_part(folder, "transformer"), denoiser.NAMES)
     config, schedule = _json(folder / "transformer" / "config.json"), _json(folder / "scheduler" / "scheduler_config.json")
     sizes = denoiser.sizes(network)
     embeddings = folder / "learned_classifier_free_sampling_embeddings"

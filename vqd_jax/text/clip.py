@@ -77,6 +77,15 @@ class ClipTokenizer:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def save(self, folder: Path) -> None:
+        """A new folder that `load` reads, and transformers with the same padding."""
+        folder.mkdir()
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "pad_token": "!",
+                    "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+        for name, value in (("vocab", self._vocabulary), ("tokenizer_config", settings)):
+            (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False) + "\n", "utf-8")
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, self._merges), ""]), "utf-8")
+
     def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "b m"]:
         if isinstance(captions, str):
             raise UserError("The tokenizer was given one string; it takes a list of captions.")
