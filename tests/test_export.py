@@ -54,7 +54,7 @@ def numbers(shapes, seed):
     return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
-def make_workdir(workdir, changes, tokenizer=None, *, converted=False, plan=False, codec_alone=False):
+def make_workdir(workdir, changes, tokenizer=None, *, converted=False, plan=False, stages=("diffusion",)):
     """A workdir with a small random model, whose codec, if `converted`, has a projection and more codes than tokens."""
     config = settings(changes)
     codec, k, width = build.vqvae_stage(config), config.codebook.codes, config.codebook.width
@@ -68,13 +68,12 @@ def make_workdir(workdir, changes, tokenizer=None, *, converted=False, plan=Fals
     stored = json.loads(config.to_json())
     with Checkpoints(pipeline.stage_folder(workdir, "vqvae")) as checkpoints:
         checkpoints.save(7, {"config": stored, "weights": weights}, wait=True)
-    if codec_alone:
-        return workdir
     tokenizer = tokenizer or build.tokenizer(config, RECORDS)
     batch = {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)}
-    weights = numbers(jax.eval_shape(build.diffusion_stage(config, tokenizer).init, jax.random.key(0), batch)[0], 2)
-    with Checkpoints(pipeline.stage_folder(workdir, "diffusion")) as checkpoints:
-        checkpoints.save(9, {"config": stored, "weights": weights, "tokenizer": tokenizer.to_json()}, wait=True)
+    for stage in stages:
+        weights = numbers(jax.eval_shape(build.TOKEN_STAGES[stage](config, tokenizer).init, jax.random.key(0), batch)[0], 2)
+        with Checkpoints(pipeline.stage_folder(workdir, stage)) as checkpoints:
+            checkpoints.save(9, {"config": stored, "weights": weights, "tokenizer": tokenizer.to_json()}, wait=True)
     if plan:
         np.savez(pipeline.plan_file(workdir), random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4))
     return workdir
@@ -108,7 +107,7 @@ def same_arrays(one, two):
     assert jax.tree.map(lambda x: x.dtype, one) == jax.tree.map(lambda x: x.dtype, two)
 
 
-def same_workdirs(one, two, stages=own.ITEMS):
+def same_workdirs(one, two, stages=("vqvae", "diffusion")):
     for stage in stages:
         (step, first), (again, second) = items(one, stage), items(two, stage)
         assert step == again
@@ -165,16 +164,29 @@ def test_half_precision_stays_and_a_small_workdir_keeps_what_is_there(tmp_path):
 
 
 def test_a_codec_alone(tmp_path):
-    workdir = make_workdir(tmp_path / "run", {}, codec_alone=True)
+    workdir = make_workdir(tmp_path / "run", {}, stages=())
     assert "a codec alone" in made("export", f"--workdir={workdir}")
     made("convert", tmp_path / "run.safetensors", f"--workdir={tmp_path / 'again'}")
     same_workdirs(workdir, tmp_path / "again", ["vqvae"])
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     codecs = pipeline.load(workdir), pipeline.load(tmp_path / "again")
     np.testing.assert_array_equal(*(model.encode(images) for model in codecs))
-    assert "has a codec alone" in failure("export", f"--workdir={workdir}", "--format=diffusers")
+    assert "has no denoiser" in failure("export", f"--workdir={workdir}", "--format=diffusers")
     made("export", f"--workdir={workdir}", "--format=workdir")
     assert pipeline.load(tmp_path / "run-small").stage is None
+
+
+@pytest.mark.parametrize("stages", [("autoregressive",), ("diffusion", "autoregressive")], ids=str)
+def test_the_autoregressive_twin_travels_too(stages, tmp_path):
+    workdir = make_workdir(tmp_path / "run", {"learned_text.width": 12, "learned_text.heads": 3}, stages=stages)
+    said = made("export", f"--workdir={workdir}")
+    assert f"codec and {' and '.join(stages)}, no plan" in said
+    made("convert", tmp_path / "run.safetensors", f"--workdir={tmp_path / 'again'}")
+    same_workdirs(workdir, tmp_path / "again", ["vqvae", *stages])
+    pictures = [pipeline.load(w, stage="autoregressive")(["a red apple"]) for w in (workdir, tmp_path / "again")]
+    np.testing.assert_array_equal(*pictures)
+    if len(stages) == 1:
+        assert "has no denoiser" in failure("export", f"--workdir={workdir}", "--format=diffusers")
 
 
 def test_nothing_is_written_over(tmp_path):

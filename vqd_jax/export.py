@@ -48,19 +48,19 @@ def main(argv: Any) -> None:
     plan = pipeline.read_plan(workdir) if "diffusion" in stages else {}
     {"safetensors": one_file, "diffusers": diffusers_folder, "workdir": small_workdir}[make](workdir, out, stages, plan)
     size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
-    held = "codec and denoiser" if "diffusion" in stages else "a codec alone"
+    held = "codec and " + " and ".join(name for name in stages if name != "vqvae") if len(stages) > 1 else "a codec alone"
     left = "no plan, as the workdir has none" if not plan else "without the plan" if make == "diffusers" else "and the plan"
     print(f"{out}: {size / 1e6:.1f} MB, {held}, {left}")
 
 
 def stored(workdir: Path) -> own.Stages:
-    """The latest checkpoint of each stage, as `own.write` takes it; of a codec alone only one."""
+    """The latest checkpoint of each stage that there is, as `own.write` takes it."""
     out: own.Stages = {}
     for stage, items in own.ITEMS.items():
         checkpoints = Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True)
         step = checkpoints.latest_step()
         if step is None and out:
-            break
+            continue
         out[stage] = {name: step if name == "step" else checkpoints.restore(name, step=step) for name in ("weights", *items)}
         out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
     return out
@@ -73,7 +73,7 @@ def one_file(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> None:
 
 def diffusers_folder(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> None:
     if "diffusion" not in stages:
-        raise UserError(f"diffusers' layout holds codec and denoiser, and {workdir} has a codec alone")
+        raise UserError(f"diffusers' layout holds codec and denoiser, and {workdir} has no denoiser")
     model, codec = stages["diffusion"], stages["vqvae"]["weights"]
     config = complete(model["config"])
     if reasons := diffusers.reasons(config.to_dict(), build.process(config), codec):

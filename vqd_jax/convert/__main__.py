@@ -63,7 +63,7 @@ def exported(path: Path) -> tuple[own.Stages, dict[str, np.ndarray]]:
             codes = len(weights["codes"]) if "remap" in weights and "codes" in weights else config.codebook.codes
             target = codec_target(config, codes, remap="remap" in weights, projection="projection" in weights)
         else:
-            target = diffusion_target(config, load_tokenizer(items["tokenizer"]))
+            target = target_of(stage, config, load_tokenizer(items["tokenizer"]))
         wide = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.float16 else x.dtype)
         fit(jax.tree.map(wide, weights), target, f"the part {stage!r} of {path}")
     return stages, plan
@@ -152,14 +152,14 @@ def tokenizer(config: ConfigDict, found: released.Found) -> Tokenizer:
     return ClipTokenizer.load(folder)
 
 
-def diffusion_target(config: ConfigDict, tokens: Tokenizer) -> dict[str, Any]:
-    """Shapes of the weights of the denoiser and of what it is conditioned on."""
+def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, Any]:
+    """Shapes of the weights of a network over tokens and of what it is conditioned on."""
     batch = {"text": jax.ShapeDtypeStruct((1, tokens.length), jnp.int32)}
-    return jax.eval_shape(build.diffusion_stage(config, tokens).init, jax.random.key(0), batch)[0]
+    return jax.eval_shape(build.TOKEN_STAGES[stage](config, tokens).init, jax.random.key(0), batch)[0]
 
 
 def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokenizer) -> dict[str, Any]:
-    target = diffusion_target(config, tokens)
+    target = target_of("diffusion", config, tokens)
     out = {"denoiser": released.denoiser_weights(found.denoiser, target["denoiser"], found.name)}
     if config.condition.kind == "text":
         out["conditioner"] = {"encoder": released.text_weights(found.text, target["conditioner"]["encoder"], found.name)}
@@ -176,7 +176,8 @@ def summary(stage: str, config: ConfigDict, weights: Any) -> str:
     count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
     if stage == "vqvae":
         return f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes, {config.codebook.codes} tokens"
-    return f"denoiser: {count(weights['denoiser']):,} parameters, condition {config.condition.kind}"
+    network = "denoiser" if stage == "diffusion" else stage
+    return f"{network}: {count(weights[network]):,} parameters, condition {config.condition.kind}"
 
 
 def run() -> None:

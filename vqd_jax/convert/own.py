@@ -1,7 +1,8 @@
 """A whole model as one safetensors file: `vqd_jax.export` writes it, `vqd_jax.convert` makes the workdir again.
 
 Arrays have the names of the checkpoints' trees, such as vqvae/codes and diffusion/denoiser/head/kernel, and those of a plan
-plan/ORDER. The metadata are "format", and for each stage "STAGE.step", "STAGE.config" and "diffusion.tokenizer", all JSON.
+plan/ORDER. The metadata are "format", and for each stage "STAGE.step", "STAGE.config" and, but for the codec, "STAGE.tokenizer",
+all JSON.
 """
 
 import json
@@ -16,12 +17,13 @@ from vqd_jax.convert.files import read_tree, safetensors_header, write_safetenso
 from vqd_jax.errors import UserError
 
 FORMAT = "vqd_jax"
-ITEMS = {"vqvae": ("step", "config"), "diffusion": ("step", "config", "tokenizer")}  # beside the weights
+_TOKENS = ("step", "config", "tokenizer")
+ITEMS = {"vqvae": ("step", "config"), "diffusion": _TOKENS, "autoregressive": _TOKENS}  # beside the weights
 Stages = dict[str, dict[str, Any]]
 
 
 def write(path: Path, stages: Stages, plan: Mapping[str, np.ndarray]) -> None:
-    """`stages` are ITEMS and "weights" of the codec and, but for a codec alone, of the denoiser."""
+    """`stages` are ITEMS and "weights" of the codec and of the models over its tokens that there are."""
     arrays = flatten_dict({stage: items["weights"] for stage, items in stages.items()} | {"plan": plan}, sep="/")
     text = {f"{stage}.{name}": items[name] if name == "tokenizer" else json.dumps(items[name])
             for stage, items in stages.items() for name in ITEMS[stage]}
@@ -42,9 +44,9 @@ def read(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
     tree = unflatten_dict(read_tree(path), sep="/")
     if strange := sorted(tree.keys() - ITEMS.keys() - {"plan"}):
         raise UserError(f"{path} has {strange[0]!r} beside what vqd_jax.export writes")
-    alone = not any(name.startswith("diffusion") for name in [*metadata, *names])
-    stages = {stage: {name: _value(path, metadata, f"{stage}.{name}") for name in items} | {"weights": tree.get(stage, {})}
-              for stage, items in ITEMS.items() if not (alone and stage == "diffusion")}
+    there = [stage for stage in ITEMS if stage == "vqvae" or any(name.startswith(stage) for name in [*metadata, *names])]
+    stages = {stage: {name: _value(path, metadata, f"{stage}.{name}") for name in ITEMS[stage]} | {"weights": tree.get(stage, {})}
+              for stage in there}
     return stages, tree.get("plan", {})
 
 
