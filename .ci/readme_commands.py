@@ -15,7 +15,7 @@ error, and so is a command that `shrink` below does not know: what the README sh
   python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
   python -m vqd_jax.plan, vqd-plan                      --images=8 --points=3 and the shared data cache
   python -m vqd_jax.sample, vqd-sample                  --num=2
-  python -m vqd_jax.curves, .export, .convert, …        as they are
+  python -m vqd_jax.curves, .export, .convert, …        as they are; vq-diffusion-ithq is a small folder in the published layout
   python blocks                                         as they are
 
 Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
@@ -50,6 +50,7 @@ SMALL = [f"--config.{setting}" for setting in """
     evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2 evaluation.subset_size=4
     """.split()]
 
+PUBLISHED = "vq-diffusion-ithq"  # where it is named, there is a small folder of that layout
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
 SCRIPTS = {f"vqd-{script}": module for script, module in
@@ -174,6 +175,21 @@ def picture_folder(to: Path) -> None:
         (to / f"{i}.txt").write_text(f"emoji number {i}\n")
 
 
+def published_folder(to: Path, work: Path) -> None:
+    """A small model with random weights in the layout of the folder that is published as microsoft/vq-diffusion-ithq."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_clip_tokenizer import MERGES, VOCABULARY, write_folder
+    from test_export import make_workdir
+    from test_export_diffusers import FITTING
+
+    from vqd_jax.text.clip import ClipTokenizer
+
+    work.mkdir()
+    tokenizer = ClipTokenizer.load(write_folder(work / "vocabulary", VOCABULARY, MERGES))
+    make_workdir(work / "model", FITTING | {"process.T": 100}, tokenizer)
+    run(0, ["python", "-m", "vqd_jax.export", f"--workdir={work / 'model'}", "--format=diffusers", f"--out={to}"], ROOT)
+
+
 def run(number: int, words: list[str], folder: Path) -> None:
     """Runs one command in the folder; ReadmeError unless it succeeds and writes what its --out names."""
     bin_folder = Path(sys.executable).parent
@@ -216,6 +232,8 @@ def main() -> None:
                 raise ReadmeError(f"line {number}: {error}") from error
         copy_checkout(work / "checkout")
         picture_folder(work / "pictures")
+        if any(PUBLISHED in words for _, words in found):
+            published_folder(work / "checkout" / PUBLISHED, work / "published")
         for number, words, shrunk in planned:
             began = time.perf_counter()
             if shrunk is not None:
