@@ -1,5 +1,6 @@
 import collections
 import io
+import mmap
 import os
 import pickle
 import struct
@@ -187,7 +188,24 @@ def test_reads_torch_files(tmp_path, legacy):
     assert list(read["model"]) == list(expected)
     for key, value in expected.items():
         np.testing.assert_array_equal(read["model"][key].astype(value.dtype), value)
-        assert read["model"][key].flags.writeable
+        assert not read["model"][key].flags.writeable
+        assert legacy or isinstance(owner(read["model"][key]), mmap.mmap)  # nothing of it is held in memory
+
+
+def owner(array):
+    """What holds an array's numbers."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array.obj if isinstance(array, memoryview) else array
+
+
+def test_reads_compressed_torch_files(tmp_path):
+    x = np.arange(24, dtype=np.float32)
+    save(tmp_path / "stored", False, lambda tensor: {"x": tensor(Storage("FloatStorage", x), 4, (4, 5), (5, 1))})
+    with zipfile.ZipFile(tmp_path / "stored") as stored, zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as small:
+        for name in stored.namelist():
+            small.writestr(name, stored.read(name))
+    np.testing.assert_array_equal(read_torch(tmp_path / "small")["x"], x[4:].reshape(4, 5))
 
 
 @pytest.mark.parametrize("legacy", [True, False])

@@ -67,14 +67,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     def save(self, step: int, items: Mapping[str, Any], *, wait: bool = False) -> None:
         """Save trees of arrays and JSON-able values (None: left out) as `step`, replacing what the step held.
 
-        Every process calls it, the first one writes. The arrays are copied before it returns, so they may be donated.
+        Every process calls it, the first one writes. It copies the arrays, which may then be donated, or waits until all is written.
         `step` becomes the latest: once it is safe, later steps, of a run that was rewound, go. A failure to write is
         raised by the next `save`, `wait` or `close`.
         """
         if self.read_only:
             raise ValueError(f"the checkpoints in {self.folder} were opened read-only")
         self.wait()
-        items = {name: _to_host(value) for name, value in items.items() if value is not None}
+        items = {name: _to_host(value, copy=not wait) for name, value in items.items() if value is not None}
         if jax.process_index() != 0:
             return
         self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -175,8 +175,8 @@ def _has_arrays(value: Any) -> bool:
     return any(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in jax.tree.leaves(value))
 
 
-def _to_host(value: Any) -> Any:
-    """Nested dicts of host copies of the leaves, or the value as JSON gives it back."""
+def _to_host(value: Any, *, copy: bool) -> Any:
+    """Nested dicts of the leaves on the host, copied if need be, or the value as JSON gives it back."""
     if not _has_arrays(value):
         return json.loads(json.dumps(value, default=lambda x: x.item()))
     leaves = _by_path(value)
@@ -194,7 +194,7 @@ def _to_host(value: Any) -> Any:
             branch = tree
             for name in path[:-1]:
                 branch = branch.setdefault(name, {})
-            branch[path[-1]] = np.array(leaf)  # a copy: on the CPU a view would keep the buffer from being donated
+            branch[path[-1]] = np.array(leaf, copy=copy or None)  # on the CPU a view would keep the buffer from being donated
     return tree
 
 

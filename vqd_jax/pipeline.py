@@ -227,9 +227,13 @@ def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None, *, s
         config, tokenizer = complete(stored), load_tokenizer(text)
         model = build.TOKEN_STAGES[name](config, tokenizer)
         config.sampling.update(own_sampling(model))
-    put = lambda tree: jax.tree.map(jnp.asarray, tree)
-    return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=put(codec_weights), stage=model,
-                       weights=put(weights), tokenizer=tokenizer, entropy=read_plan(workdir, plan))
+    return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=_put(codec_weights), stage=model,
+                       weights=_put(weights), tokenizer=tokenizer, entropy=read_plan(workdir, plan))
+
+
+def _put(tree: Any) -> Any:
+    """The weights on the device; the dictionaries are emptied on the way, so that memory never holds large ones twice."""
+    return {name: _put(tree.pop(name)) for name in list(tree)} if isinstance(tree, dict) else tree if tree is None else jnp.asarray(tree)
 
 
 def plan_file(workdir: str | os.PathLike) -> Path:

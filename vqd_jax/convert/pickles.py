@@ -1,11 +1,12 @@
 """Readers of pickled weights that execute nothing: a fixed list of globals is accepted, and torch is not needed.
 
 `read_numpy_pickle` reads trees of numpy arrays; `read_torch` reads both formats of `torch.save` (the legacy stream and
-the zip file).
+the zip file). Of the zip file nothing stays in memory: its arrays are views of the mapped file.
 """
 
 import collections
 import io
+import mmap
 import pickle
 import struct
 import zipfile
@@ -84,7 +85,7 @@ class _Tensor:
         if min((0, self.offset, *self.shape, *self.strides)) < 0 or (0 not in self.shape and last >= whole.size):
             raise pickle.UnpicklingError("a tensor outside its storage")
         strides = tuple(s * whole.itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(whole[self.offset:], self.shape, strides, writeable=False).copy()
+        return np.lib.stride_tricks.as_strided(whole[self.offset:], self.shape, strides, writeable=False)
 
 
 def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
@@ -141,7 +142,7 @@ def read_numpy_pickle(path: str | Path) -> Any:
 
 
 def read_torch(path: str | Path) -> Any:
-    """What `torch.save` wrote to `path`, tensors as numpy arrays; UserError if it is damaged or holds code.
+    """What `torch.save` wrote to `path`, tensors as read-only numpy arrays; UserError if it is damaged or holds code.
 
     Objects of the trainer that some published checkpoints carry come back as empty placeholders, modules of a TorchScript
     archive, as OpenAI publishes CLIP, as dictionaries.
@@ -171,9 +172,23 @@ def _read_zip(file: io.BufferedIOBase) -> Any:
             raise pickle.UnpicklingError("big-endian numbers")
         unpickler = _Unpickler(io.BytesIO(archive.read(pickled)), _TORCH, _PLACEHOLDERS)
         tree = unpickler.load()
-        storages = {key: np.frombuffer(archive.read(f"{root}data/{key}"), s.dtype, s.size)
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        storages = {key: np.frombuffer(_member(archive, file, mapped, f"{root}data/{key}"), s.dtype, s.size)
                     for key, s in unpickler.storages.items()}
     return _resolve(tree, storages)
+
+
+def _member(archive: zipfile.ZipFile, file: io.BufferedIOBase, mapped: memoryview, name: str) -> memoryview | bytes:
+    """The content of a file in the archive, in place unless it is compressed, after its checksum has been compared."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return archive.read(info)
+    with archive.open(info) as stream:
+        while stream.read(2**20):
+            pass
+    file.seek(info.header_offset + 26)
+    begin = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))  # behind the name and the extra field
+    return mapped[begin:begin + info.file_size]
 
 
 def _read_legacy(file: io.BufferedIOBase) -> Any:
