@@ -258,6 +258,22 @@ def tables(T, codes):
     return {name: x.float() for name, x in out.items()} | {"Lt_history": torch.zeros(T), "Lt_count": torch.zeros(T)}
 
 
+def clip(width, layers, scale=0.2, seed=0):
+    """A text tower as OpenAI names it."""
+    g, e = torch.Generator().manual_seed(seed), width
+    new = lambda *shape: scale * torch.randn(shape, generator=g)
+    out = {"token_embedding.weight": new(49408, e), "positional_embedding": new(77, e), "ln_final.weight": new(e) + 1,
+           "ln_final.bias": new(e), "text_projection": new(e, e)}
+    for i in range(layers):
+        b = f"transformer.resblocks.{i}."
+        out |= {b + "attn.in_proj_weight": new(3 * e, e), b + "attn.in_proj_bias": new(3 * e)}
+        for name, o, n in (("attn.out_proj", e, e), ("mlp.c_fc", 4 * e, e), ("mlp.c_proj", e, 4 * e)):
+            out |= {f"{b}{name}.weight": new(o, n), f"{b}{name}.bias": new(o)}
+        for name in ("ln_1", "ln_2"):
+            out |= {f"{b}{name}.weight": new(e) + 1, f"{b}{name}.bias": new(e)}
+    return out
+
+
 def checkpoint(network, codec, *, T, codes, clip=None, null=None):
     """What the released training code saves: the model, and an EMA copy that differs from it everywhere."""
     diffusion = {f"transformer.{k}": v for k, v in network.state_dict().items()} | tables(T, codes)

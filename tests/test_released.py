@@ -40,22 +40,6 @@ def command(*args):
                           cwd=Path(__file__).parents[1])
 
 
-def openai_clip(seed=0):
-    """A text tower as OpenAI names it, two layers of width 16 with one head."""
-    g = torch.Generator().manual_seed(seed)
-    new = lambda *shape: 0.2 * torch.randn(shape, generator=g)
-    out = {"token_embedding.weight": new(49408, E), "positional_embedding": new(77, E), "ln_final.weight": new(E) + 1,
-           "ln_final.bias": new(E), "text_projection": new(E, E)}
-    for i in range(2):
-        b = f"transformer.resblocks.{i}."
-        out |= {b + "attn.in_proj_weight": new(3 * E, E), b + "attn.in_proj_bias": new(3 * E)}
-        for name, o, n in (("attn.out_proj", E, E), ("mlp.c_fc", 4 * E, E), ("mlp.c_proj", E, 4 * E)):
-            out |= {f"{b}{name}.weight": new(o, n), f"{b}{name}.bias": new(o)}
-        for name in ("ln_1", "ln_2"):
-            out |= {f"{b}{name}.weight": new(E) + 1, f"{b}{name}.bias": new(E)}
-    return out
-
-
 def write_yaml(path, variant, classes=4):
     """As the released files are, tuples included."""
     tables = ", ".join(map(str, variant["positions"]))
@@ -91,7 +75,7 @@ def converted(request, tmp_path_factory, vocabulary):
     codec = official.randomise(official.Codec(kind="gumbel" if text else "nearest", codes=ALL_CODES, width=6), seed=1)
     null = torch.randn(77, E, dtype=torch.float64) if request.param == "text" else None
     file = folder / "model.pth"
-    torch.save(official.checkpoint(network, codec, T=T, codes=CODES, clip=openai_clip() if text else None, null=null), file)
+    torch.save(official.checkpoint(network, codec, T=T, codes=CODES, clip=official.clip(E, 2) if text else None, null=null), file)
     torch.save(torch.from_numpy(REMAP), folder / "remap.pt")
     write_yaml(folder / "config.yaml", variant)
     extra = [f"--tokenizer={vocabulary}"] if text else []
@@ -119,7 +103,7 @@ def conditions_of(model, null):
 
 def tower(ids):
     """OpenAI's text tower by its definition, up to ln_final, and each position to length 1."""
-    w, e = openai_clip(), E
+    w, e = official.clip(E, 2), E
     norm = lambda x, name: torch.nn.functional.layer_norm(x, (e,), w[name + ".weight"], w[name + ".bias"], 1e-5)
     x = w["token_embedding.weight"][ids] + w["positional_embedding"]
     causal = torch.full((77, 77), -torch.inf).triu(1)
