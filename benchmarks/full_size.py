@@ -102,10 +102,10 @@ def base(work: Path, vocabulary: Path) -> dict:
     out["workdir_gb"] = sum(f.stat().st_size for f in (work / "run").rglob("*") if f.is_file()) / 1e9
     shutil.rmtree(work / "xla", ignore_errors=True)
     out["sample"] = [sample(work, calls) for calls in (FEW, MORE) * 3]  # the first two compile
-    fastest = lambda calls, kind: min(row[kind] for row in out["sample"][2:] if row["calls"] == calls)
-    out["seconds_per_call"] = (fastest(MORE, "seconds") - fastest(FEW, "seconds")) / (MORE - FEW)
-    out["cpu_seconds_per_call"] = (fastest(MORE, "cpu_seconds") - fastest(FEW, "cpu_seconds")) / (MORE - FEW)
-    say(f"a guided call takes {out['seconds_per_call']:.1f} s, {out['cpu_seconds_per_call']:.1f} s of processors")
+    for kind in ("seconds", "cpu_seconds"):
+        pairs = zip(out["sample"][::2], out["sample"][1::2], strict=True)
+        out[f"{kind}_per_call"] = [(more[kind] - few[kind]) / (MORE - FEW) for few, more in pairs]
+        say(f"{kind} of a guided call: " + ", ".join(f"{x:.1f}" for x in out[f"{kind}_per_call"]))
     return out
 
 

@@ -8,7 +8,8 @@ Data: a folder of captioned pictures, as in configs/folder.py; ITHQ itself was n
 
 Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null.
 Expected, estimated from counted FLOPs and never run: 7 TFLOP for each picture seen; for the published 400 million that is 2,000 hours on
-one H100 at 40 % of its peak. Here: 10 million, 50 hours. Published FID 11.89 on its own data, which nobody else can measure.
+one H100 at 40 % of its peak. Here: 10 million, 50 hours; a step needs 22 GB and, in float32, 15 GB for each picture in its batch.
+Published FID 11.89 on its own data, which nobody else can measure.
 """
 
 from vqd_jax import published
