@@ -37,7 +37,9 @@ class Experiment:
     """One workdir: its config, its data, and the stages that train in it."""
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        config = _with_model_of(config.init_from, config) if config.init_from else config
+        if config.init_from:
+            here = pipeline.token_stage(workdir) and not Path(config.init_from).exists()  # a run that has begun no longer needs that folder
+            config = _with_model_of(workdir if here else config.init_from, config)
         self.config, self.workdir = config, workdir
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
         self.parallel = Parallel(**config.parallel)
@@ -173,7 +175,7 @@ class Experiment:
 MODEL = ("vqvae", "codebook", "process", "condition", "denoiser", "text", "learned_text", "clip_text")  # sections
 
 
-def _with_model_of(workdir: str, config: ConfigDict) -> ConfigDict:
+def _with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
     """The config with the model of another workdir, to be trained on without its codec."""
     stage = pipeline.token_stage(workdir) or "diffusion"
     stored = complete(Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).restore("config"))
