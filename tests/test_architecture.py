@@ -16,14 +16,14 @@ LEAVES = {"shapes", "errors", "progress", "checksums"}  # open to everyone
 ALLOWED = {
     "shapes": set(), "errors": set(), "progress": set(), "checksums": set(),
     "log": set(), "pictures": set(), "command": set(), "checkpoint": set(), "sharding": set(), "defaults": set(),
-    "hub": set(), "published": set(),
+    "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"},
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models", "diffusion"},
     "eval": {"models", "convert"},
-    "train": {"diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
-    "build": {"data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
-    "pipeline": {"build", "checkpoint", "defaults", "diffusion", "samplers", "text", "train"},
+    "train": {"adapter", "diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures"},
+    "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
+    "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "text", "train"},
     "editing": {"pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
 }

@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vqd_jax import build, evaluation
+from vqd_jax.adapter import Adapter
 from vqd_jax.data import captioned, folder, uncaptioned
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.data.source import Record
@@ -54,6 +55,7 @@ CONSUMERS = {
     "vqvae_optim": (Optim, set(), set()),
     "vqvae_train": (Train, set(), set()),
     "denoiser": (Denoiser, {"codes", "grid", "T", "condition", "classes"} | MODULE, set()),
+    "adapter": (Adapter, set(), set()),
     "learned_text": (LearnedText, {"dtype"} | MODULE, set()),
     "clip_text": (ClipText, {"vocabulary", "length", "dtype"} | MODULE, {"folder"}),
     "process": (schedules.absorbing, {"k"}, {"schedule", "log_alpha", "log_beta"}),

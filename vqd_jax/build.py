@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vqd_jax.adapter import Adapter
 from vqd_jax.data import captioned, emoji, emoji_art, folder, packed, transforms, uncaptioned
 from vqd_jax.data.files import Files
 from vqd_jax.data.source import Record, Source
@@ -177,7 +178,7 @@ def conditioner(config: ConfigDict, tokenizer: Tokenizer) -> Conditioner | Class
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
     denoiser = Denoiser(T=config.process.T, **_tokens_and_condition(config), **_with_dtype(config.denoiser))
     return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=conditioner(config, tokenizer), codec=vqvae_stage(config),
-                          weights=DiffusionLoss(**config.diffusion_loss))
+                          weights=DiffusionLoss(**config.diffusion_loss), adapter=Adapter(**config.adapter))
 
 
 def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> AutoregressiveStage:

@@ -141,6 +141,11 @@ def defaults() -> ConfigDict:
         dropout=0.0,
         dtype="auto",
     ))
+    c.adapter = ConfigDict(dict(         # low-rank adapters of the denoiser in init_from, instead of training all of it
+        rank=0,                          # 0: none
+        alpha=16.0,                      # they count alpha / rank times
+        kernels="attention",             # attention | all (and the MLP)
+    ))
     c.text = ConfigDict(dict(
         encoder="learned",               # learned (trained jointly, on byte-pair tokens of the captions) | clip
     ))

@@ -32,7 +32,8 @@ def main(argv: Any) -> None:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
     workdir = Path(_WORKDIR.value)
-    model = pipeline.load(workdir, sampling_flags.PLAN.value, stage=sampling_flags.STAGE.value)
+    loading = sampling_flags.loading()
+    model = pipeline.load(workdir, **loading)
     out = Path(_OUT.value) if _OUT.value else Path("results") / f"{workdir.resolve().name}.json"
     section = dict(model.config.evaluation) | ({"images": _IMAGES.value} if _IMAGES.value else {})
     protocol = Protocol(**section)
@@ -40,7 +41,7 @@ def main(argv: Any) -> None:
     model.settings(**settings)  # bad ones end here
     print(f"writing {out} and {out.with_suffix('.png')}", flush=True)
     evaluation = Evaluation(model, protocol, cache(_CACHE.value, workdir), settings)
-    result = {"protocol": dataclasses.asdict(protocol), "sampling": settings, "provenance": provenance(workdir),
+    result = {"protocol": dataclasses.asdict(protocol), "sampling": settings, "provenance": provenance(workdir) | loading,
               "gallery": {"images": len(evaluation.real), "features": "efficientnet_lite0, cosine"},
               "reconstruction": evaluation.codec(), "bound": evaluation.bound()}
     shown: list[tuple[str, np.ndarray]] = []

@@ -63,6 +63,9 @@ def stored(workdir: Path) -> own.Stages:
             continue
         out[stage] = {name: step if name == "step" else checkpoints.restore(name, step=step) for name in ("weights", *items)}
         out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
+        if "adapter" in out[stage]["weights"]:  # what is given away is a plain model
+            out[stage]["weights"] = pipeline.stored_model(workdir, stage)[1]
+            out[stage]["config"]["adapter"]["rank"] = 0
     return out
 
 

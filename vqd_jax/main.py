@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vqd_jax import build, command, pipeline
+from vqd_jax import adapter, build, command, pipeline
 from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.convert.clip import read_clip
 from vqd_jax.convert.released import text_weights
@@ -40,6 +40,8 @@ class Experiment:
         if config.init_from:
             here = pipeline.token_stage(workdir) and not Path(config.init_from).exists()  # a run that has begun no longer needs that folder
             config = _with_model_of(workdir if here else config.init_from, config)
+        if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):
+            raise UserError("an adapter changes a trained diffusion model: say which with --config.init_from=DIR")
         self.config, self.workdir = config, workdir
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
         self.parallel = Parallel(**config.parallel)
@@ -112,8 +114,14 @@ class Experiment:
             sampler, prediction = build.sampling(config, **dict(config.sampling) | pipeline.own_sampling(stage))
             evaluate = stages.TokenEvaluation(bound=bound, codec=codec, folder=folder, examples=config.held_out.examples,
                                                   prompts=prompts, sampler=sampler, prediction=prediction)
+
+            def keep_and_evaluate(step: int, weights: Any) -> dict[str, float]:
+                adapter.write(self.workdir / adapter.FILE, stage.adapter, weights)
+                return evaluate(step, weights)
+
             loop.run(name, stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
-                checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {}, evaluate=evaluate,
+                checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {},
+                evaluate=keep_and_evaluate if config.adapter.rank else evaluate,
                 items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=functools.partial(self._begin, name))
 
     def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -135,12 +143,19 @@ class Experiment:
                 path = self.workdir / ("samples.png" if name == "diffusion" else f"samples-{name}.png")
                 save_png(path, grid(images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3))
                 print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
+        if self.config.adapter.rank:
+            path = self.workdir / adapter.FILE
+            if not path.exists():  # it was moved away, or this workdir was trained without
+                adapter.write(path, adapter.Adapter(**self.config.adapter),
+                              Checkpoints(self._folder("diffusion"), read_only=True).restore("weights"))
+            print(f"the adapter, for --workdir={self.config.init_from}: {path}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
     def _begin(self, stage: str, params: Any) -> Any:
         """The network's first parameters: those of `init_from`, or fresh ones with CLIP's text tower."""
         if self.config.init_from:
-            stored = widen(self._origin(stage).restore("weights"))
-            return fit(stored | {"conditioner": stored.get("conditioner", {})}, params, f"the model in {self.config.init_from}")
+            _, stored = pipeline.stored_model(self.config.init_from, stage)
+            fresh = {"adapter": params["adapter"]} if "adapter" in params else {}
+            return fit({"conditioner": {}} | stored | fresh, params, f"the model in {self.config.init_from}")
         if self.config.condition.kind == "text" and self.config.text.encoder == "clip":
             folder = self.config.clip_text.folder
             encoder = text_weights(read_clip(local_folder(folder)), params["conditioner"]["encoder"], f"the CLIP weights in {folder}")

@@ -16,6 +16,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from vqd_jax import build
+from vqd_jax.adapter import Adapter, apply_file
 from vqd_jax.checkpoint import Checkpoints, widen
 from vqd_jax.defaults import complete
 from vqd_jax.diffusion.process import MaskAndReplace
@@ -210,11 +211,13 @@ def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | 
     return wanted or next(iter(found), None)
 
 
-def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None, *, stage: str | None = None) -> TextToImage:
+def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None, *, stage: str | None = None,
+         adapter: str | os.PathLike | None = None, adapter_scale: float = 1.0) -> TextToImage:
     """The model in a workdir that `vqd_jax.main` made; nothing is written there. UserError if there is none.
 
     `plan` is a file by `vqd_jax.plan` to use instead of the workdir's own; `stage` says which model of a workdir that has
-    "diffusion" and "autoregressive".
+    "diffusion" and "autoregressive". `adapter` is a file that training with `adapter.rank` wrote: it changes the model in the workdir
+    that it began with, `adapter_scale` times.
     """
     if not Path(workdir).is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use pretrained/emoji")
@@ -223,10 +226,14 @@ def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None, *, s
     config = complete(config)
     model = weights = tokenizer = None
     if name := token_stage(workdir, stage):
-        stored, weights, text = _stage(workdir, name, "config", "weights", "tokenizer")
-        config, tokenizer = complete(stored), load_tokenizer(text)
+        config, weights = stored_model(workdir, name)
+        tokenizer = load_tokenizer(*_stage(workdir, name, "tokenizer"))
         model = build.TOKEN_STAGES[name](config, tokenizer)
         config.sampling.update(own_sampling(model))
+    if adapter and name != "diffusion":
+        raise UserError(f"an adapter changes a denoiser, and what is loaded from {workdir} has none")
+    if adapter:
+        weights["denoiser"] = apply_file(adapter, weights["denoiser"], scale=adapter_scale)
     return TextToImage(config=config, codec=build.vqvae_stage(config), codec_weights=_put(codec_weights), stage=model,
                        weights=_put(weights), tokenizer=tokenizer, entropy=read_plan(workdir, plan))
 
@@ -234,6 +241,15 @@ def load(workdir: str | os.PathLike, plan: str | os.PathLike | None = None, *, s
 def _put(tree: Any) -> Any:
     """The weights on the device; the dictionaries are emptied on the way, so that memory never holds large ones twice."""
     return {name: _put(tree.pop(name)) for name in list(tree)} if isinstance(tree, dict) else tree if tree is None else jnp.asarray(tree)
+
+
+def stored_model(workdir: str | os.PathLike, stage: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """(config, weights) of a stage over tokens; an adapter that was trained there has become part of the kernels."""
+    stored, weights = _stage(workdir, stage, "config", "weights")
+    config = complete(stored)
+    if parts := weights.pop("adapter", None):
+        weights["denoiser"] = jax.device_get(Adapter(**config.adapter).merged(weights["denoiser"], parts))
+    return config, weights
 
 
 def plan_file(workdir: str | os.PathLike) -> Path:

@@ -44,7 +44,8 @@ def main(argv: Any) -> None:
     if not _INIT.value and any(changes.values()):
         raise UserError(f"{next(name for name, value in changes.items() if value)} needs a picture: give it with --init_image")
     started = time.perf_counter()
-    model = pipeline.load(_WORKDIR.value, sampling_flags.PLAN.value, stage=sampling_flags.STAGE.value)
+    loading = sampling_flags.loading()
+    model = pipeline.load(_WORKDIR.value, **loading)
     prompts = model.prompts(asked, labels=bool(_LABEL.value))
     settings = sampling_flags.settings() | ({"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {})
     model.settings(**{k: v for k, v in settings.items() if k != "negative_prompt"})  # bad ones end here
@@ -59,7 +60,7 @@ def main(argv: Any) -> None:
                 images.append(made)
                 progress.update(len(made))
         images = np.concatenate(images)
-    used = {**model.config.sampling, **settings, "seed": _SEED.value, "prompts": prompts, "num": _NUM.value}
+    used = {**model.config.sampling, **settings, **loading, "seed": _SEED.value, "prompts": prompts, "num": _NUM.value}
     captions = [p if j == 0 else "" for p in prompts for j in range(_NUM.value)]
     save_png(_OUT.value, grid(images, _NUM.value, captions=captions, scale=_SCALE.value), {"vqd_jax": json.dumps(used)})
     print(f"{len(wanted)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vqd_jax.adapter import Adapter
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.diffusion.rate import kernel_at, rate_and_auxiliary
@@ -95,22 +96,28 @@ def frozen_encoder(conditioner: Any) -> Callable[[Any], Any] | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionStage:
-    """The denoiser's losses over `params` = {"denoiser", "conditioner"} and `extra` = the history of the bound."""
+    """The denoiser's losses over `params` = {"denoiser", "conditioner"} and `extra` = the history of the bound.
+
+    An adapter with a rank adds "adapter" to `params`, and is then all that changes.
+    """
 
     process: MaskAndReplace
     denoiser: Denoiser
     conditioner: Conditioner | ClassConditioner | NoConditioner
     codec: VQVAEStage
     weights: DiffusionLoss
+    adapter: Adapter = Adapter()
 
     def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], History]:
-        text_key, model_key = jax.random.split(key)
+        text_key, model_key, *adapter_key = jax.random.split(key, 3 if self.adapter.rank else 2)
         ids, drop = batch["text"][:1], jnp.zeros(1, bool)
         params = {"conditioner": self.conditioner.init(text_key, ids, drop).get("params", {})}
         condition, mask = self.condition(params, ids, drop)
         h, w = self.denoiser.grid
         z = jnp.zeros((1, h * w), jnp.int32)
         params["denoiser"] = self.denoiser.init(model_key, z, jnp.ones(1, jnp.int32), condition, mask)["params"]
+        if self.adapter.rank:
+            params["adapter"] = self.adapter.init(*adapter_key, params["denoiser"])
         return params, History.empty(self.process.T)
 
     def condition(self, params: Any, ids: TextIds, drop: Any) -> tuple[Any, Any]:
@@ -119,7 +126,8 @@ class DiffusionStage:
 
     @property
     def unchanged(self) -> Callable[[Any], Any] | None:
-        return frozen_encoder(self.conditioner)
+        others = lambda path, _: path[0].key != "adapter"
+        return functools.partial(jax.tree_util.tree_map_with_path, others) if self.adapter.rank else frozen_encoder(self.conditioner)
 
     def weights_of(self, params: dict[str, Any], extra: History) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that sampling needs."""
@@ -146,6 +154,7 @@ class DiffusionStage:
         else:
             z_t = self.diffuse(noise_keys, z_0, t)
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, w.drop_caption))(drop_keys)
+        params = jax.lax.stop_gradient(params) | {"adapter": params["adapter"]} if self.adapter.rank else params
         logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
         bound, auxiliary = bound_and_auxiliary(self.process, logits, z_0, z_t, t)
         if w.continuous:
@@ -174,7 +183,11 @@ class DiffusionStage:
         """Logits of x_0; dropout acts only with a key."""
         condition, mask = self.condition(params, ids, drop)
         rngs = {} if dropout_key is None or not self.denoiser.dropout else {"dropout": dropout_key}
-        return self.denoiser.apply({"params": params["denoiser"]}, z_t, t, condition, mask, deterministic=not rngs, rngs=rngs)
+        return self.denoiser.apply({"params": self.kernels(params)}, z_t, t, condition, mask, deterministic=not rngs, rngs=rngs)
+
+    def kernels(self, params: Any) -> Any:
+        """The denoiser's parameters, with an adapter in its kernels where there is one."""
+        return self.adapter.merged(params["denoiser"], params["adapter"]) if "adapter" in params else params["denoiser"]
 
     def diffuse(self, keys: PRNGKeys, z_0: Tokens, t: Times) -> Tokens:
         """z_t ~ q(z_t | z_0), each row from its own key."""
@@ -201,13 +214,13 @@ class DiffusionStage:
         ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
         count = ids.shape[0]
         condition, mask = self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
-        unmasked = jnp.asarray(self.process.unmasked, jnp.float32)
+        unmasked, kernels = jnp.asarray(self.process.unmasked, jnp.float32), self.kernels(params)
 
         condition, mask = (x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1) for x in (condition, mask))  # an image's side by side
 
         def network(z_t: Tokens, t: Times, condition: Any, mask: Any) -> Float[Array, "b p n k"]:
             rows = (x.reshape(x.shape[0] * count, *x.shape[2:]) for x in (condition, mask))
-            logits = self.denoiser.apply({"params": params["denoiser"]}, z_t.repeat(count, 0), t.repeat(count), *rows)
+            logits = self.denoiser.apply({"params": kernels}, z_t.repeat(count, 0), t.repeat(count), *rows)
             return logits.reshape(-1, count, *logits.shape[1:])
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
