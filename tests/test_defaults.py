@@ -30,7 +30,7 @@ from vqd_jax.samplers.ancestral import Remask
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.released import PriorRule
-from vqd_jax.sharding import Parallel
+from vqd_jax.sharding import parallelism
 from vqd_jax.train.diffusion import DiffusionLoss
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
@@ -67,7 +67,7 @@ CONSUMERS = {
     "remask": (Remask, {"calls"}, set()),
     "prior_rule": (PriorRule, {"calls"}, set()),
     "evaluation": (evaluation.Protocol, set(), set()),
-    "parallel": (Parallel, set(), set()),
+    "parallel": (parallelism, set(), set()),
 }
 SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")
 READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
@@ -172,7 +172,7 @@ def test_every_config_builds(module, variant):
     assert ("discriminator" in codec_params) == bool(c.vqvae_loss.adversarial)
     for name in ("vqvae", "diffusion"):
         train = Train(**c[f"{name}_train"])
-        Parallel(**c.parallel).check_batch(train.batch_size)
+        parallelism(**c.parallel).check_batch(train.batch_size)
         optimizer = Optim(**c[f"{name}_optim"]).build(train.steps, train.batch_size)
         jax.eval_shape(optimizer.init, codec_params if name == "vqvae" else params)
     for training in (True, False):

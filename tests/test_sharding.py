@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vqd_jax.errors import UserError
-from vqd_jax.sharding import AXIS, Parallel, example_keys, mean
+from vqd_jax.sharding import AXIS, example_keys, mean, parallelism
 
 
 def data(keys):
@@ -38,8 +38,8 @@ def test_mean_is_over_devices_and_nothing_on_one():
 
 @pytest.mark.parametrize("devices", [0, 1, 2, 4])
 def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
-    parallel = Parallel(devices=devices)
-    assert parallel.count == (devices or 4)
+    parallel = parallelism(devices=devices)
+    assert parallel.devices == (devices or 4)
 
     def step(state, frozen, batch, key, axis):
         noise = jax.vmap(jax.random.uniform)(example_keys(key, batch["x"].shape[0], axis))
@@ -47,12 +47,12 @@ def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
         return state + value, {"value": value}
 
     run, x = parallel.compile(step), np.arange(8, dtype=np.float32)
-    state, frozen = parallel.replicate(jnp.float32(1)), parallel.replicate({"w": jnp.float32(2)})
+    state, frozen = parallel.place(jnp.float32(1)), parallel.place({"w": jnp.float32(2)})
     batch = parallel.shard({"x": x})
-    assert batch["x"].shape == (parallel.count, 8 // parallel.count)
+    assert batch["x"].shape == (parallel.devices, 8 // parallel.devices)
     state, metrics = run(state, frozen, batch, jax.random.key(0))
     noise = jax.vmap(jax.random.uniform)(example_keys(jax.random.key(0), 8, None))
-    np.testing.assert_allclose(metrics["value"], np.full(parallel.count, (2 * x + noise).mean()), rtol=1e-6)
+    np.testing.assert_allclose(metrics["value"], np.full(parallel.devices, (2 * x + noise).mean()), rtol=1e-6)
     assert parallel.first(state).shape == ()
     np.testing.assert_allclose(parallel.first(state), 1 + (2 * x + noise).mean(), rtol=1e-6)
     state, _ = run(state, frozen, batch, jax.random.key(0))
@@ -60,9 +60,9 @@ def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
 
 
 def test_replicate_copies_every_kind_of_leaf():
-    parallel = Parallel(devices=2)
+    parallel = parallelism(devices=2)
     tree = {"a": np.arange(3), "step": np.zeros((), np.int32), "none": None}
-    copies = parallel.replicate(tree)
+    copies = parallel.place(tree)
     assert copies["none"] is None and copies["a"].shape == (2, 3) and copies["step"].shape == (2,)
     for name in ("a", "step"):
         assert {s.device for s in copies[name].addressable_shards} == set(jax.local_devices()[:2])
@@ -70,16 +70,16 @@ def test_replicate_copies_every_kind_of_leaf():
 
 
 def test_bad_input_is_one_sentence():
-    with pytest.raises(UserError, match="batch size 6 must be a multiple of the 4 devices"):
-        Parallel().check_batch(6)
-    Parallel().check_batch(8)
-    Parallel(devices=2).check_batch(6)
+    with pytest.raises(UserError, match="batch size 6 must be a multiple of the 4 devices that share it"):
+        parallelism().check_batch(6)
+    parallelism().check_batch(8)
+    parallelism(devices=2).check_batch(6)
     with pytest.raises(UserError, match=r"parallel.devices must lie in 0\.\.4, the devices here, got 5"):
-        Parallel(devices=5)
+        parallelism(devices=5)
     with pytest.raises(UserError, match="devices must lie in"):
-        Parallel(devices=-1)
-    with pytest.raises(UserError, match="strategy must be 'pmap', got 'fsdp'"):
-        Parallel(strategy="fsdp")
+        parallelism(devices=-1)
+    with pytest.raises(UserError, match="strategy must be pmap or mesh, got 'fsdp'"):
+        parallelism(strategy="fsdp")
 
 
 TWO_PROCESSES = """
@@ -95,15 +95,15 @@ jax.config.update("jax_num_cpu_devices", 2)
 port, me = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=me)
 import numpy as np
-from vqd_jax.sharding import Parallel, example_keys, mean
+from vqd_jax.sharding import example_keys, mean, parallelism
 
 def step(state, frozen, batch, key, axis):
     noise = jax.vmap(jax.random.uniform)(example_keys(key, batch["x"].shape[0], axis))
     return state + mean((frozen["w"] * batch["x"] + noise).mean(), axis), {}
 
-parallel, x = Parallel(devices=int(sys.argv[3])), np.arange(8, dtype=np.float32)
+parallel, x = parallelism(devices=int(sys.argv[3])), np.arange(8, dtype=np.float32)
 mine = parallel.shard({"x": x[4 * me:4 * me + 4]})
-state, frozen = parallel.replicate(np.float32(1)), parallel.replicate({"w": np.float32(2)})
+state, frozen = parallel.place(np.float32(1)), parallel.place({"w": np.float32(2)})
 state, _ = parallel.compile(step)(state, frozen, mine, jax.random.key(0))
 print("state", float(parallel.first(state)))
 """

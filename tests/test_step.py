@@ -8,13 +8,15 @@ import optax
 import pytest
 
 from vqd_jax.diffusion import schedules
+from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.sharding import Parallel
+from vqd_jax.sharding import parallelism
+from vqd_jax.train.autoregressive import AutoregressiveStage
 from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage, History
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -30,7 +32,9 @@ DIFFUSION = DiffusionStage(
     process=schedules.paper(6, 6), denoiser=Denoiser(codes=6, grid=(4, 4), T=6, layers=1, width=8, heads=2, mlp_ratio=2),
     conditioner=Conditioner(encoder=LearnedText(vocabulary=9, length=5, width=8, layers=1, heads=2)), codec=CODEC,
     weights=DiffusionLoss(auxiliary=0.1, adaptive_auxiliary=True, importance=True, drop_caption=0.4))
-STAGES = {"vqvae": CODEC, "diffusion": DIFFUSION}
+TWIN = AutoregressiveStage(network=Autoregressive(codes=6, grid=(4, 4), layers=1, width=8, heads=2, mlp_ratio=2),
+                           conditioner=DIFFUSION.conditioner, codec=CODEC, drop_caption=0.4)
+STAGES = {"vqvae": CODEC, "diffusion": DIFFUSION, "autoregressive": TWIN}
 PER_DEVICE = {"codes_in_use", "perplexity"}  # of a device's own rows
 
 
@@ -54,7 +58,7 @@ def make(name):
     params = jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes)
     if name == "diffusion":
         extra = History(square=jnp.linspace(0.1, 3, 6), count=jnp.full(6, 20.0))
-    else:
+    elif name == "vqvae":
         extra = jax.tree.map(lambda s: jnp.asarray(1 + rng.random(s.shape), jnp.float32), extra)
     state = State(step=np.int32(3), params=params, ema=jax.tree.map(jnp.zeros_like, params),
                   opt_state=gradient_as_state().init(params), extra=extra)
@@ -74,23 +78,34 @@ def close(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 0.1 * largest))
 
 
-def test_four_devices_take_the_step_of_one(setting):
+LAYOUTS = {"pmap": {}, "data": dict(strategy="mesh"), "fsdp": dict(strategy="mesh", fsdp=4), "tensor": dict(strategy="mesh", tensor=4),
+           "both": dict(strategy="mesh", fsdp=2, tensor=2)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_four_devices_take_the_step_of_one(setting, layout):
     stage, fresh, step = setting
     alone, metrics = step(fresh, {}, batch(), jax.random.key(1))
-    parallel = Parallel()
+    parallel = parallelism(**LAYOUTS[layout])
     run = parallel.compile(make_step(stage.loss, gradient_as_state(), 0.99))
-    state, frozen = parallel.replicate(fresh), parallel.replicate({})
+    state, frozen = parallel.place(fresh), parallel.place({})
     shared, shared_metrics = run(state, frozen, parallel.shard(batch()), jax.random.key(1))
-    for copies in jax.tree.leaves(jax.device_get(shared)):  # and they stay equal
-        np.testing.assert_array_equal(copies, np.broadcast_to(copies[:1], copies.shape))
-    shared = parallel.first(shared)
+    for x in jax.tree.leaves(shared):  # and copies stay equal
+        for shard in x.addressable_shards if layout == "pmap" else ():
+            np.testing.assert_array_equal(shard.data, x.addressable_shards[0].data)
+    if layout in ("fsdp", "tensor", "both"):  # parameters are cut, and stay so
+        same = jax.tree.map(lambda x, want: x.sharding.is_equivalent_to(want, x.ndim), shared, parallel.shardings(fresh))
+        assert all(jax.tree.leaves(same))
+        cut = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(shared.params) if x.size > 64]
+        assert np.mean(cut) < 0.5
+    shared, shared_metrics = parallel.first((shared, shared_metrics))
     close(shared.opt_state, alone.opt_state, 1e-5)
     close(shared.params, alone.params, 1e-5)
     close(shared.ema, alone.ema, 1e-5)
     close(shared.extra, alone.extra, 1e-5)
     assert shared.step == alone.step == 4
-    for name in metrics.keys() - PER_DEVICE:
-        np.testing.assert_allclose(np.asarray(shared_metrics[name])[0], metrics[name], rtol=2e-5, err_msg=name)
+    for name in metrics.keys() - (PER_DEVICE if layout == "pmap" else set()):
+        np.testing.assert_allclose(shared_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
 
 
 def test_the_step_is_the_losss_gradient_and_the_averages(setting):

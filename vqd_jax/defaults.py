@@ -238,8 +238,10 @@ def defaults() -> ConfigDict:
         seed=0,
     ))
     c.parallel = ConfigDict(dict(
-        strategy="pmap",                 # data parallel over the local devices
-        devices=0,                       # 0 is all
+        strategy="pmap",                 # pmap (data parallel) | mesh (parameters cut over its axes fsdp and tensor)
+        devices=0,                       # of each process; 0 is all
+        fsdp=1,                          # sizes of these axes of the mesh; the rest of the devices is data parallel
+        tensor=1,
     ))
     return c.lock()
 

@@ -23,7 +23,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.hub import local_folder
 from vqd_jax.log import Log
 from vqd_jax.pictures import grid, save_png
-from vqd_jax.sharding import Parallel
+from vqd_jax.sharding import parallelism
 from vqd_jax.text.load import load_tokenizer
 from vqd_jax.train import loop, programs, stages
 from vqd_jax.train.optim import Optim
@@ -44,7 +44,7 @@ class Experiment:
             raise UserError("an adapter changes a trained diffusion model: say which with --config.init_from=DIR")
         self.config, self.workdir = config, workdir
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
-        self.parallel = Parallel(**config.parallel)
+        self.parallel = parallelism(**config.parallel)
         self.key = jax.random.key(config.seed)
         print(f"workdir {workdir}, built data in {self.cache}", flush=True)
         self.source = build.source(config, self.cache)

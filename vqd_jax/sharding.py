@@ -6,6 +6,7 @@ comes from the index of an example in the global batch, so the numbers do not de
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,42 +39,50 @@ def mean(tree: Any, axis: str | None) -> Any:
     return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parallel:
-    """Data parallelism over the local devices and all processes.
+def parallelism(*, strategy: str = "pmap", devices: int = 0, fsdp: int = 1, tensor: int = 1) -> "Pmap | Sharded":
+    """How a step runs: the section `parallel` of the config.
 
-    Attributes:
-      strategy: "pmap", the replicated state with explicit collectives.
-      devices: local devices to use; 0 for all.
+    `strategy`: "pmap", data parallel with explicit collectives, or "mesh", one program over a mesh of data x fsdp x tensor.
+    `devices`: of this process; 0 for all. `fsdp`, `tensor`: sizes of those axes of the mesh.
     """
+    if strategy not in ("pmap", "mesh"):
+        raise UserError(f"parallel.strategy must be pmap or mesh, got {strategy!r}")
+    if devices < 0 or devices > jax.local_device_count():
+        raise UserError(f"parallel.devices must lie in 0..{jax.local_device_count()}, the devices here, got {devices}")
+    devices = devices or jax.local_device_count()
+    if strategy == "mesh":
+        return Sharded(devices=devices, fsdp=fsdp, tensor=tensor)
+    if (fsdp, tensor) != (1, 1):
+        raise UserError("parallel.fsdp and parallel.tensor are axes of a mesh: they need parallel.strategy mesh")
+    return Pmap(devices=devices)
 
-    strategy: str = "pmap"
-    devices: int = 0
 
-    def __post_init__(self):
-        if self.strategy != "pmap":
-            raise UserError(f"parallel.strategy must be 'pmap', got {self.strategy!r}")
-        if self.devices < 0 or self.devices > jax.local_device_count():
-            raise UserError(f"parallel.devices must lie in 0..{jax.local_device_count()}, the devices here, "
-                            f"got {self.devices}")
+def _devices(count: int) -> list[Any]:
+    """`count` devices of each process."""
+    return [d for process in range(jax.process_count()) for d in jax.local_devices(process)[:count]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pmap:
+    """A copy of the state on each of `devices` devices of every process, and a slice of the batch."""
+
+    devices: int
 
     @property
-    def count(self) -> int:
-        return self.devices or jax.local_device_count()
+    def text(self) -> str:
+        return f"{self.devices * jax.process_count()} {jax.default_backend()} device(s)"
 
     def check_batch(self, size: int) -> None:
-        if size % (self.count * jax.process_count()):
-            raise UserError(f"the batch size {size} must be a multiple of the {self.count * jax.process_count()} devices")
+        _check_batch(size, self.devices * jax.process_count())
 
     def compile(self, step: Callable) -> Callable:
-        """`(state, frozen, batch, key) -> (state, metrics)` on replicated state and sharded batch; donates the state."""
-        devices = [d for process in range(jax.process_count()) for d in jax.local_devices(process)[:self.count]]
-        return jax.pmap(functools.partial(step, axis=AXIS), axis_name=AXIS, devices=devices, in_axes=(0, 0, 0, None),
+        """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""
+        return jax.pmap(functools.partial(step, axis=AXIS), axis_name=AXIS, devices=_devices(self.devices), in_axes=(0, 0, 0, None),
                         donate_argnums=0)
 
-    def replicate(self, tree: Any) -> Any:
+    def place(self, tree: Any) -> Any:
         """A copy on every local device."""
-        devices = jax.local_devices()[:self.count]
+        devices = jax.local_devices()[:self.devices]
         sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
         def copies(x):
@@ -85,8 +94,88 @@ class Parallel:
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This process's rows, split over its devices: (rows, ...) -> (devices, rows / devices, ...)."""
-        return jax.tree.map(lambda x: x.reshape(self.count, x.shape[0] // self.count, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: x.reshape(self.devices, x.shape[0] // self.devices, *x.shape[1:]), batch)
 
     def first(self, tree: Any) -> Any:
-        """The first device's copy of a replicated tree."""
+        """The first device's copy of a placed tree, or of the metrics."""
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+
+# Which axes of a parameter are cut, by the end of its path (the same for its moving average and the optimizer's moments).
+# Kernels that widen are cut by output over `tensor`, those that come after them by input (Shoeybi et al. 2019); the other
+# axis is cut over `fsdp`. An axis that does not divide stays whole.
+RULES = (
+    (r"(qkv|self_qkv|kv|cross_kv|q|cross_q|query|key|value|mlp_in|linear|head)/kernel$", ("fsdp", "tensor")),
+    (r"(self_attention/out|cross_attention/out|attention/out|self_out|cross_out|mlp_out)/kernel$", ("tensor", "fsdp")),
+    (r"(mlp_in|qkv|self_qkv)/bias$", ("tensor",)),
+    (r"embedding$", ("tensor", "fsdp")),
+    (r"kernel$", ("fsdp", "tensor")),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharded:
+    """One program over all devices, jit on a mesh: the batch is cut over data x fsdp, the state by RULES over fsdp and tensor."""
+
+    devices: int
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        if min(self.fsdp, self.tensor) < 1 or self._all % (self.fsdp * self.tensor):
+            raise UserError(f"parallel.fsdp x parallel.tensor must divide the {self._all} devices, got {self.fsdp} x {self.tensor}")
+
+    @property
+    def _all(self) -> int:
+        return self.devices * jax.process_count()
+
+    @property
+    def text(self) -> str:
+        return f"a mesh of {' x '.join(f'{size} {name}' for name, size in self.mesh.shape.items())} {jax.default_backend()} devices"
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        shape = self._all // (self.fsdp * self.tensor), self.fsdp, self.tensor
+        return Mesh(np.array(_devices(self.devices)).reshape(shape), ("data", "fsdp", "tensor"))
+
+    def check_batch(self, size: int) -> None:
+        _check_batch(size, self._all // self.tensor)
+
+    def compile(self, step: Callable) -> Callable:
+        """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""
+
+        def program(state, frozen, batch, key):
+            state, metrics = step(state, frozen, batch, key)
+            return jax.lax.with_sharding_constraint(state, self.shardings(state)), metrics
+
+        return jax.jit(program, donate_argnums=0)
+
+    def shardings(self, tree: Any) -> Any:
+        """Where each leaf of a tree of arrays or shapes goes."""
+        return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(self.mesh, self.spec(path, np.shape(x))), tree)
+
+    def spec(self, path: Any, shape: tuple[int, ...]) -> PartitionSpec:
+        """Over which axis of the mesh each axis of an array at that path is cut."""
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
+        cut = (None,) * (len(shape) - len(axes)) + tuple(axes) if len(axes) <= len(shape) else (None,) * len(shape)
+        return PartitionSpec(*(axis if axis and size % self.mesh.shape[axis] == 0 else None for axis, size in zip(cut, shape)))
+
+    def place(self, tree: Any) -> Any:
+        """Every process has the whole tree; each device gets its part."""
+        put = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+        return jax.tree.map(put, tree, self.shardings(tree))
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """This process's rows as its part of the global batch."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def first(self, tree: Any) -> Any:
+        """The tree itself: there is only one."""
+        return tree
+
+
+def _check_batch(size: int, parts: int) -> None:
+    if size % parts:
+        raise UserError(f"the batch size {size} must be a multiple of the {parts} devices that share it")

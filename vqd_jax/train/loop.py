@@ -16,7 +16,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.log import Log
 from vqd_jax.progress import bar
 from vqd_jax.shapes import PRNGKey
-from vqd_jax.sharding import Parallel
+from vqd_jax.sharding import Pmap, Sharded
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -50,7 +50,7 @@ class Train:
         return max(examples // self.batch_size, 1)
 
 
-def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, parallel: Parallel, checkpoints: Checkpoints,
+def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, parallel: Pmap | Sharded, checkpoints: Checkpoints,
         log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any], evaluate: Callable[[int, Any], dict[str, float]],
         begin: Callable[[Any], Any] | None = None) -> Any:
     """Trains a stage up to `train.steps` and returns its weights on the host.
@@ -70,11 +70,11 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
     first = int(state.step)
     log.rewind(first)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
-    print(f"{name}: {first} of {train.steps} steps of {train.batch_size} done, on {parallel.count} {jax.default_backend()} "
-          f"device(s); checkpoints in {checkpoints.folder}", flush=True)
+    print(f"{name}: {first} of {train.steps} steps of {train.batch_size} done, on {parallel.text}; "
+          f"checkpoints in {checkpoints.folder}", flush=True)
 
     step_fn = parallel.compile(make_step(stage.loss, optimizer, train.ema))
-    state, frozen = parallel.replicate(state), parallel.replicate(frozen)
+    state, frozen = parallel.place(state), parallel.place(frozen)
     totals, waited, last, weights = {}, 0.0, time.perf_counter(), None
     log_every, evaluate_every, save_every = map(train.every, (train.log_every, train.evaluate_every, train.save_every))
     with loader.iterate(first) as batches, bar(train.steps, first, name) as progress:
@@ -83,7 +83,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
             batch = parallel.shard(next(batches))
             waited += time.perf_counter() - asked
             state, values = step_fn(state, frozen, batch, train_key)
-            totals = _merge(totals, values)
+            totals = _merge(totals, parallel.first(values))
             final = step == train.steps
             if step % log_every == 0 or final:
                 means = {k: float(v.compute()) for k, v in totals.items()}
@@ -128,7 +128,7 @@ def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader
 
 
 def _merge(totals: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Running averages of a step's metrics (clu), from the first device's copy; stays on the device until computed."""
-    one = {k: clu_metrics.Average(total=v.addressable_shards[0].data[0], count=np.float32(1)) for k, v in values.items()}
+    """Running averages of a step's metrics (clu); stays on the device until computed."""
+    one = {k: clu_metrics.Average(total=v, count=np.float32(1)) for k, v in values.items()}
     return {k: totals[k].merge(v) for k, v in one.items()} if totals else one
 
