@@ -14,6 +14,7 @@ from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction, guide, likeliest, temper
 from vqd_jax.samplers.run import Known
+from vqd_jax.sharding import Rows
 from vqd_jax.train import programs
 from vqd_jax.train.autoregressive import AutoregressiveStage
 from vqd_jax.train.diffusion import Conditions
@@ -219,11 +220,11 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
     rows = data(b=64)
     stage = make()
     params = random_params(stage)
-    loss, (_, metrics) = stage.loss(params, {}, {}, rows, jax.random.key(0), jnp.int32(0), None)
+    loss, (seen, metrics) = stage.loss(params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(64))
     exact = stage.bound(params, jax.random.key(9), rows["tokens"], rows["text"], 3)
     np.testing.assert_allclose(loss, exact.mean(), rtol=1e-5)
-    assert metrics.keys() == {"loss", "accuracy"}
-    never, always = (make(drop_caption=p).loss(params, {}, {}, rows, jax.random.key(0), jnp.int32(0), None)[0] for p in (0.0, 1.0))
+    assert metrics.keys() == {"loss", "accuracy"} and not seen
+    never, always = (make(drop_caption=p).loss(params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(64))[0] for p in (0.0, 1.0))
     null = whole(stage)(params, rows["tokens"], rows["text"], jnp.ones(64, bool))
     want = -jnp.take_along_axis(jax.nn.log_softmax(null), rows["tokens"][..., None], -1).mean()
     np.testing.assert_allclose(always, want, rtol=1e-5)

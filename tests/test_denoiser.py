@@ -178,3 +178,38 @@ def test_dropout_needs_a_key_and_changes_only_training():
 def test_bad_fields_are_one_sentence(wrong, sentence):
     with pytest.raises(UserError, match=sentence):
         Denoiser(**FIELDS | wrong).init(jax.random.key(0), *inputs())
+
+
+@pytest.mark.parametrize("mlp,dropout", [("fc", 0.0), ("conv", 0.0)])
+def test_remat_and_scan_change_no_number_beyond_rounding(mlp, dropout):
+    plain_model = Denoiser(**FIELDS, mlp=mlp)
+    params, data = random_params(plain_model), inputs()
+
+    def gradient(**options):
+        model = Denoiser(**FIELDS, mlp=mlp, **options)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, *data)).mean()))(params)
+
+    want = gradient()
+    for options in ({"remat": True}, {"scan": True}, {"scan": True, "remat": True}):
+        for a, b in zip(jax.tree.leaves(gradient(**options)), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
+    programs = {}
+    for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": True}}.items():
+        model = Denoiser(**FIELDS | {"layers": 6}, **options)
+        params = random_params(model)
+        grad = jax.jit(jax.grad(lambda p, model=model: jnp.square(model.apply({"params": p}, *inputs())).mean()))
+        programs[name] = grad.lower(params).as_text()
+    products = {name: text.count("dot_general") for name, text in programs.items()}
+    assert products["scan"] < products["plain"] / 3 and products["remat"] > products["plain"]
+
+
+def test_dropout_is_drawn_anew_in_every_layer_and_call_of_a_scan():
+    model = Denoiser(**FIELDS, dropout=0.5, scan=True)
+    params = random_params(model)
+    run = jax.jit(lambda key: model.apply({"params": params}, *inputs(), deterministic=False, rngs={"dropout": key}))
+    one, two, again = run(jax.random.key(0)), run(jax.random.key(1)), run(jax.random.key(0))
+    np.testing.assert_array_equal(one, again)
+    assert (one != two).mean() > 0.9

@@ -20,6 +20,7 @@ from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.samplers.ancestral import Ancestral
 from vqd_jax.samplers.prediction import Switches
+from vqd_jax.sharding import Rows
 from vqd_jax.train.diffusion import Conditions, DiffusionLoss, DiffusionStage, History
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
 
@@ -68,7 +69,10 @@ def program(stage, gradient=False):
     """The stage's compiled loss, once for equal stages."""
 
     def run(params, data, history, key, frozen):
-        loss = lambda p: stage.loss(p, history, frozen, data, key, jnp.int32(0), None)
+        def loss(params):
+            value, (seen, metrics) = stage.loss(params, history, frozen, data, key, jnp.int32(0), Rows.here(len(data["text"])))
+            return value, (stage.learn(history, seen, key, jnp.int32(0), None), metrics)
+
         return jax.value_and_grad(loss, has_aux=True)(params) if gradient else loss(params)
 
     return jax.jit(run)
@@ -179,7 +183,7 @@ def test_antithetic_times_are_spread_evenly_and_change_no_mean(importance, param
     np.testing.assert_allclose(drawn, rows * p / p.sum(), atol=2)  # independent draws would be 60 or more off
     np.testing.assert_allclose(loss, want, rtol=0.03)
     stage, two, even = make(antithetic=True), jax.random.split(jax.random.key(0), 2), jnp.full(T, 1 / T)
-    first = {int(np.asarray(stage.times(jax.random.key(i), two, even, None))[0])
+    first = {int(np.asarray(stage.times(jax.random.key(i), two, even, Rows.here(2)))[0])
              for i in range(40)}
     assert first == set(range(1, T + 1))  # the offset is random
 

@@ -82,7 +82,7 @@ def test_the_training_step(name, stages):
     if name == "vqvae":
         image = shape(ROWS, 16, 16, 3)
         frozen = {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
-    step = make_step(all_[name].loss, optimizer, 0.99)
+    step = make_step(all_[name], optimizer, 0.99)
     exported = lower(lambda state, frozen, batch, bits: step(state, frozen, batch, jax.random.wrap_key_data(bits)),
                      state, frozen, batch(), KEY)
     check_dtype(exported, c.denoiser.dtype, ("convolution",) if name == "vqvae" else ("dot_general",))

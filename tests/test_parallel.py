@@ -33,7 +33,7 @@ params, extra = double(params), double(extra)
 def train(**layout):
     state = State(step=np.zeros((), np.int32), params=params, ema=params, opt_state=optimizer.init(params), extra=extra)
     parallel = parallelism(**layout)
-    run = parallel.compile(make_step(stage.loss, optimizer, 0.9))
+    run = parallel.compile(make_step(stage, optimizer, 0.9))
     state, frozen, losses = parallel.place(state), parallel.place({}), []
     for batch in batches:
         state, metrics = run(state, frozen, parallel.shard(batch), jax.random.key(1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vqd_jax.errors import UserError
-from vqd_jax.sharding import AXIS, example_keys, mean, parallelism
+from vqd_jax.sharding import AXIS, Rows, mean, parallelism
 
 
 def data(keys):
@@ -18,14 +18,14 @@ def data(keys):
 
 
 def test_the_key_of_an_example_does_not_depend_on_the_devices():
-    alone = data(example_keys(jax.random.key(3), 8, None))
+    alone = data(Rows.here(8).keys(jax.random.key(3)))
     assert len(np.unique(alone, axis=0)) == 8
     for devices in (2, 4):
-        split = jax.pmap(lambda _: jax.random.key_data(example_keys(jax.random.key(3), 8 // devices, AXIS)), axis_name=AXIS,
+        split = jax.pmap(lambda _: jax.random.key_data(Rows.here(8 // devices, AXIS).keys(jax.random.key(3))), axis_name=AXIS,
                          devices=jax.local_devices()[:devices])(jnp.zeros(devices))
         np.testing.assert_array_equal(np.asarray(split).reshape(8, -1), alone)
-    np.testing.assert_array_equal(data(example_keys(jax.random.key(3), 3, None)), alone[:3])
-    assert (data(example_keys(jax.random.key(4), 8, None)) != alone).any(1).all()
+    np.testing.assert_array_equal(data(Rows.here(3).keys(jax.random.key(3))), alone[:3])
+    assert (data(Rows.here(8).keys(jax.random.key(4))) != alone).any(1).all()
 
 
 def test_mean_is_over_devices_and_nothing_on_one():
@@ -42,7 +42,7 @@ def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
     assert parallel.devices == (devices or 4)
 
     def step(state, frozen, batch, key, axis):
-        noise = jax.vmap(jax.random.uniform)(example_keys(key, batch["x"].shape[0], axis))
+        noise = jax.vmap(jax.random.uniform)(Rows.here(len(batch["x"]), axis).keys(key))
         value = mean((frozen["w"] * batch["x"] + noise).mean(), axis)
         return state + value, {"value": value}
 
@@ -51,7 +51,7 @@ def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
     batch = parallel.shard({"x": x})
     assert batch["x"].shape == (parallel.devices, 8 // parallel.devices)
     state, metrics = run(state, frozen, batch, jax.random.key(0))
-    noise = jax.vmap(jax.random.uniform)(example_keys(jax.random.key(0), 8, None))
+    noise = jax.vmap(jax.random.uniform)(Rows.here(8).keys(jax.random.key(0)))
     np.testing.assert_allclose(metrics["value"], np.full(parallel.devices, (2 * x + noise).mean()), rtol=1e-6)
     assert parallel.first(state).shape == ()
     np.testing.assert_allclose(parallel.first(state), 1 + (2 * x + noise).mean(), rtol=1e-6)
@@ -95,10 +95,10 @@ jax.config.update("jax_num_cpu_devices", 2)
 port, me = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=me)
 import numpy as np
-from vqd_jax.sharding import example_keys, mean, parallelism
+from vqd_jax.sharding import Rows, mean, parallelism
 
 def step(state, frozen, batch, key, axis):
-    noise = jax.vmap(jax.random.uniform)(example_keys(key, batch["x"].shape[0], axis))
+    noise = jax.vmap(jax.random.uniform)(Rows.here(len(batch["x"]), axis).keys(key))
     return state + mean((frozen["w"] * batch["x"] + noise).mean(), axis), {}
 
 parallel, x = parallelism(devices=int(sys.argv[3])), np.arange(8, dtype=np.float32)
@@ -117,7 +117,7 @@ def test_two_processes_are_one_batch(devices):
     run = [subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, port, str(i), str(devices)], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) for i in range(2)]
     out = [p.communicate(timeout=300) for p in run]
-    noise = jax.vmap(jax.random.uniform)(example_keys(jax.random.key(0), 8, None))
+    noise = jax.vmap(jax.random.uniform)(Rows.here(8).keys(jax.random.key(0)))
     for p, (printed, errors) in zip(run, out):
         assert p.returncode == 0, errors
         want = 1 + (2 * np.arange(8) + np.asarray(noise)).mean()

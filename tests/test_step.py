@@ -1,4 +1,5 @@
 """One training step of each stage: its gradient and averages, and that 4 devices take the step of one."""
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import optax
 import pytest
 
 from vqd_jax.diffusion import schedules
+from vqd_jax.errors import UserError
 from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.conditioning import Conditioner
@@ -15,7 +17,7 @@ from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.sharding import parallelism
+from vqd_jax.sharding import Rows, parallelism
 from vqd_jax.train.autoregressive import AutoregressiveStage
 from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage, History
 from vqd_jax.train.state import State
@@ -62,7 +64,7 @@ def make(name):
         extra = jax.tree.map(lambda s: jnp.asarray(1 + rng.random(s.shape), jnp.float32), extra)
     state = State(step=np.int32(3), params=params, ema=jax.tree.map(jnp.zeros_like, params),
                   opt_state=gradient_as_state().init(params), extra=extra)
-    return stage, state, jax.jit(make_step(stage.loss, gradient_as_state(), 0.99))
+    return stage, state, jax.jit(make_step(stage, gradient_as_state(), 0.99))
 
 
 @pytest.fixture(params=STAGES)
@@ -73,7 +75,7 @@ def setting(request):
 def close(a, b, tolerance):
     """A bias before a norm has a gradient of rounding errors alone: it is measured by the largest of the tree."""
     a, b = jax.tree.map(np.asarray, (a, b))
-    largest = max(np.abs(y).max() for y in jax.tree.leaves(b))
+    largest = max((np.abs(y).max() for y in jax.tree.leaves(b)), default=0)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 0.1 * largest))
 
@@ -87,7 +89,7 @@ def test_four_devices_take_the_step_of_one(setting, layout):
     stage, fresh, step = setting
     alone, metrics = step(fresh, {}, batch(), jax.random.key(1))
     parallel = parallelism(**LAYOUTS[layout])
-    run = parallel.compile(make_step(stage.loss, gradient_as_state(), 0.99))
+    run = parallel.compile(make_step(stage, gradient_as_state(), 0.99))
     state, frozen = parallel.place(fresh), parallel.place({})
     shared, shared_metrics = run(state, frozen, parallel.shard(batch()), jax.random.key(1))
     for x in jax.tree.leaves(shared):  # and copies stay equal
@@ -108,12 +110,36 @@ def test_four_devices_take_the_step_of_one(setting, layout):
         np.testing.assert_allclose(shared_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("layout", ["one device", "pmap", "both"])
+def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
+    stage, fresh, _ = setting
+    if stage is CODEC:
+        stage = dataclasses.replace(stage, weights=dataclasses.replace(stage.weights, adversarial_adaptive=False))
+    whole, metrics = jax.jit(make_step(stage, gradient_as_state(), 0.99))(fresh, {}, batch(), jax.random.key(1))
+    parallel = parallelism(**LAYOUTS.get(layout, {"devices": 1}))
+    run = parallel.compile(make_step(stage, gradient_as_state(), 0.99, accumulate=2))
+    parts = run(parallel.place(fresh), parallel.place({}), parallel.shard(batch()), jax.random.key(1))
+    parts, part_metrics = parallel.first(parts)
+    close(parts.opt_state, whole.opt_state, 1e-5)
+    close(parts.extra, whole.extra, 1e-5)
+    for name in metrics.keys() - PER_DEVICE:
+        np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
+
+
+def test_a_balance_of_the_whole_batch_cannot_be_had_in_parts():
+    _, fresh, _ = make("vqvae")
+    with pytest.raises(UserError, match="vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch"):
+        make_step(CODEC, gradient_as_state(), 0.99, accumulate=2)(fresh, {}, batch(), jax.random.key(1))
+
+
 def test_the_step_is_the_losss_gradient_and_the_averages(setting):
     stage, fresh, step = setting
     state, metrics = step(fresh, {}, batch(), jax.random.key(1))
     data = jax.tree.map(jnp.asarray, batch())
-    value = lambda p: stage.loss(p, fresh.extra, {}, data, jax.random.fold_in(jax.random.key(1), 3), jnp.int32(3), None)
-    (loss, (extra, _)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(fresh.params)
+    key = jax.random.fold_in(jax.random.key(1), 3)
+    value = lambda p: stage.loss(p, fresh.extra, {}, data, key, jnp.int32(3), Rows.here(8))
+    (loss, (seen, _)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(fresh.params)
+    extra = stage.learn(fresh.extra, seen, key, jnp.int32(3), None)
     close(state.opt_state, gradient, 1e-5)
     close(state.extra, extra, 1e-5)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -137,8 +163,14 @@ def test_the_same_step_twice_is_the_same_and_another_step_is_not():
 
 
 def test_no_average_without_a_decay():
-    loss = lambda params, *_: (jnp.square(params).sum(), (None, {"loss": jnp.square(params).sum()}))
+    class Square:
+        def loss(self, params, *_):
+            return jnp.square(params).sum(), ({}, {"loss": jnp.square(params).sum()})
+
+        def learn(self, extra, *_):
+            return extra
+
     fresh = State(step=np.int32(0), params=jnp.ones(2), ema=None, opt_state=jnp.zeros(2), extra=None)
-    state, _ = make_step(loss, gradient_as_state(), 0.0)(fresh, {}, {}, jax.random.key(0))
+    state, _ = make_step(Square(), gradient_as_state(), 0.0)(fresh, {}, {"x": np.zeros(1)}, jax.random.key(0))
     assert state.ema is None
     np.testing.assert_allclose(state.params, [-1, -1])

@@ -8,6 +8,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.sharding import Rows
 from vqd_jax.train import vqvae as module
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage, to_float, to_uint8
 
@@ -44,9 +45,12 @@ def start():
 
 
 def run(stage, params, extra, step=0):
-    loss = lambda p, step: stage.loss(p, extra, FROZEN, BATCH, jax.random.key(1), step, None)
-    (value, (extra, metrics)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, step)
-    return value, extra, metrics, gradient
+    def loss(params, step):
+        value, (seen, metrics) = stage.loss(params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.here(4))
+        return value, (stage.learn(extra, seen, jax.random.key(1), step, None), metrics)
+
+    (value, (learned, metrics)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, step)
+    return value, learned, metrics, gradient
 
 
 @jax.jit
@@ -78,7 +82,7 @@ def test_every_term_and_switch_by_hand(weights, start):
     if not weights.get("adversarial"):
         params = {"vqvae": params["vqvae"]}
     step = 3  # 12 examples seen
-    loss = lambda p: make(**weights).loss(p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), None)
+    loss = lambda p: make(**weights).loss(p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), Rows.here(4))
     value, (_, metrics) = jax.jit(loss)(params)
     x, z, q, out, _ = (np.asarray(a, np.float64) for a in forward(params, extra.vectors))
     w = OFF | weights

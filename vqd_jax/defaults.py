@@ -110,6 +110,7 @@ def defaults() -> ConfigDict:
     c.vqvae_train = ConfigDict(dict(
         examples=50_000,                 # length of the stage
         batch_size=64,                   # global
+        accumulate=1,                    # in so many parts, one after the other: less memory, the same gradient
         ema=0.0,                         # decay of the average of the weights; 0 for none
         log_every=640,
         evaluate_every=12_800,
@@ -140,6 +141,8 @@ def defaults() -> ConfigDict:
         init_std=0.02,                   # of all weights
         dropout=0.0,
         dtype="auto",
+        remat=False,                     # compute layers again in the backward pass: less memory, a third more work
+        scan=False,                      # one program for all layers: compiles faster
     ))
     c.adapter = ConfigDict(dict(         # low-rank adapters of the denoiser in init_from, instead of training all of it
         rank=0,                          # 0: none
@@ -183,6 +186,7 @@ def defaults() -> ConfigDict:
     c.diffusion_train = ConfigDict(dict(
         examples=200_000,
         batch_size=128,
+        accumulate=1,
         ema=0.999,
         log_every=1_280,
         evaluate_every=51_200,

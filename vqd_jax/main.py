@@ -59,7 +59,7 @@ class Experiment:
         for name in self.config.stages:
             sections = build.choose("stages", name, {"vqvae": "vqvae", "diffusion": "diffusion", "autoregressive": "diffusion"})
             train = loop.Train(**self.config[f"{sections}_train"])
-            self.parallel.check_batch(train.batch_size)
+            self.parallel.check_batch(train.batch_size, train.accumulate)
             Optim(**self.config[f"{sections}_optim"]).build(train.steps, train.batch_size)
         build.vqvae_stage(self.config)
         if "diffusion" in self.config.stages:

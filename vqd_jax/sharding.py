@@ -1,7 +1,7 @@
 """How one pure step runs on many devices: every device gets a slice of the batch, and the step's collectives do the rest.
 
 A step is `step(state, frozen, batch, key, axis) -> (state, metrics)`; `axis` is the name to average over. Its randomness
-comes from the index of an example in the global batch, so the numbers do not depend on how many devices share it.
+comes from the place of an example in the global batch, so the numbers do not depend on how many devices share it.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
 
 from vqd_jax.errors import UserError
 from vqd_jax.shapes import PRNGKey, PRNGKeys
@@ -22,16 +21,29 @@ from vqd_jax.shapes import PRNGKey, PRNGKeys
 AXIS = "batch"
 
 
-def example_keys(key: PRNGKey, rows: int, axis: str | None) -> PRNGKeys:
-    """A key for each of this device's `rows` examples, by their place in the global batch."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(example_places(rows, axis)[0])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["place"], meta_fields=["total", "axis", "parts"])
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Which examples of the global batch of `total` these are.
 
+    `place` int (b,): where they stand in it. `axis`: the name of the devices that share it, None if they are one or if the compiler
+    shares out the work. `parts`: of how many parts of this device's rows they are one.
+    """
 
-def example_places(rows: int, axis: str | None) -> tuple[Int[Array, " rows"], int]:
-    """(the places of this device's `rows` examples in the global batch, the size of that batch)."""
-    if axis is None:
-        return jnp.arange(rows), rows
-    return jax.lax.axis_index(axis) * rows + jnp.arange(rows), rows * jax.lax.axis_size(axis)
+    place: Any
+    total: int
+    axis: str | None = None
+    parts: int = 1
+
+    @classmethod
+    def here(cls, count: int, axis: str | None = None) -> "Rows":
+        """All `count` rows of this device."""
+        first = 0 if axis is None else jax.lax.axis_index(axis) * count
+        return cls(first + jnp.arange(count), count * (1 if axis is None else jax.lax.axis_size(axis)), axis)
+
+    def keys(self, key: PRNGKey) -> PRNGKeys:
+        """A key for each example."""
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(self.place)
 
 
 def mean(tree: Any, axis: str | None) -> Any:
@@ -72,8 +84,8 @@ class Pmap:
     def text(self) -> str:
         return f"{self.devices * jax.process_count()} {jax.default_backend()} device(s)"
 
-    def check_batch(self, size: int) -> None:
-        _check_batch(size, self.devices * jax.process_count())
+    def check_batch(self, size: int, parts: int = 1) -> None:
+        _check_batch(size, self.devices * jax.process_count(), parts)
 
     def compile(self, step: Callable) -> Callable:
         """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""
@@ -138,8 +150,8 @@ class Sharded:
         shape = self._all // (self.fsdp * self.tensor), self.fsdp, self.tensor
         return Mesh(np.array(_devices(self.devices)).reshape(shape), ("data", "fsdp", "tensor"))
 
-    def check_batch(self, size: int) -> None:
-        _check_batch(size, self._all // self.tensor)
+    def check_batch(self, size: int, parts: int = 1) -> None:
+        _check_batch(size, self._all // self.tensor, parts)
 
     def compile(self, step: Callable) -> Callable:
         """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""
@@ -176,6 +188,7 @@ class Sharded:
         return tree
 
 
-def _check_batch(size: int, parts: int) -> None:
-    if size % parts:
-        raise UserError(f"the batch size {size} must be a multiple of the {parts} devices that share it")
+def _check_batch(size: int, devices: int, parts: int) -> None:
+    if size % (devices * parts):
+        times = f", times accumulate, {parts}" if parts > 1 else ""
+        raise UserError(f"the batch size {size} must be a multiple of the {devices} devices that share it{times}")

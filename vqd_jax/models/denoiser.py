@@ -4,6 +4,7 @@ Each layer is h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)) 
 have no CA, and their second norm is an AdaLN on the class; unconditional ones have neither.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -142,6 +143,8 @@ class Denoiser(nn.Module):
       head: "linear", as published, or "tied": the token embedding read backwards, so that a network at its start already
         tends to copy the tokens that are not [MASK].
       dtype: of the matrix products; parameters, norms, softmax and logits are float32.
+      remat: compute each layer again in the backward pass, instead of keeping what it computed.
+      scan: one program for all layers, with their parameters stacked when it runs: it compiles faster.
     """
 
     codes: int
@@ -160,6 +163,8 @@ class Denoiser(nn.Module):
     init_std: float = 0.02
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(self, z_t: Tokens, t: Times, condition: Condition, mask: Bool[Array, "b m"],
@@ -173,11 +178,28 @@ class Denoiser(nn.Module):
         tokens = embed(self.codes + 1, "tokens")
         x = (tokens(z_t) + position[None]).astype(self.dtype)
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
-        for i in range(self.layers):
-            x = Block(grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
-                      condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout,
-                      dtype=self.dtype, name=f"block{i}")(x, t, condition, mask, deterministic)
+        block = functools.partial(
+            Block, grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
+            condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout, dtype=self.dtype)
+        if self.scan and not self.is_initializing():
+            x = self._scanned(block(parent=None), x, t, condition, mask, deterministic)
+        else:
+            for i in range(self.layers):
+                layer = lambda block, x: block(x, t, condition, mask, deterministic)
+                x = (nn.remat(layer) if self.remat else layer)(block(name=f"block{i}"), x)
         return logits_of(x, tokens, self)
+
+    def _scanned(self, block: Block, x: Float[Array, "b n d"], *rest: Any) -> Float[Array, "b n d"]:
+        """`block` with the parameters of each layer in turn."""
+        params = self.variables["params"]
+        layers = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block{i}"] for i in range(self.layers)))
+        keys = jax.random.split(self.make_rng("dropout"), self.layers) if self.has_rng("dropout") else None
+
+        def layer(x, part):
+            params, key = part
+            return block.apply({"params": params}, x, *rest, rngs={} if key is None else {"dropout": key}), None
+
+        return jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (layers, keys))[0]
 
     def _check(self) -> None:
         for field, accepted in (("time", ("learned", "sinusoidal")), ("head", ("linear", "tied")), ("mlp", ("fc", "conv")),

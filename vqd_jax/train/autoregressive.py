@@ -18,7 +18,7 @@ from vqd_jax.samplers.autoregressive import Predict, Raster
 from vqd_jax.samplers.prediction import Switches, ramped
 from vqd_jax.samplers.run import Known
 from vqd_jax.shapes import Logits, PRNGKey, PRNGKeys, TextIds, Tokens
-from vqd_jax.sharding import example_keys
+from vqd_jax.sharding import Rows
 from vqd_jax.train.diffusion import Conditions, DiffusionStage, frozen_encoder
 from vqd_jax.train.vqvae import VQVAEStage
 
@@ -55,15 +55,18 @@ class AutoregressiveStage:
         return weights, {}
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
-             axis: str | None) -> tuple[Float[Array, ""], tuple[Any, dict[str, Any]]]:
-        """See `train.step.Loss`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
-        keys = example_keys(key, batch["text"].shape[0], axis)
+             rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
+        """See `train.step.Trainable`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
+        keys = rows.keys(key)
         branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
         z = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"], branch(4))
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.drop_caption))(branch(2))
         logits = self.predict(params, z, batch["text"], drop, branch(3)[0])
         loss = _nats(logits, z).mean()
-        return loss, (extra, {"loss": loss, "accuracy": (logits.argmax(-1) == z).mean()})
+        return loss, ({}, {"loss": loss, "accuracy": (logits.argmax(-1) == z).mean()})
+
+    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> Any:
+        return extra
 
     def predict(self, params: Any, z: Tokens, ids: TextIds, drop: Any, dropout_key: PRNGKey | None = None) -> Logits:
         """Logits of each token from those before it; dropout acts only with a key."""

@@ -26,7 +26,7 @@ from vqd_jax.samplers.parts import in_parts
 from vqd_jax.samplers.prediction import Switches
 from vqd_jax.samplers.run import Known, Sampler, run, times
 from vqd_jax.shapes import DenoiseFn, PRNGKey, PRNGKeys, TextIds, Times, Tokens
-from vqd_jax.sharding import example_keys, example_places
+from vqd_jax.sharding import Rows
 from vqd_jax.train.vqvae import VQVAEStage
 
 
@@ -138,15 +138,15 @@ class DiffusionStage:
         return weights, History.empty(self.process.T)
 
     def loss(self, params: Any, extra: History, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
-             axis: str | None) -> tuple[Float[Array, ""], tuple[History, dict[str, Any]]]:
-        """See `train.step.Loss`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
-        keys = example_keys(key, batch["text"].shape[0], axis)
+             rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
+        """See `train.step.Trainable`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
+        keys = rows.keys(key)
         branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
         time_keys, noise_keys, drop_keys, dropout_keys = map(branch, range(4))
         z_0 = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"], branch(4))
         T, w = self.process.T, self.weights
         p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
-        t = self.times(key, time_keys, p, axis)
+        t = self.times(key, time_keys, p, rows)
         if w.continuous:
             back = jnp.where(t > 1, jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(time_keys), 0.0)
             move = lambda k, z, *time: self.process.move(k, z[None], kernel_at(self.process, *(x[None] for x in time)))[0]
@@ -166,16 +166,18 @@ class DiffusionStage:
         hit = (logits.argmax(-1) == z_0).mean()
         metrics = {"loss": loss, "bound": (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean() / T,
                    "accuracy": hit}
-        return loss, (extra.learn(t, jax.lax.stop_gradient(bound), axis), metrics)
+        return loss, ({"t": t, "bound": jax.lax.stop_gradient(bound)}, metrics)
 
-    def times(self, key: PRNGKey, keys: PRNGKeys, p: Float[Array, " t"], axis: str | None) -> Times:
-        """A time in 1..T for each of this device's rows, with probabilities p."""
+    def learn(self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> History:
+        return extra.learn(seen["t"], seen["bound"], axis)
+
+    def times(self, key: PRNGKey, keys: PRNGKeys, p: Float[Array, " t"], rows: Rows) -> Times:
+        """A time in 1..T for each of the rows, with probabilities p."""
         T = self.process.T
         if not self.weights.antithetic:
             return 1 + jax.vmap(lambda k: jax.random.choice(k, T, p=p))(keys)
-        place, rows = example_places(keys.shape[0], axis)
         offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))
-        u = (offset + place / rows) % 1
+        u = (offset + rows.place / rows.total) % 1
         return 1 + jnp.minimum(jnp.searchsorted(jnp.cumsum(p), u * p.sum(), side="right"), T - 1).astype(jnp.int32)
 
     def predict(self, params: Any, z_t: Tokens, t: Times, ids: TextIds, drop: Any,

@@ -25,13 +25,14 @@ from vqd_jax.train.step import make_step
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """Attributes:
-      examples: length of the stage. batch_size: global.
+      examples: length of the stage. batch_size: global. accumulate: parts of the batch whose gradients are computed one after the other.
       ema: decay of the moving average of the weights; 0 for none.
       log_every, evaluate_every, save_every: intervals in examples. keep: checkpoints kept.
     """
 
     examples: int
     batch_size: int
+    accumulate: int
     ema: float
     log_every: int
     evaluate_every: int
@@ -39,8 +40,8 @@ class Train:
     keep: int
 
     def __post_init__(self):
-        if min(self.examples, self.batch_size, self.log_every, self.evaluate_every, self.save_every) < 1:
-            raise UserError("examples, batch_size and the intervals of a training section must be positive")
+        if min(self.examples, self.batch_size, self.accumulate, self.log_every, self.evaluate_every, self.save_every) < 1:
+            raise UserError("examples, batch_size, accumulate and the intervals of a training section must be positive")
 
     @property
     def steps(self) -> int:
@@ -56,14 +57,14 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
     """Trains a stage up to `train.steps` and returns its weights on the host.
 
     Args:
-      stage: `init(key, batch) -> (params, extra)`, `loss` (see `train.step.Loss`), `weights_of(params, extra)`,
+      stage: `init(key, batch) -> (params, extra)`, `loss` and `learn` (see `train.step.Trainable`), `weights_of(params, extra)`,
         `from_weights(weights) -> (params, extra)` for checkpoints that hold nothing else, and `unchanged`, None or a function
         from the parameters to a tree that is True where training leaves them alone.
       items: what else a checkpoint holds (config, tokenizer).
       evaluate: `(step, weights) -> scalars`; it may write pictures.
       begin: fresh parameters to those that training begins with.
     """
-    parallel.check_batch(train.batch_size)
+    parallel.check_batch(train.batch_size, train.accumulate)
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
     state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key, begin)
@@ -73,7 +74,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
     print(f"{name}: {first} of {train.steps} steps of {train.batch_size} done, on {parallel.text}; "
           f"checkpoints in {checkpoints.folder}", flush=True)
 
-    step_fn = parallel.compile(make_step(stage.loss, optimizer, train.ema))
+    step_fn = parallel.compile(make_step(stage, optimizer, train.ema, train.accumulate))
     state, frozen = parallel.place(state), parallel.place(frozen)
     totals, waited, last, weights = {}, 0.0, time.perf_counter(), None
     log_every, evaluate_every, save_every = map(train.every, (train.log_every, train.evaluate_every, train.save_every))

@@ -1,37 +1,69 @@
-"""The one training step, for every stage: loss, gradients averaged over devices, optimizer, moving average of weights."""
+"""The one training step, for every stage: loss, gradients averaged over parts and devices, optimizer, moving average of weights."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
 from vqd_jax.shapes import PRNGKey
-from vqd_jax.sharding import mean
+from vqd_jax.sharding import Rows, mean
 from vqd_jax.train.state import State, average
 
 
 @runtime_checkable
-class Loss(Protocol):
-    """`(params, extra, frozen, batch, key, step, axis) -> (loss, (extra, metrics))`; means are over this device's rows."""
+class Trainable(Protocol):
+    """What a stage is to the step. `loss` is a mean over the rows of `batch`, and `seen` (each leaf with those rows first) is
+    what `learn` makes the next `extra` of, once for the whole batch of a device."""
 
-    def __call__(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
-                 axis: str | None) -> tuple[Float[Array, ""], tuple[Any, dict[str, Any]]]: ...
+    def loss(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
+             rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
+        """(loss, (seen, metrics))."""
+
+    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> Any: ...
 
 
-def make_step(loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float) -> Callable:
-    """`step(state, frozen, batch, key, axis) -> (state, metrics)`; `key` is the stage's root, the step folds itself in."""
+def make_step(stage: Trainable, optimizer: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> Callable:
+    """`step(state, frozen, batch, key, axis) -> (state, metrics)`; `key` is the stage's root, the step folds itself in.
+
+    With `accumulate` the gradient is that of the whole batch too, but computed from so many parts of it, one after the other.
+    """
 
     def step(state: State, frozen: Any, batch: dict[str, Any], key: PRNGKey, axis: str | None = None):
         key = jax.random.fold_in(key, state.step)
-        value = lambda params: loss(params, state.extra, frozen, batch, key, state.step, axis)
-        grads, (extra, metrics) = jax.grad(value, has_aux=True)(state.params)
+        rows = Rows.here(len(jax.tree.leaves(batch)[0]), axis)
+
+        def gradient(batch: dict[str, Any], rows: Rows) -> tuple[Any, Any, Any]:
+            value = lambda params: stage.loss(params, state.extra, frozen, batch, key, state.step, rows)
+            grads, (seen, metrics) = jax.grad(value, has_aux=True)(state.params)
+            return seen, grads, metrics
+
+        seen, grads, metrics = gradient(batch, rows) if accumulate == 1 else in_turn(gradient, accumulate, batch, rows)
         grads, metrics = mean(grads, axis), mean(metrics, axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else average(state.ema, params, ema_decay, state.step)
+        extra = stage.learn(state.extra, seen, key, state.step, axis)
         metrics = metrics | {"gradient_norm": optax.global_norm(grads)}
         return State(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra), metrics
 
     return step
+
+
+def in_turn(gradient: Callable, parts: int, batch: dict[str, Any], rows: Rows) -> tuple[Any, Any, Any]:
+    """What `gradient` gives for all rows, from every `parts`-th row at a time: (seen of all rows, mean gradient, mean metrics)."""
+    cut = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)  # a sharded batch stays where it is
+    join = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    cuts = jax.tree.map(cut, batch), cut(rows.place)
+    one = lambda batch, place: gradient(batch, Rows(place, rows.total, rows.axis, parts))
+
+    def add(total: Any, part: Any) -> tuple[Any, Any]:
+        seen, *rest = one(*part)
+        return jax.tree.map(jnp.add, total, rest), seen
+
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], cuts))[1:]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [*shapes])
+    total, seen = jax.lax.scan(add, zeros, cuts)
+    return jax.tree.map(join, seen), *jax.tree.map(lambda x: x / parts, total)

@@ -18,7 +18,7 @@ from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.shapes import Images, PRNGKey, PRNGKeys
-from vqd_jax.sharding import mean
+from vqd_jax.sharding import Rows, mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class VQVAEStage:
         return {"lpips": load_lpips()}
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
-             axis: str | None) -> tuple[Float[Array, ""], tuple[Any, dict[str, Any]]]:
-        """See `train.step.Loss`; the batch holds {"image": uint8 (b, H, W, 3)}."""
+             rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
+        """See `train.step.Trainable`; the batch holds {"image": uint8 (b, H, W, 3)}."""
         w, images = self.weights, to_float(batch["image"])
         z = self._encode(params, images)
         vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
@@ -88,7 +88,7 @@ class VQVAEStage:
 
         metrics = {"l1": jnp.abs(images - output).mean(), "l2": jnp.square(images - output).mean(),
                    "commitment": jnp.square(z - jax.lax.stop_gradient(quantised)).mean()}
-        reconstruction = lambda output: self._reconstruction(frozen, images, output)
+        reconstruction = lambda output: self._reconstruction(frozen, images, output, rows.parts)
         loss, terms = reconstruction(output)
         loss += w.commitment * metrics["commitment"]
         if self.codebook.update == "gradient":
@@ -101,15 +101,17 @@ class VQVAEStage:
             on = (step * self.batch_size >= w.adversarial_start).astype(jnp.float32)
             scale = w.adversarial * on
             if w.adversarial_adaptive:
-                scale *= self._balance(paint, params["vqvae"]["last"], reconstruction, lambda x: hinge_g(critic(x, fixed)),
-                                       axis)
+                scale *= self._balance(paint, params["vqvae"]["last"], reconstruction, lambda x: hinge_g(critic(x, fixed)), rows)
             judged = hinge_d(critic(images, params["discriminator"]),
                              critic(jax.lax.stop_gradient(output), params["discriminator"]))
             loss += scale * opinion + on * judged
             metrics |= {"adversarial": opinion, "discriminator": judged, "adversarial_scale": scale}
-        flat, chosen = z.reshape(-1, z.shape[-1]), index.reshape(-1)
-        learned = self.codebook.learn(key, extra, flat, chosen, step, axis)
-        return loss, (learned, metrics | terms | usage(chosen, self.codebook.codes) | {"loss": loss})
+        metrics |= terms | usage(index.reshape(-1), self.codebook.codes) | {"loss": loss}
+        return loss, ({"z": jax.lax.stop_gradient(z), "index": index}, metrics)
+
+    def learn(self, extra: Codes, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> Codes:
+        z, index = seen["z"], seen["index"]
+        return self.codebook.learn(key, extra, z.reshape(-1, z.shape[-1]), index.reshape(-1), step, axis)
 
     def weights_of(self, params: Any, extra: Any) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that encoding and decoding need."""
@@ -154,18 +156,21 @@ class VQVAEStage:
         index = weights["inverse"][tokens] if "inverse" in weights else tokens
         return self._apply(weights, weights["codes"][index].reshape(tokens.shape[0], side, side, -1), "decode")
 
-    def _reconstruction(self, frozen: Any, images: Images, output: Images) -> tuple[Float[Array, ""], dict[str, Any]]:
+    def _reconstruction(self, frozen: Any, images: Images, output: Images, parts: int) -> tuple[Float[Array, ""], dict[str, Any]]:
         w = self.weights
         loss, terms = w.l1 * jnp.abs(images - output).mean() + w.l2 * jnp.square(images - output).mean(), {}
         if w.lpips:
-            rows = w.lpips_examples or images.shape[0]
+            rows = -(-w.lpips_examples // parts) or images.shape[0]
             terms["lpips"] = LPIPS().apply({"params": frozen["lpips"]}, images[:rows], output[:rows]).mean()
             loss += w.lpips * terms["lpips"]
         return loss, terms
 
-    def _balance(self, paint, last, reconstruction, opinion, axis) -> Float[Array, ""]:
+    def _balance(self, paint, last, reconstruction, opinion, rows) -> Float[Array, ""]:
         """|d reconstruction / d last| / |d opinion / d last| over the global batch, at most 1e4, without gradient."""
-        norm = lambda f: optax.global_norm(mean(jax.grad(f)(last), axis))
+        if rows.parts > 1:
+            raise UserError("vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch: with vqvae_train.accumulate "
+                            "set it to False")
+        norm = lambda f: optax.global_norm(mean(jax.grad(f)(last), rows.axis))
         ratio = norm(lambda p: reconstruction(paint(p))[0]) / (norm(lambda p: opinion(paint(p))) + 1e-4)
         return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
