@@ -197,7 +197,7 @@ def programs(c, model: argparse.Namespace):
     import jax
 
     from vqd_jax import build
-    from vqd_jax.sharding import Parallel
+    from vqd_jax.sharding import parallelism
     from vqd_jax.train import loop
     from vqd_jax.train import programs as library
     from vqd_jax.train.diffusion import Conditions
@@ -220,7 +220,7 @@ def programs(c, model: argparse.Namespace):
     optimizer = Optim(**c.diffusion_optim).build(train.steps, train.batch_size, stage.unchanged)
     state = State(step=shape(dtype="int32"), params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params),
                   extra=model.extra)
-    step = Parallel(devices=1).compile(make_step(stage.loss, optimizer, train.ema))
+    step = parallelism(devices=1).compile(make_step(stage, optimizer, train.ema, train.accumulate))
     for rows in (1, train.batch_size):
         batch = images(rows) | {"text": shape(rows, 77, dtype="int32")}
         arguments = [jax.tree.map(lambda x: shape(1, *x.shape, dtype=x.dtype), tree) for tree in (state, model.codec_weights, batch)]

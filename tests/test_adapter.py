@@ -23,6 +23,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.text_clip import ClipText
+from vqd_jax.sharding import Rows
 from vqd_jax.text.load import load_tokenizer
 from vqd_jax.train import programs, stages
 from vqd_jax.train.diffusion import History
@@ -119,7 +120,7 @@ def test_which_kernels(kernels, names):
 def test_the_gradient_reaches_the_adapter_alone(kind):
     stage = stage_of(kind)
     params = moved(drawn(stage))
-    loss = lambda p: stage.loss(p, History.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), None)[0]
+    loss = lambda p: stage.loss(p, History.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8))[0]
     grads = jax.jit(jax.grad(loss))(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["adapter"]))
     for name in params.keys() - {"adapter"}:
@@ -136,7 +137,7 @@ def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kin
                   extra=History.empty(T))
     size = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
     assert size(state.opt_state) <= 2 * size(params["adapter"]) + 8  # two moments, and some counters
-    step = jax.jit(make_step(stage.loss, optimizer, 0.5), static_argnums=4)
+    step = jax.jit(make_step(stage, optimizer, 0.5), static_argnums=4)
     for _ in range(3):
         state, _ = step(state, {}, batch(8), jax.random.key(3), None)
     for after in (state.params, state.ema):
