@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vqd_jax.errors import UserError
@@ -112,6 +113,10 @@ class Pmap:
         """The first device's copy of a placed tree, or of the metrics."""
         return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
 
+    def host(self, tree: Any) -> Any:
+        """NumPy copies of what `first` gives."""
+        return jax.device_get(tree)
+
 
 # Which axes of a parameter are cut, by the end of its path (the same for its moving average and the optimizer's moments).
 # Kernels that widen are cut by output over `tensor`, those that come after them by input (Shoeybi et al. 2019); the other
@@ -186,6 +191,10 @@ class Sharded:
     def first(self, tree: Any) -> Any:
         """The tree itself: there is only one."""
         return tree
+
+    def host(self, tree: Any) -> Any:
+        """NumPy copies of the whole arrays, in every process: all of them must call it."""
+        return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _check_batch(size: int, devices: int, parts: int) -> None:

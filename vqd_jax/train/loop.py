@@ -96,7 +96,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
             progress.update()
             if step % evaluate_every == 0 or step % save_every == 0 or final:
                 here = parallel.first(state)
-                weights = jax.device_get(stage.weights_of(here.params if here.ema is None else here.ema, here.extra))
+                weights = parallel.host(stage.weights_of(here.params if here.ema is None else here.ema, here.extra))
                 if step % evaluate_every == 0 or final:
                     log.write(step, evaluate(step, weights), "held_out/")
                 if step % save_every == 0 or final:
