@@ -192,7 +192,7 @@ def shapes(c) -> argparse.Namespace:
 
 def programs(c, model: argparse.Namespace):
     """(name, what lowers it, how often it passes a picture forward through the denoiser) of sampling and training as the commands
-    build them. XLA counts the body of a scan once, so one call of sampling.
+    build them. XLA counts the body of a scan once, so one call of sampling and one part of an accumulated batch.
     """
     import jax
 
@@ -220,12 +220,13 @@ def programs(c, model: argparse.Namespace):
     optimizer = Optim(**c.diffusion_optim).build(train.steps, train.batch_size, stage.unchanged)
     state = State(step=shape(dtype="int32"), params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params),
                   extra=model.extra)
-    step = parallelism(devices=1).compile(make_step(stage, optimizer, train.ema, train.accumulate))
-    for rows in (1, train.batch_size):
+    for rows, parts in ((1, 1), (train.batch_size, train.accumulate)):
+        step = parallelism(devices=1).compile(make_step(stage, optimizer, train.ema, parts))
         batch = images(rows) | {"text": shape(rows, 77, dtype="int32")}
         arguments = [jax.tree.map(lambda x: shape(1, *x.shape, dtype=x.dtype), tree) for tree in (state, model.codec_weights, batch)]
         yield (f"training step, {rows} picture{'s' * (rows > 1)}",
-               lambda x=arguments: step.lower(*x, jax.eval_shape(lambda: jax.random.key(0))), 3 * rows)
+               lambda step=step, x=arguments: step.lower(*x, jax.eval_shape(lambda: jax.random.key(0))),
+               (3 + c.denoiser.remat) * rows / parts)
 
 
 def compiled(name: str, lower, by_hand: float) -> dict:
