@@ -120,12 +120,11 @@ class Pmap:
 
 # Which axes of a parameter are cut, by the end of its path (the same for its moving average and the optimizer's moments).
 # Kernels that widen are cut by output over `tensor`, those that come after them by input (Shoeybi et al. 2019); the other
-# axis is cut over `fsdp`. An axis that does not divide stays whole.
+# axis is cut over `fsdp`. An axis that does not divide stays whole, as do embeddings, which are small and read by index.
 RULES = (
     (r"(qkv|self_qkv|kv|cross_kv|q|cross_q|query|key|value|mlp_in|linear|head)/kernel$", ("fsdp", "tensor")),
     (r"(self_attention/out|cross_attention/out|attention/out|self_out|cross_out|mlp_out)/kernel$", ("tensor", "fsdp")),
     (r"(mlp_in|qkv|self_qkv)/bias$", ("tensor",)),
-    (r"embedding$", ("tensor", "fsdp")),
     (r"kernel$", ("fsdp", "tensor")),
 )
 
