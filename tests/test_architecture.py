@@ -16,7 +16,7 @@ LEAVES = {"shapes", "errors", "progress", "checksums"}  # open to everyone
 ALLOWED = {
     "shapes": set(), "errors": set(), "progress": set(), "checksums": set(),
     "log": set(), "pictures": set(), "command": set(), "checkpoint": set(), "sharding": set(), "defaults": set(),
-    "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"},
+    "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"}, "processes": set(),
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models", "diffusion"},

@@ -1,11 +1,13 @@
 """Trains: `python -m vqd_jax.main --config=configs/emoji.py [--workdir=DIR] [--config.section.key=value]`.
 
-Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done.
+Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done. On several
+machines the same command runs on each, with --coordinator=HOST:PORT --processes=N --process=I added, as launch/ does.
 """
 
 import functools
 import itertools
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vqd_jax import adapter, build, command, pipeline
+from vqd_jax import adapter, build, command, pipeline, processes
 from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.convert.clip import read_clip
 from vqd_jax.convert.released import text_weights
@@ -31,6 +33,9 @@ from vqd_jax.train.tokens import cached_tokens, some_tokens
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> by default.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "To train in several processes: HOST:PORT of the first one, or auto on a TPU pod.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
 
 class Experiment:
@@ -43,6 +48,9 @@ class Experiment:
         if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):
             raise UserError("an adapter changes a trained diffusion model: say which with --config.init_from=DIR")
         self.config, self.workdir = config, workdir
+        self.keeper, self.first = processes.keeper(workdir), jax.process_index() == 0
+        self.scratch = None if self.first else tempfile.TemporaryDirectory()
+        self.output = workdir if self.first else Path(self.scratch.name)  # of logs and pictures
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
         self.parallel = parallelism(**config.parallel)
         self.key = jax.random.key(config.seed)
@@ -72,16 +80,17 @@ class Experiment:
             stage = self.vqvae if name == "vqvae" else functools.partial(self.over_tokens, name)
             started = time.perf_counter()
             stage(jax.random.fold_in(self.key, i))
+            processes.wait()  # until what was saved is there
             print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
 
     def vqvae(self, key: Any) -> None:
         config, stage = self.config, build.vqvae_stage(self.config)
         train = loop.Train(**config.vqvae_train)
-        with Checkpoints(self._folder("vqvae"), keep=train.keep) as checkpoints:
+        with self._checkpoints("vqvae", train) as checkpoints:
             if self._done("vqvae", checkpoints, train):
                 return
             loader = stages.image_loader(self.source, self.transform, batch_size=train.batch_size, **self.loading)
-            frozen, folder = stage.frozen(), self.workdir / "vqvae"
+            frozen, folder = stage.frozen(), self.output / "vqvae"
             evaluate = stages.CodecEvaluation(stage=stage, source=self.source, transform=self.resize, folder=folder,
                                               lpips=config.held_out.lpips, examples=config.held_out.examples)
             loop.run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
@@ -92,7 +101,7 @@ class Experiment:
         """The diffusion stage, or its autoregressive twin."""
         config, train = self.config, loop.Train(**self.config.diffusion_train)
         codec = self._codec()
-        with Checkpoints(self._folder(name), keep=train.keep) as checkpoints:
+        with self._checkpoints(name, train) as checkpoints:
             if self._done(name, checkpoints, train):
                 return
             stored = checkpoints if checkpoints.has("tokenizer") else self._origin(name) if config.init_from else None
@@ -100,7 +109,7 @@ class Experiment:
                 tokenizer = load_tokenizer(stored.restore("tokenizer"))
             else:
                 tokenizer = build.tokenizer(config, [self.source.records[i] for i in stages.indices(self.source, "train")])
-            stage, folder = build.TOKEN_STAGES[name](config, tokenizer), self.workdir / name
+            stage, folder = build.TOKEN_STAGES[name](config, tokenizer), self.output / name
             encode = lambda images: programs.encode(stage.codec, codec, images)
             source = stages.Squares(self.source, self.resize)
             online = build.online(config)
@@ -116,7 +125,7 @@ class Experiment:
                                                   prompts=prompts, sampler=sampler, prediction=prediction)
 
             def keep_and_evaluate(step: int, weights: Any) -> dict[str, float]:
-                adapter.write(self.workdir / adapter.FILE, stage.adapter, weights)
+                adapter.write(self.output / adapter.FILE, stage.adapter, weights)
                 return evaluate(step, weights)
 
             loop.run(name, stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
@@ -137,18 +146,19 @@ class Experiment:
         """The grid of pictures that a run ends with."""
         labels = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
         for name in self.config.stages:
-            if name in build.TOKEN_STAGES:
+            if name in build.TOKEN_STAGES and self.first:
                 prompts, kinds = self.prompts()
                 images = pipeline.load(self.workdir, stage=name)(prompts, seed=self.config.seed)
                 path = self.workdir / ("samples.png" if name == "diffusion" else f"samples-{name}.png")
                 save_png(path, grid(images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3))
                 print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
-        if self.config.adapter.rank:
+        if self.config.adapter.rank and self.first:
             path = self.workdir / adapter.FILE
             if not path.exists():  # it was moved away, or this workdir was trained without
                 adapter.write(path, adapter.Adapter(**self.config.adapter),
                               Checkpoints(self._folder("diffusion"), read_only=True).restore("weights"))
             print(f"the adapter, for --workdir={self.config.init_from}: {path}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
+        processes.wait()
 
     def _begin(self, stage: str, params: Any) -> Any:
         """The network's first parameters: those of `init_from`, or fresh ones with CLIP's text tower."""
@@ -172,9 +182,19 @@ class Experiment:
             origin = self._origin("vqvae")
             with Checkpoints(self._folder("vqvae"), keep=1) as own:  # a workdir holds all that sampling needs
                 own.save(origin.latest_step(), {name: origin.restore(name) for name in ("weights", "config")}, wait=True)
+        self._hand_out(checkpoints)
         if checkpoints.latest_step() is None:
             raise UserError(f"the diffusion stage needs a codec, and {checkpoints.folder} has none: run the vqvae stage first")
         return widen(checkpoints.restore("weights"))
+
+    def _checkpoints(self, stage: str, train: loop.Train) -> Checkpoints:
+        return self._hand_out(Checkpoints(self._folder(stage), keep=train.keep))
+
+    def _hand_out(self, checkpoints: Checkpoints) -> Checkpoints:
+        """The checkpoints, of which every process has the latest."""
+        processes.wait()
+        processes.hand_out(checkpoints.folder, checkpoints.steps(), self.keeper)
+        return checkpoints
 
     def _folder(self, stage: str) -> Path:
         return pipeline.stage_folder(self.workdir, stage)
@@ -205,6 +225,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 def main(argv: Any) -> None:
     flag = flags.FLAGS["config"]
     workdir = command.workdir(config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value)
+    processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     pipeline.compilation_cache()
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()
@@ -212,7 +233,8 @@ def main(argv: Any) -> None:
 
 
 def run() -> None:
-    command.run(main)
+    with processes.ending_at_once():
+        command.run(main)
 
 
 if __name__ == "__main__":

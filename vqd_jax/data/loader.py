@@ -77,6 +77,11 @@ class Loader:
             raise IndexError(f"step {step} is negative")
         return self._batches[step]
 
+    def whole(self, step: int) -> Batch:
+        """All rows of a global batch, also those of the other processes."""
+        rows = [self.example(step * self.batch_size + row) for row in range(self.batch_size)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
     def iterate(self, start: int = 0) -> "Batches":
         """The batches start, start + 1, …; close it (or use it in a `with`) to stop the reading threads."""
         return Batches(iter(self._batches[start:].to_iter_dataset(self._read)))

@@ -109,7 +109,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, pa
 
 def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader: Loader, checkpoints: Checkpoints,
                      key: PRNGKey, begin: Callable[[Any], Any] | None) -> State:
-    batch = loader[0]
+    batch = loader.whole(0)  # the codes of a codebook start on it, in every process on the same ones
     fresh = lambda params, extra: State(step=np.zeros((), np.int32), params=params, extra=extra,
                                         ema=jax.tree.map(np.array, params) if train.ema else None,
                                         opt_state=optimizer.init(params))

@@ -27,7 +27,7 @@ def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[An
         return np.load(path)
     tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{jax.process_index()}-{os.getpid()}.part")
     with part.open("wb") as file:
         np.save(file, tokens)
     part.rename(path)
