@@ -241,6 +241,8 @@ BAD = [
      "0.png"),
     (["main", "--config=configs/emoji.py", "--workdir={tmp}", "--config.stages=('diffusion',)", "--config.data.cache={cache}"],
      "run the vqvae stage first"),
+    (["main", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"], "a workdir is a local folder, got gs://bucket/emoji"),
+    (["main", "--config=configs/emoji.py", "--workdir={tmp}", "--processes=2"], "--processes and --process need --coordinator=HOST:PORT"),
 ]
 
 
