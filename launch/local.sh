@@ -3,6 +3,10 @@
 #
 #   launch/local.sh [--detach] [--log=FILE] [--dry-run] ARGUMENTS of python -m vqd_jax.main
 #
+# for example
+#
+#   launch/local.sh --detach --log=emoji.log --config=configs/emoji.py --workdir=runs/emoji
+#
 #   --detach    run in the background under nohup, and return
 #   --log=FILE  where a detached run writes its output (appended); runs/local-DATE.log by default
 #   --dry-run   print the command and do nothing
@@ -15,23 +19,11 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=/dev/null
+source "$root/launch/common.sh"
 python=${PYTHON:-python}
 detach=false dry_run=false log=runs/local-$(date +%Y%m%d-%H%M%S).log
 arguments=()
-
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
-
-show() { # the command as it could be typed
-  local word line=
-  for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
-    line+=" $word"
-  done
-  echo "${line:1}"
-}
 
 for argument in "$@"; do
   case $argument in
@@ -40,7 +32,7 @@ for argument in "$@"; do
     --log=?*) log=${argument#--log=} ;;
     --log | --log=) fail "--log needs a file, written --log=FILE" ;;
     -h | --help)
-      sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+      explain "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) arguments+=("$argument") ;;
@@ -51,11 +43,11 @@ command=(env "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cach
   PYTHONUNBUFFERED=1 TRANSFORMERS_VERBOSITY=error
   "$python" -m vqd_jax.main ${arguments[@]+"${arguments[@]}"})
 
-show cd "$root"
+quoted cd "$root"
 if $detach; then
-  echo "nohup $(show "${command[@]}") >>$(show "$log") 2>&1 </dev/null &"
+  echo "nohup $(quoted "${command[@]}") >>$(quoted "$log") 2>&1 </dev/null &"
 else
-  show "${command[@]}"
+  quoted "${command[@]}"
 fi
 $dry_run && exit 0
 
@@ -66,4 +58,4 @@ $detach || exec "${command[@]}"
 
 { mkdir -p "$(dirname "$log")" && touch "$log"; } 2>/dev/null || fail "the log $log cannot be written"
 nohup "${command[@]}" >>"$log" 2>&1 </dev/null &
-echo "process $!; follow it with: tail -f $(show "$log"); stop it with: kill $!"
+echo "process $!; follow it with: tail -f $(quoted "$log"); stop it with: kill $!"

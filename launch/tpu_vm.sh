@@ -1,50 +1,51 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC2016  # what stands in single quotes is expanded by the shell of the VM
-# Trains on a Google Cloud TPU VM, by way of gcloud:
+# Trains on a Google Cloud TPU VM, or on all hosts of a pod slice, by way of gcloud:
 #
 #   launch/tpu_vm.sh COMMAND --zone=ZONE [OPTIONS] [-- ARGUMENTS of python -m vqd_jax.main]
+#
+# for example
+#
+#   launch/tpu_vm.sh run --zone=us-west4-a --type=v5litepod-16 --spot -- --config=configs/coco.py --workdir=gs://my-bucket/coco
 #
 #   create   make the TPU VM, or reuse the one of that name (one that was preempted is deleted and made again)
 #   push     copy this checkout to it and install, with Python 3.12 and jax[tpu]
 #   start    train in the background, in tmux on every worker; the same command goes on from the last checkpoint
-#   logs     follow the output until training ends (Ctrl-C leaves it running); fails if training failed
-#   run      create, push, start and logs
-#   status   the state of the VM, whether training runs, the last line of its output
+#   logs     follow the first worker's output until training ends (Ctrl-C leaves it running). If one worker fails, its last
+#            lines are shown and the others are stopped
+#   run      create, push, start and logs, the last only if it trains already; with a workdir in a bucket, all of it again
+#            whenever the VM is preempted
+#   status   the state of the VM, whether each worker trains, the last line of the first one's output
 #   fetch    copy the workdirs, vqd_jax/runs there, to runs/NAME here
 #   stop     interrupt training; the VM stays, and costs money, until it is deleted
-#   delete   delete the VM and its disk, with all that was not fetched
+#   delete   delete the VM and its disk, with all that was not fetched or uploaded
 #
 #   --zone=ZONE      for example us-central1-a; $TPU_ZONE by default
 #   --name=NAME      of the VM; vqd-jax by default
-#   --type=TYPE      v2-8 v3-8 v4-8 v5litepod-8 v6e-8; v5litepod-8 by default
+#   --type=TYPE      v2-8 v3-8 v4-8 v5litepod-8 v6e-8 and larger slices, as v4-32; v5litepod-8 by default
 #   --version=IMAGE  the VM's software; by default the one that fits the type
 #   --project=NAME   gcloud's own setting by default
 #   --spot           cheaper, and may be taken away at any time (--preemptible is the older form of it)
+#   --tries=N        how often to ask for a VM while the zone has none left, 6 by default; the waits grow from 30 s to 10 minutes
+#   --delete         at the end of run, trained or failed, delete the VM; runs that are not in a bucket are fetched first
 #   --dry-run        print the commands, as for a VM that does not exist yet, and do nothing
 #
-# Slices of several hosts are refused: they need jax.distributed.initialize, which vqd_jax.main does not call yet.
-# A spot VM that is preempted loses its disk: for those mount a bucket and give --workdir a folder in it.
+# A preempted VM loses its disk: for spot VMs give --workdir=gs://BUCKET/FOLDER. The workers train on their disks; what the bucket
+# has is fetched before, and every five minutes and at the end the first worker uploads what is new (launch/tpu_worker.sh has
+# the details). The VM's service account must be allowed to write there.
 set -euo pipefail
 
-single_host="v2-8 v3-8 v4-8 v5litepod-8 v6e-8"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-running='tmux has-session -t =vqd_jax 2>/dev/null'
-archive=$root/build/vqd_jax.tar.gz # build/ is ignored by git
-name=vqd-jax zone=${TPU_ZONE:-} type=v5litepod-8 version='' action='' dry_run=false
+# shellcheck source=/dev/null
+source "$root/launch/common.sh" && source "$root/launch/tpu_training.sh"
+name=vqd-jax zone=${TPU_ZONE:-} type=v5litepod-8 version='' action='' tries=6 dry_run=false remove=false bucket=false
 where=() capacity=() arguments=()
+before_failing='' idle=false # whether it is known that nothing trains
 
-fail() {
-  echo "error: $1" >&2
-  exit 1
-}
-
-quoted() { # the words as they could be typed
-  local word line=
-  for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
-    line+=" $word"
-  done
-  echo "${line:1}"
+give_up() { # SENTENCE
+  local hook=$before_failing
+  before_failing=''
+  [[ -z $hook ]] || "$hook"
+  fail "$1" 1
 }
 
 show() {
@@ -55,7 +56,7 @@ call() { # SENTENCE COMMAND...: show it and run it; the sentence says what faile
   local sentence=$1
   shift
   show "$@"
-  $dry_run || "$@" || fail "$sentence (${1##*/} ended with status $?; what it wrote above says why)"
+  $dry_run || "$@" || give_up "$sentence (${1##*/} ended with status $?; what it wrote above says why)"
 }
 
 tpu() { # SENTENCE SUBCOMMAND...: gcloud on this VM
@@ -71,142 +72,132 @@ remote() { # SENTENCE WORKER COMMAND: one shell line on the VM, in the home fold
 image() { # the software that Google names for JAX on each type
   case $1 in
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     *) echo tpu-ubuntu2204-base ;;
   esac
 }
 
-create_new() {
-  tpu "the TPU VM $name could not be created" create "$name" "--accelerator-type=$type" \
-    "--version=${version:-$(image "$type")}" ${capacity[@]+"${capacity[@]}"}
+look() { # "STATE TYPE" of the VM, or "MISSING"
+  local describe=(gcloud compute tpus tpu-vm describe "$name" '--format=value(state,acceleratorType)' "${where[@]}") said
+  quoted "${describe[@]}" >&2
+  if said=$("${describe[@]}" 2>&1); then
+    grep -E '^[A-Z_]+[[:space:]]' <<<"$said" || echo unknown
+  elif grep -qiE 'NOT_FOUND|not found' <<<"$said"; then
+    echo MISSING
+  else
+    fail "gcloud could not tell whether $name exists: $(tail -n 1 <<<"$said")" 1
+  fi
 }
 
 create() {
-  [[ " $single_host " == *" $type "* ]] || fail "--type=$type is not supported, only ${single_host// /, }:\
- vqd_jax.main does not call jax.distributed.initialize yet, so it trains on one host"
-  local describe=(gcloud compute tpus tpu-vm describe "$name" '--format=value(state,acceleratorType)' "${where[@]}")
-  show "${describe[@]}"
+  local new=(gcloud compute tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=${version:-$(image "$type")}"
+    ${capacity[@]+"${capacity[@]}"} "${where[@]}")
+  local try said state found pause=30
   if $dry_run; then
-    create_new
+    quoted gcloud compute tpus tpu-vm describe "$name" '--format=value(state,acceleratorType)' "${where[@]}"
+    quoted "${new[@]}"
     return
   fi
-  local said state='' found=''
-  if ! said=$("${describe[@]}" 2>&1); then
-    grep -qiE 'NOT_FOUND|not found' <<<"$said" ||
-      fail "gcloud could not tell whether $name exists: $(tail -n 1 <<<"$said")"
-    create_new
-    return
-  fi
-  read -r state found <<<"$(grep -E '^[A-Z_]+[[:space:]]' <<<"$said")"
-  case $state in
-    READY)
-      [[ $found == "$type" ]] || fail "$name exists and is a $found, not a $type: choose another --name, or delete it"
-      echo "$name is there and ready: reusing it" >&2
-      ;;
-    PREEMPTED | TERMINATED)
-      echo "$name was preempted: making it again" >&2
-      delete
-      create_new
-      ;;
-    *) fail "$name is in the state ${state:-unknown}: wait until it is READY, or delete it" ;;
-  esac
-}
-
-reach() { # a VM that was just made takes a while until it lets anyone in
-  local reason="$name does not answer to ssh" try
-  for try in 1 2 3 4; do
-    show gcloud compute tpus tpu-vm ssh "$name" --worker=all --command=true "${where[@]}"
-    $dry_run && return
-    gcloud compute tpus tpu-vm ssh "$name" --worker=all --command=true "${where[@]}" && return
-    echo "$reason, try $try" >&2
-    sleep 15
+  for ((try = 1; ; try++)); do
+    said=$(look) || exit
+    read -r state found <<<"$said"
+    case $state in
+      READY)
+        [[ $found == "$type" ]] || fail "$name exists and is a $found, not a $type: choose another --name, or delete it" 1
+        echo "$name is there and ready: using it" >&2
+        return
+        ;;
+      PREEMPTED | TERMINATED)
+        echo "$name was preempted: making it again" >&2
+        delete
+        ;;
+      MISSING) ;;
+      *) fail "$name is in the state $state: wait until it is READY, or delete it" 1 ;;
+    esac
+    quoted "${new[@]}" >&2
+    said=$("${new[@]}" 2>&1 | tee -a /dev/stderr) && return
+    refused "$said"
+    ((try < tries)) || fail "$name could not be created in $tries tries, $zone has no capacity for a $type: try later, with more\
+ --tries, or another --zone" 1
+    echo "no capacity: next try in $pause s" >&2
+    sleep "$pause"
+    pause=$((pause < 300 ? 2 * pause : 600))
   done
-  remote "$reason" all true
 }
 
-push() {
-  reach
-  remote "training is running on $name, or it cannot be told: stop it before pushing" all "! $running"
-  $dry_run || mkdir -p "${archive%/*}"
-  call "this checkout could not be packed" tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./runs \
-    --exclude=./build --exclude=./dist --exclude=./.venv --exclude=__pycache__ --exclude='*.egg-info' \
-    --exclude=./.pytest_cache --exclude=./.hypothesis --exclude=./.ruff_cache .
-  tpu "this checkout could not be copied to $name" scp "$archive" "$name:vqd_jax.tar.gz" --worker=all
-  $dry_run || rm -f "$archive"
-
-  local unpack='mkdir -p vqd_jax && find vqd_jax -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +'
-  unpack+=' && tar -xzf vqd_jax.tar.gz -C vqd_jax'
-  remote "this checkout could not be unpacked on $name" all "$unpack"
-
-  # The images come with Python 3.10, too old for jax: uv brings 3.12.
-  local install='{ command -v tmux >/dev/null || sudo apt-get install -y -q tmux; }'
-  install+=' && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv'
-  install+=' && { test -x vqd_venv/bin/python || python3 -m uv venv -q --seed --python 3.12 vqd_venv; }'
-  install+=' && vqd_venv/bin/python -m pip install -q -r vqd_jax/requirements.txt "jax[tpu]"'
-  remote "the installation on $name failed" all "$install"
-
-  local check='import jax; print(jax.devices()); assert jax.default_backend() == "tpu"'
-  remote "jax does not find the TPU of $name" all "vqd_venv/bin/python -c '$check'"
+refused() { # WHAT GCLOUD SAID: returns if another try makes sense
+  local quota
+  quota=$(sed -nE "/[Qq]uota/{s/.*[Qq]uota( limit| metric)? '([^']+)'.*/\2/p;q}" <<<"$1")
+  [[ -z $quota ]] || fail "$name was not created, the quota $quota of your project is used up or zero: ask for more at\
+ https://console.cloud.google.com/iam-admin/quotas, or choose another --zone or --type" 1
+  grep -qiE 'capacity|stockout|RESOURCE_POOL_EXHAUSTED|ALREADY_EXISTS|already exists|UNAVAILABLE' <<<"$1" ||
+    fail "the TPU VM $name could not be created: $(tail -n 1 <<<"$1")" 1
 }
 
-start() {
-  local train
-  train='{ cd vqd_jax && PYTHON=$HOME/vqd_venv/bin/python bash launch/local.sh'
-  train+=" $(quoted "${arguments[@]}"); } >>\$HOME/vqd_jax.log 2>&1; echo \$? >\$HOME/vqd_jax.exit"
-  remote "training is already running on $name, or it cannot be told: follow it with logs, or stop it" all "! $running"
-  remote "training could not be started on $name: was it pushed?" all \
-    "test -f vqd_jax/launch/local.sh && rm -f vqd_jax.exit && tmux new-session -d -s vqd_jax $(quoted "$train")"
-}
-
-logs() { # tail ends with the process in tmux, whose exit status is then in a file
-  local follow='pid=$(tmux list-panes -t =vqd_jax: -F "#{pane_pid}" 2>/dev/null)'
-  follow+=' && tail -n 100 -F --pid=$pid vqd_jax.log 2>/dev/null || tail -n 100 vqd_jax.log'
-  follow+='; test -f vqd_jax.exit && exit $(cat vqd_jax.exit)'
-  remote "training on $name failed or was stopped, or the connection was lost" 0 "$follow"
-}
-
-status() {
-  tpu "gcloud could not tell the state of $name" describe "$name" '--format=value(state,health,acceleratorType)'
-  local tell="if $running; then echo training is running"
-  tell+='; elif test -f vqd_jax.exit; then echo training has ended with status $(cat vqd_jax.exit)'
-  tell+='; else echo training is not running; fi'
-  tell+='; test ! -f vqd_jax.log || tail -c 2000 vqd_jax.log | tr "\r" "\n" | tail -n 1'
-  remote "$name does not answer to ssh" all "$tell"
-}
-
-fetch() {
-  local packed=$root/build/vqd_runs.tar.gz target=$root/runs/$name
-  remote "there are no workdirs on $name, or they could not be packed" 0 \
-    'test -d vqd_jax/runs && { tar -czf vqd_runs.tar.gz -C vqd_jax/runs . || test $? -eq 1; }' # 1: written to meanwhile
-  $dry_run || mkdir -p "${packed%/*}" "$target"
-  tpu "the workdirs could not be copied from $name" scp "$name:vqd_runs.tar.gz" "$packed" --worker=0
-  call "the workdirs could not be unpacked into $target" tar -xzf "$packed" -C "$target"
-  $dry_run || rm -f "$packed"
-  $dry_run || echo "the workdirs of $name are in $target" >&2
-}
-
-stop() { # as Ctrl-C, which lets a checkpoint be finished; by force after a minute
-  local end="$running || exit 0; tmux send-keys -t =vqd_jax: C-c"
-  end+="; for i in \$(seq 60); do $running || exit 0; sleep 1; done; tmux kill-session -t =vqd_jax"
-  remote "training on $name could not be stopped" all "$end"
+preempted() {
+  local state
+  read -r state _ <<<"$(look 2>/dev/null)"
+  [[ $state == PREEMPTED || $state == TERMINATED || ($state == MISSING && ${#capacity[@]} -gt 0) ]]
 }
 
 delete() {
-  tpu "the TPU VM $name could not be deleted" delete "$name" --quiet
+  local gone=(gcloud compute tpus tpu-vm delete "$name" --quiet "${where[@]}") said
+  show "${gone[@]}"
+  $dry_run && return
+  said=$("${gone[@]}" 2>&1 | tee -a /dev/stderr) && return
+  grep -qiE 'NOT_FOUND|not found' <<<"$said" ||
+    give_up "the TPU VM $name could not be deleted, and costs money: $(tail -n 1 <<<"$said")"
+  echo "there is no $name any more: nothing to delete" >&2
 }
 
 run() {
-  create
-  push
-  start
-  logs
+  local result
+  while true; do
+    create
+    result=0
+    (
+      before_failing=failing
+      reach
+      if busy; then
+        echo "$name trains already: following it" >&2
+      else
+        push
+        start
+      fi
+      logs
+      settle
+    ) || result=$?
+    ((result == 75)) || break
+    echo "$name was preempted: starting again" >&2
+  done
+  exit "$result"
+}
+
+failing() { # of a run: 75 asks for another one
+  if ! preempted; then
+    settle
+  elif $bucket; then
+    exit 75
+  elif $remove; then
+    delete
+  fi
+}
+
+settle() { # what is left at the end of a run costs money
+  if $remove && $idle; then
+    $bucket || fetch
+    delete
+  else
+    $dry_run || echo "$name is there and costs money until launch/tpu_vm.sh delete --name=$name $(quoted "${where[@]}")" >&2
+  fi
 }
 
 while (($#)); do
   case $1 in
     --) shift && arguments=("$@") && break ;;
     -h | --help)
-      sed -n '3,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+      explain "${BASH_SOURCE[0]}"
       exit 0
       ;;
     --name=?*) name=${1#*=} ;;
@@ -214,25 +205,36 @@ while (($#)); do
     --type=?*) type=${1#*=} ;;
     --version=?*) version=${1#*=} ;;
     --project=?*) where+=("$1") ;;
+    --tries=?*) tries=${1#*=} ;;
     --spot | --preemptible) capacity=("$1") ;;
+    --delete) remove=true ;;
     --dry-run) dry_run=true ;;
     create | push | start | logs | run | status | fetch | stop | delete)
-      [[ -z $action ]] || fail "give one command, not $action and $1"
+      [[ -z $action ]] || fail "give one command, not $action and $1" 1
       action=$1
       ;;
-    *) fail "unknown option $1: see launch/tpu_vm.sh --help; what vqd_jax.main is to get comes after --" ;;
+    *) fail "unknown option $1: see launch/tpu_vm.sh --help; what vqd_jax.main is to get comes after --" 1 ;;
   esac
   shift
 done
-[[ -n $action ]] || fail "a command is missing: create, push, start, logs, run, status, fetch, stop or delete"
-[[ -n $zone ]] || fail "--zone is missing, for example --zone=us-central1-a"
-[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name: a name has lower-case letters, digits and hyphens"
+[[ -n $action ]] || fail "a command is missing: create, push, start, logs, run, status, fetch, stop or delete" 1
+[[ -n $zone ]] || fail "--zone is missing, for example --zone=us-central1-a" 1
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name: a name has lower-case letters, digits and hyphens" 1
+[[ $type =~ ^v[0-9]+(litepod|p|e)?-[0-9]+$ ]] || fail "--type=$type: a type is a generation and a size, as v4-8 or v5litepod-16" 1
+[[ $tries =~ ^[1-9][0-9]*$ ]] || fail "--tries must be a positive number, got $tries" 1
 where=("--zone=$zone" ${where[@]+"${where[@]}"})
 if [[ $action == start || $action == run ]]; then
-  ((${#arguments[@]})) || fail "what to train is missing, for example: -- --config=configs/emoji.py:gpu"
+  ((${#arguments[@]})) || fail "what to train is missing, for example: -- --config=configs/emoji.py:gpu" 1
 elif ((${#arguments[@]})); then
-  fail "$action takes no arguments after --"
+  fail "$action takes no arguments after --" 1
 fi
+for argument in ${arguments[@]+"${arguments[@]}"}; do
+  [[ $argument == --workdir=gs:* ]] || continue
+  [[ $argument =~ ^--workdir=gs://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)+/?$ ]] ||
+    fail "$argument: write gs://BUCKET/FOLDER, with letters, digits, dots, hyphens and underscores" 1
+  bucket=true
+done
+trap 'echo "interrupted; if $name is there it costs money, and may be training: see status, logs, stop and delete" >&2; exit 130' INT
 $dry_run || command -v gcloud >/dev/null ||
-  fail "there is no gcloud here: install it from https://cloud.google.com/sdk, then gcloud auth login"
+  fail "there is no gcloud here: install it from https://cloud.google.com/sdk, then gcloud auth login" 1
 "$action"

@@ -1,0 +1,130 @@
+"""Stands in for gcloud: records every call, fails as it is told, and keeps a TPU VM and buckets as folders.
+
+In $CLOUD: `calls` and `storage`, a JSON line for each call, with its arguments and what came on stdin; `state`, the node's state and
+type, absent without a node; `worker0`, `worker1`, … the home folders of the workers, in which remote commands run; `buckets`.
+`failures` is a JSON list of [regular expression over the call, times, what gcloud says, and optionally the node's next state]: the first
+one that fits and still has times left makes the call fail.
+"""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+cloud, words = Path(os.environ["CLOUD"]), sys.argv[1:]
+line, state = " ".join(words), cloud / "state"
+
+
+def end(sentence):
+    sys.exit(f"ERROR: (gcloud) {sentence}")
+
+
+def flag(name, default=None):
+    return next((w.split("=", 1)[1] for w in words if w.startswith(f"--{name}=")), default)
+
+
+def fail_as_told():
+    file = cloud / "failures"
+    failures = json.loads(file.read_text()) if file.exists() else []
+    for failure in failures:
+        if failure[1] and re.search(failure[0], line):
+            failure[1] -= 1
+            file.write_text(json.dumps(failures))
+            if len(failure) > 3:
+                state.write_text(failure[3]) if failure[3] else state.unlink()
+            end(failure[2])
+
+
+def node(verb):
+    if verb == "describe":
+        if not state.exists():
+            end("NOT_FOUND: Resource 'projects/p/locations/z/nodes/n' was not found")
+        print("WARNING: something", file=sys.stderr)
+        print(state.read_text())
+    elif verb == "create":
+        if state.exists():
+            end("ALREADY_EXISTS: Resource 'projects/p/locations/z/nodes/n' already exists")
+        state.write_text(f"READY\t{flag('accelerator-type')}")
+    elif verb == "delete":
+        if not state.exists():
+            end("NOT_FOUND: Resource 'projects/p/locations/z/nodes/n' was not found")
+        state.unlink()
+        for home in cloud.glob("worker*"):  # what runs there and the disks go, too
+            subprocess.run(["tmux", "kill-server"], env=as_worker(home), stderr=subprocess.DEVNULL)
+            shutil.rmtree(home)
+            home.mkdir()
+    elif state.exists() and not state.read_text().startswith("READY"):
+        end("the node does not answer")
+    elif verb == "ssh":
+        codes = []
+        for home in workers():
+            done = subprocess.run(["bash", "-c", flag("command")], cwd=home, env=as_worker(home), stdin=subprocess.DEVNULL)
+            codes.append(done.returncode)
+        sys.exit(max(codes, default=0))
+    elif verb == "scp":
+        source, target = words[4:6]
+        for home in workers():
+            place = lambda path: path.split(":", 1)[1] and home / path.split(":", 1)[1] if ":" in path else path
+            shutil.copy(place(source), place(target))
+
+
+def as_worker(home):
+    """The environment on a worker, with a tmux of its own."""
+    number = home.name.removeprefix("worker")
+    sockets = Path(os.environ["SOCKETS"]) / number  # their path must be short
+    sockets.mkdir(exist_ok=True)
+    return os.environ | {"HOME": str(home), "TMUX_TMPDIR": str(sockets), "WORKER": number,
+                         "ENDPOINTS": ",".join(h.name for h in sorted(cloud.glob("worker*")))}
+
+
+def workers():
+    wanted = flag("worker", "0")
+    return [home for home in sorted(cloud.glob("worker*")) if wanted in ("all", home.name.removeprefix("worker"))]
+
+
+def local(path):
+    return cloud / "buckets" / path.removeprefix("gs://") if path.startswith("gs://") else Path(path)
+
+
+def storage(verb, *paths):
+    recursive = "--recursive" in paths
+    paths = [p for p in paths if not p.startswith("--")]
+    source = local(paths[0])
+    if verb == "ls":
+        found = sorted(p for p in source.parent.parent.rglob(source.name)) if "**" in paths[0] else \
+            [*source.iterdir()] if source.is_dir() else []
+        if not found:
+            end("One or more URLs matched no objects.")
+        for path in found:
+            print("gs://" + str(path.relative_to(cloud / "buckets")) + "/" * path.is_dir())
+    elif verb == "cp":
+        local(paths[1]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, local(paths[1]))
+    elif verb == "rm":
+        assert recursive
+        shutil.rmtree(source)
+    elif verb == "rsync":
+        assert recursive
+        if not source.is_dir():
+            end(f"Did not find existing container at: {paths[0]}")
+        for file in sorted(source.rglob("*")):
+            name = str(file.relative_to(source))
+            if file.is_file() and not any(re.match(pattern, name) for pattern in flag("exclude", "\0").split(",")):
+                target = local(paths[1]) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+
+
+if __name__ == "__main__":
+    asked = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    with (cloud / ("storage" if words[0] == "storage" else "calls")).open("a") as calls:
+        calls.write(json.dumps({"words": words, "stdin": asked}) + "\n")
+    fail_as_told()
+    if words[:3] == ["compute", "tpus", "tpu-vm"]:
+        node(words[3])
+    elif words[0] == "storage":
+        storage(*words[1:])
+    else:
+        end(f"unknown command {line}")
