@@ -126,8 +126,8 @@ def test_pickles_of_python_2_are_read_and_nothing_else_runs(tmp_path):
         write(tmp_path / "train" / "filenames.pickle", content)
         assert collections.Counter(splits(captioned.cub(path=str(tmp_path))).values()) == {"train": 8, "held_out_items": 4}
     for content, found in ((pickle.dumps([Evil()]), r"the global posix.getcwd"), (pickle.dumps({"a": 1}), "something else"),
-                           (pickle.dumps([1, 2]), "something else"), (old[:-20], "truncated"), (b"", "damaged"),
-                           (b"rubbish", "unpickling stack underflow")):
+                           (pickle.dumps([1, 2]), "something else"), (old[:-20], "opcode argument must be quoted"),
+                           (b"", "damaged"), (b"rubbish", "damaged")):
         write(tmp_path / "train" / "filenames.pickle", content)
         with pytest.raises(UserError, match=f"train/filenames.pickle is not a pickled list of file names.*{found}"):
             captioned.cub(path=str(tmp_path))

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from vqd_jax.data.images import decode, reason
 from vqd_jax.errors import UserError
 from vqd_jax.pipeline import TextToImage
 from vqd_jax.progress import track
@@ -29,7 +30,7 @@ class Canvas:
 
 def read(init_image: str, mask: str | None, extend: Sequence[str], size: int) -> Canvas:
     """The canvas that the flags of `sample` describe; UserError where they do not fit together."""
-    picture = _open(init_image).convert("RGB")
+    picture = _open(init_image)
     if (not mask and not extend) or min(picture.size) < size:
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     image = np.asarray(picture)
@@ -103,11 +104,6 @@ def _open(path: str) -> Image.Image:
     if not Path(path).is_file():
         raise UserError(f"there is no picture {path}")
     try:
-        picture = Image.open(path)
-        picture.load()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a picture that can be read ({error})") from error
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture
+        return Image.fromarray(decode(Path(path).read_bytes()))
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
+        raise UserError(f"{path} is not a picture that can be read ({reason(error)})") from error

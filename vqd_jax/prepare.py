@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from vqd_jax import build, command
 from vqd_jax.data import packed
+from vqd_jax.data.files import shown
 from vqd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
@@ -34,7 +35,7 @@ def main(argv: Any) -> None:
     source = build.original(config, cache)
     made = packed.pack(str(cache), source, build.packed_size(config))
     print(f"prepared {made.pictures} pictures for {len(made)} examples in {made.root}")
-    print(f"left out {len(made.skipped)}" + "".join(f"\n  {name}: {reason}" for name, reason in sorted(made.skipped.items())))
+    print(f"left out {len(made.skipped)}" + "".join(f"\n  {shown(name)}: {reason}" for name, reason in sorted(made.skipped.items())))
     print("training with the same flags reads them: python -m vqd_jax.main")
 
 

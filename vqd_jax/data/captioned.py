@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vqd_jax.data import splits, tfds_sets
-from vqd_jax.data.files import Files, existing, opened, scan, some, threaded, tree
+from vqd_jax.data.files import Files, existing, listed, opened, scan, some, threaded, tree
 from vqd_jax.data.source import Record
 from vqd_jax.errors import UserError
+from vqd_jax.unpickling import Unpickler
 
 HELD_OUT = 0.1  # share, by a hash of the name, of a set that comes without its official split
 
@@ -144,7 +145,10 @@ def caption_files(kind: _Set, root: pathlib.Path, captions: str) -> dict[str, pa
 def read_captions(paths: list[pathlib.Path]) -> list[tuple[str, ...]]:
     """The captions in each file, one a line, without repetitions; at least one."""
     def read(path: pathlib.Path) -> tuple[str, ...]:
-        lines = path.read_bytes().decode("utf-8-sig", "replace").split("\n")
+        try:
+            lines = path.read_bytes().decode("utf-8-sig", "replace").split("\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
         if not (own := tuple(dict.fromkeys(caption for line in lines if (caption := plain(line))))):
             raise UserError(f"There is no caption in {path}: one a line is expected.")
         return own
@@ -166,13 +170,13 @@ def _official(kind: _Set, places: list[pathlib.Path], classes: dict[str, str], d
                 if not path:
                     raise UserError(f"There is no {places[0] / name} beside {next(filter(None, found))}: a split needs both.")
                 if path.suffix == ".pickle":
-                    listed = [kind.key(item) for item in _unpickled(path)]
-                    if missing := sorted(set(listed) - classes.keys()):
+                    own = [kind.key(item) for item in _unpickled(path)]
+                    if missing := sorted(set(own) - classes.keys()):
                         raise UserError(f"{path} lists {some(missing)} that are not among the images: {kind.about}.")
                 else:
-                    chosen = {line.strip() for line in path.read_text("utf-8").splitlines()}
-                    listed = [key for key, own in classes.items() if own in chosen]
-                out |= {key: split for key in listed}
+                    chosen = set(listed(path))
+                    own = [key for key, name in classes.items() if name in chosen]
+                out |= {key: split for key in own}
             break
     else:
         out = _numbered(kind, places) or default or _hashed(kind, places[-1], classes)
@@ -196,7 +200,7 @@ def _numbered(kind: _Set, places: list[pathlib.Path]) -> dict[str, str]:
 
 
 def _pairs(path: pathlib.Path) -> Iterator[list[str]]:
-    return (line.split() for line in path.read_text("utf-8").splitlines() if line.strip())
+    return (line.split() for line in listed(path))
 
 
 def _hashed(kind: _Set, place: pathlib.Path, keys: Iterable[str]) -> dict[str, str]:
@@ -206,17 +210,10 @@ def _hashed(kind: _Set, place: pathlib.Path, keys: Iterable[str]) -> dict[str, s
     return {key: value for (key, _), value in split.items()}
 
 
-class _Unpickler(pickle.Unpickler):
-    """Lists and strings of any Python; nothing that a pickle could execute."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"the global {module}.{name}")
-
-
 def _unpickled(path: pathlib.Path) -> list[str]:
     try:
         with path.open("rb") as file:
-            names = _Unpickler(file, encoding="latin1").load()
+            names = Unpickler(file, encoding="latin1").load()  # strings of any Python
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise pickle.UnpicklingError("something else")
         return names
@@ -235,11 +232,18 @@ def _coco_table(path: pathlib.Path) -> tuple[dict[int, str], list[tuple[int, int
     try:
         with path.open(encoding="utf-8") as file:
             table = json.load(file)
-        names = {image["id"]: image["file_name"] for image in table["images"]}
-        captions = sorted((entry["id"], entry["image_id"], plain(entry["caption"])) for entry in table["annotations"])
+        names = {_of(int, image["id"]): _of(str, image["file_name"]) for image in table["images"]}
+        captions = sorted((_of(int, entry["id"]), _of(int, entry["image_id"]), plain(_of(str, entry["caption"])))
+                          for entry in table["annotations"])
         unknown = {image for _, image, _ in captions} - names.keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a caption file of MS-COCO ({type(error).__name__}: {error}).") from error
     if unknown or not captions:
         raise UserError(f"{path} has captions of images that it does not list." if unknown else f"There are no captions in {path}.")
     return names, captions
+
+
+def _of(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
+    return value

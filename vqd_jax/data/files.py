@@ -4,15 +4,16 @@ The fingerprint of a large set sees the names and the sizes of its files, not th
 """
 
 import concurrent.futures
-import io
+import logging
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vqd_jax.data.images import decode, reason
 from vqd_jax.data.source import Record, fingerprint
 from vqd_jax.errors import UserError
 from vqd_jax.progress import track
@@ -71,7 +72,7 @@ class Files:
             content = self._read(file)
             return content, decode(content)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-            raise UserError(f"The image {file} in {self.place} cannot be decoded ({reason(error)}): mend it, or run python -m "
+            raise UserError(f"The image {shown(file)} in {self.place} cannot be decoded ({reason(error)}): mend it, or run python -m "
                             "vqd_jax.prepare, which leaves out some broken images.") from error
 
 
@@ -79,27 +80,6 @@ def tree(name: str, root: pathlib.Path, records: list[Record], files: list[str],
          **options: Any) -> Files:
     """The source of files below a folder, named by their paths in it."""
     return Files(name, root, records, files, stamps, lambda file: (root / file).read_bytes(), **options)
-
-
-def decode(content: bytes) -> np.ndarray:
-    """Bytes of any image file that Pillow reads → uint8 (H, W, 3): upright, first frame, on white where transparent."""
-    with Image.open(io.BytesIO(content)) as image:
-        image.seek(0)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return np.repeat(_eight_bits(np.asarray(image))[..., None], 3, axis=-1)
-        if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """16-bit grey by its upper byte; other depths are taken as they are up to 255, and as 16-bit beyond."""
-    if pixels.dtype.itemsize > 2 and pixels.max(initial=0) <= 255:
-        return pixels.clip(0, 255).astype(np.uint8)
-    return (pixels.clip(0, 65535).astype(np.int64) >> 8).astype(np.uint8)
 
 
 def opened(name: str, path: str, about: str) -> pathlib.Path:
@@ -113,29 +93,63 @@ def opened(name: str, path: str, about: str) -> pathlib.Path:
 
 
 def scan(root: pathlib.Path) -> dict[str, int]:
-    """The images below a folder, without hidden ones: relative POSIX path → size in bytes, in the order of the paths."""
-    def sizes(folder: str) -> dict[str, int]:
-        out = {}
-        for parent, children, names in os.walk(root / folder):
+    """The images below a folder, without hidden ones: relative POSIX path → size in bytes, in the order of the paths.
+
+    Links to files are followed, and links in the folder itself to other folders; those further down are not, which is logged.
+    """
+    def fail(error: OSError) -> None:
+        raise UserError(f"The folder {shown(error.filename)} cannot be read: {error.strerror}.") from error
+
+    def images(folder: str) -> tuple[dict[str, int], list[str]]:
+        out, links = {}, []
+        for parent, children, names in os.walk(root / folder, onerror=fail):
             children[:] = [child for child in children if not child.startswith(".")]
             inside = os.path.relpath(parent, root).replace(os.sep, "/")
+            links += [f"{inside}/{child}" for child in children if os.path.islink(os.path.join(parent, child))]
             for name in filter(_image, names):  # text, because a million pathlib objects take a minute
-                out[f"{inside}/{name}"] = os.stat(os.path.join(parent, name)).st_size
-        return out
+                if (size := _size(os.path.join(parent, name))) is not None:
+                    out[f"{inside}/{name}"] = size
+        return out, links
 
-    with os.scandir(root) as entries:
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-        found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file() and _image(entry.name)}
-        folders = sorted(entry.name for entry in entries if entry.is_dir())
-    for part in threaded(sizes, folders, f"listing the images in {root}", "folder"):
+    here = root.resolve()
+    try:
+        with os.scandir(root) as entries:
+            entries = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        fail(error)
+    folders = sorted(entry.name for entry in entries if os.path.isdir(entry.path) and not
+                     (entry.is_symlink() and pathlib.Path(entry.path).resolve() in (here, *here.parents)))
+    found = {entry.name: size for entry in entries if _image(entry.name) and (size := _size(entry.path)) is not None}
+    links = []
+    for part, ignored in threaded(images, folders, f"listing the images in {root}", "folder"):
         found |= part
+        links += ignored
+    if links:
+        logging.warning("%s links to folders in %s are not followed", some(links), root)
     return dict(sorted(found.items()))
+
+
+def _size(path: str) -> int | None:
+    """Of a file; 0 of one that cannot be reached, which decoding will tell; None of what is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def threaded(function: Callable[[Any], Any], items: list[Any], description: str, unit: str) -> list[Any]:
     """[function(item) for item in items] by several threads, with a bar."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return list(track(pool.map(function, items), len(items), description, unit)) if items else []
+
+
+def listed(path: pathlib.Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({reason(error)}).") from error
 
 
 def existing(candidates: Iterable[pathlib.Path]) -> pathlib.Path | None:
@@ -145,16 +159,15 @@ def existing(candidates: Iterable[pathlib.Path]) -> pathlib.Path | None:
 
 def some(names: Iterable[str]) -> str:
     """The first names of a list, for a message: "2 (a, b)", "5 (a, b, c, …)"."""
-    names = list(names)
+    names = list(map(shown, names))
     return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def shown(name: str) -> str:
+    """A name for a message: what would break its line, or cannot be printed, is escaped, and what is too long is cut."""
+    name = name if name.isprintable() else name.encode("unicode_escape").decode()
+    return name if len(name) <= 300 else f"{name[:300]}…"
 
 
 def _image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def reason(error: BaseException) -> str:
-    """What is wrong with a file, in a few words."""
-    if isinstance(error, UnidentifiedImageError):  # its text has an address in memory
-        return "it is empty or no image"
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from vqd_jax.data import prepare
-from vqd_jax.data.files import Files, decode, reason, some
+from vqd_jax.data.files import Files, shown, some
+from vqd_jax.data.images import decode, reason
 from vqd_jax.data.source import fingerprint
 from vqd_jax.data.transforms import Resize
 from vqd_jax.errors import UserError
@@ -120,7 +121,7 @@ def _examples(source: Files, files: list[str], size: int | None, before: dict[st
     for file, content in _ahead(picture, files):
         progress.update()
         if isinstance(content, bytes):
-            yield {"image": content, "file": file}
+            yield {"image": content, "file": shown(file)}
             continue
         broken[file] = content
         if len(before | broken) > source.tolerated * total or len(broken) == len(files):

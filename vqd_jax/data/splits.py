@@ -12,7 +12,7 @@ TRAIN, CELLS, ITEMS = SPLITS = ("train", "held_out_cells", "held_out_items")
 
 def unit(*parts: str) -> float:
     """A number in [0, 1) from the SHA-256 of the parts, the same on every machine."""
-    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(parts).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 

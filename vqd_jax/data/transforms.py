@@ -11,6 +11,8 @@ from PIL import Image
 
 from vqd_jax.errors import UserError
 
+LONG = 32  # times as long as wide: of longer pictures `Reference` scales the middle only, or a strip would fill the memory
+
 
 def _resample(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
     if image.shape[:2] == (size, size) and box == (0, 0, size, size):
@@ -85,6 +87,9 @@ class Reference:
         size, (height, width) = self.size, image.shape[:2]
         side = min(height, width)
         if rng is None:
+            top, left = (max(d - LONG * side, 0) // 2 for d in (height, width))
+            image = image[top:top + LONG * side, left:left + LONG * side]
+            height, width = image.shape[:2]
             scaled = _scaled(image, height * size // side, width * size // side)
             return self._cut(scaled, (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2)
         top, left = (int(rng.integers(3 * d // 8, max(3 * d // 8 + 1, 5 * d // 8))) for d in (height - side, width - side))

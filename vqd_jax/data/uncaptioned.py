@@ -3,7 +3,7 @@
 import pathlib
 
 from vqd_jax.data import splits
-from vqd_jax.data.files import Files, opened, scan, some, tree
+from vqd_jax.data.files import Files, listed, opened, scan, some, tree
 from vqd_jax.data.source import Record
 from vqd_jax.errors import UserError
 
@@ -68,8 +68,7 @@ def _listed(table: pathlib.Path, images: pathlib.Path, found: dict[str, int]) ->
     """The images that the list names, which may begin its lines with the folder; all of them if there is no list."""
     if not table.is_file():
         return list(found)
-    lines = [line.strip().replace("\\", "/").removeprefix("./").removeprefix(f"{images.name}/")
-             for line in table.read_text("utf-8").splitlines()]
+    lines = [line.replace("\\", "/").removeprefix("./").removeprefix(f"{images.name}/") for line in listed(table)]
     names = list(dict.fromkeys(filter(None, lines)))
     if missing := [name for name in names if name not in found]:
         raise UserError(f"{table} lists {some(missing)} that are not in {images}: {IMAGENET}.")
