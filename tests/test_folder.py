@@ -4,13 +4,15 @@ import json
 import logging
 import pathlib
 import re
+import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vqd_jax.data import captioned, uncaptioned
-from vqd_jax.data.folder import LAYOUTS, checked, folder
+from vqd_jax.data.checked import checked
+from vqd_jax.data.folder import LAYOUTS, folder
 from vqd_jax.data.source import Source
 from vqd_jax.errors import UserError
 
@@ -24,7 +26,8 @@ def save(path, image=None, **options):
 
 def unprepared(**options):
     """What training reads of a folder that was not prepared."""
-    return checked(folder(**options))
+    with tempfile.TemporaryDirectory() as cache:
+        return checked(folder(**options), cache)
 
 
 def make(root, names=("a.png", "b.png"), captions="a red card\n"):
@@ -131,7 +134,7 @@ def test_one_broken_image_in_a_hundred_is_named_and_skipped(tmp_path, caplog, ki
     with caplog.at_level(logging.WARNING):
         source = unprepared(path=str(tmp_path))
     assert list(source.skipped) == ["050.png"] and len(source) == 99 and "050" not in captions(source)
-    assert len(caplog.records) == 1 and "1 (050.png) of the 100" in caplog.text
+    assert len(caplog.records) == 1 and re.search(r"1 \(050.png: .+\) of the 100", caplog.text)
     assert [source[i]["item"] for i in (49, 50)] == ["049", "051"]
 
 
@@ -139,7 +142,7 @@ def test_more_broken_images_are_an_error(tmp_path):
     make(tmp_path, [f"{i:03d}.png" for i in range(100)])
     for name in ("007.png", "008.png"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 \(007.png, 008.png\) of the 100 images"):
+    with pytest.raises(UserError, match=r"2 \(007.png: it is empty or no image, 008.png: [^)]*\) of the 100 images"):
         unprepared(path=str(tmp_path))
 
 
@@ -159,8 +162,8 @@ CASES = {
     "does not exist": lambda root: None,
     "no images": lambda root: root.mkdir() or (root / "readme.md").write_text("x"),
     "None of the 2 images": lambda root: make(root, captions=""),
-    r"1 \(b.png\) of the 2 images .* have no caption": lambda root: make(root) and (root / "b.txt").write_text(" \n"),
-    "b.txt, line 2 is not UTF-8": bad_bytes,
+    r"1 \(b.png: its caption is empty\) of the 2 images .* have no caption": lambda root: make(root) and (root / "b.txt").write_text(" \n"),
+    r"1 \(b.png: b.txt, line 2 is not UTF-8 text \(byte 4 of the line\)\) of the 2 images .* have no caption": bad_bytes,
     "line 1: file_name '../a.png' points outside": table("metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}'),
     "line 1: file_name '/b/a.png' points outside": table("metadata.jsonl", b'{"file_name": "/b/a.png", "text": "x"}'),
     "line 2: there is no file 'b.png'": table("captions.csv", b"file_name,text\nb.png,x\n"),

@@ -55,6 +55,18 @@ def test_every_image_has_its_row_and_the_second_time_nothing_is_computed(tmp_pat
     assert encode.calls == 2 and len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: b"x" * len(content),
+                                    lambda content: content[:30]])
+def test_a_damaged_file_is_made_again(tmp_path, damage):
+    encode = Encode()
+    cached_tokens(tmp_path, Pictures(), CODEC, encode)
+    file, = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    np.testing.assert_array_equal(cached_tokens(tmp_path, Pictures(), CODEC, encode), WANT)
+    assert encode.calls == 4 and file.read_bytes() == whole
+
+
 def test_tokens_of_some_images_are_their_rows():
     encode = Encode()
     tokens = some_tokens(Pictures(), [70, 3, 3, 5], encode)

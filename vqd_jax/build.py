@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vqd_jax.adapter import Adapter
 from vqd_jax.data import captioned, emoji, emoji_art, folder, packed, transforms, uncaptioned
+from vqd_jax.data.checked import checked
 from vqd_jax.data.files import Files
 from vqd_jax.data.source import Record, Source
 from vqd_jax.diffusion import schedules
@@ -57,7 +58,7 @@ def source(config: ConfigDict, cache: Path) -> Source:
     if not isinstance(found, Files):
         return found
     read = packed.packed(str(cache), found, packed_size(config))
-    return folder.checked(read) if read is found and config.data.source == "folder" else read
+    return checked(read, str(cache)) if read is found else read
 
 
 def original(config: ConfigDict, cache: Path) -> Source:

@@ -108,7 +108,7 @@ class Evaluation:
 
     def generate(self, chosen: list[int], settings: dict[str, Any]) -> np.ndarray:
         """A picture for the first caption of each record."""
-        prompts, out = [self.source.records[i].captions[0] for i in chosen], []
+        prompts, out = [pipeline.literal(self.source.records[i].captions[0]) for i in chosen], []
         with bar(len(prompts), description="pictures", unit="picture") as progress:
             for images in self.model.batches(prompts, stages.ROWS, seed=self.protocol.seed, **settings):
                 out.append(images)

@@ -138,7 +138,7 @@ class Experiment:
         out = []
         for split in ("train", "held_out_cells"):
             chosen = stages.spread(stages.indices(self.source, split), self.config.preview.pictures)
-            out += [(self.source.records[i].captions[0], split) for i in chosen]
+            out += [(pipeline.literal(self.source.records[i].captions[0]), split) for i in chosen]
         out += [(prompt, "free text") for prompt in self.config.preview.prompts]
         return tuple(zip(*out))
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,11 @@ def check_prompt(prompt: str) -> str:
     if len(prompt) > MAX_PROMPT:
         raise UserError(f"a prompt has {len(prompt):,} characters, at most {MAX_PROMPT:,} are accepted")
     return prompt
+
+
+def literal(caption: str) -> str:
+    """A caption of a data set as a prompt that means just that: no longer than accepted, and without AND, which would blend."""
+    return re.sub(r"\bAND\b", "and", caption)[:MAX_PROMPT]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -267,8 +271,9 @@ def read_plan(workdir: str | os.PathLike, plan: str | os.PathLike | None = None)
     try:
         with np.load(path) as stored:
             return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"the plan {path} is damaged ({error}): delete it or make it again with python -m vqd_jax.plan") from error
+    except Exception as error:  # damaged archives raise nearly anything
+        raise UserError(f"the plan {path} is damaged ({type(error).__name__}): delete it or make it again with python -m "
+                        "vqd_jax.plan") from error
 
 
 def _stage(workdir: str | os.PathLike, stage: str, *items: str) -> list[Any]:

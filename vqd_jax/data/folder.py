@@ -1,32 +1,34 @@
 """Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`, `captions.csv`) for all.
 
-`vqd_jax.prepare` packs it once; without that every image is decoded when training starts, so that a broken one is named
-at the start.
+A table that is not as described ends the run; an image whose own text file cannot be used is left out with the reason.
 """
 
 import csv
 import hashlib
 import json
-import logging
+import os
 import pathlib
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 
 from vqd_jax.data import splits
-from vqd_jax.data.files import SUFFIXES, TOLERATED, Files, scan, some, threaded, tree
+from vqd_jax.data.files import SUFFIXES, Files, scan, shown, threaded, tree
 from vqd_jax.data.source import Record
 from vqd_jax.errors import UserError
 
 LAYOUTS = ("captions are read from a .txt file beside each image (one caption a line), or from metadata.jsonl "
            '({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the folder')
 PREPARING = 0.5  # share of broken images that preparing leaves out, since it lists them
+INVISIBLE = {"Cc", "Cf", "Zs"}  # Unicode's controls, marks of direction and joiners, spaces
+Captions = dict[str, tuple[str, ...]]  # of each file; () where they are empty
 
 
 def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0) -> Files:
-    """A folder of images, searched recursively without hidden files; those without a caption are in `skipped`.
+    """A folder of images, searched recursively without hidden files; those without a caption that can be used are in `skipped`.
 
     The content of every file is read, so that the fingerprint sees any change.
     held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style, "", has no cells.
-    Raises: UserError naming the file when the folder, its tables or its captions are not as described.
+    Raises: UserError naming the file when the folder or its tables are not as described.
     """
     if not path:
         raise UserError(f"Name the folder of your images: --config.folder.path=DIR; {LAYOUTS}.")
@@ -36,36 +38,17 @@ def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.
     files = list(scan(root))
     if not files:
         raise UserError(f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read.")
-    captions = _captions(root, files)
-    if not any(captions.values()):
-        raise UserError(f"None of the {len(files)} images in {path} has a caption: {LAYOUTS}.")
-    skipped = {file: "its caption is empty" if file in captions else "it has no caption" for file in files if not captions.get(file)}
+    captions, unread = _captions(root, files)
+    why = lambda file: unread.get(file) or ("its caption is empty" if file in captions else "it has no caption")
+    skipped = {file: why(file) for file in files if not captions.get(file)}
+    if len(skipped) == len(files):
+        raise UserError(f"None of the {len(files)} images in {path} has a caption{_first(unread)}: {LAYOUTS}.")
     files = [file for file in files if file not in skipped]
     items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in files]
     split = splits.assign(((item, "") for item in items), held_out_cells=held_out_cells, held_out_items=held_out_items)
     records = [Record(item=item, group=item, captions=captions[file], split=split[item, ""]) for item, file in zip(items, files)]
     digests = threaded(lambda file: _digest(root / file), files, f"reading the images in {root}", "image")
     return tree("folder", root, records, files, dict(zip(files, digests)), skipped=skipped, tolerated=PREPARING)
-
-
-def checked(source: Files) -> Files:
-    """What training reads of a folder that was not prepared: every image is decoded once, before training could meet a broken one.
-
-    Raises: UserError if an image has no caption, or when over 1 % cannot be decoded; fewer are left out, and logged.
-    """
-    remedy = "or run python -m vqd_jax.prepare, which leaves out and lists them"
-    total = len(source.files) + len(source.skipped)
-    if source.skipped:
-        raise UserError(f"{some(source.skipped)} of the {total} images in {source.place} have no caption: caption or remove them, "
-                        f"{remedy}.")
-    reasons = threaded(source.fault, source.files, f"checking the images in {source.place}", "image")
-    broken = {file: reason for file, reason in zip(source.files, reasons) if reason}
-    if len(broken) > TOLERATED * total:
-        raise UserError(f"{some(broken)} of the {total} images in {source.place} cannot be decoded; at most {TOLERATED:.0%} are "
-                        f"skipped: mend or delete them, {remedy}.")
-    if broken:
-        logging.warning("%s of the %d images in %s cannot be decoded and are skipped", some(broken), total, source.place)
-    return source.without(broken)
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -77,42 +60,67 @@ def _digest(path: pathlib.Path) -> str:
         return ""
 
 
-def _captions(root: pathlib.Path, files: list[str]) -> dict[str, tuple[str, ...]]:
-    """File → captions, from the table if the folder has one and from text files otherwise; () where these are empty."""
+def _captions(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[str, str]]:
+    """The captions, from the table if the folder has one and from text files otherwise, and why some of these cannot be used."""
     readers = {"metadata.jsonl": _jsonl, "captions.csv": _csv}
     tables = [(root / name, read) for name, read in readers.items() if (root / name).exists()]
     if len(tables) > 1:
         raise UserError(f"{root} holds both metadata.jsonl and captions.csv: keep one of them.")
     found: dict[str, list[str]] = {}
+    unread: dict[str, str] = {}
     for table, read in tables:
         known = set(files)
         for number, name, texts in read(table):
             file = _inside(root, name, f"{table}, line {number}")
             if file not in known:
-                raise UserError(f"{table}, line {number}: {name} is not an image file ({' '.join(SUFFIXES)}).")
+                raise UserError(f"{table}, line {number}: {shown(name)} is not an image file ({' '.join(SUFFIXES)}).")
             found.setdefault(file, []).extend(texts)
     if not tables:
         for file in files:
-            text = (root / file).with_suffix(".txt")
-            if text.exists():
-                found[file] = [line for _, line in _lines(text)]
-    clean = lambda texts: tuple(dict.fromkeys(text for line in texts if (text := " ".join(line.split()))))
-    return {file: clean(texts) for file, texts in found.items()}
+            if text := _beside(root / file):
+                try:
+                    found[file] = [line for _, line in _lines(text)]
+                except UserError as error:
+                    unread[file] = shown(str(error).removeprefix(f"{text.parent}{os.sep}").removesuffix("."))
+    return {file: clean(texts) for file, texts in found.items()}, unread
+
+
+def _first(unread: dict[str, str]) -> str:
+    return f", for example {next(iter(unread.values()))}" if unread else ""
+
+
+def clean(texts: Iterable[str]) -> tuple[str, ...]:
+    """The captions without repetitions and white space too much, and without those in which nothing can be seen."""
+    texts = (" ".join(text.split()) for text in texts)
+    return tuple(dict.fromkeys(text for text in texts if any(unicodedata.category(c) not in INVISIBLE for c in text)))
+
+
+def _beside(image: pathlib.Path) -> pathlib.Path | None:
+    """The text file of an image."""
+    return next((text for suffix in (".txt", ".TXT") if os.path.isfile(text := image.with_suffix(suffix))), None)
 
 
 def _inside(root: pathlib.Path, name: str, where: str) -> str:
     """A table's file name as a path relative to the folder, which it must not leave."""
     path = pathlib.PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{where}: file_name {name!r} points outside the folder {root}.")
-    if not (root / path).is_file():
-        raise UserError(f"{where}: there is no file {name!r} in the folder {root}.")
+        raise UserError(f"{where}: file_name '{shown(name)}' points outside the folder {root}.")
+    if not os.path.isfile(root / path):
+        raise UserError(f"{where}: there is no file '{shown(name)}' in the folder {root}.")
     return path.as_posix()
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, from 1, of a UTF-8 file."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    if not path.is_file():
+        raise UserError(f"{path} is no file.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if b"\0" in line:
+            raise UserError(f"{path}, line {number} is not UTF-8 text (it has a zero byte).")
         try:
             yield number, line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -125,7 +133,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
         name, text = (entry.get("file_name"), entry.get("text")) if isinstance(entry, dict) else (None, None)
         texts = [text] if isinstance(text, str) else text
@@ -140,7 +148,7 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
     try:
         if not {"file_name", "text"} <= set(reader.fieldnames or ()):
             raise UserError(f"{path}: the first line must name the columns file_name and text, not "
-                            f"{', '.join(reader.fieldnames or ['nothing'])}.")
+                            f"{shown(', '.join(reader.fieldnames or ['nothing']))}.")
         for row in reader:
             name, text = row["file_name"], row["text"]
             if name is None or text is None or None in row:
@@ -151,4 +159,4 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
             if name or text:
                 yield reader.line_num, name, [text]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}.") from error
+        raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}.") from error

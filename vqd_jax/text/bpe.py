@@ -16,6 +16,7 @@ KIND = "byte-pair"
 PAD, START, END = 0, 1, 2
 RESERVED = 3  # kept outside the library's vocabulary, so that no caption can spell a special token
 SMALLEST = RESERVED + 256
+LEARNED = 10_000  # characters of a caption of which merges are learned: the time grows with the square of a word
 
 
 class BytePair:
@@ -34,7 +35,7 @@ class BytePair:
         """Learns merges from captions; their order does not matter. Few captions may give fewer ids than asked for."""
         if vocabulary < SMALLEST:
             raise UserError(f"A text vocabulary of {vocabulary} is too small; byte pairs need at least {SMALLEST} ids.")
-        captions = sorted(map(valid_unicode, captions))
+        captions = sorted(valid_unicode(caption)[:LEARNED] for caption in captions)
         if not captions:
             raise UserError("There are no captions to train a tokenizer on; the data must have at least one.")
         merges = Tokenizer(models.BPE())

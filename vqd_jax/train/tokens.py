@@ -1,5 +1,6 @@
 """The tokens of every image, computed once with the finished codec and kept on disk until codec or data change; or of a few."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -23,8 +24,9 @@ def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[An
     for leaf in jax.tree.leaves(codec):
         digest.update(np.asarray(leaf).tobytes())
     path = folder / f"tokens-{digest.hexdigest()[:16]}.npy"
-    if path.exists():
-        return np.load(path)
+    with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged file is made again
+        if len(stored := np.load(path)) == len(source):
+            return stored
     tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{jax.process_index()}-{os.getpid()}.part")
