@@ -39,7 +39,7 @@ def separate(source: Mapping[str, np.ndarray]) -> Arrays:
         if not fused or ".resblocks." not in key or key.startswith("visual."):
             out[key] = array
             continue
-        if len(array) % 3:
+        if not array.ndim or len(array) % 3:
             raise UserError(f"the CLIP weights have {key!r} of shape {array.shape}; its first axis must hold query, key and value")
         out |= {f"{block}{name}_proj.{kind}": part for name, part in zip("qkv", np.split(array, 3))}
     return out
@@ -49,7 +49,7 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Fields of ClipText that the shapes tell, and its heads."""
     at = lambda pattern: next((array.shape for key, array in source.items() if re.fullmatch(pattern, key)), None)
     tokens, positions = at(RULES[0].source), at(RULES[1].source)
-    if tokens is None or positions is None:
+    if tokens is None or positions is None or (len(tokens), len(positions)) != (2, 2):
         raise UserError("these are not the weights of a CLIP text tower: there is no token or position embedding")
     text = [key for key in source if not key.startswith(("visual.", "vision_model."))]
     layers = {key.split(".resblocks." if ".resblocks." in key else "encoder.layers.")[1].split(".")[0]

@@ -107,7 +107,7 @@ def _other_end(source: Mapping[str, np.ndarray], name: str) -> Arrays:
 def codebook(source: Mapping[str, np.ndarray]) -> np.ndarray:
     """The vectors of all codes."""
     found = next((array for key, array in source.items() if re.fullmatch(CODEBOOK, key)), None)
-    if found is None:
+    if found is None or found.ndim != 2:
         raise UserError("these are not the weights of a VQGAN codec: there is no codebook, quantize.embedding or quantize.embed")
     return found
 
@@ -137,9 +137,12 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
     blocks, attention = level(r"encoder\.down", "block"), level(r"encoder\.down", "attn")
     if not blocks or "encoder.conv_in.weight" not in source:
         raise UserError("these are not the weights of a VQGAN codec: there is no encoder.conv_in or encoder.down")
-    channels = source["encoder.conv_in.weight"].shape[0]
-    width = lambda i: source[f"encoder.down.{i}.block.0.conv1.weight"].shape[0]
-    return {"vqvae": {"channels": channels, "multipliers": tuple(width(i) // channels for i in sorted(blocks)),
-                      "residual_blocks": len(blocks[0]), "middle_attention": any("mid.attn_1." in key for key in source),
-                      "resampling": "conv", "patch_size": 1, "latent_width": source["encoder.conv_out.weight"].shape[0]},
-            "attention_levels": tuple(sorted(attention)), "codes": codebook(source).shape}
+    try:
+        channels = source["encoder.conv_in.weight"].shape[0]
+        width = lambda i: source[f"encoder.down.{i}.block.0.conv1.weight"].shape[0]
+        return {"vqvae": {"channels": channels, "multipliers": tuple(width(i) // channels for i in sorted(blocks)),
+                          "residual_blocks": len(blocks[0]), "middle_attention": any("mid.attn_1." in key for key in source),
+                          "resampling": "conv", "patch_size": 1, "latent_width": source["encoder.conv_out.weight"].shape[0]},
+                "attention_levels": tuple(sorted(attention)), "codes": codebook(source).shape}
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"these are not the weights of a VQGAN codec: {error} is missing or misshapen") from error

@@ -74,12 +74,12 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         T = source["blocks.0.ln1.emb.weight"].shape[0] if "blocks.0.ln1.emb.weight" in source else 0
         conv_mlp = "blocks.0.mlp.conv1.weight" in source
         hidden = source["blocks.0.mlp.conv1.weight" if conv_mlp else "blocks.0.mlp.0.weight"].shape[0]
-    except (KeyError, ValueError) as error:
+        layers, ratio = 1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key)), hidden // width
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"these are not the weights of a VQ-Diffusion transformer: {error} is missing or misshapen") from error
-    layers = 1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key))
     text, classes = "blocks.0.attn2.query.weight" in source, source.get("blocks.0.ln2.emb.weight")
-    return {"denoiser": {"layers": layers, "width": width, "mlp_ratio": hidden // width, "mlp": "conv" if conv_mlp else "fc",
+    return {"denoiser": {"layers": layers, "width": width, "mlp_ratio": ratio, "mlp": "conv" if conv_mlp else "fc",
                          "time": "learned" if T else "sinusoidal"},
             "codes": states - 1, "T": T, "positions": (rows, columns),
             "condition": "text" if text else "class" if classes is not None else "none",
-            "class_rows": 0 if classes is None else len(classes)}
+            "class_rows": 0 if classes is None else classes.shape[0] if classes.ndim else 1}

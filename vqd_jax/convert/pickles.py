@@ -4,116 +4,31 @@
 the zip file). Of the zip file nothing stays in memory: its arrays are views of the mapped file.
 """
 
-import collections
 import io
+import itertools
 import mmap
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from numpy._core import multiarray
 
+from vqd_jax.convert.stand_ins import NUMPY, PLACEHOLDERS, TORCH, Array, Dtype, Module, Ordered, Placeholder, Storage, Tensor
 from vqd_jax.errors import UserError
+from vqd_jax.unpickling import Unpickler
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_STORAGES = {
-    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
-    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
-}
-_PLACEHOLDERS = ("pytorch_lightning.", "omegaconf.", "argparse.")  # in published checkpoints, beside the weights
+_ENTRIES = 2**22  # of lists and dictionaries, repetitions included: more are not made of the file
+_DENSEST = 16     # times its size on disk that a compressed file may hold; weights hardly shrink
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the encoding {encoding!r}")
-    return text.encode("latin1")
+class _Unpickler(Unpickler):
+    stateful = (Placeholder, Module, Ordered, Dtype, Array)
 
-
-class _Placeholder:
-    """Stands for an object that is not wanted: takes any state and keeps nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
-
-
-class _Module:
-    """A module of a TorchScript archive: its parameters, buffers and children by name."""
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: np.dtype
-    size: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def array(self, storages: dict[str, np.ndarray]) -> np.ndarray:
-        whole = storages[self.storage.key]
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if min((0, self.offset, *self.shape, *self.strides)) < 0 or (0 not in self.shape and last >= whole.size):
-            raise pickle.UnpicklingError("a tensor outside its storage")
-        strides = tuple(s * whole.itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(whole[self.offset:], self.shape, strides, writeable=False)
-
-
-def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(tensor, *_) -> _Tensor:
-    return tensor
-
-
-def _from_buffer(buffer, dtype, shape, order, *_) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()
-
-
-_NUMPY = {
-    ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1,
-    **{(f"numpy.{core}.multiarray", name): getattr(multiarray, name)
-       for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-}
-_TORCH = _NUMPY | {
-    ("collections", "OrderedDict"): collections.OrderedDict, ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): _parameter,
-    **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
-}
-
-
-class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BufferedIOBase, known: dict[tuple[str, str], Any], placeholders: tuple[str, ...] = ()):
         super().__init__(file)
         self.known, self.placeholders, self.storages = known, placeholders, {}
@@ -121,23 +36,23 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.known:
             return self.known[module, name]
-        if self.known is _TORCH and module.startswith("__torch__."):
-            return _Module
+        if self.known is TORCH and module.startswith("__torch__."):
+            return Module
         if f"{module}.{name}".startswith(self.placeholders):
-            return _Placeholder
+            return Placeholder
         raise pickle.UnpicklingError(f"the global {module}.{name}")
 
-    def persistent_load(self, pid: tuple) -> _Storage:
+    def persistent_load(self, pid: tuple) -> Storage:
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or any(v is not None for v in view):
             raise pickle.UnpicklingError(f"a {kind!r} entry that is not a plain storage")
-        return self.storages.setdefault(key, _Storage(key, dtype, size))
+        return self.storages.setdefault(key, Storage(key, dtype, size))
 
 
 def read_numpy_pickle(path: str | Path) -> Any:
     """The tree of numpy arrays pickled in `path`; UserError if the file is damaged or holds anything else."""
     def read(file):
-        return _resolve(_Unpickler(file, _NUMPY).load(), {})
+        return _resolve(_Unpickler(file, NUMPY).load(), {})
     return _reading(path, "a pickle of numpy arrays", read)
 
 
@@ -159,18 +74,20 @@ def _reading(path: str | Path, kind: str, read: Callable[[io.BufferedIOBase], An
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not {kind} (found {error})") from error
+        raise UserError(f"{path} is not {kind} (found {' '.join(str(error).split())})") from error
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"{path} is not {kind}, or it is damaged ({type(error).__name__})") from error
 
 
 def _read_zip(file: io.BufferedIOBase) -> Any:
     with zipfile.ZipFile(file) as archive:
+        if sum(info.file_size for info in archive.infolist()) > _DENSEST * _size(file) + 2**16:
+            raise pickle.UnpicklingError("parts much larger than the file")
         pickled, = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("big-endian numbers")
-        unpickler = _Unpickler(io.BytesIO(archive.read(pickled)), _TORCH, _PLACEHOLDERS)
+        unpickler = _Unpickler(io.BytesIO(archive.read(pickled)), TORCH, PLACEHOLDERS)
         tree = unpickler.load()
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         storages = {key: np.frombuffer(_member(archive, file, mapped, f"{root}data/{key}"), s.dtype, s.size)
@@ -198,26 +115,33 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
         raise pickle.UnpicklingError("no torch header")
     if not system["little_endian"]:
         raise pickle.UnpicklingError("big-endian numbers")
-    unpickler = _Unpickler(file, _TORCH, _PLACEHOLDERS)
+    unpickler = _Unpickler(file, TORCH, PLACEHOLDERS)
     tree = unpickler.load()
     storages = {}
     for key in _Unpickler(file, {}).load():
         declared = unpickler.storages[key]
         size, = struct.unpack("<q", file.read(8))
-        data = file.read(size * declared.dtype.itemsize) if size == declared.size else b""
+        data = file.read(min(size * declared.dtype.itemsize, _size(file))) if size == declared.size else b""
         storages[key] = np.frombuffer(data, declared.dtype, declared.size)
     return _resolve(tree, storages)
 
 
-def _resolve(tree: Any, storages: dict[str, np.ndarray]) -> Any:
-    if isinstance(tree, _Tensor):
+def _size(file: io.BufferedIOBase) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _resolve(tree: Any, storages: dict[str, np.ndarray], counter: Iterator[int] | None = None) -> Any:
+    counter = counter or itertools.count()
+    if next(counter) > _ENTRIES:
+        raise pickle.UnpicklingError(f"more than {_ENTRIES:,} entries")
+    if isinstance(tree, Tensor):
         return tree.array(storages)
-    if isinstance(tree, _Module):
-        return _resolve(vars(tree).get("state", {}), storages)
+    if isinstance(tree, Array):
+        return tree.values
+    if isinstance(tree, Module):
+        return _resolve(vars(tree).get("state", {}), storages, counter)
     if isinstance(tree, dict):
-        return {key: _resolve(value, storages) for key, value in tree.items()}
+        return {key: _resolve(value, storages, counter) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(_resolve(value, storages) for value in tree)
-    if isinstance(tree, np.ndarray) and tree.dtype.hasobject:
-        raise pickle.UnpicklingError("an array of objects")
+        return type(tree)([_resolve(value, storages, counter) for value in tree])
     return tree

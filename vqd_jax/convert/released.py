@@ -4,8 +4,10 @@ A `Found` has the arrays under the released code's names and the config keys tha
 settings) comes from the YAML that the official checkpoints come with.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,15 +100,16 @@ def _official_settings(sizes: dict[str, Any], yaml: dict[str, Any], name: str | 
                       ("mlp_hidden_times", sizes["denoiser"]["mlp_ratio"])):
         if key in network and network[key] != ours:
             raise UserError(f"{name} is not the config of these weights: its {key} is {network[key]}, theirs {ours}")
-    rows = sizes["class_rows"]
-    classes = _at(diffusion, "condition_emb_config", "params").get("num_embed", 1000 if rows in (1000, 1001) else rows) if rows else 0
+    rows, named = sizes["class_rows"], _at(diffusion, "condition_emb_config", "params")
+    classes = _number(named, "num_embed", name, 1000 if rows in (1000, 1001) else rows) if rows else 0
     learned = rows > classes if rows else True
-    side = network.get("content_spatial_size", [0])[0]
-    out = {"denoiser": sizes["denoiser"] | {"heads": network.get("n_head", 16), "positions": sizes["positions"]},
-           "codebook": {"codes": sizes["codes"]}, "process": {"T": sizes["T"] or diffusion.get("diffusion_step", 100)},
+    side = network.get("content_spatial_size", ())
+    side = _number({"content_spatial_size": side[0]}, "content_spatial_size", name) if isinstance(side, list | tuple) and side else 0
+    weight = _number(diffusion, "auxiliary_loss_weight", name, 5e-4 if sizes["condition"] == "text" else 1e-3)
+    out = {"denoiser": sizes["denoiser"] | {"heads": _number(network, "n_head", name, 16), "positions": sizes["positions"]},
+           "codebook": {"codes": sizes["codes"]}, "process": {"T": sizes["T"] or _number(diffusion, "diffusion_step", name, 100)},
            "condition": {"kind": sizes["condition"], "classes": classes, "null": "learned" if learned else "empty"},
-           "diffusion_loss": {"auxiliary": float(diffusion.get("auxiliary_loss_weight", 5e-4 if sizes["condition"] == "text" else 1e-3)),
-                              "adaptive_auxiliary": bool(diffusion.get("adaptive_auxiliary_loss", True))}}
+           "diffusion_loss": {"auxiliary": weight, "adaptive_auxiliary": bool(diffusion.get("adaptive_auxiliary_loss", True))}}
     return out | ({"grid": {"side": side}} if side else {})
 
 
@@ -121,8 +124,8 @@ def _yaml(path: str | Path) -> dict[str, Any]:
         tree = yaml.load(Path(path).read_text("utf-8"), Loader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from error
+    except Exception as error:  # its constructors raise nearly anything
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or "model" not in tree:
         raise UserError(f"{path} is not the config of a VQ-Diffusion model: it has no section model")
     return tree
@@ -141,11 +144,12 @@ def _diffusers(folder: Path) -> Found:
     embeddings = folder / "learned_classifier_free_sampling_embeddings"
     learned = _json(embeddings / "config.json").get("learnable", False) if embeddings.is_dir() else False
     null = _needed(_part(folder, embeddings.name), "embeddings", embeddings) if learned else None
-    needed = lambda key: _needed(config, key, folder / "transformer" / "config.json")
-    T = schedule.get("num_train_timesteps", sizes["T"])
-    alpha, mask = (np.linspace(schedule.get(f"{name}_cum_start", first), schedule.get(f"{name}_cum_end", last), T)
+    needed = lambda key: _number(config, key, folder / "transformer" / "config.json")
+    value = lambda key, usual: _number(schedule, key, folder / "scheduler" / "scheduler_config.json", usual)
+    T = value("num_train_timesteps", sizes["T"])
+    alpha, mask = (np.linspace(value(f"{name}_cum_start", first), value(f"{name}_cum_end", last), T)
                    for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999)))
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is no probability is refused as a schedule
         tables = np.log(np.append(alpha, 1)), np.log(np.append((1 - alpha - mask) / sizes["codes"], 0))
     settings = {"denoiser": sizes["denoiser"] | {"heads": needed("num_attention_heads"), "positions": sizes["positions"]},
                 "codebook": {"codes": sizes["codes"]}, "process": {"T": T},
@@ -171,7 +175,7 @@ def _json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; an object is accepted")
@@ -182,6 +186,19 @@ def _needed(values: Mapping[str, Any], key: str, where: Path) -> Any:
     if key not in values:
         raise UserError(f"{where} has no {key!r}")
     return values[key]
+
+
+def _number(values: Mapping[str, Any], key: str, where: str | Path | None, usual: int | float | None = None) -> int | float:
+    """A setting that is a number, whole and positive unless the usual one is a fraction; `where` it is, for messages."""
+    value = _needed(values, key, where) if usual is None else values.get(key, usual)
+    if isinstance(usual, float):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            if math.isfinite(number := float(value)):  # YAML takes 5e-4 for text
+                return number
+        raise UserError(f"{where}: {key} is {str(value)[:99]!r}; a number is accepted")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 10**6:
+        raise UserError(f"{where}: {key} is {str(value)[:99]!r}; a whole number from 1 to a million is accepted")
+    return value
 
 
 def codec_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:

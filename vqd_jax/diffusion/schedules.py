@@ -35,6 +35,8 @@ def stored(log_alpha: np.ndarray, log_beta: np.ndarray, k: int) -> MaskAndReplac
     if abs(alpha[0] - 1) > 1e-6 or k * beta[0] > 1e-6:
         raise UserError("the last slot of a stored schedule must be that of clean data: alpha 1 and beta 0")
     alpha[0], beta[0] = 1, 0
+    if not (np.isfinite(alpha) & np.isfinite(beta) & (alpha + k * beta > 0)).all():
+        raise UserError("the tables of a stored schedule must be logarithms of probabilities, of which something is left at every time")
     falling = np.minimum.accumulate
     return from_fates(falling(alpha + k * beta), falling(alpha / (alpha + k * beta)), k)
 
