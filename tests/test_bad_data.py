@@ -435,7 +435,7 @@ TABLES = [
     ("metadata.jsonl", b"zero\0byte", r"line 1 is not UTF-8 text \(it has a zero byte\)"),
     ("captions.csv", b'file_name,text\r\na.png,"x, ""y""\nz"\r\n"x/b.png",w\r\n', {"a": ('x, "y" z',), "x/b": ("w",)}),
     ("captions.csv", b"text,id,file_name\nx,3,a.png\n,,\n", {"a": ("x",)}),
-    ("captions.csv", "file_name,text\na.png,".encode() + LONG.encode(), {"a": (LONG.strip(),)}),
+    ("captions.csv", b"file_name,text\na.png," + LONG.encode(), {"a": (LONG.strip(),)}),
     ("captions.csv", b"", "must name the columns file_name and text, not nothing"),
     ("captions.csv", b"file_name;text\na.png;x\n", "must name the columns file_name and text, not file_name;text"),
     ("captions.csv", b"file_name,caption\na.png,x\n", "must name the columns file_name and text, not file_name, caption"),

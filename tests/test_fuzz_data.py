@@ -116,7 +116,7 @@ def sets(tmp_path_factory):
     return out
 
 
-@fuzz(200)
+@fuzz(120)
 @given(which=st.integers(0, 2**16), file=st.integers(0, 2**16), edits=EDITS)
 def test_sets_of_the_paper(sets, which, file, edits):
     reader, root, files = sets[which % len(sets)]
@@ -136,7 +136,7 @@ def test_sets_of_the_paper(sets, which, file, edits):
 def test_values_of_another_kind(sets):
     """Well formed annotations with one wrong value."""
     coco = next(root for reader, root, _ in sets if reader is captioned.coco)
-    for path in sorted((coco / "annotations").iterdir()):
+    for path in sorted((coco / "annotations").iterdir())[:1]:
         whole = path.read_text()
         for changed in with_a_wrong_value(json.loads(whole)):
             path.write_text(json.dumps(changed))

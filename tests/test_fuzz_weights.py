@@ -51,7 +51,7 @@ def weights():
 WEIGHTS = weights()
 
 
-@fuzz(400)
+@fuzz(250)
 @given(st.sampled_from(sorted(WEIGHTS)), EDITS, st.booleans())
 def test_weights(name, edits, inside):
     content = WEIGHTS[name]

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import official  # noqa: E402
-from test_released import ALL_CODES, CODES, REMAP, SIDE, VARIANTS, T, command, openai_clip, write_yaml  # noqa: E402
+from test_released import ALL_CODES, CODES, REMAP, SIDE, VARIANTS, E, T, command, write_yaml  # noqa: E402
 
 from vqd_jax.convert import codec, released  # noqa: E402
 from vqd_jax.errors import UserError  # noqa: E402
@@ -93,7 +93,7 @@ def test_what_the_command_needs_is_said(tmp_path):
 
 
 def test_a_text_tower_that_a_class_model_does_not_read_is_said_to_be_left_out(tmp_path):
-    tree, tower = parts("class"), openai_clip()
+    tree, tower = parts("class"), official.clip(E, 2)
     for key, value in tower.items():
         change(f"transformer.condition_emb.{key}", value)(tree)
     file, remap = write(tmp_path / "x.pth", tree), write(tmp_path / "remap.pt", torch.from_numpy(REMAP))
