@@ -38,6 +38,7 @@ def get_config(variant: str = ""):
 
 def adapter(c):
     c.adapter.rank, c.adapter.kernels = 8, "all"
+    c.folder.held_out_items = 0.0
     c.diffusion_train.batch_size, c.diffusion_train.examples = 16, 9_600
     c.diffusion_train.log_every, c.diffusion_train.evaluate_every, c.diffusion_train.save_every = 800, 4_800, 4_800
     c.diffusion_optim.learning_rate, c.diffusion_optim.warmup = 3e-3, 320
