@@ -87,7 +87,8 @@ def test_a_folder_of_ones_own(tmp_path):
     flags = ("--config=configs/folder.py", f"--config.folder.path={root}", "--config.data.image_size=32", f"--workdir={tmp_path / 'run'}",
              *(f"--config.{key}" for key in TINY))
     error = run("main", *flags, status=2).stderr.splitlines()[-1]
-    assert error.startswith("error: 2 (05.png, 07.png) of the 30 images") and "or run python -m vqd_jax.prepare" in error
+    assert error.startswith("error: 2 (05.png: it has no caption, 07.png: its caption is empty) of the 30 images")
+    assert "or run python -m vqd_jax.prepare" in error
     done = run("prepare", *flags)
     assert "prepared 27 pictures for 27 examples in " + str(tmp_path / "run/cache/folder-32-") in done.stdout
     assert "left out 3\n  03.png: it is empty or no image\n  05.png: it has no caption\n  07.png: its caption is empty\n" in done.stdout
