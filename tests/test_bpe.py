@@ -52,8 +52,13 @@ def test_words_have_the_same_ids_wherever_they_stand(tokenizer):
     assert spaced.tolist() == plain.tolist()
 
 
+def settled(c):
+    """Whether every version of Unicode that a library may have gives the character the same NFKC form."""
+    return unicodedata.ucd_3_2_0.category(c) != "Cn" or unicodedata.normalize("NFKC", c) == c
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cn", "Cs"]), max_size=30))
+@given(st.text(st.characters(exclude_categories=["Cn", "Cs"]).filter(settled), max_size=30))
 def test_every_string_survives(long_tokenizer, caption):
     ids = long_tokenizer([caption])[0]
     inside = ids[1:np.flatnonzero(ids == 2)[0]]
