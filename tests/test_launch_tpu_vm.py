@@ -319,8 +319,9 @@ def test_ctrl_c_leaves_training_running_and_says_so(cloud, action):
         cloud.tpu("start", *TRAIN, ok=True)
         (cloud.cloud / "calls").unlink()
     command = ["bash", cloud.checkout / "launch/tpu_vm.sh", action, "--zone=us-central1-a", *(TRAIN if action == "run" else [])]
+    terminal = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may run in the background, which ignores it
     process = subprocess.Popen(command, env=cloud.env, cwd=cloud.folder, text=True, start_new_session=True, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=terminal)
     wait_for(lambda: ("all", f"{WORKER} state") in cloud.commands() and ("0", f"{WORKER} log 100") in cloud.commands())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said = process.communicate(timeout=30)[1]
