@@ -145,7 +145,23 @@ def test_damage_is_found_in_the_item_that_is_read_and_only_there(saved, damage, 
 def test_damaged_sums(saved, text):
     (saved / "2" / SUMS).write_text(text)
     with pytest.raises(UserError, match=f"step 2 in {saved} is damaged: {SUMS} is not readable"):
-        Checkpoints(saved, read_only=True).restore("state")
+        Checkpoints(saved, read_only=True).restore("state", step=2)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("item", ["weights", "config", "state"])
+def test_the_newest_whole_step_is_the_latest_and_damaged_ones_are_named(saved, item, read_only, caplog):
+    largest = lambda step: max((f for f in (saved / step / item).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    flip(largest("2"))
+    checkpoints = Checkpoints(saved, read_only=read_only)
+    unseen = read_only and item == "state"  # who samples does not read what training needs
+    assert checkpoints.latest_step() == (2 if unseen else 1) and checkpoints.steps() == [1, 2]
+    assert_same(checkpoints.restore("weights"), jax.device_get({"ema": params(12 if unseen else 11)}))
+    assert (f"checkpoint step 2 in {saved} is damaged: {item}/" in caplog.text) == ("step 1 is used" in caplog.text) == (not unseen)
+    flip(largest("1"))
+    if not unseen:
+        with pytest.raises(UserError, match=r"step 2 .* is damaged: .*; checkpoint step 1 .* is damaged: .*; no other is there"):
+            checkpoints.latest_step()
 
 
 def test_after_falling_back_training_goes_on(saved):

@@ -255,10 +255,22 @@ def test_bad_input_gets_one_sentence(trained, cache, tmp_path, command, sentence
     assert fill(sentence) in done.stderr
 
 
-def test_a_truncated_checkpoint_is_named_and_nothing_is_started_from_scratch(trained, cache, tmp_path):
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, cache, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(trained[0], broken)
-    largest = max((broken / "diffusion" / "checkpoints" / "6" / "weights").rglob("*"), key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:-10])
+
+    def truncate(step):
+        largest = max((broken / "diffusion" / "checkpoints" / step / "weights").rglob("*"), key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-10])
+
+    truncate("6")
+    done = run("vqd_jax.sample", f"--workdir={broken}", "--prompt=x", "--num=1", f"--out={tmp_path / 'x.png'}")
+    assert "checkpoint step 6" in done.stderr and "step 3 is used" in done.stderr
+    done = train(broken, cache)
+    assert "diffusion: 3 of 6 steps" in done.stdout and "step 3 is used" in done.stderr
+    states = [Checkpoints(w / "diffusion" / "checkpoints", read_only=True).restore("state") for w in (trained[0], broken)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    truncate("6")
+    truncate("3")
     done = run("vqd_jax.sample", f"--workdir={broken}", "--prompt=x", ok=False)
     assert done.returncode == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ number of devices, and anything JSON can hold. The sums are written last: a step
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -57,7 +58,22 @@ class Checkpoints(contextlib.AbstractContextManager):
         return sorted(int(d.name) for d in self.folder.iterdir() if _is_step(d) and (d / SUMS).is_file())
 
     def latest_step(self) -> int | None:
-        return max(self.steps(), default=None)
+        """The newest step that is as it was written, None if there is none at all; who only reads does not look at its "state".
+
+        Newer ones that are damaged are named in a warning. UserError if all are damaged.
+        """
+        finished, damaged = self.steps(), []
+        for step in reversed(finished):
+            wrong = _damage(self.folder / str(step), ("state",) if self.read_only else ())
+            if not wrong:
+                if damaged and (self.folder, step) not in _WARNED:
+                    _WARNED.add((self.folder, step))
+                    logging.warning("%s; step %d is used", "; ".join(damaged), step)
+                return step
+            damaged.append(f"checkpoint step {step} in {self.folder} is damaged: {wrong}")
+        if damaged:
+            raise UserError(f"{'; '.join(damaged)}; no other is there: begin in another workdir, or delete them")
+        return None
 
     def has(self, item: str, step: int | None = None) -> bool:
         """Whether the step (default: the latest) holds the item."""
@@ -83,21 +99,21 @@ class Checkpoints(contextlib.AbstractContextManager):
             self.wait()
 
     def restore(self, item: str, like: Any = None, step: int | None = None) -> Any:
-        """One item of a step (default: the latest), after its files have been checked against their sums.
+        """One item of a step (default: the latest that is whole), after its files have been checked against their sums.
 
         With `like`, a tree of arrays or `jax.ShapeDtypeStruct`s, the result has its structure and its shardings;
         without, it is as stored: nested dicts of NumPy arrays, or the JSON value.
         """
         self.wait()
-        finished = self.steps()
+        finished, latest = self.steps(), step is None
         if not finished or (step is not None and step not in finished):
             which = "finished checkpoint" if step is None else f"finished checkpoint of step {step}"
             found = f"only steps {', '.join(map(str, finished))}" if finished else "none at all"
             raise UserError(f"there is no {which} in {self.folder}, {found}")
-        step = finished[-1] if step is None else step
+        step = self.latest_step() if step is None else step
         place = f"checkpoint step {step} in {self.folder}"
         directory = self.folder / str(step)
-        if wrong := fault(directory, item):
+        if wrong := None if latest and not (self.read_only and item == "state") else fault(directory, item):  # else it was looked at
             raise UserError(f"{place} is damaged: {wrong}; delete {directory} to use an earlier step")
         if not self.has(item, step):
             raise UserError(f"{place} has no {item!r}, only {', '.join(_items(directory))}")
@@ -147,6 +163,20 @@ class Checkpoints(contextlib.AbstractContextManager):
         for replaced in self.folder.glob("*.replaced"):  # a save over an existing step was cut short
             step = replaced.with_suffix("")
             _remove(replaced) if step.exists() else replaced.rename(step)
+
+
+_WARNED: set[tuple[Path, int]] = set()
+
+
+def _damage(directory: Path, but: tuple[str, ...]) -> str | None:
+    """What is wrong with a step; looked for again only when one of its files changes."""
+    stat = lambda f: (str(f), f.stat().st_size, f.stat().st_mtime_ns)
+    return _look(directory, but, tuple(stat(f) for f in sorted(directory.rglob("*")) if f.is_file()))
+
+
+@functools.lru_cache(maxsize=64)
+def _look(directory: Path, but: tuple[str, ...], files: tuple[tuple[str, int, int], ...]) -> str | None:
+    return fault(directory, but=but)
 
 
 def _is_step(path: Path) -> bool:

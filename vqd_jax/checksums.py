@@ -19,12 +19,16 @@ def write_sums(directory: Path) -> None:
     temporary.replace(directory / SUMS)
 
 
-def fault(directory: Path, subfolder: str) -> str | None:
-    """What is wrong with the files in `subfolder` and those at the top, or None; other files may come and go."""
+def fault(directory: Path, subfolder: str | None = None, *, but: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with the files in `subfolder` and those at the top, or None; other files may come and go.
+
+    Without a subfolder it is all of them, but those of the subfolders in `but`.
+    """
     try:
         sums = json.loads((directory / SUMS).read_text())
         for name, value in sums.items():
-            if "/" in name and not name.startswith(f"{subfolder}/"):
+            top, inside, _ = name.partition("/")
+            if inside and (top in but if subfolder is None else top != subfolder):
                 continue
             if not (directory / name).is_file():
                 return f"{name} is missing"
