@@ -17,6 +17,7 @@ ALLOWED = {
     "shapes": set(), "errors": set(), "progress": set(), "checksums": set(), "unpickling": set(),
     "log": set(), "pictures": set(), "command": set(), "checkpoint": set(), "sharding": set(), "defaults": set(),
     "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"}, "processes": set(),
+    "continuing": {"checkpoint", "defaults", "pipeline"},
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models", "diffusion"},

@@ -1,5 +1,6 @@
 """Every command line as a subprocess, on real emoji: it runs, it resumes bit for bit, and bad input gets one sentence."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -253,6 +254,27 @@ def test_bad_input_gets_one_sentence(trained, cache, tmp_path, command, sentence
     done = run("vqd_jax." + command[0], *map(fill, command[1:]), ok=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
     assert fill(sentence) in done.stderr
+
+
+@pytest.mark.parametrize("changed,sentence", [
+    (["--config.denoiser.layers=2", "--config.process.T=12"],
+     "diffusion/checkpoints has other settings: process.T is 10 there and 12 here; denoiser.layers is 1 there and 2 here"),
+    (["--config.codebook.codes=64"], "vqvae/checkpoints has other settings: codebook.codes is 32 there and 64 here")])
+def test_a_checkpoint_of_another_model_is_not_gone_on_with(trained, cache, changed, sentence):
+    before = contents(trained[0])
+    done = train(trained[0], cache, *changed, ok=False)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert contents(trained[0]) == before
+
+
+def test_one_training_at_a_time_in_a_workdir(trained, cache):
+    before = contents(trained[0])
+    with (trained[0] / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = train(trained[0], cache, ok=False)
+    assert done.returncode == 2 and f"another process is training in {trained[0]}" in done.stderr
+    assert contents(trained[0]) == before
+    assert "all 6 steps are done" in train(trained[0], cache).stdout  # the lock went with whoever held it
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, cache, tmp_path):

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict, config_flags
 
 from vqd_jax import adapter, build, command, pipeline, processes
 from vqd_jax.checkpoint import Checkpoints, fit, widen
+from vqd_jax.continuing import check_same_model, with_model_of
 from vqd_jax.convert.clip import read_clip
 from vqd_jax.convert.released import text_weights
-from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
 from vqd_jax.hub import local_folder
 from vqd_jax.log import Log
@@ -44,7 +44,7 @@ class Experiment:
     def __init__(self, config: ConfigDict, workdir: Path):
         if config.init_from:
             here = pipeline.token_stage(workdir) and not Path(config.init_from).exists()  # a run that has begun no longer needs that folder
-            config = _with_model_of(workdir if here else config.init_from, config)
+            config = with_model_of(workdir if here else config.init_from, config)
         if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):
             raise UserError("an adapter changes a trained diffusion model: say which with --config.init_from=DIR")
         self.config, self.workdir = config, workdir
@@ -185,10 +185,13 @@ class Experiment:
         self._hand_out(checkpoints)
         if checkpoints.latest_step() is None:
             raise UserError(f"the diffusion stage needs a codec, and {checkpoints.folder} has none: run the vqvae stage first")
+        check_same_model("vqvae", checkpoints, self.config)
         return widen(checkpoints.restore("weights"))
 
     def _checkpoints(self, stage: str, train: loop.Train) -> Checkpoints:
-        return self._hand_out(Checkpoints(self._folder(stage), keep=train.keep))
+        checkpoints = self._hand_out(Checkpoints(self._folder(stage), keep=train.keep))
+        check_same_model(stage, checkpoints, self.config)
+        return checkpoints
 
     def _hand_out(self, checkpoints: Checkpoints) -> Checkpoints:
         """The checkpoints, of which every process has the latest."""
@@ -207,17 +210,6 @@ class Experiment:
         return False
 
 
-MODEL = ("vqvae", "codebook", "process", "condition", "denoiser", "text", "learned_text", "clip_text")  # sections
-
-
-def _with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
-    """The config with the model of another workdir, to be trained on without its codec."""
-    stage = pipeline.token_stage(workdir) or "diffusion"
-    stored = complete(Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True).restore("config"))
-    own = config.to_dict() | {name: stored[name].to_dict() for name in MODEL} | {"stages": (stage,)}
-    return complete(own | {"data": own["data"] | {"image_size": stored.data.image_size}})
-
-
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
@@ -227,9 +219,12 @@ def main(argv: Any) -> None:
     workdir = command.workdir(config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value)
     processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     pipeline.compilation_cache()
+    lock = None if jax.process_index() else processes.lock(workdir)
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()
     experiment.finish()
+    if lock:
+        lock.close()
 
 
 def run() -> None:

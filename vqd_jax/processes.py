@@ -5,6 +5,7 @@ one writes the workdir. The others read it where they see its files, and where t
 """
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,6 +57,17 @@ def join(coordinator: str, count: int | None = None, index: int | None = None, *
     _check_port(int(port)) if index == 0 else _reach(host, int(port), timeout)
     # Without "deactivate" JAX would take one GPU for each process under Slurm.
     jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate", **limits)
+
+
+def lock(folder: Path) -> Any:
+    """Keeps every other training out of `folder`, which is made if need be, until what is returned is closed or this process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is training in {folder}: wait for it, stop it, or choose another --workdir") from None
+    return file
 
 
 @contextlib.contextmanager
