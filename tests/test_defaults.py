@@ -32,6 +32,7 @@ from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.released import PriorRule
 from vqd_jax.sharding import parallelism
 from vqd_jax.train.diffusion import DiffusionLoss
+from vqd_jax.train.guard import Guard
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.vqvae import VQVAELoss
@@ -67,6 +68,7 @@ CONSUMERS = {
     "remask": (Remask, {"calls"}, set()),
     "prior_rule": (PriorRule, {"calls"}, set()),
     "evaluation": (evaluation.Protocol, set(), set()),
+    "guard": (Guard, set(), set()),
     "parallel": (parallelism, set(), set()),
 }
 SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")

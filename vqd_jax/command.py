@@ -10,6 +10,7 @@ from typing import Any
 from absl import app, logging
 
 from vqd_jax.errors import UserError
+from vqd_jax.interrupt import Terminated
 
 
 def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
@@ -33,6 +34,8 @@ def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             return 130
+        except Terminated:
+            print("\nended as asked; the same command goes on from the last checkpoint", file=sys.stderr)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1

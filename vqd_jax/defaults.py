@@ -241,6 +241,13 @@ def defaults() -> ConfigDict:
         subset_size=200,
         seed=0,
     ))
+    c.guard = ConfigDict(dict(           # against bad numbers, and runs that hang
+        spike=10.0,                      # a loss that is so many medians of the last 64 above them takes training back to its last
+                                         # checkpoint, to leave out that batch, as one that is not finite does; 0 is only those
+        tries=4,                         # times in a row, each of which leaves out more batches, before the run ends
+        hang=50.0,                       # a run ends that makes no step in so many times the usual time,
+        hang_seconds=300.0,              # and at least this time; 0 for hang is never
+    ))
     c.parallel = ConfigDict(dict(
         strategy="pmap",                 # pmap (data parallel) | mesh (parameters cut over its axes fsdp and tensor)
         devices=0,                       # of each process; 0 is all

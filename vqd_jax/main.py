@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vqd_jax import adapter, build, command, pipeline, processes
+from vqd_jax import adapter, build, command, interrupt, pipeline, processes
 from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.continuing import check_same_model, with_model_of
 from vqd_jax.convert.clip import read_clip
@@ -28,6 +28,7 @@ from vqd_jax.pictures import grid, save_png
 from vqd_jax.sharding import parallelism
 from vqd_jax.text.load import load_tokenizer
 from vqd_jax.train import loop, programs, stages
+from vqd_jax.train.guard import Guard
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.tokens import cached_tokens, some_tokens
 
@@ -60,6 +61,7 @@ class Experiment:
         print("images: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
         self.transform = build.transform(config, training=True)
         self.resize = build.transform(config, training=False)
+        self.guarding = dict(guard=Guard(**config.guard), describe=lambda i: self.source.records[i].item)
         self.loading = dict(seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
 
     def check(self) -> None:
@@ -95,7 +97,7 @@ class Experiment:
                                               lpips=config.held_out.lpips, examples=config.held_out.examples)
             loop.run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
-                evaluate=evaluate)
+                evaluate=evaluate, look=lambda: self._hand_out(checkpoints), **self.guarding)
 
     def over_tokens(self, name: str, key: Any) -> None:
         """The diffusion stage, or its autoregressive twin."""
@@ -131,7 +133,8 @@ class Experiment:
             loop.run(name, stage, train=train, optim=Optim(**config.diffusion_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {},
                 evaluate=keep_and_evaluate if config.adapter.rank else evaluate,
-                items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=functools.partial(self._begin, name))
+                items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=functools.partial(self._begin, name),
+                look=lambda: self._hand_out(checkpoints), **self.guarding)
 
     def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Prompts of seen cells, held-out cells and free text, and what kind each is."""
@@ -204,7 +207,7 @@ class Experiment:
 
     def _done(self, name: str, checkpoints: Checkpoints, train: loop.Train) -> bool:
         latest = checkpoints.latest_step()
-        if latest is not None and latest >= train.steps:
+        if latest is not None and latest >= train.steps and not loop.unevaluated(train, checkpoints, self.output / name):
             print(f"{name}: all {train.steps} steps are done, in {checkpoints.folder}", flush=True)
             return True
         return False
@@ -228,6 +231,7 @@ def main(argv: Any) -> None:
 
 
 def run() -> None:
+    interrupt.listen()
     with processes.ending_at_once():
         command.run(main)
 

@@ -106,6 +106,11 @@ def wait() -> None:
         multihost_utils.sync_global_devices(f"wait {next(_NUMBERS)}")
 
 
+def agree(answer: bool) -> bool:
+    """The first process's answer, in all of them. Every process calls it."""
+    return answer if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+
 def hand_out(folder: Path, steps: Sequence[int], keeper: int) -> None:
     """Copies the latest checkpoint in `folder` from the first process to those that do not see its files. Every process calls it.
 

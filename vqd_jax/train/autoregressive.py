@@ -44,6 +44,8 @@ class AutoregressiveStage:
         """The condition and its mask for the network."""
         return self.conditioner.apply({"params": params.get("conditioner", {})}, ids, drop)
 
+    watched = "loss"
+
     @property
     def unchanged(self) -> Callable[[Any], Any] | None:
         return frozen_encoder(self.conditioner)

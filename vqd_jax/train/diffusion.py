@@ -124,6 +124,8 @@ class DiffusionStage:
         """The condition and its mask for the denoiser."""
         return self.conditioner.apply({"params": params.get("conditioner", {})}, ids, drop)
 
+    watched = "loss"
+
     @property
     def unchanged(self) -> Callable[[Any], Any] | None:
         others = lambda path, _: path[0].key != "adapter"

@@ -1,25 +1,31 @@
-"""The one training loop: resume, step, log, evaluate, save. Lengths and intervals are in examples seen."""
+"""The one training loop: resume, step, check, log, save, evaluate. Lengths and intervals are in examples seen."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from clu import metrics as clu_metrics
 from clu import parameter_overview
 
+from vqd_jax import interrupt, processes
 from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.data.loader import Loader
 from vqd_jax.errors import UserError
-from vqd_jax.log import Log
+from vqd_jax.log import Log, read_metrics
 from vqd_jax.progress import bar
 from vqd_jax.shapes import PRNGKey
 from vqd_jax.sharding import Pmap, Sharded
+from vqd_jax.train.guard import Fault, Guard, Record
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
-from vqd_jax.train.step import make_step
+from vqd_jax.train.step import STOPPING, make_step
+from vqd_jax.train.watchdog import Watchdog
+
+HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,64 +53,188 @@ class Train:
     def steps(self) -> int:
         return max(self.examples // self.batch_size, 1)
 
-    def every(self, examples: int) -> int:
-        return max(examples // self.batch_size, 1)
+    def due(self, step: int, examples: int) -> bool:
+        """Whether what is done at that interval is done after this step; at the end all is."""
+        return step % max(examples // self.batch_size, 1) == 0 or step >= self.steps
 
 
-def run(name: str, stage: Any, *, train: Train, optim: Optim, loader: Loader, parallel: Pmap | Sharded, checkpoints: Checkpoints,
-        log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any], evaluate: Callable[[int, Any], dict[str, float]],
-        begin: Callable[[Any], Any] | None = None) -> Any:
+def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, loader: Loader, parallel: Pmap | Sharded,
+        checkpoints: Checkpoints, log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any],
+        evaluate: Callable[[int, Any], dict[str, float]], begin: Callable[[Any], Any] | None = None,
+        look: Callable[[], None] = lambda: None, describe: Callable[[Any], str] = str) -> Any:
     """Trains a stage up to `train.steps` and returns its weights on the host.
 
     Args:
       stage: `init(key, batch) -> (params, extra)`, `loss` and `learn` (see `train.step.Trainable`), `weights_of(params, extra)`,
-        `from_weights(weights) -> (params, extra)` for checkpoints that hold nothing else, and `unchanged`, None or a function
-        from the parameters to a tree that is True where training leaves them alone.
+        `from_weights(weights) -> (params, extra)` for checkpoints that hold nothing else, `unchanged`, None or a function from the
+        parameters to a tree that is True where training leaves them alone, and `watched`, the metric whose jumps `guard` minds.
       items: what else a checkpoint holds (config, tokenizer).
       evaluate: `(step, weights) -> scalars`; it may write pictures.
       begin: fresh parameters to those that training begins with.
+      look: called before checkpoints are read again; afterwards every process must see the latest.
+      describe: an item of the loader, for messages.
     """
     parallel.check_batch(train.batch_size, train.accumulate)
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
-    state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key, begin)
-    first = int(state.step)
-    log.rewind(first)
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
-    print(f"{name}: {first} of {train.steps} steps of {train.batch_size} done, on {parallel.text}; "
-          f"checkpoints in {checkpoints.folder}", flush=True)
+    training = _Training(name=name, stage=stage, train=train, guard=guard, loader=loader, parallel=parallel, checkpoints=checkpoints,
+                         log=log, key=train_key, frozen=parallel.place(frozen), items=items, evaluate=evaluate,
+                         step=parallel.compile(make_step(stage, optimizer, train.ema, train.accumulate)))
+    begun, faults = None, []  # since the checkpoint of step `begun`: (step, what was wrong, batches left out)
+    while True:
+        state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key, begin)
+        record, first = _record(checkpoints), int(state.step)
+        if begun is None:
+            print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
+        begun, faults = first, faults if first == begun else []
+        log.rewind(first)
+        for step, _, batches in faults:
+            record.leave_out(batches)
+            log.write(first + 1, {"step": step, "first_batch": batches[0], "batches": len(batches)}, "fault/")
+        print(f"{name}: {first} of {train.steps} steps of {train.batch_size} done, on {parallel.text}; "
+              f"checkpoints in {checkpoints.folder}", flush=True)
+        try:
+            return training.go(state, record)
+        except Fault as fault:
+            del state
+            checkpoints.wait()
+            look()
+            first = checkpoints.latest_step() or 0
+            count = 1 + (len(faults) if first == begun else 0)
+            batches = record.up_to(first, fault.step, 2 ** (count - 1))
+            what = f"{fault} in step {fault.step}, with {_described(loader, batches[-1], describe)}"
+            begun, faults = first, (faults if first == begun else []) + [(fault.step, what, batches)]
+            if count > guard.tries:
+                raise UserError(f"{name}: {count} faults in a row since step {first}: {'; '.join(what for _, what, _ in faults)}; the "
+                                f"checkpoints in {checkpoints.folder} are as good as they were: try a lower learning rate, or look at "
+                                "these examples") from None
+            left = f"batch {batches[0]}" + (f" to {batches[-1]}" if len(batches) > 1 else "")
+            print(f"\n{name}: {what}: back to step {first}, without {left}", flush=True)
 
-    step_fn = parallel.compile(make_step(stage, optimizer, train.ema, train.accumulate))
-    state, frozen = parallel.place(state), parallel.place(frozen)
-    totals, waited, last, weights = {}, 0.0, time.perf_counter(), None
-    log_every, evaluate_every, save_every = map(train.every, (train.log_every, train.evaluate_every, train.save_every))
-    with loader.iterate(first) as batches, bar(train.steps, first, name) as progress:
-        for step in range(first + 1, train.steps + 1):
-            asked = time.perf_counter()
-            batch = parallel.shard(next(batches))
-            waited += time.perf_counter() - asked
-            state, values = step_fn(state, frozen, batch, train_key)
-            totals = _merge(totals, parallel.first(values))
-            final = step == train.steps
-            if step % log_every == 0 or final:
-                means = {k: float(v.compute()) for k, v in totals.items()}
-                now, done = time.perf_counter(), int(totals["loss"].count)
-                rates = {"examples_per_second": done * train.batch_size / (now - last), "input_wait": waited / (now - last)}
-                log.write(step, means | rates | {"examples": step * train.batch_size}, "train/")
-                progress.update(0, loss=means["loss"])
-                totals, waited, last = {}, 0.0, now
-            progress.update()
-            if step % evaluate_every == 0 or step % save_every == 0 or final:
-                here = parallel.first(state)
-                weights = parallel.host(stage.weights_of(here.params if here.ema is None else here.ema, here.extra))
-                if step % evaluate_every == 0 or final:
-                    log.write(step, evaluate(step, weights), "held_out/")
-                if step % save_every == 0 or final:
-                    stored = {"step": here.step, "params": here.params, "opt_state": here.opt_state, "extra": here.extra}
-                    checkpoints.save(step, {"state": stored, "weights": weights} | items)
-                last = time.perf_counter()
-    checkpoints.wait()
-    return weights if weights is not None else widen(checkpoints.restore("weights"))
+
+def unevaluated(train: Train, checkpoints: Checkpoints, folder: Path) -> bool:
+    """Whether the latest checkpoint is one that training ended on before it was evaluated; `folder` has its log. All processes call it."""
+    step = checkpoints.latest_step()
+    due = step is not None and train.due(step, train.evaluate_every) and checkpoints.has("record")
+    with contextlib.suppress(UserError):
+        due = due and not any(row["step"] == step and any(key.startswith(HELD_OUT) for key in row) for row in read_metrics(folder))
+    return processes.agree(due)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Training:
+    """The steps from one restored state on; what `run` was told."""
+
+    name: str
+    stage: Any
+    train: Train
+    guard: Guard
+    loader: Loader
+    parallel: Pmap | Sharded
+    checkpoints: Checkpoints
+    log: Log
+    key: PRNGKey
+    frozen: Any
+    items: dict[str, Any]
+    evaluate: Callable[[int, Any], dict[str, float]]
+    step: Callable
+
+    def go(self, state: State, record: Record) -> Any:
+        """Trains to the end and returns the weights; Fault where numbers are bad."""
+        train, first, alone = self.train, int(state.step), jax.process_count() == 1
+        if unevaluated(train, self.checkpoints, self.log.folder):
+            self._evaluate(first, jax.device_get(self._weights(state)))
+        state, unseen, stop, weights = self.parallel.place(state), None, False, None
+        waited, last, logged = 0.0, time.perf_counter(), first
+        with (interrupt.noted() as asked, bar(train.steps, first, self.name) as progress,
+              Watchdog(self.guard.hang, self.guard.hang_seconds, self.name) as watchdog,
+              contextlib.closing(self._batches(first, record)) as batches):
+            for step in range(first + 1, train.steps + 1):
+                began = time.perf_counter()
+                batch = next(batches) | ({} if alone else self._stopping(asked()))
+                batch = self.parallel.shard(batch)
+                waited += time.perf_counter() - began
+                state, values = self.step(state, self.frozen, batch, self.key)
+                values = self.parallel.first(values)
+                stop = unseen is not None and self._see(*unseen, record)  # one step behind, so that the device need not wait
+                stop = stop or alone and asked()
+                unseen = step, values
+                watchdog.beat()
+                logs, evaluates, saves = (train.due(step, every) for every in (train.log_every, train.evaluate_every, train.save_every))
+                if stop or logs or evaluates or saves:
+                    stop, unseen = self._see(*unseen, record) or stop, None
+                if logs:
+                    means, now = record.means(), time.perf_counter()
+                    rates = {"examples_per_second": (step - logged) * train.batch_size / (now - last), "input_wait": waited / (now - last)}
+                    self.log.write(step, means | rates | {"examples": step * train.batch_size}, "train/")
+                    progress.update(0, loss=means["loss"])
+                    waited, last, logged = 0.0, now, step
+                progress.update()
+                if stop or evaluates or saves:
+                    watchdog.rest()
+                    if stop:
+                        interrupt.answered()
+                    weights = self._save(step, state, record, write=stop or saves)
+                    if stop:
+                        self.checkpoints.wait()
+                        interrupt.end()
+                    if evaluates:
+                        with interrupt.at_once() if alone else contextlib.nullcontext():
+                            self._evaluate(step, weights)
+                    last, logged, waited = time.perf_counter(), step, 0.0
+        self.checkpoints.wait()
+        return weights if weights is not None else widen(self.checkpoints.restore("weights"))
+
+    def _batches(self, first: int, record: Record) -> Iterator[dict[str, np.ndarray]]:
+        """Those of the steps after `first`."""
+        at = record.batch(first + 1)
+        with self.loader.iterate(at) as batches:
+            for step in range(first + 1, self.train.steps + 1):
+                for _ in range(at, record.batch(step)):
+                    next(batches)
+                at = record.batch(step) + 1
+                yield next(batches)
+
+    def _stopping(self, asked: bool) -> dict[str, np.ndarray]:
+        """What tells the other processes, with a batch, that one of them was told to end."""
+        return {STOPPING: np.full(self.train.batch_size // jax.process_count(), asked, np.float32)}
+
+    def _see(self, step: int, values: dict[str, Any], record: Record) -> bool:
+        """Checks and records the metrics of a step; True if a process was told to end."""
+        numbers = {name: float(value) for name, value in jax.device_get(values).items()}
+        stopping = numbers.pop(STOPPING, 0.0)
+        watched = numbers[self.stage.watched]
+        self.guard.check(step, numbers, watched, record.losses)
+        record.add(numbers, watched)
+        return stopping > 0
+
+    def _weights(self, state: State) -> Any:
+        return self.stage.weights_of(state.params if state.ema is None else state.ema, state.extra)
+
+    def _save(self, step: int, state: State, record: Record, *, write: bool) -> Any:
+        """The weights on the host; with `write` they and the state become a checkpoint."""
+        here = self.parallel.first(state)
+        weights = self.parallel.host(self._weights(here))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights) if np.issubdtype(leaf.dtype, np.floating)):
+            raise Fault(step, "weights that are not finite")
+        if write:
+            stored = {"step": here.step, "params": here.params, "opt_state": here.opt_state, "extra": here.extra}
+            self.checkpoints.save(step, {"state": stored, "weights": weights, "record": record.stored()} | self.items)
+        return weights
+
+    def _evaluate(self, step: int, weights: Any) -> None:
+        self.log.write(step, self.evaluate(step, weights), HELD_OUT)
+
+
+def _described(loader: Loader, batch: int, describe: Callable[[Any], str]) -> str:
+    """A batch, and its first examples."""
+    places = range(batch * loader.batch_size, (batch + 1) * loader.batch_size)
+    shown = [describe(loader.items[loader.index(place)]) for place in places[:4]] + ["…"] * (len(places) > 4)
+    return f"batch {batch} ({', '.join(shown)})"
+
+
+def _record(checkpoints: Checkpoints) -> Record:
+    return Record.of(checkpoints.restore("record") if checkpoints.latest_step() is not None and checkpoints.has("record") else None)
 
 
 def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader: Loader, checkpoints: Checkpoints,
@@ -126,10 +256,3 @@ def _restore_or_init(name: str, stage: Any, optimizer: Any, train: Train, loader
                                                 "extra": like.extra})
     ema = None if like.ema is None else checkpoints.restore("weights", like=stage.weights_of(like.ema, extra))
     return State(ema=ema, **stored)
-
-
-def _merge(totals: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Running averages of a step's metrics (clu); stays on the device until computed."""
-    one = {k: clu_metrics.Average(total=v, count=np.float32(1)) for k, v in values.items()}
-    return {k: totals[k].merge(v) for k, v in one.items()} if totals else one
-

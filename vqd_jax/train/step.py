@@ -12,6 +12,8 @@ from vqd_jax.shapes import PRNGKey
 from vqd_jax.sharding import Rows, mean
 from vqd_jax.train.state import State, average
 
+STOPPING = "stopping"  # in a batch of several processes: not 0 where one was told to end; in the metrics: not 0 then
+
 
 @runtime_checkable
 class Trainable(Protocol):
@@ -34,6 +36,8 @@ def make_step(stage: Trainable, optimizer: optax.GradientTransformation, ema_dec
     def step(state: State, frozen: Any, batch: dict[str, Any], key: PRNGKey, axis: str | None = None):
         key = jax.random.fold_in(key, state.step)
         rows = Rows.here(len(jax.tree.leaves(batch)[0]), axis)
+        stopping = {name: value.mean() for name, value in batch.items() if name == STOPPING}
+        batch = {name: value for name, value in batch.items() if name != STOPPING}
 
         def gradient(batch: dict[str, Any], rows: Rows) -> tuple[Any, Any, Any]:
             value = lambda params: stage.loss(params, state.extra, frozen, batch, key, state.step, rows)
@@ -41,7 +45,7 @@ def make_step(stage: Trainable, optimizer: optax.GradientTransformation, ema_dec
             return seen, grads, metrics
 
         seen, grads, metrics = gradient(batch, rows) if accumulate == 1 else in_turn(gradient, accumulate, batch, rows)
-        grads, metrics = mean(grads, axis), mean(metrics, axis)
+        grads, metrics = mean(grads, axis), mean(metrics | stopping, axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else average(state.ema, params, ema_decay, state.step)
