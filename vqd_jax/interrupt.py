@@ -5,18 +5,24 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 
 GRACE = 20  # seconds from SIGTERM, within which a step must end; who sends it usually kills after 30
-_noting = False
+LEAVING = 5  # seconds in which threads must end at the end
+_noting = _breaking = False
 _asked: int | None = None
-_answered = threading.Event()
+_taken, _answered = threading.Event(), threading.Event()
 
 
 class Terminated(BaseException):
     """Raised where a SIGTERM arrives; like KeyboardInterrupt no Exception, so that nothing goes on after it."""
+
+
+ENDINGS = (Terminated, KeyboardInterrupt)
 
 
 def listen() -> None:
@@ -27,6 +33,7 @@ def listen() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _take)
+    signal.signal(signal.SIGURG, lambda number, frame: None)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True, name="SIGTERM").start()
 
@@ -44,10 +51,13 @@ def noted() -> Iterator[Callable[[], bool]]:
         end()
 
 
-def end() -> None:
+def end() -> NoReturn:
     """Raises what a signal raises elsewhere; SIGTERM's exception without any, where another process was told to end."""
     _answered.set()
-    raise KeyboardInterrupt if _asked == signal.SIGINT else Terminated
+    leave = threading.Timer(LEAVING, os._exit, (130 if _asked == signal.SIGINT else 0,))  # a thread may hang in what it reads
+    leave.daemon = True
+    leave.start()
+    _raise()
 
 
 def answered() -> None:
@@ -57,36 +67,45 @@ def answered() -> None:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Inside `noted`: here a signal raises again, also one that was noted before."""
-    global _noting
-    _noting = False
+    """Inside `noted`: here a signal raises one of ENDINGS again, to be followed by `end`."""
+    global _noting, _breaking
+    _noting, _breaking = False, True
     try:
-        if _asked is not None:
-            end()
         yield
     finally:
-        _noting = True
+        _noting, _breaking = True, False
 
 
 def _take(number: int, frame: object) -> None:
     global _asked
+    _taken.set()
     if _noting and _asked is None:
         _asked = number
         print("\nsaving after this step, then ending" + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""),
               file=sys.stderr, flush=True)
         return
     _asked = number
+    if _breaking:
+        _answered.set()
+        _raise()
     if jax.distributed.is_initialized():  # nothing is left to agree upon, and the others wait for no one who says goodbye
         print("\nended as asked; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(130 if number == signal.SIGINT else 0)
     end()
 
 
+def _raise() -> NoReturn:
+    raise KeyboardInterrupt if _asked == signal.SIGINT else Terminated
+
+
 def _watch(read: int) -> None:
     while number := os.read(read, 1):
         if number[0] == signal.SIGTERM:
             break
-    if not _answered.wait(GRACE):
+    ends = time.monotonic() + GRACE
+    while not _taken.wait(1) and time.monotonic() < ends:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGURG)  # it may wait in the system without having noticed
+    if not _answered.wait(max(ends - time.monotonic(), 0)):
         print(f"\nended: what was being computed did not finish in {GRACE} s; the same command goes on from the last checkpoint",
               file=sys.stderr, flush=True)
         os._exit(0)

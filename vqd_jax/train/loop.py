@@ -143,7 +143,7 @@ class _Training:
         """Trains to the end and returns the weights; Fault where numbers are bad."""
         train, first, alone = self.train, int(state.step), jax.process_count() == 1
         if unevaluated(train, self.checkpoints, self.log.folder):
-            self._evaluate(first, jax.device_get(self._weights(state)))
+            self.log.write(first, self.evaluate(first, jax.device_get(self._weights(state))), HELD_OUT)
         state, unseen, stop, weights = self.parallel.place(state), None, False, None
         waited, last, logged = 0.0, time.perf_counter(), first
         with (interrupt.noted() as asked, bar(train.steps, first, self.name) as progress,
@@ -174,13 +174,14 @@ class _Training:
                     watchdog.rest()
                     if stop:
                         interrupt.answered()
-                    weights = self._save(step, state, record, write=stop or saves)
+                    weights = self._save(step, state, record, write=saves or stop)
+                    if evaluates and not stop:
+                        stop = self._evaluate(step, weights)
+                        if stop and not saves:
+                            self._save(step, state, record, write=True)
                     if stop:
                         self.checkpoints.wait()
                         interrupt.end()
-                    if evaluates:
-                        with interrupt.at_once() if alone else contextlib.nullcontext():
-                            self._evaluate(step, weights)
                     last, logged, waited = time.perf_counter(), step, 0.0
         self.checkpoints.wait()
         return weights if weights is not None else widen(self.checkpoints.restore("weights"))
@@ -222,8 +223,14 @@ class _Training:
             self.checkpoints.save(step, {"state": stored, "weights": weights, "record": record.stored()} | self.items)
         return weights
 
-    def _evaluate(self, step: int, weights: Any) -> None:
-        self.log.write(step, self.evaluate(step, weights), HELD_OUT)
+    def _evaluate(self, step: int, weights: Any) -> bool:
+        """True if a signal came between, which several processes have to agree upon first."""
+        try:
+            with interrupt.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
+                self.log.write(step, self.evaluate(step, weights), HELD_OUT)
+        except interrupt.ENDINGS:
+            return True
+        return False
 
 
 def _described(loader: Loader, batch: int, describe: Callable[[Any], str]) -> str:
