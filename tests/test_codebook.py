@@ -152,6 +152,13 @@ def test_usage_by_hand():
     assert float(got["perplexity"]) == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)), rel=1e-5)
 
 
+def test_usage_is_of_all_devices():
+    index = jax.random.randint(jax.random.key(0), (4, 6), 0, 16)
+    shared = jax.pmap(lambda index: usage(index, 16, "batch"), axis_name="batch")(index)
+    for name, want in usage(index.reshape(-1), 16).items():
+        np.testing.assert_allclose(shared[name], np.full(4, want), rtol=1e-6)
+
+
 def test_an_unknown_update_is_one_sentence():
     with pytest.raises(UserError, match="codebook.update must be 'ema' or 'gradient', got 'kmeans'"):
         Codebook(codes=K, width=Z, update="kmeans")

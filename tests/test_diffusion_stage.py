@@ -71,7 +71,7 @@ def program(stage, gradient=False):
     def run(params, data, history, key, frozen):
         def loss(params):
             value, (seen, metrics) = stage.loss(params, history, frozen, data, key, jnp.int32(0), Rows.here(len(data["text"])))
-            return value, (stage.learn(history, seen, key, jnp.int32(0), None), metrics)
+            return value, (stage.learn(history, seen, key, jnp.int32(0), None)[0], metrics)
 
         return jax.value_and_grad(loss, has_aux=True)(params) if gradient else loss(params)
 

@@ -47,7 +47,8 @@ def start():
 def run(stage, params, extra, step=0):
     def loss(params, step):
         value, (seen, metrics) = stage.loss(params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.here(4))
-        return value, (stage.learn(extra, seen, jax.random.key(1), step, None), metrics)
+        learned, whole = stage.learn(extra, seen, jax.random.key(1), step, None)
+        return value, (learned, metrics | whole)
 
     (value, (learned, metrics)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, step)
     return value, learned, metrics, gradient

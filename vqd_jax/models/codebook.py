@@ -96,8 +96,10 @@ class Codebook:
         return Codes(vectors=vectors, count=count, total=total)
 
 
-def usage(index: Int[Array, " r"], k: int) -> dict[str, Float[Array, ""]]:
-    """Share of the k codes that occur in `index`, and the perplexity exp(entropy) of their frequencies."""
-    p = jnp.bincount(index, length=k) / index.size
+def usage(index: Int[Array, " r"], k: int, axis: str | None = None) -> dict[str, Float[Array, ""]]:
+    """Share of the k codes that occur in `index`, of all devices of `axis`, and the perplexity exp(entropy) of their frequencies."""
+    count = jnp.bincount(index, length=k)
+    count = count if axis is None else jax.lax.psum(count, axis)
+    p = count / count.sum()
     entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
     return {"codes_in_use": (p > 0).mean(), "perplexity": jnp.exp(entropy)}

@@ -67,8 +67,8 @@ class AutoregressiveStage:
         loss = _nats(logits, z).mean()
         return loss, ({}, {"loss": loss, "accuracy": (logits.argmax(-1) == z).mean()})
 
-    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> Any:
-        return extra
+    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[Any, dict[str, Any]]:
+        return extra, {}
 
     def predict(self, params: Any, z: Tokens, ids: TextIds, drop: Any, dropout_key: PRNGKey | None = None) -> Logits:
         """Logits of each token from those before it; dropout acts only with a key."""

@@ -170,8 +170,8 @@ class DiffusionStage:
                    "accuracy": hit}
         return loss, ({"t": t, "bound": jax.lax.stop_gradient(bound)}, metrics)
 
-    def learn(self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> History:
-        return extra.learn(seen["t"], seen["bound"], axis)
+    def learn(self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[History, dict[str, Any]]:
+        return extra.learn(seen["t"], seen["bound"], axis), {}
 
     def times(self, key: PRNGKey, keys: PRNGKeys, p: Float[Array, " t"], rows: Rows) -> Times:
         """A time in 1..T for each of the rows, with probabilities p."""

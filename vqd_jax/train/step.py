@@ -18,13 +18,14 @@ STOPPING = "stopping"  # in a batch of several processes: not 0 where one was to
 @runtime_checkable
 class Trainable(Protocol):
     """What a stage is to the step. `loss` is a mean over the rows of `batch`, and `seen` (each leaf with those rows first) is
-    what `learn` makes the next `extra` of, once for the whole batch of a device."""
+    what `learn` makes the next `extra` of, and metrics that are no such mean, once for the whole batch of all devices."""
 
     def loss(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
              rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
         """(loss, (seen, metrics))."""
 
-    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> Any: ...
+    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[Any, dict[str, Any]]:
+        """(extra, metrics)."""
 
 
 def make_step(stage: Trainable, optimizer: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> Callable:
@@ -49,8 +50,8 @@ def make_step(stage: Trainable, optimizer: optax.GradientTransformation, ema_dec
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else average(state.ema, params, ema_decay, state.step)
-        extra = stage.learn(state.extra, seen, key, state.step, axis)
-        metrics = metrics | {"gradient_norm": optax.global_norm(grads)}
+        extra, whole = stage.learn(state.extra, seen, key, state.step, axis)
+        metrics = metrics | whole | {"gradient_norm": optax.global_norm(grads)}
         return State(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra), metrics
 
     return step

@@ -107,12 +107,12 @@ class VQVAEStage:
                              critic(jax.lax.stop_gradient(output), params["discriminator"]))
             loss += scale * opinion + on * judged
             metrics |= {"adversarial": opinion, "discriminator": judged, "adversarial_scale": scale}
-        metrics |= terms | usage(index.reshape(-1), self.codebook.codes) | {"loss": loss}
+        metrics |= terms | {"loss": loss}
         return loss, ({"z": jax.lax.stop_gradient(z), "index": index}, metrics)
 
-    def learn(self, extra: Codes, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> Codes:
-        z, index = seen["z"], seen["index"]
-        return self.codebook.learn(key, extra, z.reshape(-1, z.shape[-1]), index.reshape(-1), step, axis)
+    def learn(self, extra: Codes, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[Codes, dict[str, Any]]:
+        z, index = seen["z"], seen["index"].reshape(-1)
+        return self.codebook.learn(key, extra, z.reshape(-1, z.shape[-1]), index, step, axis), usage(index, self.codebook.codes, axis)
 
     def weights_of(self, params: Any, extra: Any) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that encoding and decoding need."""
