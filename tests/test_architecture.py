@@ -15,17 +15,17 @@ LEAVES = {"shapes", "errors", "interrupt", "progress", "checksums", "unpickling"
 # what each part may import besides itself and the leaves; command lines may import anything that is not one
 ALLOWED = {
     "shapes": set(), "errors": set(), "interrupt": set(), "progress": set(), "checksums": set(), "unpickling": set(),
-    "log": set(), "pictures": set(), "command": set(), "checkpoint": set(), "sharding": set(), "defaults": set(),
+    "log": set(), "pictures": set(), "command": set(), "storage": set(), "checkpoint": {"storage"}, "sharding": set(), "defaults": set(),
     "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"}, "processes": set(),
     "continuing": {"checkpoint", "defaults", "pipeline"},
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models", "diffusion"},
-    "eval": {"models", "convert"},
+    "eval": {"models", "convert", "sharding"},
     "train": {"adapter", "diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures",
               "processes"},
     "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
-    "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "text", "train"},
+    "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train"},
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
 }

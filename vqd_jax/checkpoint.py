@@ -1,24 +1,23 @@
 """Checkpoints: one folder per step, written by Orbax, each with the SHA-256 sums of its files.
 
-A step holds named items that are restored one at a time: trees of arrays as host NumPy copies, hence independent of the
-number of devices, and anything JSON can hold. The sums are written last: a step without them was never finished.
+A step holds named items that are restored one at a time, on any number of devices and processes: trees of arrays, and anything
+JSON can hold. The sums are written last: a step without them was never finished.
 """
 
 import concurrent.futures
 import contextlib
 import functools
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from vqd_jax import storage
 from vqd_jax.checksums import SUMS, fault, write_sums
 from vqd_jax.errors import UserError
 
@@ -31,9 +30,10 @@ class Checkpoints(contextlib.AbstractContextManager):
       keep: how many of the newest steps stay.
       read_only: write nothing at all, as for a shipped checkpoint or one that another process is still training;
         otherwise what killed saves left behind is removed now.
+      shared: whether all processes see the same files in `folder`; then each writes its own parts of arrays that are cut over them.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, read_only: bool = False, shared: bool = False):
         if "://" in str(folder):
             raise UserError(f"checkpoints are kept on local paths, mount the bucket to use it, got {folder}")
         if keep < 1:
@@ -41,6 +41,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.folder = Path(folder).absolute()
         self.keep = keep
         self.read_only = read_only
+        self.shared = shared
         self._worker = None  # started by the first save
         self._pending = None
         if not read_only and jax.process_index() == 0:
@@ -83,18 +84,24 @@ class Checkpoints(contextlib.AbstractContextManager):
     def save(self, step: int, items: Mapping[str, Any], *, wait: bool = False) -> None:
         """Save trees of arrays and JSON-able values (None: left out) as `step`, replacing what the step held.
 
-        Every process calls it, the first one writes. It copies the arrays, which may then be donated, or waits until all is written.
+        Every process calls it; the first one writes, or all do where they share the folder and the arrays. It copies the arrays,
+        which may then be donated, or waits until all is written, by this process at least.
         `step` becomes the latest: once it is safe, later steps, of a run that was rewound, go. A failure to write is
         raised by the next `save`, `wait` or `close`.
         """
         if self.read_only:
             raise ValueError(f"the checkpoints in {self.folder} were opened read-only")
         self.wait()
-        items = {name: _to_host(value, copy=not wait) for name, value in items.items() if value is not None}
-        if jax.process_index() != 0:
+        together, directory = self.shared and storage.is_cut(items), self.folder / str(step)
+        items = {name: storage.prepared(value, copy=not wait, together=together) for name, value in items.items() if value is not None}
+        if not together and jax.process_index() != 0:
             return
+        with self._writing(step):
+            if jax.process_index() == 0 and directory.exists():
+                directory.rename(self._replaced(step))
+            write = storage.begin(directory, items) if together else functools.partial(storage.write, directory, items)
         self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending = self._worker.submit(self._write, step, items)
+        self._pending = self._worker.submit(self._finish, step, write)
         if wait:
             self.wait()
 
@@ -117,7 +124,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise UserError(f"{place} is damaged: {wrong}; delete {directory} to use an earlier step")
         if not self.has(item, step):
             raise UserError(f"{place} has no {item!r}, only {', '.join(_items(directory))}")
-        stored = _read(directory, item)
+        stored = storage.read(directory, item, like)
         return stored if like is None else fit(stored, like, f"{item!r} of {place}")
 
     def wait(self) -> None:
@@ -134,24 +141,26 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._worker.shutdown()
                 self._worker = None
 
-    def _write(self, step: int, items: dict[str, Any]) -> None:
-        import orbax.checkpoint as ocp  # slow to import
-
-        directory, replaced = self.folder / str(step), self.folder / f"{step}.replaced"
-        args = {name: ocp.args.StandardSave(value) if _has_arrays(value) else ocp.args.JsonSave(value)
-                for name, value in items.items()}
-        with _readable_errors(f"cannot write checkpoint step {step} to {self.folder}"):
-            if directory.exists():
-                directory.rename(replaced)
-            with _checkpointer() as checkpointer:
-                checkpointer.save(directory, args=ocp.args.Composite(**args))
+    def _finish(self, step: int, write: Callable[[], None]) -> None:
+        """Ends what was begun; then the first process, when all have written, adds the sums and removes what is superseded."""
+        directory = self.folder / str(step)
+        with self._writing(step):
+            write()
+            if jax.process_index() != 0:
+                return
             for marker in directory.rglob("commit_success.txt"):  # for object stores; tells nothing here but paths
                 marker.unlink()
             write_sums(directory)
-            _remove(replaced)
+            _remove(self._replaced(step))
             steps = self.steps()
             for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-self.keep]:
                 _remove(self.folder / str(old))
+
+    def _writing(self, step: int) -> contextlib.AbstractContextManager:
+        return _readable_errors(f"cannot write checkpoint step {step} to {self.folder}")
+
+    def _replaced(self, step: int) -> Path:
+        return self.folder / f"{step}.replaced"
 
     def _clean(self) -> None:
         for leftover in [*self.folder.glob("*.orbax-checkpoint-tmp*"), *self.folder.glob("*.deleted")]:
@@ -201,41 +210,9 @@ def _readable_errors(doing: str) -> Iterator[None]:
         raise UserError(f"{doing}: {error.strerror or error}") from error
 
 
-def _has_arrays(value: Any) -> bool:
-    return any(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in jax.tree.leaves(value))
-
-
-def _to_host(value: Any, *, copy: bool) -> Any:
-    """Nested dicts of the leaves on the host, copied if need be, or the value as JSON gives it back."""
-    if not _has_arrays(value):
-        return json.loads(json.dumps(value, default=lambda x: x.item()))
-    leaves = _by_path(value)
-    for path, leaf in leaves.items():
-        if isinstance(leaf, jax.Array):
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                raise ValueError(f"{'/'.join(path)} is a PRNG key: derive keys from the step instead of storing them")
-            if leaf.is_fully_addressable or leaf.is_fully_replicated:
-                leaf.copy_to_host_async()
-            else:
-                leaves[path] = multihost_utils.process_allgather(leaf, tiled=True)
-    tree = {}
-    if jax.process_index() == 0:
-        for path, leaf in leaves.items():
-            branch = tree
-            for name in path[:-1]:
-                branch = branch.setdefault(name, {})
-            branch[path[-1]] = np.array(leaf, copy=copy or None)  # on the CPU a view would keep the buffer from being donated
-    return tree
-
-
-def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
-    name = lambda key: jax.tree_util.keystr((key,), simple=True)
-    return {tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def fit(stored: Any, like: Any, what: str) -> Any:
     """The stored leaves in the structure and on the devices of `like`."""
-    stored, wanted = _by_path(stored), _by_path(like)
+    stored, wanted = storage.by_path(stored), storage.by_path(like)
     form = lambda x: (tuple(np.shape(x)), np.dtype(x.dtype) if hasattr(x, "dtype") else np.asarray(x).dtype)
     text = lambda x: f"{form(x)[1]}{list(form(x)[0])}"
     problems = {
@@ -253,7 +230,7 @@ def fit(stored: Any, like: Any, what: str) -> Any:
 def _place(value: Any, like: Any) -> Any:
     if isinstance(like, (bool, int, float)):
         return np.asarray(value).item()
-    if (sharding := getattr(like, "sharding", None)) is None:
+    if (sharding := getattr(like, "sharding", None)) is None or isinstance(value, jax.Array):  # where it was read to
         return value
     return jax.make_array_from_callback(np.shape(value), sharding, lambda index: value[index])
 
@@ -262,29 +239,3 @@ def widen(tree: Any) -> Any:
     """Half-precision arrays, in which small checkpoints are shipped, as float32."""
     half = lambda leaf: isinstance(leaf, np.ndarray) and leaf.dtype == np.float16
     return jax.tree.map(lambda leaf: leaf.astype(np.float32) if half(leaf) else leaf, tree)
-
-
-def _checkpointer() -> Any:
-    """Orbax for this process alone: the others neither write nor wait."""
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").addFilter(_not_chatter)
-    me = jax.process_index()
-    alone = {"primary_host": me, "active_processes": {me}, "barrier_sync_key_prefix": f"process_{me}"}
-    options = ocp.options.MultiprocessingOptions(**(alone if jax.process_count() > 1 else {}))
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _not_chatter(record: logging.LogRecord) -> bool:
-    """Orbax tells some twenty things about every save, at the level of what a run itself has to say."""
-    return record.levelno > logging.INFO or "orbax" not in Path(record.pathname).parts
-
-
-def _read(directory: Path, item: str) -> Any:
-    import orbax.checkpoint as ocp
-
-    is_tree = (directory / item / "_METADATA").is_file()
-    args = ocp.args.StandardRestore() if is_tree else ocp.args.JsonRestore()
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(directory, args=ocp.args.Composite(**{item: args}))[item]

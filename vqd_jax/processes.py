@@ -100,6 +100,11 @@ def keeper(folder: Path) -> int:
     return seen.index(True)
 
 
+def shared(keeper: int) -> bool:
+    """Whether all processes see the first one's folder, from what `keeper` told each. Every process calls it."""
+    return jax.process_count() == 1 or not multihost_utils.process_allgather(np.int32(keeper)).any()
+
+
 def wait() -> None:
     """Returns once every process has come here."""
     if jax.process_count() > 1:
