@@ -14,7 +14,7 @@ from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction, guide, likeliest, temper
 from vqd_jax.samplers.run import Known
-from vqd_jax.sharding import Rows
+from vqd_jax.sharding import Rows, here
 from vqd_jax.train import programs
 from vqd_jax.train.autoregressive import AutoregressiveStage
 from vqd_jax.train.diffusion import Conditions
@@ -67,7 +67,7 @@ def test_the_probabilities_of_all_pictures_add_up_to_one(condition, head):
     stage = make(condition, head)
     params, every = random_params(stage, condition), jnp.array([*itertools.product(range(K), repeat=N)])
     ids = jnp.repeat(data(condition, 1)["text"], len(every), axis=0)
-    nats = jax.jit(stage.bound, static_argnums=4)(params, jax.random.key(0), every, ids, 1)
+    nats = programs.bound(stage, params, jax.random.key(0), every, ids, 1)
     p = np.exp(-N * np.asarray(nats, np.float64))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     assert p.max() > 3 * p.min()
@@ -211,7 +211,7 @@ def test_four_devices_and_another_batch_give_the_same_pictures(conditions):
     stage, prediction = make(), Prediction(guidance=2.0)
     params = random_params(stage)
     want = sampled(stage, params, conditions, prediction)
-    np.testing.assert_array_equal(sampled(stage, params, conditions, prediction, devices=4), want)
+    np.testing.assert_array_equal(sampled(stage, params, conditions, prediction, devices=here(4)), want)
     last = Conditions(conditions.ids[:, 3:], conditions.drop[:, 3:])
     np.testing.assert_array_equal(sampled(stage, params, last, prediction, first=3), want[3:])
 
@@ -221,7 +221,7 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
     stage = make()
     params = random_params(stage)
     loss, (seen, metrics) = stage.loss(params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(64))
-    exact = stage.bound(params, jax.random.key(9), rows["tokens"], rows["text"], 3)
+    exact = stage.bound(params, jax.random.split(jax.random.key(9), 64), rows["tokens"], rows["text"], 3)
     np.testing.assert_allclose(loss, exact.mean(), rtol=1e-5)
     assert metrics.keys() == {"loss", "accuracy"} and not seen
     never, always = (make(drop_caption=p).loss(params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(64))[0] for p in (0.0, 1.0))

@@ -21,6 +21,7 @@ from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.samplers.ancestral import Ancestral
 from vqd_jax.samplers.prediction import Switches
 from vqd_jax.sharding import Rows
+from vqd_jax.train import programs
 from vqd_jax.train.diffusion import Conditions, DiffusionLoss, DiffusionStage, History
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
 
@@ -282,7 +283,7 @@ def test_dropout_acts_with_a_key_only(params):
 def test_the_estimate_of_the_bound_is_unbiased(draws, params, exact):
     rows, (q, bound, _) = 4000, exact
     want, each = (q * bound).sum(), T * bound
-    got = np.asarray(jax.jit(make().bound, static_argnums=4)(params, jax.random.key(3), tile(Z_0, rows), tile(IDS, rows), draws))
+    got = np.asarray(programs.bound(make(), params, jax.random.key(3), tile(Z_0, rows), tile(IDS, rows), draws))
     between, within = (q * each**2).sum() / T - want**2, ((q * each**2).sum(1) - (q * each).sum(1)**2).sum() / T**2
     variance = between if draws == 1 else within  # with T draws every t comes up once
     assert got.shape == (rows,) and abs(got.mean() - want) < 4.5 * np.sqrt(variance / rows)
@@ -290,7 +291,7 @@ def test_the_estimate_of_the_bound_is_unbiased(draws, params, exact):
 
 
 def test_the_estimate_of_a_row_does_not_depend_on_the_others(params):
-    run = jax.jit(lambda z, ids: make().bound(params, jax.random.key(0), z, ids, 2))
+    run = lambda z, ids: programs.bound(make(), params, jax.random.key(0), z, ids, 2)
     data, other = batch(5), batch(5, seed=7)
     mixed = {k: jnp.concatenate([data[k][:2], other[k][2:]]) for k in data}
     a, b = (run(x["tokens"], x["text"]) for x in (data, mixed))

@@ -147,8 +147,8 @@ def test_encode_and_decode(stages):
 @pytest.mark.parametrize("name", ["diffusion", "autoregressive"])
 def test_the_bound(name, stages):
     _, all_, trees = stages
-    program = lambda params, bits, tokens, ids: all_[name].bound(params, jax.random.wrap_key_data(bits), tokens, ids, 3)
-    exported = lower(program, trees[name][0], KEY, batch()["tokens"], batch()["text"])
+    program = lambda params, bits, tokens, ids: all_[name].bound(params, jax.vmap(jax.random.wrap_key_data)(bits), tokens, ids, 3)
+    exported = lower(program, trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), batch()["tokens"], batch()["text"])
     assert [(x.shape, x.dtype) for x in exported.out_avals] == [((ROWS,), jnp.float32)]
 
 

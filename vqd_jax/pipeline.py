@@ -23,6 +23,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.run import Known, Sampler
+from vqd_jax.sharding import here
 from vqd_jax.text.load import Tokenizer, load_tokenizer
 from vqd_jax.train import programs
 from vqd_jax.train.autoregressive import AutoregressiveStage, TokenStage
@@ -82,7 +83,7 @@ class TextToImage:
     def tokens(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
                known: Known | None = None, image: Int[np.ndarray, "b n"] | None = None, strength: float = 1.0,
                trace: bool = False, devices: int = 1, **settings: Any) -> Any:
-        """The tokens of the images; row i uses the noise of image `first` + i. `devices` share the rows equally.
+        """The tokens of the images; row i uses the noise of image `first` + i. `devices` share the rows.
 
         `known` tokens are kept. With `image`, its tokens, sampling begins at the time strength * T. With `trace` returns
         (tokens, the states after each call (calls, b, n), in which k is [MASK]).
@@ -94,7 +95,7 @@ class TextToImage:
         conditions, scales = self.conditions(prompts, negative_prompt, prediction)
         return programs.sample(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
                                prediction=prediction, known=known, image=None if begin is None else image, begin=begin,
-                               trace=trace, devices=devices)
+                               trace=trace, devices=here(devices))
 
     def watch(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
               **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
@@ -165,11 +166,11 @@ class TextToImage:
 
         The last batch is padded. Image i depends on (prompt i, seed, i, batch) and the settings, not on the number of devices.
         """
-        devices = min(jax.local_device_count(), -(-len(prompts) // batch))
+        devices = len(here(-(-len(prompts) // batch)))
         for first in range(0, len(prompts), rows := batch * devices):
             part = [*prompts[first:first + rows]]
             padded = part + part[-1:] * (rows - len(part))
-            yield self.decode(self.tokens(padded, seed=seed, first=first, devices=devices, **settings))[:len(part)]
+            yield self.decode(self.tokens(padded, seed=seed, first=first, devices=devices, **settings), devices=devices)[:len(part)]
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
         """Images of the model's size to tokens in [0, k), row by row."""
@@ -178,10 +179,9 @@ class TextToImage:
             raise UserError(f"encode takes uint8 images (b, {size}, {size}, 3), got {images.dtype} {images.shape}")
         return np.asarray(programs.encode(self.codec, self.codec_weights, images))
 
-    def decode(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """Tokens to images."""
-        return np.asarray(programs.decode(self.codec, self.codec_weights, tokens))
-
+    def decode(self, tokens: Int[np.ndarray, "b n"], *, devices: int = 0) -> UInt8[np.ndarray, "b H W 3"]:
+        """Tokens to images. `devices` share the rows; 0 for all that are here."""
+        return np.asarray(programs.decode(self.codec, self.codec_weights, tokens, devices=here(devices or len(tokens))))
 
     def decode_partly(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
         """`decode` of tokens of which some are [MASK]: those cells are grey, and shown to the decoder as code 0."""

@@ -52,6 +52,41 @@ def mean(tree: Any, axis: str | None) -> Any:
     return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
+Devices = tuple[Any, ...]
+
+
+def here(rows: int) -> Devices:
+    """The devices of this process that can share so many rows."""
+    return tuple(jax.local_devices()[:max(rows, 1)])
+
+
+def everywhere() -> Devices:
+    """The devices of all processes: each must call, in the same order, what they share, with equal arguments."""
+    return tuple(jax.devices())
+
+
+def copies(tree: Any, devices: Devices) -> Any:
+    """The tree, whole on each of the devices."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    put = lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+    return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(put, tree)
+
+
+def by_rows(function: Callable, devices: Devices, whole: Any, *rows: Any) -> Any:
+    """`function(whole, *rows)`, the devices of which each does its part of the rows, as it would alone; all have the result. Within jit.
+
+    The rows are along the first axis of every array in `rows` and in the result. Where they do not divide, the last one is done again.
+    """
+    if len(devices) == 1:
+        return function(whole, *rows)
+    mesh, count = Mesh(np.array(devices), (AXIS,)), len(jax.tree.leaves(rows)[0])
+    every = jnp.minimum(jnp.arange(count + -count % len(devices)), count - 1)
+    padded = jax.tree.map(lambda x: x if len(every) == count else x[every], rows)
+    specs = (PartitionSpec(), *(PartitionSpec(AXIS) for _ in rows))
+    out = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)(whole, *padded)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[:count], NamedSharding(mesh, PartitionSpec())), out)
+
+
 def parallelism(*, strategy: str = "pmap", devices: int = 0, fsdp: int = 1, tensor: int = 1) -> "Pmap | Sharded":
     """How a step runs: the section `parallel` of the config.
 

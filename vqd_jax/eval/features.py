@@ -1,5 +1,6 @@
 """Feature extractors: uint8 images in, one feature vector each out, from pretrained networks that install with pip."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from vqd_jax.errors import UserError
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.lpips import VGG16, vgg_features
 from vqd_jax.progress import track
+from vqd_jax.sharding import Devices, by_rows, copies, here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
     """Embeds images of one size in batches; the last batch is padded, so that one program is compiled.
 
-    name: of the features, for reports; embed: compiled (params, images in [-1, 1]) -> features; batch: images a call.
+    name: of the features, for reports; embed: (params, images in [-1, 1]) -> features; batch: images a call, which all local
+    devices share.
     """
 
     name: str
@@ -41,9 +44,13 @@ class Extractor:
         for start in track(starts, len(starts), f"{self.name} features", "batch"):
             chunk = images[start:start + self.batch]
             padded = np.pad(chunk, ((0, self.batch - len(chunk)), (0, 0), (0, 0), (0, 0)))
-            embedded = self.embed(self.params, jnp.asarray(padded, jnp.float32) / 127.5 - 1)
-            features.append(np.asarray(embedded)[:len(chunk)])
+            features.append(np.asarray(_features(self.embed, here(self.batch), self.params, padded))[:len(chunk)])
         return np.concatenate(features)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _features(embed: Callable, devices: Devices, params: Any, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b d"]:
+    return by_rows(lambda params, images: embed(params, images.astype(jnp.float32) / 127.5 - 1), devices, params, images)
 
 
 def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
@@ -56,20 +63,18 @@ def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
     if size < 32:
         raise UserError(f"EfficientNet-Lite0 needs images of at least 32 pixels a side, got size={size}")
 
-    @jax.jit
     def embed(params, images):
         resized = jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")
         return EfficientNetLite0().apply({"params": params}, resized)[0]
 
-    params = jax.device_put(load_efficientnet_lite0())
+    params = copies(load_efficientnet_lite0(), here(batch))
     return Extractor(name="efficientnet_lite0", params=params, embed=embed, batch=batch)
 
 
 def vgg16(batch: int = 64) -> Extractor:
     """Features (n, 512): the global average of relu5_3 at the images' own size (at least 16 pixels)."""
 
-    @jax.jit
     def embed(params, images):
         return vgg_features(VGG16().apply({"params": params}, images))
 
-    return Extractor(name="vgg16", params=jax.device_put(load_lpips()["vgg"]), embed=embed, batch=batch)
+    return Extractor(name="vgg16", params=copies(load_lpips()["vgg"], here(batch)), embed=embed, batch=batch)

@@ -77,8 +77,8 @@ class AutoregressiveStage:
         return self.network.apply({"params": params["autoregressive"]}, before, *self.condition(params, ids, drop),
                                   deterministic=not rngs, rngs=rngs)[0]
 
-    def bound(self, params: Any, key: PRNGKey, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
-        """-log p of the tokens given the captions per token in nats for each row: exact, `key` and `draws` change nothing."""
+    def bound(self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
+        """-log p of the tokens given the captions per token in nats for each row: exact, `keys` and `draws` change nothing."""
         return _nats(self.predict(params, z_0, ids, jnp.zeros(z_0.shape[0], bool)), z_0).mean(-1)
 
     def sample(self, params: Any, keys: PRNGKeys, conditions: Conditions, knobs: dict[str, Any], sampler: Raster,

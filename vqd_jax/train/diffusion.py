@@ -234,10 +234,9 @@ class DiffusionStage:
 
         return denoise
 
-    def bound(self, params: Any, key: PRNGKey, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
-        """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws` stratified times a row."""
+    def bound(self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
+        """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws` stratified times a row and its key."""
         T, b = self.process.T, z_0.shape[0]
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b))
 
         def one(_, j):
             here = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, j)))(keys)

@@ -1,14 +1,16 @@
-"""The compiled programs around a trained model: encode, decode, sample, bound. Each is compiled once per shape."""
+"""The compiled programs around a trained model: encode, decode, sample, bound. Each is compiled once per shape.
+
+Devices share the rows of a batch: all of this process, if nothing else is said.
+"""
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.convert.lpips import load_lpips
@@ -17,29 +19,41 @@ from vqd_jax.samplers import autoregressive, run
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction, Switches
 from vqd_jax.samplers.run import Known, Sampler
-from vqd_jax.shapes import PRNGKeys
-from vqd_jax.sharding import AXIS
+from vqd_jax.shapes import PRNGKey, PRNGKeys, TextIds, Tokens
+from vqd_jax.sharding import Devices, by_rows, copies, here
 from vqd_jax.train.autoregressive import AutoregressiveStage, TokenStage
 from vqd_jax.train.diffusion import Conditions, DiffusionStage
 from vqd_jax.train.vqvae import VQVAEStage, to_float
 
-encode = jax.jit(VQVAEStage.encode, static_argnums=0)
-decode = jax.jit(VQVAEStage.decode, static_argnums=0)
-bound = jax.jit(lambda stage, *rest: stage.bound(*rest), static_argnums=(0, 5))
-lpips = jax.jit(lambda params, x, y: LPIPS().apply({"params": params}, to_float(x), to_float(y)))
+
+def _program(function: Callable) -> Callable:
+    """`function(fixed, whole, *rows)` compiled, once for each `fixed`, with its rows shared by `devices`."""
+    program = jax.jit(lambda fixed, devices, whole, *rows: by_rows(functools.partial(function, fixed), devices, whole, *rows),
+                      static_argnums=(0, 1))
+    return lambda fixed, whole, *rows, devices=None: program(fixed, devices or here(len(rows[0])), whole, *rows)
+
+
+encode, decode = _program(VQVAEStage.encode), _program(VQVAEStage.decode)
+lpips = functools.partial(_program(lambda _, params, x, y: LPIPS().apply({"params": params}, to_float(x), to_float(y))), None)
+_bound = _program(lambda fixed, weights, *rows: fixed[0].bound(weights, *rows, fixed[1]))
+
+
+def bound(stage: TokenStage, weights: Any, key: PRNGKey, z_0: Tokens, ids: TextIds, draws: int, *,
+          devices: Devices | None = None) -> Float[Array, " b"]:
+    """`stage.bound` of each row, with a key for each."""
+    return _bound((stage, draws), weights, _row_keys(key, 0, len(z_0)), z_0, ids, devices=devices)
 
 
 def sample(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
            sampler: Sampler | Raster, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
-           begin: int | None = None, trace: bool = False, devices: int = 1) -> Any:
+           begin: int | None = None, trace: bool = False, devices: Devices | None = None) -> Any:
     """Tokens for each row of conditions; row i uses the noise of image `first` + i of the seed, whatever the batch.
 
     `scales` are those of guidance. With `image` its tokens are noised to the time `begin` and sampling begins there.
-    With `trace` returns (tokens, states (calls, b, n)). With `devices` the rows, a multiple of them, are shared out; each
-    device does what one alone would do with its rows.
+    With `trace` returns (tokens, states (calls, b, n)). Without `devices` one does all rows.
     """
     keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
-    out = _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known)
+    out = _sample(stage, sampler, switches, begin, trace, devices or here(1), weights, keys, conditions, knobs, image, known)
     return jax.tree.map(np.asarray, out)
 
 
@@ -94,27 +108,30 @@ def cross_entropy(stage: DiffusionStage, weights: Any, z_0: Int[Array, "b n"], i
 
 def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
     """The keys of the images `first`, `first` + 1, ... of a seed."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(first + jnp.arange(count))
+    return _row_keys(jax.random.key(seed), first, count)
+
+
+def _row_keys(key: PRNGKey, first: int, count: int) -> PRNGKeys:
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known):
-    def rows(weights, keys, conditions, knobs, image, known):
+    swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))  # so that the rows come first, and back
+
+    def rows(whole, keys, conditions, scales, image, known):
+        weights, knobs = whole
         z = None if image is None else sampler.noised(keys, stage.process, image, begin)
         late = {} if begin is None else {"z": z, "begin": begin}
-        return stage.sample(weights, keys, conditions, knobs, sampler, switches, known=known, trace=trace, **late)
+        out = stage.sample(weights, keys, swap(conditions), knobs | {"scales": swap(scales)}, sampler, switches, known=known, trace=trace,
+                           **late)
+        return (out[0], swap(out[1])) if trace else out
 
-    if devices == 1:
-        return rows(weights, keys, conditions, knobs, image, known)
-    mesh = Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
-    all_, first, second = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
-    split = {name: second if name == "scales" else all_ for name in knobs}
-    return jax.shard_map(rows, mesh=mesh, in_specs=(all_, first, second, split, first, first),
-                         out_specs=(first, second) if trace else first, check_vma=False)(
-        weights, keys, conditions, knobs, image, known)
+    out = by_rows(rows, devices, (weights, knobs), keys, swap(conditions), swap(knobs["scales"]), image, known)
+    return (out[0], swap(out[1])) if trace else out
 
 
 @functools.cache
-def lpips_params() -> Any:
-    """The network of `lpips`, on the device."""
-    return jax.device_put(load_lpips())
+def lpips_params(devices: Devices) -> Any:
+    """The network of `lpips`, on the devices."""
+    return copies(load_lpips(), devices)

@@ -1,4 +1,7 @@
-"""What happens around the loop for each stage: its examples, its evaluation on held-out data, and its pictures."""
+"""What happens around the loop for each stage: its examples, its evaluation on held-out data, and its pictures.
+
+All devices of all processes share the rows of an evaluation: every process calls it, and gets the same numbers.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from vqd_jax.pictures import grid, save_png, side_by_side
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.samplers.run import Sampler
+from vqd_jax.sharding import copies, everywhere
 from vqd_jax.text.load import Tokenizer
 from vqd_jax.train import programs
 from vqd_jax.train.autoregressive import TokenStage
@@ -91,11 +95,13 @@ class CodecEvaluation:
         chosen = spread(indices(self.source, "held_out_cells", "held_out_items") or indices(self.source, "train"), self.examples)
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
         images, outputs, tokens, distances = [], [], [], []
+        weights = copies(weights, devices := everywhere())
         for batch, valid in sequential(chosen, ROWS, load):
-            z = programs.encode(self.stage, weights, batch["image"])
-            output = programs.decode(self.stage, weights, z)
+            z = programs.encode(self.stage, weights, batch["image"], devices=devices)
+            output = programs.decode(self.stage, weights, z, devices=devices)
             if self.lpips:
-                distances.append(np.asarray(programs.lpips(programs.lpips_params(), batch["image"], output))[:valid])
+                distance = programs.lpips(programs.lpips_params(devices), batch["image"], output, devices=devices)
+                distances.append(np.asarray(distance)[:valid])
             for kept, value in ((tokens, z), (outputs, output), (images, batch["image"])):
                 kept.append(np.asarray(value)[:valid])
         images, outputs, tokens = map(np.concatenate, (images, outputs, tokens))
@@ -122,10 +128,11 @@ class Bound:
 
     def __call__(self, weights: Any, chosen: list[int]) -> float:
         load = lambda i, rng: {"tokens": self.tokens[i], "text": self.tokenizer(self.source.records[i].captions[:1])[0]}
-        nats = []
+        nats, weights = [], copies(weights, devices := everywhere())
         for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
             key = jax.random.fold_in(jax.random.key(0), j)
-            nats.append(np.asarray(programs.bound(self.stage, weights, key, batch["tokens"], batch["text"], self.draws))[:valid])
+            value = programs.bound(self.stage, weights, key, batch["tokens"], batch["text"], self.draws, devices=devices)
+            nats.append(np.asarray(value)[:valid])
         return float(np.concatenate(nats).mean())
 
 
@@ -142,7 +149,7 @@ class TokenEvaluation:
     prediction: Prediction
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
-        values, stage = {}, self.bound.stage
+        values, stage, weights = {}, self.bound.stage, copies(weights, devices := everywhere())
         for name, chosen in examined(self.bound.source, self.examples).items():
             if chosen:
                 nats = self.bound(weights, chosen)
@@ -150,8 +157,9 @@ class TokenEvaluation:
         ids, rows = self.bound.tokenizer(self.prompts), len(self.prompts)
         conditions = Conditions(np.stack([ids, ids]), np.repeat([[False], [True]], rows, axis=1))
         scales = np.full((1, rows), self.prediction.guidance, np.float32)
-        tokens = programs.sample(stage, weights, conditions, scales, seed=0, sampler=self.sampler, prediction=self.prediction)
-        images = np.asarray(programs.decode(stage.codec, self.codec, tokens))
+        tokens = programs.sample(stage, weights, conditions, scales, seed=0, sampler=self.sampler, prediction=self.prediction,
+                                 devices=devices)
+        images = np.asarray(programs.decode(stage.codec, self.codec, tokens, devices=devices))
         save_png(self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3))
         return values
 
