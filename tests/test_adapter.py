@@ -127,6 +127,18 @@ def test_the_gradient_reaches_the_adapter_alone(kind):
         assert all(not np.any(g) for g in jax.tree.leaves(grads[name]))
 
 
+@pytest.mark.parametrize("options", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}], ids=str)
+def test_scan_and_remat_change_no_number_beyond_rounding(options):
+    plain = stage_of("text")
+    changed = dataclasses.replace(plain, denoiser=plain.denoiser.clone(**options))
+    params = moved(drawn(plain))
+    loss = lambda stage: lambda p: stage.loss(p, History.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8))[0]
+    (value, got), (wanted, want) = (jax.jit(jax.value_and_grad(loss(stage)))(params) for stage in (changed, plain))
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(got["adapter"]), jax.tree.leaves(want["adapter"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
 @pytest.mark.parametrize("muon", [0.0, 0.1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kind, muon):

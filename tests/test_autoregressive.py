@@ -24,9 +24,10 @@ CONDITIONERS = {"text": lambda: Conditioner(encoder=LearnedText(vocabulary=6, le
                 "class": lambda: ClassConditioner(classes=5), "none": NoConditioner}
 
 
-def make(condition="text", head="linear", drop_caption=0.0):
+def make(condition="text", head="linear", drop_caption=0.0, **fields):
     classes = 6 if condition == "class" else 0
-    network = Autoregressive(codes=K, grid=(2, 2), layers=2, width=8, heads=2, mlp_ratio=2, condition=condition, classes=classes, head=head)
+    network = Autoregressive(codes=K, grid=(2, 2), width=8, heads=2, mlp_ratio=2, condition=condition, classes=classes, head=head,
+                             **{"layers": 2} | fields)
     return AutoregressiveStage(network=network, conditioner=CONDITIONERS[condition](), codec=CODEC, drop_caption=drop_caption)
 
 
@@ -229,6 +230,34 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
     want = -jnp.take_along_axis(jax.nn.log_softmax(null), rows["tokens"][..., None], -1).mean()
     np.testing.assert_allclose(always, want, rtol=1e-5)
     assert abs(always - never) > 1e-2
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str)
+def test_remat_and_scan_change_no_number_beyond_rounding(options):
+    rows, plain_ = data(), make(layers=11)  # more than ten, whose names do not sort by number
+    params = random_params(plain_)
+    changed = make(layers=11, **options)
+    assert jax.eval_shape(changed.init, jax.random.key(0), rows)[0] == jax.eval_shape(plain_.init, jax.random.key(0), rows)[0]
+    loss = lambda stage: lambda p: stage.loss(p, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(4))[0]
+    want, got = (jax.jit(jax.grad(loss(stage)))(params) for stage in (plain_, changed))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_a_scan_draws_the_same_pictures(conditions):
+    params = random_params(make())
+    want, got = (sampled(make(scan=scan), params, conditions, Prediction(guidance=2.0)) for scan in (False, True))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
+    products = {}
+    for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": True}}.items():
+        stage, rows = make(layers=6, **options), data()
+        keys = jax.random.split(jax.random.key(0), 4)
+        loss = lambda p, stage=stage, rows=rows, keys=keys: stage.bound(p, keys, rows["tokens"], rows["text"], 1).mean()
+        products[name] = jax.jit(jax.grad(loss)).lower(random_params(stage)).as_text().count("dot_general")
+    assert products["scan"] < products["plain"] / 3 and products["remat"] > products["plain"]
 
 
 def test_the_program_keeps_what_it_has_seen():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 STEPS = """
+import dataclasses
 import sys
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,21 @@ jnp.float32 = jnp.float64  # whatever the models and losses keep in float32 is i
 import numpy as np
 sys.path.insert(0, "tests")
 import test_step
+from vqd_jax.adapter import Adapter
 from vqd_jax.sharding import parallelism
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
 
 name, rng = sys.argv[1], np.random.default_rng(0)
-stage = test_step.STAGES[name]
+deep = test_step.DIFFUSION.denoiser.clone(layers=2, scan=True, remat=True)
+adapted = dataclasses.replace(test_step.DIFFUSION, denoiser=deep, adapter=Adapter(rank=2, kernels="all"))
+scanned = dataclasses.replace(test_step.TWIN, network=test_step.TWIN.network.clone(layers=2, scan=True))
+stage = (test_step.STAGES | {"adapter": adapted, "autoregressive": scanned})[name]
 batches = [{"image": rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8), "text": rng.integers(1, 9, (16, 5)),
             "tokens": rng.integers(0, 6, (16, 16))} for _ in range(50)]
-optimizer = Optim(learning_rate=3e-3, warmup=32, decay="cosine", final=0.1, betas=(0.9, 0.96), weight_decay=0.01, clip=0.5).build(50, 16)
+optim = Optim(learning_rate=3e-3, warmup=32, decay="cosine", final=0.1, betas=(0.9, 0.96), weight_decay=0.01, clip=0.5)
+optimizer = optim.build(50, 16, stage.unchanged)
 params, extra = jax.tree.map(np.asarray, jax.jit(stage.init)(jax.random.key(0), batches[0]))
 double = lambda tree: jax.tree.map(lambda x: x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x, tree)
 params, extra = double(params), double(extra)
@@ -51,7 +57,7 @@ for layout in ({}, {"fsdp": 1}, {"fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"tensor"
 """
 
 
-@pytest.mark.parametrize("stage", ["vqvae", "diffusion", "autoregressive"])
+@pytest.mark.parametrize("stage", ["vqvae", "diffusion", "autoregressive", "adapter"])
 def test_fifty_steps_on_eight_devices(stage):
     done = subprocess.run([sys.executable, "-c", STEPS, stage], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=900)
     print(done.stdout)

@@ -187,7 +187,7 @@ def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> Autoregres
     sizes = _with_dtype(config.denoiser)
     if sizes.pop("mlp") != "fc":
         raise UserError("the autoregressive stage needs denoiser.mlp fc: a 3x3 convolution would see later tokens")
-    sizes = {key: value for key, value in sizes.items() if key not in ("time", "positions", "remat", "scan")}  # which only a denoiser has
+    sizes = {key: value for key, value in sizes.items() if key not in ("time", "positions")}  # which only a denoiser has
     return AutoregressiveStage(network=Autoregressive(**_tokens_and_condition(config), **sizes), conditioner=conditioner(config, tokenizer),
                                codec=vqvae_stage(config), drop_caption=DiffusionLoss(**config.diffusion_loss).drop_caption)
 

@@ -4,6 +4,7 @@ Each layer is h += SA(LN(h)); h += CA(LN(h), text); h += MLP(LN(h)), where SA se
 values of what has been seen, so that a call computes one token.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from vqd_jax.errors import UserError
 from vqd_jax.models.attention import attend
-from vqd_jax.models.denoiser import AdaLayerNorm, Condition, logits_of, mlp
+from vqd_jax.models.denoiser import AdaLayerNorm, Condition, logits_of, mlp, through
 from vqd_jax.models.linear import Linear
 from vqd_jax.shapes import Logits
 
@@ -74,6 +75,8 @@ class Autoregressive(nn.Module):
     init_std: float = 0.02
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(self, before: Int[Array, "b q"], condition: Condition, mask: Bool[Array, "b m"], place: Place = 0,
@@ -81,7 +84,8 @@ class Autoregressive(nn.Module):
         """Logits of the tokens at q places from `place` on, and what is to be given as `past` for the places after them.
 
         `before` are the tokens one place earlier; before the first stands k. Without `past` the q places see each other only;
-        with it (room for the whole grid, of which the places before `place` are filled) all of those too.
+        with it (room for the whole grid, of which the places before `place` are filled) all of those too: those calls neither
+        remat nor scan, which would copy it.
         """
         if self.width % self.heads:
             raise UserError(f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}")
@@ -91,12 +95,14 @@ class Autoregressive(nn.Module):
         tokens = embed(self.codes + 1, "tokens")
         x = (tokens(before) + (embed(h, "rows")(here // w) + embed(w, "columns")(here % w))[None]).astype(self.dtype)
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
-        seen = {}
-        for i in range(self.layers):
-            name = f"block{i}"
-            x, seen[name] = CausalBlock(width=self.width, heads=self.heads, mlp_ratio=self.mlp_ratio, condition=self.condition,
-                                        classes=self.classes, init_std=self.init_std, dropout=self.dropout, dtype=self.dtype,
-                                        name=name)(x, condition, mask, place, past and past[name], deterministic)
+        block = functools.partial(CausalBlock, width=self.width, heads=self.heads, mlp_ratio=self.mlp_ratio, condition=self.condition,
+                                  classes=self.classes, init_std=self.init_std, dropout=self.dropout, dtype=self.dtype)
+        if past is None:
+            x, seen = through(self, block, lambda block, x: block(x, condition, mask, place, None, deterministic), x)
+        else:
+            seen = {}
+            for name in (f"block{i}" for i in range(self.layers)):
+                x, seen[name] = block(name=name)(x, condition, mask, place, past[name], deterministic)
         return logits_of(x, tokens, self), seen
 
     def room(self, past: Past) -> Past:

@@ -6,6 +6,7 @@ have no CA, and their second norm is an AdaLN on the class; unconditional ones h
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -122,6 +123,29 @@ def logits_of(x: Float[Array, "b n d"], tokens: nn.Embed, of: Any) -> Logits:
     return Linear(of.codes, dtype=of.dtype, kernel_init=nn.initializers.normal(of.init_std), name="head")(x).astype(jnp.float32)
 
 
+def through(of: Any, block: Callable[..., nn.Module], call: Callable, x: Float[Array, "b n d"]) -> tuple[Any, dict[str, Any]]:
+    """x after all layers of the network `of`, whose fields `layers`, `remat` and `scan` say how, and by name what each layer tells.
+
+    `block(**fields)` makes a layer, `call(layer, x) -> (x, what it tells)` uses it.
+    """
+    names, call = [f"block{i}" for i in range(of.layers)], nn.remat(call) if of.remat and not of.scan else call
+    told = {}
+    if not of.scan or of.is_initializing():
+        for name in names:
+            x, told[name] = call(block(name=name), x)
+        return x, told
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(of.variables["params"][name] for name in names))
+    keys = jax.random.split(of.make_rng("dropout"), of.layers) if of.has_rng("dropout") else None
+    layer = block(parent=None)
+
+    def one(x, part):
+        params, key = part
+        return call(functools.partial(layer.apply, {"params": params}, rngs={} if key is None else {"dropout": key}), x)
+
+    x, told = jax.lax.scan(jax.checkpoint(one) if of.remat else one, x, (stacked, keys))
+    return x, {name: jax.tree.map(lambda y, i=i: y[i], told) for i, name in enumerate(names)}
+
+
 def _uniform(limit: float) -> nn.initializers.Initializer:
     """Uniform in (-limit, limit)."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -181,25 +205,8 @@ class Denoiser(nn.Module):
         block = functools.partial(
             Block, grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
             condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout, dtype=self.dtype)
-        if self.scan and not self.is_initializing():
-            x = self._scanned(block(parent=None), x, t, condition, mask, deterministic)
-        else:
-            for i in range(self.layers):
-                layer = lambda block, x: block(x, t, condition, mask, deterministic)
-                x = (nn.remat(layer) if self.remat else layer)(block(name=f"block{i}"), x)
+        x, _ = through(self, block, lambda block, x: (block(x, t, condition, mask, deterministic), {}), x)
         return logits_of(x, tokens, self)
-
-    def _scanned(self, block: Block, x: Float[Array, "b n d"], *rest: Any) -> Float[Array, "b n d"]:
-        """`block` with the parameters of each layer in turn."""
-        params = self.variables["params"]
-        layers = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block{i}"] for i in range(self.layers)))
-        keys = jax.random.split(self.make_rng("dropout"), self.layers) if self.has_rng("dropout") else None
-
-        def layer(x, part):
-            params, key = part
-            return block.apply({"params": params}, x, *rest, rngs={} if key is None else {"dropout": key}), None
-
-        return jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (layers, keys))[0]
 
     def _check(self) -> None:
         for field, accepted in (("time", ("learned", "sinusoidal")), ("head", ("linear", "tied")), ("mlp", ("fc", "conv")),
