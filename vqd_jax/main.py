@@ -50,6 +50,7 @@ class Experiment:
             raise UserError("an adapter changes a trained diffusion model: say which with --config.init_from=DIR")
         self.config, self.workdir = config, workdir
         self.keeper, self.first = processes.keeper(workdir), jax.process_index() == 0
+        self.shared = processes.shared(self.keeper)
         self.scratch = None if self.first else tempfile.TemporaryDirectory()
         self.output = workdir if self.first else Path(self.scratch.name)  # of logs and pictures
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
@@ -192,7 +193,7 @@ class Experiment:
         return widen(checkpoints.restore("weights"))
 
     def _checkpoints(self, stage: str, train: loop.Train) -> Checkpoints:
-        checkpoints = self._hand_out(Checkpoints(self._folder(stage), keep=train.keep))
+        checkpoints = self._hand_out(Checkpoints(self._folder(stage), keep=train.keep, shared=self.shared))
         check_same_model(stage, checkpoints, self.config)
         return checkpoints
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
@@ -176,6 +177,7 @@ class _Training:
                         interrupt.answered()
                     weights = self._save(step, state, record, write=saves or stop)
                     if evaluates and not stop:
+                        weights = self.parallel.host(weights)
                         stop = self._evaluate(step, weights)
                         if stop and not saves:
                             self._save(step, state, record, write=True)
@@ -213,10 +215,10 @@ class _Training:
         return self.stage.weights_of(state.params if state.ema is None else state.ema, state.extra)
 
     def _save(self, step: int, state: State, record: Record, *, write: bool) -> Any:
-        """The weights on the host; with `write` they and the state become a checkpoint."""
+        """The weights, where they are; with `write` they and the state become a checkpoint."""
         here = self.parallel.first(state)
-        weights = self.parallel.host(self._weights(here))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights) if np.issubdtype(leaf.dtype, np.floating)):
+        weights = self._weights(here)
+        if not _finite(weights):
             raise Fault(step, "weights that are not finite")
         if write:
             stored = {"step": here.step, "params": here.params, "opt_state": here.opt_state, "extra": here.extra}
@@ -231,6 +233,12 @@ class _Training:
         except interrupt.ENDINGS:
             return True
         return False
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    """Whether all numbers are."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def _described(loader: Loader, batch: int, describe: Callable[[Any], str]) -> str:
