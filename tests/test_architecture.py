@@ -16,7 +16,7 @@ LEAVES = {"shapes", "errors", "interrupt", "progress", "checksums", "unpickling"
 ALLOWED = {
     "shapes": set(), "errors": set(), "interrupt": set(), "progress": set(), "checksums": set(), "unpickling": set(),
     "log": set(), "pictures": set(), "command": set(), "storage": set(), "checkpoint": {"storage"}, "sharding": set(), "defaults": set(),
-    "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"}, "processes": set(),
+    "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"}, "processes": set(), "hardware": set(),
     "continuing": {"checkpoint", "defaults", "pipeline"},
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},

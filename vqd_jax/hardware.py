@@ -1,0 +1,52 @@
+"""What an accelerator can do at most, by the name that JAX gives it, from its maker's data sheet.
+
+Sources: the data sheets of NVIDIA H100, H200, A100, L4 and T4 (nvidia.com/en-us/data-center), and for TPUs the pages v4, v5e, v5p and v6e
+of docs.cloud.google.com/tpu/docs; the links of the v4 are from Jouppi et al. 2023 (arXiv:2304.01433).
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device of JAX. The figures are ceilings: a program reaches a share of them.
+
+    Attributes:
+      peak: FLOP/s of dense bfloat16 matrix products, without sparsity; of the T4, which has no bfloat16, those of float16. Float32
+        is slower: NVIDIA's TF32 half of it at most, a TPU's float32 a third at most.
+      memory: bytes, as on the data sheet; what a program can use of them, the device says itself. bandwidth: bytes/s of that memory.
+      link: bytes/s to the other devices of the machine or the slice, one direction, over all links together.
+    """
+
+    name: str
+    peak: float
+    memory: float
+    bandwidth: float
+    link: float
+
+
+_H100 = Chip("H100 SXM", 989e12, 80e9, 3.35e12, 450e9)
+_H200 = Chip("H200 SXM", 989e12, 141e9, 4.8e12, 450e9)
+_V5E = Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9)
+_V5P = Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9)
+_V6E = Chip("TPU v6e", 918e12, 32e9, 1600e9, 400e9)
+CHIPS = {  # the name in JAX → what it is; cards in a PCIe slot have the link of the slot
+    "NVIDIA H100 80GB HBM3": _H100,
+    "NVIDIA H100 PCIe": Chip("H100 PCIe", 756e12, 80e9, 2.0e12, 64e9),
+    "NVIDIA H200": _H200,
+    "NVIDIA A100-SXM4-40GB": Chip("A100 SXM 40GB", 312e12, 40e9, 1.555e12, 300e9),
+    "NVIDIA A100-SXM4-80GB": Chip("A100 SXM 80GB", 312e12, 80e9, 2.039e12, 300e9),
+    "NVIDIA A100-PCIE-40GB": Chip("A100 PCIe 40GB", 312e12, 40e9, 1.555e12, 32e9),
+    "NVIDIA A100 80GB PCIe": Chip("A100 PCIe 80GB", 312e12, 80e9, 1.935e12, 32e9),
+    "NVIDIA L4": Chip("L4", 121e12, 24e9, 300e9, 32e9),
+    "Tesla T4": Chip("T4", 65e12, 16e9, 320e9, 16e9),
+    "TPU v4": Chip("TPU v4", 275e12, 32.0 * 2**30, 1200e9, 300e9),
+    "TPU v5 lite": _V5E, "TPU v5e": _V5E,
+    "TPU v5": _V5P, "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E, "TPU v6e": _V6E,
+}
+
+
+def chip(device_kind: str) -> Chip | None:
+    """The chip that JAX names so (`jax.Device.device_kind`), None if it is not in the table: a CPU, another card, a part of one (MIG)."""
+    return CHIPS.get(device_kind)
