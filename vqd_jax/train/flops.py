@@ -1,0 +1,77 @@
+"""How many operations a training step needs: those of the matrix products and convolutions of the loss and its gradient.
+
+They are read from the traced program (a jaxpr), so they are what the model asks for and not what a compiler makes of it: what
+`remat` computes again counts once, and the optimizer's own products (Muon's) and those of moving averages not at all.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.interpreters import partial_eval
+
+from vqd_jax.sharding import Rows
+from vqd_jax.train.step import Trainable
+
+
+def of_step(stage: Trainable, params: Any, extra: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
+    """Of the gradient of the stage's loss over `rows` examples like the one given; only shapes and types of the arrays count."""
+    repeat = lambda x: jnp.zeros((rows, *x.shape), x.dtype)
+    batch = jax.eval_shape(functools.partial(jax.tree.map, repeat), example)
+    stage, here = without_remat(stage), Rows.here(rows)
+
+    def gradient(params: Any, extra: Any, frozen: Any, batch: Any, step: Any) -> Any:
+        loss = lambda params: stage.loss(params, extra, frozen, batch, jax.random.key(0), step, here)
+        return jax.grad(loss, has_aux=True)(params)[0]
+
+    program = jax.make_jaxpr(gradient)(params, extra, frozen, batch, np.int32(0)).jaxpr
+    return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
+
+
+def without_remat(module: Any) -> Any:
+    """The dataclass with every field `remat`, its own and those of its parts, False."""
+    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")}
+    is_part = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
+    changed = {name: False if name == "remat" else without_remat(value) for name, value in fields.items()
+               if name == "remat" or is_part(value)}
+    return dataclasses.replace(module, **changed) if changed else module
+
+
+def flops(jaxpr: Jaxpr) -> int:
+    """Of all matrix products and convolutions, those in the body of a scan as often as it runs; a product and a sum are two.
+
+    Of branches the costliest counts. ValueError for products in a loop whose length is not known.
+    """
+    return sum(map(_equation, jaxpr.eqns))
+
+
+def _equation(eqn: JaxprEqn) -> int:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        contracted = params["dimension_numbers"][0][0]
+        return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        return _convolution(eqn)
+    inner = [flops(getattr(jaxpr, "jaxpr", jaxpr)) for jaxpr in jaxprs_in_params(params)]
+    if name == "while" and any(inner):
+        raise ValueError("the operations of a while loop cannot be counted: its length is not known")
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * params["length"] if name == "scan" else sum(inner)
+
+
+def _convolution(eqn: JaxprEqn) -> int:
+    """Without the products with padding and, where the input is dilated (the gradient of a stride), with the zeros between."""
+    params, spec, pairs = eqn.params, eqn.params["dimension_numbers"], 1
+    (image, kernel), out = [v.aval.shape for v in eqn.invars], eqn.outvars[0].aval.shape
+    sizes = [[shape[i] for i in dims[2:]] for shape, dims in ((image, spec.lhs_spec), (kernel, spec.rhs_spec), (out, spec.out_spec))]
+    options = (params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation"))
+    for n, k, places, stride, (low, _), spread, gap in zip(*sizes, *options, strict=True):
+        read = stride * np.arange(places)[:, None] + gap * np.arange(k)[None] - low
+        pairs *= int(((read >= 0) & (read <= spread * (n - 1)) & (read % spread == 0)).sum())
+    return 2 * pairs * out[spec.out_spec[0]] * out[spec.out_spec[1]] * kernel[spec.rhs_spec[1]]
