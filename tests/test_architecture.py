@@ -23,7 +23,7 @@ ALLOWED = {
     "convert": {"models", "diffusion"},
     "eval": {"models", "convert", "sharding"},
     "train": {"adapter", "diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures",
-              "processes"},
+              "hardware", "processes"},
     "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
     "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train"},
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),

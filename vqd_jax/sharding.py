@@ -117,11 +117,21 @@ class Pmap:
     devices: int
 
     @property
+    def count(self) -> int:
+        """Devices of all processes."""
+        return self.devices * jax.process_count()
+
+    @property
+    def copies(self) -> int:
+        """How many times the step runs, each time on its own part of the batch."""
+        return self.count
+
+    @property
     def text(self) -> str:
-        return f"{self.devices * jax.process_count()} {jax.default_backend()} device(s)"
+        return f"{self.count} {jax.default_backend()} device(s)"
 
     def check_batch(self, size: int, parts: int = 1) -> None:
-        _check_batch(size, self.devices * jax.process_count(), parts)
+        _check_batch(size, self.count, parts)
 
     def compile(self, step: Callable) -> Callable:
         """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""
@@ -171,13 +181,15 @@ class Sharded:
     devices: int
     fsdp: int = 1
     tensor: int = 1
+    copies = 1  # of the step: one program has the whole batch
 
     def __post_init__(self):
-        if min(self.fsdp, self.tensor) < 1 or self._all % (self.fsdp * self.tensor):
-            raise UserError(f"parallel.fsdp x parallel.tensor must divide the {self._all} devices, got {self.fsdp} x {self.tensor}")
+        if min(self.fsdp, self.tensor) < 1 or self.count % (self.fsdp * self.tensor):
+            raise UserError(f"parallel.fsdp x parallel.tensor must divide the {self.count} devices, got {self.fsdp} x {self.tensor}")
 
     @property
-    def _all(self) -> int:
+    def count(self) -> int:
+        """Devices of all processes."""
         return self.devices * jax.process_count()
 
     @property
@@ -186,11 +198,11 @@ class Sharded:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        shape = self._all // (self.fsdp * self.tensor), self.fsdp, self.tensor
+        shape = self.count // (self.fsdp * self.tensor), self.fsdp, self.tensor
         return Mesh(np.array(_devices(self.devices)).reshape(shape), ("data", "fsdp", "tensor"))
 
     def check_batch(self, size: int, parts: int = 1) -> None:
-        _check_batch(size, self._all // self.tensor, parts)
+        _check_batch(size, self.count // self.tensor, parts)
 
     def compile(self, step: Callable) -> Callable:
         """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""

@@ -16,11 +16,10 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
 from vqd_jax.sharding import Rows
-from vqd_jax.train.step import Trainable
 
 
-def of_step(stage: Trainable, params: Any, extra: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
-    """Of the gradient of the stage's loss over `rows` examples like the one given; only shapes and types of the arrays count."""
+def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
+    """Of the gradient of a stage's loss over `rows` examples like the one given, of which only shapes and types count."""
     repeat = lambda x: jnp.zeros((rows, *x.shape), x.dtype)
     batch = jax.eval_shape(functools.partial(jax.tree.map, repeat), example)
     stage, here = without_remat(stage), Rows.here(rows)
@@ -29,6 +28,7 @@ def of_step(stage: Trainable, params: Any, extra: Any, frozen: Any, example: dic
         loss = lambda params: stage.loss(params, extra, frozen, batch, jax.random.key(0), step, here)
         return jax.grad(loss, has_aux=True)(params)[0]
 
+    params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
     program = jax.make_jaxpr(gradient)(params, extra, frozen, batch, np.int32(0)).jaxpr
     return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
 

@@ -1,0 +1,60 @@
+"""A trace of a few steps as XLA ran them: which operation took how long, and what the host did meanwhile."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vqd_jax.errors import UserError
+
+WARM_UP = 10  # steps before those that are traced; the first ones compile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Attributes:
+      steps: so many are traced, in each stage and each start of it; 0 for none.
+    """
+
+    steps: int
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise UserError(f"profile.steps must be 0 for none or the number of steps to trace, got {self.steps}")
+
+    @contextlib.contextmanager
+    def tracer(self, folder: Path, first: int, last: int) -> Iterator[Callable]:
+        """`trace(step, f, *args)` is f(*args), and writes what happens in the chosen ones of the steps first + 1 to last to `folder`.
+
+        Those follow a warm-up, which is shorter if few steps are left.
+        """
+        begin = max(first + 1, min(first + 1 + WARM_UP, last + 1 - self.steps))
+        steps, traced = range(begin, min(begin + self.steps, last + 1)), []
+
+        def stop() -> None:
+            jax.profiler.stop_trace()
+            print(f"\ntrace of steps {traced[0]} to {traced[-1]}: tensorboard --logdir={folder} (pip install tensorboard xprof), or open "
+                  "the *.trace.json.gz in it with https://ui.perfetto.dev", flush=True)
+            traced.clear()
+
+        def trace(step: int, f: Callable, *args: Any) -> Any:
+            if step not in steps:
+                return f(*args)
+            if not traced:
+                jax.profiler.start_trace(folder)
+            traced.append(step)
+            with jax.profiler.StepTraceAnnotation("step", step_num=step):
+                out = f(*args)
+            if step == steps[-1]:
+                jax.block_until_ready(out)
+                stop()
+            return out
+
+        try:
+            yield trace
+        finally:
+            if traced:  # the run ended in between
+                stop()
