@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.log import read_metrics
+from vqd_jax.train.meter import TIMINGS, kept
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = """
@@ -69,6 +71,28 @@ def test_main_ends_with_pictures_and_says_where(trained):
     assert "Total: " in done.stdout  # the parameter table
 
 
+def measured(workdir, stage):
+    """When the stage began, as its log has it, and its last line of training, whose goodput is what can be read from the disk."""
+    rows = read_metrics(workdir / stage / "metrics.jsonl")
+    assert rows[0].keys() == {"step", "time"} and rows[0]["step"] == 0
+    seconds, step = kept(rows)
+    line = [row for row in rows if "train/loss" in row][-1]
+    assert step == line["step"] == 6
+    assert line["train/goodput"] == pytest.approx(seconds / (line["time"] - rows[0]["time"]), rel=0.05)
+    return rows[0]["time"], line
+
+
+def test_a_run_says_how_fast_it_is(trained):
+    workdir, done = trained
+    for stage in ("vqvae", "diffusion"):
+        _, line = measured(workdir, stage)
+        assert TIMINGS - line.keys() == {"train/mfu", "train/device_memory", "train/device_memory_peak"}  # a CPU has none
+        assert 0 < line["train/goodput"] < 1 and 0 <= line["train/input_wait"] < 1
+        assert line["train/step_time"] == pytest.approx(8 / line["train/examples_per_second"])  # a line for each step
+        million = float(re.search(rf"{stage}: (\S+) MFLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", done.stdout)[1])
+        assert line["train/flops_per_second"] * line["train/step_time"] == pytest.approx(million * 1e6, rel=0.01)
+
+
 def test_a_finished_run_is_skipped(trained, cache):
     workdir, _ = trained
     before = contents(workdir / "diffusion" / "checkpoints")
@@ -85,14 +109,15 @@ def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, st
     shutil.rmtree(again / stage / "checkpoints" / "6")
     if stage == "vqvae":
         shutil.rmtree(again / "diffusion")
-    done = train(again, cache)
+    done = train(again, cache, "--config.profile.steps=2")
     assert f"{stage}: 3 of 6 steps" in done.stdout
+    assert "trace of steps 5 to 6" in done.stdout and len([*(again / stage / "profile").rglob("*.trace.json.gz")]) == 1
+    assert measured(again, stage)[0] == measured(workdir, stage)[0]  # all that lies between counts
     for name in {stage, "diffusion"}:
         for item in ("state", "weights"):
             one, two = (Checkpoints(w / name / "checkpoints", read_only=True).restore(item) for w in (workdir, again))
             jax.tree.map(np.testing.assert_array_equal, one, two)
-        untimed = lambda w: [{k: v for k, v in row.items() if k != "time" and "per_second" not in k and "wait" not in k}
-                             for row in read_metrics(w / name / "metrics.jsonl")]
+        untimed = lambda w: [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(w / name / "metrics.jsonl")]
         assert untimed(workdir) == untimed(again)
     assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
 

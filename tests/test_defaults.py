@@ -35,6 +35,7 @@ from vqd_jax.train.diffusion import DiffusionLoss
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
+from vqd_jax.train.profile import Profile
 from vqd_jax.train.vqvae import VQVAELoss
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,7 @@ CONSUMERS = {
     "prior_rule": (PriorRule, {"calls"}, set()),
     "evaluation": (evaluation.Protocol, set(), set()),
     "guard": (Guard, set(), set()),
+    "profile": (Profile, set(), set()),
     "parallel": (parallelism, set(), set()),
 }
 SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")

@@ -13,6 +13,7 @@ from test_commands import TINY
 
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.log import read_metrics
+from vqd_jax.train.meter import TIMINGS
 
 SCONTROL = """#!/bin/bash
 [[ $1 != show ]] || { printf '%s\\n' 127.0.0.1 other; exit; }
@@ -124,11 +125,10 @@ def test_two_tasks_train_as_one_process_does(shell, slurm, tmp_path):
     done = slurm(*arguments, timeout=400, **NODES | {"SLURM_JOB_ID": port})
     assert done.returncode == 0, done.stderr + "".join(f.read_text() for f in shell.folder.glob("vqd_jax-*.log"))
     logs = [(shell.folder / f"vqd_jax-{port}-{i}.log").read_text() for i in range(2)]
-    other = ("examples_per_second", "input_wait")
     one, two = tmp_path / "one", tmp_path / "disk0"
     shell("bash", LAUNCH / "local.sh", *arguments, f"--workdir={one}", ok=True, timeout=400)
     for stage in ("vqvae", "diffusion"):
-        numbers = [[{k: v for k, v in row.items() if "/" in k and k.removeprefix("train/") not in other}
+        numbers = [[{k: v for k, v in row.items() if "/" in k and k not in TIMINGS}
                     for row in read_metrics(w / stage / "metrics.jsonl")] for w in (one, two)]
         assert len(numbers[0]) == len(numbers[1]) >= 3
         for alone, together in zip(*numbers):

@@ -20,6 +20,7 @@ from vqd_jax.log import Log
 from vqd_jax.sharding import parallelism
 from vqd_jax.train import loop
 from vqd_jax.train.guard import Guard
+from vqd_jax.train.meter import TIMINGS
 from vqd_jax.train.optim import Optim
 
 OPTIM = dict(learning_rate=0.1, warmup=0, decay="constant", final=1.0, betas=(0.9, 0.9), weight_decay=0.0, clip=0.0, muon=0.0)
@@ -63,8 +64,7 @@ def train(folder, bad=None, *, evaluate=lambda step, weights: {"mean": weights["
 
 def rows(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timings = ("time", "train/examples_per_second", "train/input_wait")
-    return [{k: v for k, v in line.items() if k not in timings} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
 
 
 def contents(folder):

@@ -98,6 +98,16 @@ def test_a_run_without_loss_or_pause_has_all_of_its_time(tmp_path, clock):
     assert steps(Meter(CPU, log, 20), clock, log, 20, 30)["goodput"] == pytest.approx(1.0)
 
 
+def test_the_step_that_compiles_is_not_taken_for_a_usual_one(tmp_path, clock):
+    log = Log(tmp_path)
+    measured = Meter(CPU, log, 0)
+    clock(94)
+    first, second = (steps(measured, clock, log, step, step + 1, every=1) for step in (0, 1))
+    assert first["examples_per_second"] == pytest.approx(32 / 96)
+    assert "step_time" not in first and second["step_time"] == pytest.approx(2.0)
+    assert second["goodput"] == pytest.approx(2 * 2 / 98)
+
+
 def test_a_log_of_an_older_version_begins_with_its_first_line(tmp_path, clock):
     log = Log(tmp_path)
     log.write(5, {"loss": 1.0, "examples_per_second": 8.0}, "train/")

@@ -248,6 +248,9 @@ def defaults() -> ConfigDict:
         hang=50.0,                       # a run ends that makes no step in so many times the usual time,
         hang_seconds=300.0,              # and at least this time; 0 for hang is never
     ))
+    c.profile = ConfigDict(dict(
+        steps=0,                         # of each stage that are traced, soon after its start, into its folder profile; 0 is none
+    ))
     c.parallel = ConfigDict(dict(
         strategy="pmap",                 # pmap (data parallel) | mesh (parameters cut over its axes fsdp and tensor)
         devices=0,                       # of each process; 0 is all

@@ -30,6 +30,7 @@ from vqd_jax.text.load import load_tokenizer
 from vqd_jax.train import loop, programs, stages
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.optim import Optim
+from vqd_jax.train.profile import Profile
 from vqd_jax.train.tokens import cached_tokens, some_tokens
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
@@ -62,7 +63,7 @@ class Experiment:
         print("images: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
         self.transform = build.transform(config, training=True)
         self.resize = build.transform(config, training=False)
-        self.guarding = dict(guard=Guard(**config.guard), describe=lambda i: self.source.records[i].item)
+        self.common = dict(guard=Guard(**config.guard), profile=Profile(**config.profile), describe=lambda i: self.source.records[i].item)
         self.loading = dict(seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
 
     def check(self) -> None:
@@ -98,7 +99,7 @@ class Experiment:
                                               lpips=config.held_out.lpips, examples=config.held_out.examples)
             loop.run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
-                evaluate=evaluate, look=lambda: self._hand_out(checkpoints), **self.guarding)
+                evaluate=evaluate, look=lambda: self._hand_out(checkpoints), **self.common)
 
     def over_tokens(self, name: str, key: Any) -> None:
         """The diffusion stage, or its autoregressive twin."""
@@ -135,7 +136,7 @@ class Experiment:
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=codec if online else {},
                 evaluate=keep_and_evaluate if config.adapter.rank else evaluate,
                 items={"config": _plain(config), "tokenizer": tokenizer.to_json()}, begin=functools.partial(self._begin, name),
-                look=lambda: self._hand_out(checkpoints), **self.guarding)
+                look=lambda: self._hand_out(checkpoints), **self.common)
 
     def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Prompts of seen cells, held-out cells and free text, and what kind each is."""

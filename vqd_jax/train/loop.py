@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,11 @@ from vqd_jax.log import Log, read_metrics
 from vqd_jax.progress import bar
 from vqd_jax.shapes import PRNGKey
 from vqd_jax.sharding import Pmap, Sharded
+from vqd_jax.train.flops import of_step
 from vqd_jax.train.guard import Fault, Guard, Record
+from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
+from vqd_jax.train.profile import Profile
 from vqd_jax.train.state import State
 from vqd_jax.train.step import STOPPING, make_step
 from vqd_jax.train.watchdog import Watchdog
@@ -59,8 +61,8 @@ class Train:
         return step % max(examples // self.batch_size, 1) == 0 or step >= self.steps
 
 
-def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, loader: Loader, parallel: Pmap | Sharded,
-        checkpoints: Checkpoints, log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any],
+def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, profile: Profile, loader: Loader,
+        parallel: Pmap | Sharded, checkpoints: Checkpoints, log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any],
         evaluate: Callable[[int, Any], dict[str, float]], begin: Callable[[Any], Any] | None = None,
         look: Callable[[], None] = lambda: None, describe: Callable[[Any], str] = str) -> Any:
     """Trains a stage up to `train.steps` and returns its weights on the host.
@@ -78,8 +80,10 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, load
     parallel.check_batch(train.batch_size, train.accumulate)
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
-    training = _Training(name=name, stage=stage, train=train, guard=guard, loader=loader, parallel=parallel, checkpoints=checkpoints,
-                         log=log, key=train_key, frozen=parallel.place(frozen), items=items, evaluate=evaluate,
+    cost = Cost(flops=parallel.copies * of_step(stage, frozen, loader.example(0), train.batch_size // parallel.copies),
+                examples=train.batch_size, devices=parallel.count, kind=jax.local_devices()[0].device_kind)
+    training = _Training(name=name, stage=stage, train=train, guard=guard, profile=profile, cost=cost, loader=loader, parallel=parallel,
+                         checkpoints=checkpoints, log=log, key=train_key, frozen=parallel.place(frozen), items=items, evaluate=evaluate,
                          step=parallel.compile(make_step(stage, optimizer, train.ema, train.accumulate)))
     begun, faults = None, []  # since the checkpoint of step `begun`: (step, what was wrong, batches left out)
     while True:
@@ -87,6 +91,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, load
         record, first = _record(checkpoints), int(state.step)
         if begun is None:
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
+            print(f"{name}: {cost.text}", flush=True)
         begun, faults = first, faults if first == begun else []
         log.rewind(first)
         for step, _, batches in faults:
@@ -130,6 +135,8 @@ class _Training:
     stage: Any
     train: Train
     guard: Guard
+    profile: Profile
+    cost: Cost
     loader: Loader
     parallel: Pmap | Sharded
     checkpoints: Checkpoints
@@ -146,16 +153,16 @@ class _Training:
         if unevaluated(train, self.checkpoints, self.log.folder):
             self.log.write(first, self.evaluate(first, jax.device_get(self._weights(state))), HELD_OUT)
         state, unseen, stop, weights = self.parallel.place(state), None, False, None
-        waited, last, logged = 0.0, time.perf_counter(), first
+        meter = Meter(self.cost, self.log, first)
         with (interrupt.noted() as asked, bar(train.steps, first, self.name) as progress,
               Watchdog(self.guard.hang, self.guard.hang_seconds, self.name) as watchdog,
+              self.profile.tracer(self.log.folder / "profile", first, train.steps) as trace,
               contextlib.closing(self._batches(first, record)) as batches):
             for step in range(first + 1, train.steps + 1):
-                began = time.perf_counter()
-                batch = next(batches) | ({} if alone else self._stopping(asked()))
-                batch = self.parallel.shard(batch)
-                waited += time.perf_counter() - began
-                state, values = self.step(state, self.frozen, batch, self.key)
+                with meter.waiting():
+                    batch = next(batches) | ({} if alone else self._stopping(asked()))
+                    batch = self.parallel.shard(batch)
+                state, values = trace(step, self.step, state, self.frozen, batch, self.key)
                 values = self.parallel.first(values)
                 stop = unseen is not None and self._see(*unseen, record)  # one step behind, so that the device need not wait
                 stop = stop or alone and asked()
@@ -164,12 +171,11 @@ class _Training:
                 logs, evaluates, saves = (train.due(step, every) for every in (train.log_every, train.evaluate_every, train.save_every))
                 if stop or logs or evaluates or saves:
                     stop, unseen = self._see(*unseen, record) or stop, None
+                meter.step()
                 if logs:
-                    means, now = record.means(), time.perf_counter()
-                    rates = {"examples_per_second": (step - logged) * train.batch_size / (now - last), "input_wait": waited / (now - last)}
-                    self.log.write(step, means | rates | {"examples": step * train.batch_size}, "train/")
+                    means = record.means()
+                    self.log.write(step, means | meter.rates(step) | {"examples": step * train.batch_size}, "train/")
                     progress.update(0, loss=means["loss"])
-                    waited, last, logged = 0.0, now, step
                 progress.update()
                 if stop or evaluates or saves:
                     watchdog.rest()
@@ -184,7 +190,7 @@ class _Training:
                     if stop:
                         self.checkpoints.wait()
                         interrupt.end()
-                    last, logged, waited = time.perf_counter(), step, 0.0
+                    meter.pause()
         self.checkpoints.wait()
         return weights if weights is not None else widen(self.checkpoints.restore("weights"))
 

@@ -61,6 +61,7 @@ class Meter:
             rows = read_metrics(log.folder)
         self._began, (self._kept, self._last) = rows[0]["time"], kept(rows)
         self._laps, self._waited, self._lap = [], 0.0, time.perf_counter()
+        self._compiled = False
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -79,15 +80,21 @@ class Meter:
         self._lap = time.perf_counter()
 
     def rates(self, step: int) -> dict[str, float]:
-        """Of the steps since the last call, with the names of TIMINGS; what is not known is left out."""
-        seconds, usual = sum(self._laps), statistics.median(self._laps)
+        """Of the steps since the last call, with the names of TIMINGS; what is not known is left out.
+
+        The step time is the median of those steps, without the first of all, which compiles.
+        """
+        seconds, steady = sum(self._laps), self._laps[not self._compiled:]
         per_second = len(self._laps) / seconds
-        out = {"examples_per_second": per_second * self.cost.examples, "input_wait": self._waited / seconds, "step_time": usual,
+        out = {"examples_per_second": per_second * self.cost.examples, "input_wait": self._waited / seconds,
                "flops_per_second": per_second * self.cost.flops}
         if self.cost.peak:
             out["mfu"] = out["flops_per_second"] / self.cost.peak
-        self._kept += (step - self._last) * usual
-        self._last, self._laps, self._waited = step, [], 0.0
+        if steady:
+            out["step_time"] = statistics.median(steady)
+            self._kept += (step - self._last) * out["step_time"]
+            self._last = step
+        self._compiled, self._laps, self._waited = True, [], 0.0
         return out | memory() | {"goodput": min(self._kept / (time.time() - self._began), 1.0)}
 
 
