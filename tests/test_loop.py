@@ -22,6 +22,7 @@ from vqd_jax.train import loop
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.meter import TIMINGS
 from vqd_jax.train.optim import Optim
+from vqd_jax.train.profile import Profile
 
 OPTIM = dict(learning_rate=0.1, warmup=0, decay="constant", final=1.0, betas=(0.9, 0.9), weight_decay=0.0, clip=0.0, muon=0.0)
 TRAIN = dict(examples=120, batch_size=2, accumulate=1, ema=0.9, log_every=10, evaluate_every=60, save_every=40, keep=2)
@@ -44,7 +45,7 @@ class Mean:
         return loss, ({"x": batch["x"]}, {"loss": loss})
 
     def learn(self, extra, seen, key, step, axis):
-        return {"seen": extra["seen"] + seen["x"].sum()}
+        return {"seen": extra["seen"] + seen["x"].sum()}, {}
 
     def weights_of(self, params, extra):
         return params
@@ -57,9 +58,9 @@ def train(folder, bad=None, *, evaluate=lambda step, weights: {"mean": weights["
     place = lambda i: next((v for batch, v in (bad or {}).items() if 2 * batch <= i < 2 * batch + 2), 1.0 + i % 7 / 7)
     loader = Loader(range(10_000), batch_size=2, seed=0, shuffle=False, load=load or (lambda i, rng: {"x": np.float32(place(i))}))
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        return loop.run("toy", Mean(), train=loop.Train(**settings), optim=Optim(**OPTIM), guard=Guard(**guard), loader=loader,
-                        parallel=parallelism(devices=1), checkpoints=checkpoints, log=Log(folder), key=jax.random.key(0), frozen={},
-                        items={"config": {}}, evaluate=evaluate)
+        return loop.run("toy", Mean(), train=loop.Train(**settings), optim=Optim(**OPTIM), guard=Guard(**guard),
+                        profile=Profile(steps=0), loader=loader, parallel=parallelism(devices=1), checkpoints=checkpoints,
+                        log=Log(folder), key=jax.random.key(0), frozen={}, items={"config": {}}, evaluate=evaluate)
 
 
 def rows(folder):
@@ -134,13 +135,13 @@ def test_a_run_that_stops_anywhere_meets_the_same_faults(tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     class Silent(Mean):  # no metric tells
         def learn(self, extra, seen, key, step, axis):
-            return {"seen": extra["seen"] + jnp.where(step == 33, jnp.nan, 0.0)}
+            return {"seen": extra["seen"] + jnp.where(step == 33, jnp.nan, 0.0)}, {}
 
         def weights_of(self, params, extra):
             return params | {"seen": extra["seen"]}
 
     settings = dict(train=loop.Train(**TRAIN | {"ema": 0.0}), optim=Optim(**OPTIM), guard=Guard(**GUARD), frozen={},
-                    parallel=parallelism(devices=1))
+                    profile=Profile(steps=0), parallel=parallelism(devices=1))
     loader = Loader(range(100), batch_size=2, seed=0, load=lambda i, rng: {"x": np.float32(i)})
     with Checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(UserError, match="weights that are not finite in step 40"):
         loop.run("toy", Silent(), loader=loader, checkpoints=checkpoints, log=Log(tmp_path), key=jax.random.key(0), items={},
