@@ -89,8 +89,9 @@ def test_a_run_says_how_fast_it_is(trained):
         assert TIMINGS - line.keys() == {"train/mfu", "train/device_memory", "train/device_memory_peak"}  # a CPU has none
         assert 0 < line["train/goodput"] < 1 and 0 <= line["train/input_wait"] < 1
         assert line["train/step_time"] == pytest.approx(8 / line["train/examples_per_second"])  # a line for each step
-        million = float(re.search(rf"{stage}: (\S+) MFLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", done.stdout)[1])
-        assert line["train/flops_per_second"] * line["train/step_time"] == pytest.approx(million * 1e6, rel=0.01)
+        number, unit = re.search(rf"{stage}: (\S+) ([MG])FLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", done.stdout).groups()
+        operations = float(number) * {"M": 1e6, "G": 1e9}[unit]
+        assert line["train/flops_per_second"] * line["train/step_time"] == pytest.approx(operations, rel=0.01)
 
 
 def test_a_finished_run_is_skipped(trained, cache):
