@@ -12,6 +12,7 @@ from jax.interpreters import partial_eval
 from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.text_learned import LearnedText
+from vqd_jax.sharding import Rows
 from vqd_jax.train.flops import flops, of_step
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -40,11 +41,21 @@ def test_a_transformer_by_hand():
     assert of_stage(transformer()) == 3 * forward  # its gradients by both factors of each product are two more
 
 
+def as_it_runs(stage):
+    """The count in the gradient as the stage itself computes it."""
+    batch = jax.tree.map(jnp.asarray, test_step.batch())
+    params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
+    loss = lambda params, extra: stage.loss(params, extra, {}, batch, jax.random.key(0), jnp.zeros((), int), Rows.here(8))
+    program = jax.make_jaxpr(lambda *x: jax.grad(loss, has_aux=True)(*x)[0])(params, extra).jaxpr
+    return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
+
+
 @pytest.mark.parametrize("head,mlp", [("linear", "fc"), ("tied", "conv")])
 def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp):
-    plain = of_stage(transformer(head=head, mlp=mlp))
-    for how in (dict(remat=True), dict(scan=True), dict(remat=True, scan=True)):
-        assert of_stage(transformer(head=head, mlp=mlp, **how)) == plain
+    how = [dict(remat=remat, scan=scan) for remat in (False, True) for scan in (False, True)]
+    plain, scanned, again, both = (transformer(head=head, mlp=mlp, **fields) for fields in how)
+    assert of_stage(plain) == of_stage(scanned) == of_stage(again) == of_stage(both) == as_it_runs(plain) == as_it_runs(scanned)
+    assert as_it_runs(both) > of_stage(both)  # the layers' forward pass once more
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -22,10 +22,10 @@ def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
     """Of the gradient of a stage's loss over `rows` examples like the one given, of which only shapes and types count."""
     repeat = lambda x: jnp.zeros((rows, *x.shape), x.dtype)
     batch = jax.eval_shape(functools.partial(jax.tree.map, repeat), example)
-    stage, here = without_remat(stage), Rows.here(rows)
+    plain, here = _plain(stage), Rows.here(rows)
 
     def gradient(params: Any, extra: Any, frozen: Any, batch: Any, step: Any) -> Any:
-        loss = lambda params: stage.loss(params, extra, frozen, batch, jax.random.key(0), step, here)
+        loss = lambda params: plain.loss(params, extra, frozen, batch, jax.random.key(0), step, here)
         return jax.grad(loss, has_aux=True)(params)[0]
 
     params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
@@ -33,12 +33,11 @@ def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
     return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
 
 
-def without_remat(module: Any) -> Any:
-    """The dataclass with every field `remat`, its own and those of its parts, False."""
+def _plain(module: Any) -> Any:
+    """The dataclass as it is traced best: where it or a part of it can, nothing is computed again and layers are one program."""
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")}
-    is_part = lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type)
-    changed = {name: False if name == "remat" else without_remat(value) for name, value in fields.items()
-               if name == "remat" or is_part(value)}
+    changed = {name: _plain(value) for name, value in fields.items() if dataclasses.is_dataclass(value) and not isinstance(value, type)}
+    changed |= {name: value for name, value in (("remat", False), ("scan", True)) if name in fields}
     return dataclasses.replace(module, **changed) if changed else module
 
 
