@@ -6,10 +6,12 @@ comes from the place of an example in the global batch, so the numbers do not de
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.shapes import PRNGKey, PRNGKeys
 
 AXIS = "batch"
+ROWS = ("data", "fsdp")  # the axes of the mesh over which a batch is cut
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["place"], meta_fields=["total", "axis", "parts"])
@@ -208,10 +211,20 @@ class Sharded:
         """`(state, frozen, batch, key) -> (state, metrics)` on what `place` and `shard` return; donates the state."""
 
         def program(state, frozen, batch, key):
-            state, metrics = step(state, frozen, batch, key)
+            with nn.intercept_methods(self._cut_rows):
+                state, metrics = step(state, frozen, batch, key)
             return jax.lax.with_sharding_constraint(state, self.shardings(state)), metrics
 
         return jax.jit(program, donate_argnums=0)
+
+    def _cut_rows(self, method: Callable, arguments: tuple, options: dict[str, Any], context: Any) -> Any:
+        """A layer's result, cut by rows as the batch is. Left alone, the compiler would cut it over `fsdp` as the layer's kernel is, and
+        every device would compute all rows."""
+        out = method(*arguments, **options)
+        if not isinstance(out, jax.Array) or out.ndim < 3 or out.shape[0] % math.prod(self.mesh.shape[axis] for axis in ROWS):
+            return out
+        spec = PartitionSpec(ROWS, *[PartitionSpec.UNCONSTRAINED] * (out.ndim - 1))
+        return jax.lax.with_sharding_constraint(out, NamedSharding(self.mesh, spec))
 
     def shardings(self, tree: Any) -> Any:
         """Where each leaf of a tree of arrays or shapes goes."""
@@ -231,7 +244,7 @@ class Sharded:
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """This process's rows as its part of the global batch."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        sharding = NamedSharding(self.mesh, PartitionSpec(ROWS))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def first(self, tree: Any) -> Any:
