@@ -26,6 +26,7 @@ ALLOWED = {
               "hardware", "processes"},
     "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
     "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train"},
+    "rehearsal": {"build", "models", "sharding", "train"},
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
 }

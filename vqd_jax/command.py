@@ -47,14 +47,20 @@ def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
 def workdir(config: str, named: str | None) -> Path:
     """Where the experiment of --config=FILE:VARIANT is kept: the named folder, else runs/FILE-VARIANT. UserError without that file, or for
     a bucket."""
+    path, variant = config_file(config)
+    if "://" in (named or ""):
+        raise UserError(f"a workdir is a local folder, got {named}: mount the bucket, or let launch/tpu_vm.sh keep the workdir in it")
+    return Path(named or Path("runs") / (Path(path).stem + (f"-{variant}" if variant else "")))
+
+
+def config_file(config: str) -> tuple[str, str]:
+    """(FILE, VARIANT) of --config=FILE:VARIANT. UserError without that file."""
     path, _, variant = config.partition(":")
     if not path:
         raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
-    if "://" in (named or ""):
-        raise UserError(f"a workdir is a local folder, got {named}: mount the bucket, or let launch/tpu_vm.sh keep the workdir in it")
-    return Path(named or Path("runs") / (Path(path).stem + (f"-{variant}" if variant else "")))
+    return path, variant
 
 
 def _parse(argv: list[str]) -> Any:

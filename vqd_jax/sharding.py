@@ -133,6 +133,16 @@ class Pmap:
     def text(self) -> str:
         return f"{self.count} {jax.default_backend()} device(s)"
 
+    @property
+    def axes(self) -> dict[str, int]:
+        """The one axis over which the devices lie, and its size."""
+        return {AXIS: self.devices * jax.process_count()}
+
+    @functools.cached_property
+    def _each(self) -> NamedSharding:
+        """One row on each local device."""
+        return NamedSharding(Mesh(np.array(jax.local_devices()[:self.devices]), (AXIS,)), PartitionSpec(AXIS))
+
     def check_batch(self, size: int, parts: int = 1) -> None:
         _check_batch(size, self.count, parts)
 
@@ -143,15 +153,21 @@ class Pmap:
 
     def place(self, tree: Any) -> Any:
         """A copy on every local device."""
-        devices = jax.local_devices()[:self.devices]
-        sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-
         def copies(x):
             one = jnp.asarray(x)[None]
-            return jax.make_array_from_single_device_arrays((len(devices), *one.shape[1:]), sharding,
-                                                            [jax.device_put(one, d) for d in devices])
+            return jax.make_array_from_single_device_arrays((self.devices, *one.shape[1:]), self._each,
+                                                            [jax.device_put(one, d) for d in self._each.mesh.devices])
 
         return jax.tree.map(copies, tree)
+
+    def placed(self, tree: Any) -> Any:
+        """What `place` returns, as shapes of a tree of arrays or shapes."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.devices, *x.shape), x.dtype, sharding=self._each), tree)
+
+    def sharded(self, batch: Any) -> Any:
+        """What `shard` returns, as shapes of the whole batch's."""
+        rows = lambda x: x.shape[0] // self.devices // jax.process_count()
+        return self.placed(jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows(x), *x.shape[1:]), x.dtype), batch))
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """This process's rows, split over its devices: (rows, ...) -> (devices, rows / devices, ...)."""
@@ -204,6 +220,16 @@ class Sharded:
         shape = self.count // (self.fsdp * self.tensor), self.fsdp, self.tensor
         return Mesh(np.array(_devices(self.devices)).reshape(shape), ("data", "fsdp", "tensor"))
 
+    @property
+    def axes(self) -> dict[str, int]:
+        """The axes of the mesh and their sizes."""
+        return dict(self.mesh.shape)
+
+    @property
+    def _rows(self) -> NamedSharding:
+        """How a batch is cut."""
+        return NamedSharding(self.mesh, PartitionSpec(ROWS))
+
     def check_batch(self, size: int, parts: int = 1) -> None:
         _check_batch(size, self.count // self.tensor, parts)
 
@@ -244,8 +270,15 @@ class Sharded:
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """This process's rows as its part of the global batch."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(ROWS))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._rows, x), batch)
+
+    def placed(self, tree: Any) -> Any:
+        """What `place` returns, as shapes of a tree of arrays or shapes."""
+        return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, self.shardings(tree))
+
+    def sharded(self, batch: Any) -> Any:
+        """What `shard` returns, as shapes of the whole batch's."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._rows), batch)
 
     def first(self, tree: Any) -> Any:
         """The tree itself: there is only one."""
@@ -254,6 +287,11 @@ class Sharded:
     def host(self, tree: Any) -> Any:
         """NumPy copies of the whole arrays, in every process: all of them must call it."""
         return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """Of a tree as `place` and `shard` return it, or of its shapes as `placed` and `sharded` do."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _check_batch(size: int, devices: int, parts: int) -> None:
