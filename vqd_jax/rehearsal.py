@@ -77,7 +77,7 @@ class Compiled:
 
     size: Bytes
     arguments: dict[str, int]
-    products: float
+    products: int
     collectives: list[Collective]
 
 

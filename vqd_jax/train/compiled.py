@@ -45,7 +45,7 @@ class Collective:
         """Bytes that each device sends, all `count` times together, around a ring of its group of g: of an all-reduce 2 (g - 1) / g of
         what it has, of an all-gather g - 1 times, of the others that scatter (g - 1) / g, of a permutation all."""
         g = len(self.groups[0])
-        share = {"all-reduce": 2 * (g - 1) / g, "all-gather": g - 1, "collective-permute": 1, "collective-broadcast": 1}
+        share = {"all-reduce": 2 * (g - 1) / g, "all-gather": g - 1.0, "collective-permute": 1.0, "collective-broadcast": 1.0}
         return self.count * self.size * share.get(self.kind, (g - 1) / g)
 
 
@@ -120,7 +120,7 @@ class Program:
                     counts[kind, _axes(groups, mesh), size, groups] += self.runs[where]
         return sorted((Collective(*key, count) for key, count in counts.items()), key=lambda c: (-c.moved, c))
 
-    def products(self) -> float:
+    def products(self) -> int:
         """FLOP of the matrix products and convolutions, two for each multiply and add."""
         total = 0
         for where, _, line in self._each(lambda op: op in ("dot", "convolution")):
@@ -191,7 +191,7 @@ def _calls(line: Instruction, computations: dict[str, Computation]) -> Iterator[
         known = re.search(r'known_trip_count\W+n\W+(\d+)', line.rest)
         limits = [int(n) for x in computations[condition].lines.values() for n in re.findall(r"^(\d+)\)", x.rest) if x.op == "constant"]
         yield body, int(known[1]) if known else limits[0] if len(limits) == 1 else 1
-    else:
+    elif line.op not in ("async-update", "async-done"):  # of what async-start runs
         keys = "calls|branch_computations|true_computation|false_computation" + ("|to_apply" if line.op == "call" else "")
         for names in re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)", line.rest):
             yield from ((name, 1) for name in re.findall(r"[\w.\-]+", names))

@@ -10,7 +10,9 @@ On a way inside a machine, and anywhere in a slice of TPUs, that is the chip's l
 400 Gbit/s adapter: a ring that leaves the machine has the adapters of all its members there, and at most the link.
 """
 
+import collections
 import dataclasses
+import math
 
 from vqd_jax.hardware import Chip
 from vqd_jax.train.compiled import Collective
@@ -47,10 +49,10 @@ class Forecast:
         return max(self.compute, self.memory) + self.communication
 
 
-def forecast(chip: Chip, size: Bytes, products: float, collectives: list[Collective], parts: int = 1) -> Forecast:
+def forecast(chip: Chip, size: Bytes, products: int, collectives: list[Collective], parts: int = 1) -> Forecast:
     """`products`: FLOP of a device in a step. `parts`: of the batch, one after the other."""
     traffic = size.arguments + size.outputs + 2 * size.temporaries * parts
-    return Forecast(chip, products / chip.peak, traffic / chip.bandwidth, sum(c.moved / speed(chip, c) for c in collectives),
+    return Forecast(chip, products / chip.peak, traffic / chip.bandwidth, math.fsum(c.moved / speed(chip, c) for c in collectives),
                     size.peak <= chip.memory)
 
 
@@ -58,5 +60,5 @@ def speed(chip: Chip, collective: Collective) -> float:
     """Bytes/s at which a device sends to the others of its group."""
     if chip.name.startswith("TPU"):
         return chip.link
-    together = min(sum(device // MACHINE == group[0] // MACHINE for device in group) for group in collective.groups)
+    together = min(min(collections.Counter(device // MACHINE for device in group).values()) for group in collective.groups)
     return chip.link if together == len(collective.groups[0]) else min(chip.link, ADAPTER * together)
