@@ -3,11 +3,12 @@
 What a killed run wrote after its last checkpoint is taken back by `rewind`, so that a resumed run has one history.
 """
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,11 @@ class Log:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         self._tensorboard = None
-        try:
+        with self._written():
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / METRICS).exists():
                 self._keep(lambda row: True)  # drops a line that a kill has cut
             self._file = (self.folder / METRICS).open("a")
-        except OSError as error:
-            raise UserError(f"cannot write a log to {self.folder}: {error.strerror}") from error
 
     def write(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
         """Append one line of scalars, named `prefix` + key; on disk when it returns."""
@@ -38,39 +37,62 @@ class Log:
         now = time.time()
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON has no NaN
         row = {"step": int(step), "time": round(now, 3)} | finite
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for key, value in values.items():
-            self._writer().add_scalar(key, value, step, walltime=now)
+        from tensorboardX import summary
+
+        with self._written():
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            self._show(step, now, *(summary.scalar(key, value) for key, value in values.items()))
 
     def image(self, step: int, tag: str, image: np.ndarray) -> None:
         """Show an (H, W, 3) uint8 picture in TensorBoard."""
-        self._writer().add_image(tag, image, step, dataformats="HWC")
+        from tensorboardX import summary
+
+        with self._written():
+            self._show(step, time.time(), summary.image(tag, image, dataformats="HWC"))
 
     def rewind(self, step: int) -> None:
         """Forget what was written after `step`, on resuming from it; TensorBoard is told, too."""
-        self._file.close()
-        self._keep(lambda row: row["step"] <= step)
-        self._file = (self.folder / METRICS).open("a")
-        if (self.folder / "tensorboard").is_dir():
-            self._writer(purge_step=step + 1)
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with self._written():
+            self._file.close()
+            self._keep(lambda row: row["step"] <= step)
+            self._file = (self.folder / METRICS).open("a")
+            if (self.folder / "tensorboard").is_dir():
+                self._events(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
-
-    def _writer(self, **options: Any) -> Any:
-        if self._tensorboard is None or options:
-            from tensorboardX import SummaryWriter
-
+        with self._written():
+            self._file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
+                self._tensorboard = None
+
+    def _show(self, step: int, now: float, *summaries: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events(*(Event(wall_time=now, step=step, summary=each) for each in summaries))
+
+    def _events(self, *events: Any) -> None:
+        """Appended at once: SummaryWriter has a thread for it, which a full disk ends, and then whoever logs waits forever."""
+        if self._tensorboard is None:
+            from tensorboardX.event_file_writer import EventsWriter
+
+            folder = self.folder / "tensorboard"
+            folder.mkdir(exist_ok=True)
             # Files are named after the second: a suffix, or one opened twice within it would overwrite itself.
-            suffix = f".{time.time_ns() % 10**9}"
-            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=suffix, **options)
-        return self._tensorboard
+            self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns() % 10**9}")
+        for event in events:
+            self._tensorboard.write_event(event)
+        self._tensorboard.flush()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write a log to {self.folder}: {error.strerror}") from error
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrite the file, if that changes it, with the whole lines that are wanted."""
