@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -208,6 +209,10 @@ def _readable_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{doing}: {error.strerror or error}") from error
+    except ValueError as error:  # so tensorstore says it
+        if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+            raise
+        raise UserError(f"{doing}: {os.strerror(int(code[1]))}") from error
 
 
 def fit(stored: Any, like: Any, what: str) -> Any:

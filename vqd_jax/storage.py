@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def _checkpointer(make: Any = None, **several: Any) -> Any:
     """Orbax, for this process alone: the others neither write nor wait; or for `several`."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_not_chatter)
+    _less_chatter()
     me = jax.process_index()
     alone = {"primary_host": me, "active_processes": {me}, "barrier_sync_key_prefix": f"process_{me}"}
     options = ocp.options.MultiprocessingOptions(**several or (alone if jax.process_count() > 1 else {}))
@@ -131,6 +132,16 @@ def _checkpointer(make: Any = None, **several: Any) -> Any:
     return (make or ocp.Checkpointer)(handler, multiprocessing_options=options)
 
 
+def _less_chatter() -> None:
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_chatter)
+    if (shown := sys.unraisablehook) is sys.__unraisablehook__:
+        sys.unraisablehook = lambda left: "Event loop is closed" in str(left.exc_value) or shown(left)
+
+
 def _not_chatter(record: logging.LogRecord) -> bool:
-    """Orbax tells some twenty things about every save, at the level of what a run itself has to say."""
+    """Orbax tells some twenty things about every save, at the level of what a run itself has to say, and a failed one fails again in
+    each of its threads, beside the exception that `save` raises."""
+    if "never retrieved" in str(record.msg) or "_SignalingThread" in str(record.msg):
+        return False
     return record.levelno > logging.INFO or "orbax" not in Path(record.pathname).parts
