@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from vqd_jax.progress import track
 SPLIT = "examples"
 LAYOUT = "1.0.0"  # of the stored features; a new one is built beside the old
 NOTES = "notes.json"
+PARTIAL = "partial"  # a folder beside that of a layout: what is not whole yet
 
 
 def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]],
@@ -32,12 +34,16 @@ def prepare(cache: str, name: str, *, features: Callable[[Any], dict[str, Any]],
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(final.parent / "lock"):
+        with lock(final.parent / "lock"):
             if not final.exists():
                 _build(final, name, features, track(examples(), total, f"preparing {name} in {final}", "image") if shown
                        else examples(), description, notes)
-    except OSError as error:
-        raise UserError(f"The data set {name} cannot be written to {final}: {error}.") from error
+    except (OSError, RuntimeError) as error:
+        found = re.search(r"\w+\(\) failed: ([^;]+)", str(error))  # the writer's own error, in the middle of much else
+        if isinstance(error, RuntimeError) and not found:
+            raise
+        shutil.rmtree(final.parent / PARTIAL, ignore_errors=True)
+        raise UserError(f"The data set {name} cannot be written to {final}: {found[1] if found else error}.") from error
     return final
 
 
@@ -73,7 +79,7 @@ def _build(final: pathlib.Path, name: str, features: Callable, examples: Iterabl
            notes: dict[str, Any] | None) -> None:
     import tensorflow_datasets as tfds
 
-    partial = final.parent / "partial"
+    partial = final.parent / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
 
@@ -102,8 +108,8 @@ def _build(final: pathlib.Path, name: str, features: Callable, examples: Iterabl
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """One builder at a time; the system drops the lock of a process that dies."""
+def lock(path: pathlib.Path) -> Iterator[None]:
+    """One writer at a time; the system drops the lock of a process that dies."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
