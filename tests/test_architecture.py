@@ -15,19 +15,20 @@ LEAVES = {"shapes", "errors", "interrupt", "progress", "checksums", "unpickling"
 # what each part may import besides itself and the leaves; command lines may import anything that is not one
 ALLOWED = {
     "shapes": set(), "errors": set(), "interrupt": set(), "progress": set(), "checksums": set(), "unpickling": set(),
-    "log": set(), "pictures": set(), "command": set(), "storage": set(), "checkpoint": {"storage"}, "sharding": set(), "defaults": set(),
-    "hub": set(), "published": set(), "adapter": {"checkpoint", "convert"}, "processes": set(), "hardware": set(),
+    "log": set(), "writing": set(), "pictures": {"writing"}, "command": set(), "storage": set(), "checkpoint": {"storage"},
+    "sharding": set(), "defaults": set(), "hub": set(), "published": set(), "adapter": {"checkpoint", "convert", "writing"},
+    "processes": set(), "hardware": set(),
     "continuing": {"checkpoint", "defaults", "pipeline"},
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models", "diffusion"},
     "eval": {"models", "convert", "sharding"},
     "train": {"adapter", "diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures",
-              "hardware", "processes"},
+              "hardware", "processes", "writing"},
     "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
-    "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train"},
+    "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train", "writing"},
     "rehearsal": {"build", "models", "sharding", "train"},
-    "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pipeline", "samplers", "train"}, "sampling_flags": set(),
+    "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pictures", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "evaluation": {"build", "pipeline", "eval", "train"},
 }
 

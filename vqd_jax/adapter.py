@@ -20,6 +20,7 @@ from vqd_jax.checkpoint import fit
 from vqd_jax.convert.files import read_tree, safetensors_header, write_safetensors
 from vqd_jax.errors import UserError
 from vqd_jax.shapes import PRNGKey
+from vqd_jax.writing import whole
 
 FILE = "adapter.safetensors"  # in the workdir of the run that trained it
 KERNELS = {"attention": ("self_attention", "cross_attention"), "all": ("self_attention", "cross_attention", "mlp_in", "mlp_out")}
@@ -82,9 +83,8 @@ def write(path: Path, adapter: Adapter, weights: dict[str, Any]) -> None:
         raise UserError(f"{path.parent} holds a model that was trained without an adapter: choose another workdir")
     about = json.dumps(dataclasses.asdict(adapter) | {"base": fingerprint(weights["denoiser"])})
     arrays = {name: np.asarray(x, np.float32) for name, x in flatten_dict(weights["adapter"], sep="/").items()}
-    part = path.with_suffix(f".{os.getpid()}.part")
-    write_safetensors(part, arrays, {"vqd_jax.adapter": about})
-    part.replace(path)
+    with whole(path) as part:
+        write_safetensors(part, arrays, {"vqd_jax.adapter": about})
 
 
 def apply_file(path: str | os.PathLike, denoiser: dict[str, Any], *, scale: float = 1.0) -> dict[str, Any]:

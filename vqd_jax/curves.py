@@ -14,6 +14,7 @@ from absl import flags
 from vqd_jax import command
 from vqd_jax.errors import UserError
 from vqd_jax.log import METRICS, read_metrics
+from vqd_jax.pictures import save_figure
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 _OUT = flags.DEFINE_string("out", "curves.png", "Picture to write.")
@@ -52,10 +53,7 @@ def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
         row += -(-len(panels) // 4)
     figure.suptitle(f"Metrics of {Path(folder).absolute().name}", fontsize=13)
     try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=120, metadata={"Software": "vqd_jax"})
-    except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
-        raise UserError(f"cannot write the curves to {out}: {error}") from error
+        save_figure(figure, Path(out), "the curves to")
     finally:
         pyplot.close(figure)
 

@@ -22,6 +22,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.evaluation import SPLITS, Evaluation, Protocol, cache
 from vqd_jax.pictures import grid, save_png
 from vqd_jax.train import stages
+from vqd_jax.writing import whole
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji; it is not written to.")
 _OUT = flags.DEFINE_string("out", None, "The JSON to write (its picture beside it); results/<workdir's name>.json by default.")
@@ -49,10 +50,8 @@ def main(argv: Any) -> None:
         if (scored := evaluation.pictures(split)) is not None:
             result[name], chosen, made = scored
             shown += _rows(name, evaluation, chosen, made)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(result | {"config": json.loads(model.config.to_json())}, indent=1) + "\n")
-    part.replace(out)
+    with whole(out) as part:
+        part.write_text(json.dumps(result | {"config": json.loads(model.config.to_json())}, indent=1) + "\n")
     if shown:
         save_png(out.with_suffix(".png"), grid(np.stack([image for _, image in shown]), 12,
                                                captions=[text for text, _ in shown], scale=2))

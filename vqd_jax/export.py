@@ -5,10 +5,8 @@ models that fit into it; `python -m vqd_jax.convert` makes a workdir of either a
 sampling and evaluating need, in half precision, and the logs and curves' data.
 """
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
 from vqd_jax.log import METRICS
 from vqd_jax.text.load import load_tokenizer
+from vqd_jax.writing import whole
 
 ENDINGS = {"safetensors": ".safetensors", "diffusers": "-diffusers", "workdir": "-small"}
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained or converted workdir; nothing in it is changed.")
@@ -97,18 +96,6 @@ def small_workdir(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> N
             shutil.copy(metrics, out / stage / METRICS)
     if plan:
         shutil.copy(pipeline.plan_file(workdir), pipeline.plan_file(out))
-
-
-@contextlib.contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """Where to write a file or folder that becomes `out` once it is whole; after an error nothing is left."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.rename(out)
-    finally:
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def run() -> None:

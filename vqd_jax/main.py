@@ -32,6 +32,7 @@ from vqd_jax.train.guard import Guard
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
 from vqd_jax.train.tokens import cached_tokens, some_tokens
+from vqd_jax.writing import clean
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> by default.")
@@ -225,6 +226,8 @@ def main(argv: Any) -> None:
     processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     pipeline.compilation_cache()
     lock = None if jax.process_index() else processes.lock(workdir)
+    for folder in (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))) if lock else ():
+        clean(folder)
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()
     experiment.finish()

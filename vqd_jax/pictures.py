@@ -1,15 +1,17 @@
 """Sheets of pictures as uint8 arrays, with captions underneath, and PNG files that say how they were made."""
 
+import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vqd_jax.errors import UserError
+from vqd_jax.writing import whole
 
 Pictures = UInt8[np.ndarray, "b H W 3"]
 Sheet = UInt8[np.ndarray, "height width 3"]
@@ -71,21 +73,21 @@ def save_png(path: str | os.PathLike, image: Sheet, metadata: Mapping[str, str] 
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)  # UTF-8
-    temporary = None
+    content = io.BytesIO()  # Pillow itself does not say why a file could not be written
+    Image.fromarray(image).save(content, format="PNG", pnginfo=info)
+    with whole(path, "the picture") as part:
+        part.write_bytes(content.getvalue())
+
+
+def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:
+    """Write a figure of matplotlib, whole or not at all, in the format that the name's ending says; `what` is for the sentence if not."""
+    content = io.BytesIO()
     try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp", delete=False)
-        temporary = Path(file.name)
-        with file:
-            Image.fromarray(image).save(file, format="PNG", pnginfo=info)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        figure.savefig(content, format=path.suffix[1:] or None, dpi=120, metadata={"Software": "vqd_jax"})
+    except ValueError as error:  # a format that matplotlib does not know
+        raise UserError(f"cannot write {what} {path}: {error}") from error
+    with whole(path, what) as part:
+        part.write_bytes(content.getvalue())
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:

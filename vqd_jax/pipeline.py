@@ -29,6 +29,7 @@ from vqd_jax.train import programs
 from vqd_jax.train.autoregressive import AutoregressiveStage, TokenStage
 from vqd_jax.train.diffusion import Conditions
 from vqd_jax.train.vqvae import VQVAEStage
+from vqd_jax.writing import whole
 
 MAX_PROMPT = 1_000  # characters; the text encoders read far fewer
 
@@ -259,6 +260,12 @@ def stored_model(workdir: str | os.PathLike, stage: str) -> tuple[ConfigDict, di
 def plan_file(workdir: str | os.PathLike) -> Path:
     """Where `vqd_jax.plan` keeps what it measured."""
     return Path(workdir) / "diffusion" / "plan.npz"
+
+
+def write_plan(workdir: str | os.PathLike, entropy: dict[str, np.ndarray]) -> None:
+    """Keeps cross-entropies by order in the workdir's own file."""
+    with whole(plan_file(workdir), "the plan") as part, part.open("wb") as file:
+        np.savez(file, **entropy)
 
 
 def read_plan(workdir: str | os.PathLike, plan: str | os.PathLike | None = None) -> dict[str, np.ndarray]:

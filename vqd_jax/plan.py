@@ -7,7 +7,6 @@ of any number of calls. Draws the curve and the plan.
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,7 @@ def main(argv: Any) -> None:
         raise UserError(f"there are no pictures in the split {_SPLIT.value}: choose another with --split")
     tokens = cached_tokens(cache, source, model.codec_weights, model.encode)
     entropy = planning.measure(model, tokens[chosen], [source.records[i].captions[0] for i in chosen], _POINTS.value)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        np.savez(part, **entropy)
-    Path(part.name).replace(path)
+    pipeline.write_plan(workdir, entropy)
     for order in entropy:
         counts, lost = planning.plan(entropy, order, _CALLS.value)
         print(f"{order}: {', '.join(map(str, counts))} tokens at the {_CALLS.value} calls, {lost:.2f} nats lost for the whole picture")

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vqd_jax.data.loader import sequential
+from vqd_jax.pictures import save_figure
 from vqd_jax.pipeline import TextToImage
 from vqd_jax.progress import bar
 from vqd_jax.samplers.counts import halton_places
@@ -76,7 +77,7 @@ def draw(entropy: dict[str, np.ndarray], calls: int, out: Path) -> None:
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(out, dpi=120, metadata={"Software": "vqd_jax"})
+    save_figure(figure, out)
     pyplot.close(figure)
 
 

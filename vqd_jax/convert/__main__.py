@@ -48,7 +48,7 @@ def main(argv: Any) -> None:
         with Checkpoints(pipeline.stage_folder(workdir, stage), keep=1) as checkpoints:
             checkpoints.save(items["step"], {name: value for name, value in items.items() if name != "step"}, wait=True)
     if plan:
-        np.savez(pipeline.plan_file(workdir), **plan)
+        pipeline.write_plan(workdir, plan)
     print(f"{workdir}: sample from it with python -m vqd_jax.sample --workdir={workdir}")
 
 

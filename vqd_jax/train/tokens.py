@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-import os
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,20 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from vqd_jax.data import prepare
 from vqd_jax.data.loader import Items, sequential
 from vqd_jax.data.source import Source
 from vqd_jax.progress import bar
+from vqd_jax.writing import clean, whole
 
 BATCH = 64
 
 
 def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[Any], Any]) -> Int[np.ndarray, "i n"]:
-    """Tokens of source[i] in row i; `encode` maps uint8 (64, H, W, 3) to int (64, n), `codec` are its weights."""
+    """Tokens of source[i] in row i; `encode` maps uint8 (64, H, W, 3) to int (64, n), `codec` are its weights.
+
+    UserError if they cannot be written.
+    """
     digest = hashlib.sha256(source.fingerprint.encode())
     for leaf in jax.tree.leaves(codec):
         digest.update(np.asarray(leaf).tobytes())
@@ -29,10 +34,10 @@ def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[An
             return stored
     tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{jax.process_index()}-{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.save(file, tokens)
-    part.rename(path)
+    with prepare.lock(folder / "tokens.lock"):
+        clean(folder)
+        with whole(path, "tokens to") as part, part.open("wb") as file:
+            np.save(types.SimpleNamespace(write=file.write), tokens)  # with the file itself NumPy would not say why it failed
     return tokens
 
 
