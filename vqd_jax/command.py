@@ -1,5 +1,6 @@
 """What every command line shares: one sentence and a non-zero exit for a user's error, and quiet logs."""
 
+import errno
 import os
 import re
 import sys
@@ -11,6 +12,8 @@ from absl import app, logging
 
 from vqd_jax.errors import UserError
 from vqd_jax.interrupt import Terminated
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of a disk, or what one may have of it
 
 
 def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
@@ -25,20 +28,23 @@ def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
             if len(argv) > 1 + arguments:
                 raise UserError(f"unexpected argument {argv[1 + arguments]!r}; options are written --name=value")
             main(argv)
+            sys.stdout.flush()
         except UserError as error:
             return _sentence(error)
+        except BrokenPipeError:
+            _silence()
+            return 1
         except OSError as error:  # reading and writing where the user said
-            if error.filename is None:
+            if error.filename is None and error.errno not in FULL:
                 raise
-            return _sentence(f"{error.filename}: {error.strerror}")
+            if error.filename is None:  # files have said their own name
+                _silence()
+            return _sentence(f"{error.filename or 'standard output'}: {error.strerror}")
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             return 130
         except Terminated:
             print("\nended as asked; the same command goes on from the last checkpoint", file=sys.stderr)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         return 0
 
     app.run(guarded, flags_parser=_parse)
@@ -75,6 +81,11 @@ def _parse(argv: list[str]) -> Any:
         if not key:
             raise
         sys.exit(_sentence(f"the config has no key {key[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")))
+
+
+def _silence() -> None:
+    """What is left to be said on standard output is dropped, or Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: object) -> int:
