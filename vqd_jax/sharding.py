@@ -154,7 +154,7 @@ class Pmap:
     def place(self, tree: Any) -> Any:
         """A copy on every local device."""
         def copies(x):
-            one = jnp.asarray(x)[None]
+            one = np.asarray(x)[None]  # not on the device, where each shape would be a program to compile
             return jax.make_array_from_single_device_arrays((self.devices, *one.shape[1:]), self._each,
                                                             [jax.device_put(one, d) for d in self._each.mesh.devices])
 
@@ -175,11 +175,14 @@ class Pmap:
 
     def first(self, tree: Any) -> Any:
         """The first device's copy of a placed tree, or of the metrics."""
-        return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+        return _without_first_axis(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
 
     def host(self, tree: Any) -> Any:
         """NumPy copies of what `first` gives."""
         return jax.device_get(tree)
+
+
+_without_first_axis = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 
 
 # Which axes of a parameter are cut, by the end of its path (the same for its moving average and the optimizer's moments).
