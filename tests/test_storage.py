@@ -46,6 +46,7 @@ with Checkpoints(folder / "together", shared=True) as checkpoints:
         jax.block_until_ready(add({name: tree[name] for name in ("rows", "columns", "copies")}))  # what was saved is as it was
         tree["host"][:] = -1
     checkpoints.save(20, {"state": state(2), "config": {"n": 2}})  # a run that was rewound
+assert checkpoints.steps() == [20]  # closed, it is finished in every process
 storage.multihost_utils.process_allgather = whole
 with Checkpoints(folder / "first", shared=False) as checkpoints:
     checkpoints.save(20, {"state": state(2), "config": {"n": 2}})

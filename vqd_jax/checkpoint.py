@@ -86,7 +86,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Save trees of arrays and JSON-able values (None: left out) as `step`, replacing what the step held.
 
         Every process calls it; the first one writes, or all do where they share the folder and the arrays. It copies the arrays,
-        which may then be donated, or waits until all is written, by this process at least.
+        which may then be donated, or waits until all is written.
         `step` becomes the latest: once it is safe, later steps, of a run that was rewound, go. A failure to write is
         raised by the next `save`, `wait` or `close`.
         """
@@ -102,7 +102,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 directory.rename(self._replaced(step))
             write = storage.begin(directory, items) if together else functools.partial(storage.write, directory, items)
         self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending = self._worker.submit(self._finish, step, write)
+        self._pending = self._worker.submit(self._write, step, write)
         if wait:
             self.wait()
 
@@ -142,20 +142,20 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._worker.shutdown()
                 self._worker = None
 
-    def _finish(self, step: int, write: Callable[[], None]) -> None:
-        """Ends what was begun; then the first process, when all have written, adds the sums and removes what is superseded."""
-        directory = self.folder / str(step)
+    def _write(self, step: int, write: Callable[[Callable[[], None]], None]) -> None:
         with self._writing(step):
-            write()
-            if jax.process_index() != 0:
-                return
-            for marker in directory.rglob("commit_success.txt"):  # for object stores; tells nothing here but paths
-                marker.unlink()
-            write_sums(directory)
-            _remove(self._replaced(step))
-            steps = self.steps()
-            for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-self.keep]:
-                _remove(self.folder / str(old))
+            write(functools.partial(self._seal, step))
+
+    def _seal(self, step: int) -> None:
+        """When all is written: adds the sums, and removes what is superseded."""
+        directory = self.folder / str(step)
+        for marker in directory.rglob("commit_success.txt"):  # for object stores; tells nothing here but paths
+            marker.unlink()
+        write_sums(directory)
+        _remove(self._replaced(step))
+        steps = self.steps()
+        for old in [s for s in steps if s > step] + [s for s in steps if s <= step][:-self.keep]:
+            _remove(self.folder / str(old))
 
     def _writing(self, step: int) -> contextlib.AbstractContextManager:
         return _readable_errors(f"cannot write checkpoint step {step} to {self.folder}")

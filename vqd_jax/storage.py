@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+PATIENCE = 1200  # seconds in which the first process does what comes last, as Orbax gives each to write
 _NUMBERS = itertools.count()
 
 
@@ -59,27 +60,32 @@ def prepared(value: Any, *, copy: bool, together: bool) -> Any:
     return tree
 
 
-def write(directory: Path, items: Mapping[str, Any]) -> None:
-    """Writes prepared items in this process alone."""
+def write(directory: Path, items: Mapping[str, Any], last: Callable[[], None]) -> None:
+    """Writes prepared items in this process alone, and then does what comes last."""
     with _checkpointer() as checkpointer:
         checkpointer.save(directory, args=_args(items))
+    last()
 
 
-def begin(directory: Path, items: Mapping[str, Any]) -> Callable[[], None]:
+def begin(directory: Path, items: Mapping[str, Any]) -> Callable[[Callable[[], None]], None]:
     """Begins to write prepared items in all processes, each its own parts of arrays, which may be donated when this returns.
 
-    Every process calls it, and then what it returns, in any thread, which waits until all of them have written: they agree through
-    the coordination service, never by a computation that the training's could get in the way of.
+    Every process calls it, and then what it returns, in any thread, with what the first process is to do last, when all have written;
+    that returns when this is done, too. They agree through the coordination service, never by a computation that the training's could
+    get in the way of.
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    checkpointer = _checkpointer(ocp.AsyncCheckpointer, active_processes=set(range(jax.process_count())),
-                                 barrier_sync_key_prefix=f"save_{next(_NUMBERS)}")
+    everyone, name = set(range(jax.process_count())), f"save_{next(_NUMBERS)}"
+    checkpointer = _checkpointer(ocp.AsyncCheckpointer, active_processes=everyone, barrier_sync_key_prefix=name)
     checkpointer.save(directory, args=_args(items))
 
-    def finish() -> None:
+    def finish(last: Callable[[], None]) -> None:
         with contextlib.closing(checkpointer):
             checkpointer.wait_until_finished()
+        if jax.process_index() == 0:
+            last()
+        ocp.multihost.sync_global_processes(f"{name}_last", timeout=PATIENCE, processes=everyone)
 
     return finish
 
