@@ -5,7 +5,8 @@
 `measured` compiles the second stage of configs/emoji.py, with AdamW, for 1, 2, 4 and 8 CPU devices, and in 2 and 4 processes that meet on
 this machine, and reads from each program how many bytes a device sends in a step: with the batch of the config over all of them (strong),
 and with so many pictures for each (weak). `base` and `large` are `vqd_jax.plan_memory` of configs/coco.py and configs/ithq.py for 1 to 256
-devices. Nothing is trained and no time is taken: the times are those of data sheets. Tables are put between the marks in the file.
+devices; rows of these that the file has already are kept. Nothing is trained and no time is taken: the times are those of data sheets.
+Tables are put between the marks in the file that --tables names.
 """
 
 import argparse
@@ -48,8 +49,8 @@ def exchanged(devices: int) -> list[dict]:
     rows = []
     for layout in LAYOUTS:
         for scaling, batch in {"strong": BATCH, "weak": ROWS * devices}.items():
-            if batch == BATCH and scaling == "weak":
-                continue  # the same program
+            if scaling == "weak" and (batch == BATCH or jax.process_count() > 1):
+                continue  # the same program; processes are looked at by strong scaling
             c = emoji.get_config()
             c.diffusion_optim.muon, c.denoiser.scan = 0.0, True
             c.diffusion_train.batch_size, c.parallel.devices = batch, devices // jax.process_count()
@@ -86,11 +87,12 @@ def together(processes: int, devices: int) -> list[dict]:
         return said[0]
 
 
-def planned(model: str) -> Iterator[dict]:
-    """Weak scaling by each layout, and strong scaling by one."""
+def planned(model: str, known: list[dict]) -> Iterator[dict]:
+    """Weak scaling by each layout, and strong scaling of the smaller model; without what is known."""
     wanted = [("weak", layout, n, ROWS * n, 1) for layout, sizes in {"pmap": (1, 256), "fsdp": (8, 64, 256)}.items() for n in sizes]
-    wanted += [("strong", "pmap" if model == "base" else "fsdp", n, 256, max(256 // ROWS // n, 1)) for n in (8, 256)]
-    for scaling, layout, devices, batch, parts in wanted:
+    wanted += [("strong", "pmap", n, 256, max(256 // ROWS // n, 1)) for n in (8, 256)] if model == "base" else []
+    known = [(row["scaling"], row["layout"], row["devices"]) for row in known]
+    for scaling, layout, devices, batch, parts in (row for row in wanted if row[:3] not in known):
         with tempfile.TemporaryDirectory() as folder:
             settings = [f"--config.{x}" for x in COMMON + options(layout, devices, batch, parts)]
             command = [sys.executable, "-m", "vqd_jax.plan_memory", f"--config={MODELS[model]}", f"--devices={devices}", *settings]
@@ -163,9 +165,10 @@ def main() -> None:
         return
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in args.parts:
-        results[part] = versions() | {"rows": []}
+        old = [] if part == "measured" else results.get(part, {}).get("rows", [])
+        results[part] = versions() | {"rows": old}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        for row in measured() if part == "measured" else planned(part):
+        for row in measured() if part == "measured" else planned(part, results[part]["rows"]):
             results[part]["rows"].append(row)
             args.out.write_text(json.dumps(results, indent=1) + "\n")
     if args.tables:
