@@ -10,7 +10,7 @@ error, and so is a command that `shrink` below does not know: what the README sh
   pytest, ruff, .ci/run                                 skipped: other parts of .ci/run
   python -m vqd_jax.main, vqd-train, launch/local.sh    get SMALL, the shared data cache and, where a folder of pictures is
                                                         named, a folder with the emoji of one style; compiled unoptimised
-  python -m vqd_jax.prepare, vqd-prepare                the same
+  python -m vqd_jax.prepare, .plan_memory, vqd-…        the same
   launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
   python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
   python -m vqd_jax.plan, vqd-plan                      --images=8 --points=3 and the shared data cache
@@ -53,8 +53,8 @@ SMALL = [f"--config.{setting}" for setting in """
 PUBLISHED = "vq-diffusion-ithq"  # where it is named, there is a small folder of that layout
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
-SCRIPTS = {f"vqd-{script}": module for script, module in
-           (("train", "main"), *((same, same) for same in ("prepare", "sample", "evaluate", "plan", "curves", "export", "convert")))}
+SAME = ("prepare", "sample", "evaluate", "plan", "curves", "export", "convert")
+SCRIPTS = {f"vqd-{script}": module for script, module in (("train", "main"), ("plan-memory", "plan_memory"), *zip(SAME, SAME))}
 
 
 class ReadmeError(Exception):
@@ -140,7 +140,7 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
         name, start, rest = words[2].removeprefix("vqd_jax."), ["python", *words[1:3]], words[3:]
     else:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
-    if name in ("main", "prepare"):
+    if name in ("main", "prepare", "plan_memory"):
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
     more = {"sample": ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
             "plan": ["--images=8", "--points=3", f"--cache={cache}"], "curves": [], "export": [], "convert": []}

@@ -164,30 +164,14 @@ def ithq() -> dict:
     return out
 
 
-class Words:
-    """Stands in for CLIP's tokenizer, of which only the sizes matter here."""
-
-    vocabulary, length, pad = 49408, 77, 0
-
-    def __call__(self, texts):
-        import numpy as np
-
-        return np.zeros((len(texts), self.length), np.int32)
-
-    def to_json(self):
-        return "{}"
-
-
 def shapes(c) -> argparse.Namespace:
     """Both stages of a text model with CLIP's tower, and their weights without their numbers."""
-    import jax
+    from vqd_jax import build, rehearsal
 
-    from vqd_jax import build
-
-    stage, codec = build.diffusion_stage(c, Words()), build.vqvae_stage(c)
-    params, extra = jax.eval_shape(stage.init, jax.random.key(0), {"text": shape(1, 77, dtype="int32")})
-    weights = jax.eval_shape(lambda key, batch: codec.weights_of(*codec.init(key, batch)), jax.random.key(0), images(1))
-    return argparse.Namespace(stage=stage, codec=codec, params=params, extra=extra, codec_weights=weights)
+    stage, codec, shape = build.diffusion_stage(c, rehearsal.tokenizer(c)), build.vqvae_stage(c), rehearsal.shape
+    params, _ = rehearsal.of_init(stage.init, {"text": shape(1, rehearsal.CLIP[1], dtype="int32")})
+    weights = rehearsal.codec_weights(codec, {"image": shape(1, 256, 256, 3, dtype="uint8")})
+    return argparse.Namespace(stage=stage, codec=codec, params=params, codec_weights=weights)
 
 
 def programs(c, model: argparse.Namespace):
@@ -196,16 +180,12 @@ def programs(c, model: argparse.Namespace):
     """
     import jax
 
-    from vqd_jax import build
+    from vqd_jax import build, rehearsal
     from vqd_jax.sharding import parallelism
-    from vqd_jax.train import loop
     from vqd_jax.train import programs as library
     from vqd_jax.train.diffusion import Conditions
-    from vqd_jax.train.optim import Optim
-    from vqd_jax.train.state import State
-    from vqd_jax.train.step import make_step
 
-    stage, params = model.stage, model.params
+    stage, params, shape = model.stage, model.params, rehearsal.shape
     sampler, prediction = build.sampling(c, **c.sampling)
     keys = jax.eval_shape(lambda: library.image_keys(0, 0, 1))
     for name, rows in (("guided", 2), ("without guidance", 1)):
@@ -216,16 +196,12 @@ def programs(c, model: argparse.Namespace):
         yield f"sampling, {name}", lambda program=program, x=(params, keys, conditions, knobs): program.lower(*x), rows
     yield "decoding a picture", lambda: library.decode.lower(model.codec, model.codec_weights, shape(1, 1024, dtype="int32")), 0
 
-    train = loop.Train(**c.diffusion_train)
-    optimizer = Optim(**c.diffusion_optim).build(train.steps, train.batch_size, stage.unchanged)
-    state = State(step=shape(dtype="int32"), params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params),
-                  extra=model.extra)
-    for rows, parts in ((1, 1), (train.batch_size, train.accumulate)):
-        step = parallelism(devices=1).compile(make_step(stage, optimizer, train.ema, parts))
-        batch = images(rows) | {"text": shape(rows, 77, dtype="int32")}
-        arguments = [jax.tree.map(lambda x: shape(1, *x.shape, dtype=x.dtype), tree) for tree in (state, model.codec_weights, batch)]
-        yield (f"training step, {rows} picture{'s' * (rows > 1)}",
-               lambda step=step, x=arguments: step.lower(*x, jax.eval_shape(lambda: jax.random.key(0))),
+    c = c.copy_and_resolve_references()
+    c.vqvae.dtype = c.denoiser.dtype = "float32"
+    for rows, parts in ((1, 1), (c.diffusion_train.batch_size, c.diffusion_train.accumulate)):
+        c.diffusion_train.batch_size, c.diffusion_train.accumulate = rows, parts
+        step = rehearsal.rehearse(c, "diffusion")
+        yield (f"training step, {rows} picture{'s' * (rows > 1)}", lambda step=step: step.lower(parallelism(devices=1)),
                (3 + c.denoiser.remat) * rows / parts)
 
 
@@ -251,16 +227,6 @@ def forward(c) -> float:
     layer = n * (4 + 2 + 2 * c.denoiser.mlp_ratio) * d * d  # self-attention, queries and outputs of cross-attention, MLP
     layer += 2 * n * (n + m) * d + m * 2 * e * d              # both attentions themselves, keys and values of the text
     return 2.0 * (c.denoiser.layers * layer + n * d * k)
-
-
-def shape(*sizes: int, dtype="float32"):
-    import jax
-
-    return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-def images(rows: int) -> dict:
-    return {"image": shape(rows, 256, 256, 3, dtype="uint8")}
 
 
 def say(text: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -26,6 +25,7 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.rehearsal import Words, tokenizer
 from vqd_jax.samplers.ancestral import Remask
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.prediction import Prediction
@@ -139,29 +139,15 @@ CAPTIONS = ["a google style emoji of a red apple", "an openmoji style emoji of a
 RECORDS = [Record(item=str(i), captions=(caption,), label=i) for i, caption in enumerate(CAPTIONS)]
 
 
-class Words:
-    """Stands in for a tokenizer of the given size."""
-
-    def __init__(self, vocabulary, length):
-        self.vocabulary, self.length, self.pad = vocabulary, length, 0
-
-    def __call__(self, captions):
-        return np.ones((len(captions), self.length), np.int32)
-
-    def to_json(self):
-        return "{}"
-
-
 def shapes(config):
     """Both stages and their parameters, traced only."""
-    side, text = config.data.image_size, config.learned_text
+    side = config.data.image_size
     image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.uint8)
     codec = build.vqvae_stage(config)
     codec_params, _ = jax.eval_shape(codec.init, jax.random.key(0), {"image": image})
-    tokenizer = Words(49408, 77) if config.text.encoder == "clip" else Words(text.vocabulary, text.length)
-    tokenizer = {"text": tokenizer, "class": Words(config.condition.classes, 1), "none": Words(0, 0)}[config.condition.kind]
-    stage = build.diffusion_stage(config, tokenizer)
-    ids = jax.ShapeDtypeStruct((2, tokenizer.length), jnp.int32)
+    words = tokenizer(config)
+    stage = build.diffusion_stage(config, words)
+    ids = jax.ShapeDtypeStruct((2, words.length), jnp.int32)
     params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"image": image, "text": ids})
     return codec, stage, codec_params, params
 

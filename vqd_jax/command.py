@@ -75,6 +75,11 @@ def _parse(argv: list[str]) -> Any:
         return app.parse_flags_with_usage(argv)
     except UserError as error:
         sys.exit(_sentence(error))
+    except OSError as error:  # ml_collections, on a key of a config file that is not there
+        missing = re.search(r"Attempted \[.*\]:\n\s+(\S+)\n.*No such file", str(error))
+        if not missing:
+            raise
+        sys.exit(_sentence(f"there is no config file {missing[1]}; the ones that come with vqd_jax are in configs/"))
     except (AttributeError, KeyError) as error:  # ml_collections, on a key that the config does not have
         key = re.search(r"\\?'(\w+)\\?'", str(error))
         meant = re.search(r'Did you mean "(\w+)"', str(error))

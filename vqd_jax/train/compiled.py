@@ -114,7 +114,7 @@ class Program:
             kind, groups, sizes = line.op.removesuffix("-start"), _groups(line.rest, math.prod(mesh.values())), collections.Counter()
             for operand, result in zip(line.operands, self._results(where, name), strict=True):
                 cut = kind == "all-reduce" and self._ends(where, result, lambda line: line.op == "dynamic-slice")
-                sizes["reduce-scatter" if cut else kind] += self._size(where, operand, result)
+                sizes["reduce-scatter" if cut else kind] += self._size(where, operand, result, reduced="reduce" in kind)
             for kind, size in sizes.items():
                 if len(groups[0]) > 1:
                     counts[kind, _axes(groups, mesh), size, groups] += self.runs[where]
@@ -166,11 +166,11 @@ class Program:
 
         return name in here.users and all(map(leads, here.users[name]))
 
-    def _size(self, where: str, operand: str, result: str) -> int:
-        """Bytes of a collective's operand, as bfloat16 where it was that before or its result is that at once."""
+    def _size(self, where: str, operand: str, result: str, *, reduced: bool) -> int:
+        """Bytes of a collective's operand, as bfloat16 where its result is that at once or, if it is only moved, it was that before."""
         (dtype, shape), *_ = _shapes(self.computations[where].lines[operand].type)
         rounded = lambda line: line.op == "convert" and _shapes(line.type)[0][0] in HALF
-        half = dtype == "f32" and (HALF & {*self._dtypes(where, operand)} or self._ends(where, result, rounded))
+        half = dtype == "f32" and (not reduced and HALF & {*self._dtypes(where, operand)} or self._ends(where, result, rounded))
         return math.prod(shape) * (2 if half else _width(dtype))
 
     def _dtypes(self, where: str, name: str) -> Iterator[str]:
