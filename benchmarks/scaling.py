@@ -5,7 +5,7 @@
 `measured` compiles the second stage of configs/emoji.py, with AdamW, for 1, 2, 4 and 8 CPU devices, and in 2 and 4 processes that meet on
 this machine, and reads from each program how many bytes a device sends in a step: with the batch of the config over all of them (strong),
 and with so many pictures for each (weak). `base` and `large` are `vqd_jax.plan_memory` of configs/coco.py and configs/ithq.py for 1 to 256
-devices; rows of these that the file has already are kept. Nothing is trained and no time is taken: the times are those of data sheets.
+devices. Rows that the file has already are kept. Nothing is trained and no time is taken: the times are those of data sheets.
 Tables are put between the marks in the file that --tables names.
 """
 
@@ -65,10 +65,11 @@ def exchanged(devices: int) -> list[dict]:
     return rows
 
 
-def measured() -> Iterator[dict]:
-    """Over devices in one process, then over processes with a device each."""
+def measured(known: list[dict]) -> Iterator[dict]:
+    """Over devices in one process, then over processes with a device each; without what is known."""
     for processes, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (4, 4)):
-        yield from together(processes, devices)
+        if not any((row["processes"], row["devices"]) == (processes, devices) for row in known):
+            yield from together(processes, devices)
 
 
 def together(processes: int, devices: int) -> list[dict]:
@@ -165,10 +166,10 @@ def main() -> None:
         return
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in args.parts:
-        old = [] if part == "measured" else results.get(part, {}).get("rows", [])
-        results[part] = versions() | {"rows": old}
+        old = results.get(part, {}).get("rows", [])
+        results[part] = versions() | {"rows": [*old]}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        for row in measured() if part == "measured" else planned(part, results[part]["rows"]):
+        for row in measured(old) if part == "measured" else planned(part, old):
             results[part]["rows"].append(row)
             args.out.write_text(json.dumps(results, indent=1) + "\n")
     if args.tables:
