@@ -57,9 +57,10 @@ class Rehearsal:
         """The step for those devices. UserError if they cannot share the batch."""
         parallel.check_batch(self.train.batch_size, self.train.accumulate)
         arguments = parallel.placed(self.state), parallel.placed(self.frozen), parallel.sharded(self.batch)
+        key = jax.eval_shape(lambda: jax.random.key(0))
         if jax.process_count() > 1 and isinstance(parallel, Pmap):  # which then wants arrays
-            arguments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)
-        return parallel.compile(self.step).lower(*arguments, jax.eval_shape(lambda: jax.random.key(0)))
+            arguments, key = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments), jax.random.key(0)
+        return parallel.compile(self.step).lower(*arguments, key)
 
     def compile(self, parallel: Pmap | Sharded) -> "Compiled":
         """What the compiler makes of it. The machine code, which nobody runs, is not optimised: that takes half of the time."""
