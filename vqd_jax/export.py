@@ -6,7 +6,6 @@ sampling and evaluating need, in half precision, and the logs and curves' data.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
 from vqd_jax.log import METRICS
 from vqd_jax.text.load import load_tokenizer
-from vqd_jax.writing import whole
+from vqd_jax.writing import undone, whole
 
 ENDINGS = {"safetensors": ".safetensors", "diffusers": "-diffusers", "workdir": "-small"}
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained or converted workdir; nothing in it is changed.")
@@ -88,14 +87,16 @@ def diffusers_folder(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -
 
 def small_workdir(workdir: Path, out: Path, stages: own.Stages, plan: Plan) -> None:
     half = lambda x: x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
-    for stage, items in stages.items():
-        with Checkpoints(pipeline.stage_folder(out, stage), keep=1) as made:
-            kept = {name: value for name, value in items.items() if name != "step"}
-            made.save(items["step"], kept | {"weights": jax.tree.map(half, items["weights"])}, wait=True)
-        if (metrics := workdir / stage / METRICS).exists():  # converted models have none
-            shutil.copy(metrics, out / stage / METRICS)
-    if plan:
-        shutil.copy(pipeline.plan_file(workdir), pipeline.plan_file(out))
+    with undone(*(out / stage for stage in stages)):
+        for stage, items in stages.items():
+            with Checkpoints(pipeline.stage_folder(out, stage), keep=1) as made:
+                kept = {name: value for name, value in items.items() if name != "step"}
+                made.save(items["step"], kept | {"weights": jax.tree.map(half, items["weights"])}, wait=True)
+            if (metrics := workdir / stage / METRICS).exists():  # converted models have none
+                with whole(out / stage / METRICS) as part:
+                    part.write_bytes(metrics.read_bytes())
+        if plan:
+            pipeline.write_plan(out, plan)
 
 
 def run() -> None:

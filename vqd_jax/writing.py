@@ -27,6 +27,17 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def undone(*folders: Path) -> Iterator[None]:
+    """After an error these folders, which were not there before, are gone."""
+    try:
+        yield
+    except BaseException:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def clean(folder: Path) -> None:
     """Removes what processes that were killed in `whole` left in the folder; nobody may be writing there now."""
     for part in folder.glob(".*.part"):

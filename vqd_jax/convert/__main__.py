@@ -23,6 +23,7 @@ from vqd_jax.defaults import complete
 from vqd_jax.errors import UserError
 from vqd_jax.text.clip import ClipTokenizer
 from vqd_jax.text.load import Tokenizer, load_tokenizer
+from vqd_jax.writing import undone
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The workdir to make.")
 _YAML = flags.DEFINE_string("yaml", None, "The config that an official checkpoint comes with, for what its weights do not tell.")
@@ -44,11 +45,12 @@ def main(argv: Any) -> None:
     stages, plan = exported(path) if own.written_here(path) else (published(argv[1]), {})
     for stage, items in stages.items():
         print(summary(stage, complete(items["config"]), items["weights"]))
-    for stage, items in stages.items():  # all or nothing: a wrong source leaves no half a workdir
-        with Checkpoints(pipeline.stage_folder(workdir, stage), keep=1) as checkpoints:
-            checkpoints.save(items["step"], {name: value for name, value in items.items() if name != "step"}, wait=True)
-    if plan:
-        pipeline.write_plan(workdir, plan)
+    with undone(*(pipeline.stage_folder(workdir, stage) for stage in stages)):  # all or nothing
+        for stage, items in stages.items():
+            with Checkpoints(pipeline.stage_folder(workdir, stage), keep=1) as checkpoints:
+                checkpoints.save(items["step"], {name: value for name, value in items.items() if name != "step"}, wait=True)
+        if plan:
+            pipeline.write_plan(workdir, plan)
     print(f"{workdir}: sample from it with python -m vqd_jax.sample --workdir={workdir}")
 
 
