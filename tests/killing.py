@@ -145,7 +145,7 @@ def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list
     return out
 
 
-def start(workdir: Path, kill: Kill | None, cache: Path, python: str = sys.executable, limit: float = 300) -> Start:
+def start(workdir: Path, kill: Kill | None, cache: Path, python: str = sys.executable, limit: float = 900) -> Start:
     """Starts the training, sends the signal at its moment and waits for the end; `cache` is for compiled programs."""
     line = [python, "-m", *training(workdir)]
     if kill and kill.pattern:
