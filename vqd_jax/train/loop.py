@@ -189,6 +189,7 @@ class _Training:
                             self._save(step, state, record, write=True)
                     if stop:
                         self.checkpoints.wait()
+                        processes.wait()  # for the one that writes
                         interrupt.end()
                     meter.pause()
         self.checkpoints.wait()
