@@ -51,7 +51,7 @@ class Rehearsal:
     def flops(self) -> int:
         """Operations of the model in one step, on all devices together; see `train.flops`."""
         example = jax.tree.map(lambda x: shape(*x.shape[1:], dtype=x.dtype), self.batch)
-        return flops.of_step(self.stage, self.state.params, self.state.extra, self.frozen, example, self.train.batch_size)
+        return flops.of_step(self.stage, self.frozen, example, self.train.batch_size)
 
     def lower(self, parallel: Pmap | Sharded) -> jax.stages.Lowered:
         """The step for those devices. UserError if they cannot share the batch."""
