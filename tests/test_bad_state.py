@@ -1,6 +1,5 @@
 """A full disk and folders that may not be written to: every command ends with one sentence that names the place, and damages nothing."""
 import concurrent.futures
-import ctypes
 import os
 import shutil
 import subprocess
@@ -14,13 +13,13 @@ from PIL import Image
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.data.emoji import Emoji
 
-CAPABILITIES = (1, 2, 3)  # of Linux: to write and read where the mode of a file does not allow it, and to change that
-
-
-def plain():
-    """In a child: root's commands meet the modes of files like those of any user."""
-    for number in CAPABILITIES if os.geteuid() == 0 else ():
-        assert ctypes.CDLL(None).prctl(24, number) == 0  # PR_CAPBSET_DROP
+# Runs a command to which, also if it is root's, the modes of files apply: without the rights to write and read all the same.
+PLAIN = """
+import ctypes, os, sys
+for capability in (1, 2, 3) if os.geteuid() == 0 else ():
+    assert ctypes.CDLL(None).prctl(24, capability) == 0  # PR_CAPBSET_DROP
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +186,7 @@ def test_the_other_commands_on_a_full_disk_and_in_folders_that_may_not_be_writte
         for folder in folders:
             folder.chmod(0o555)
         try:
-            ends_with(run([sys.executable, "-m", f"vqd_jax.{command}", *arguments], preexec_fn=plain), tmp_path / "made" / name)
+            ends_with(run([sys.executable, "-c", PLAIN, "-m", f"vqd_jax.{command}", *arguments]), tmp_path / "made" / name)
         finally:
             for folder in folders:
                 folder.chmod(0o755)
@@ -209,7 +208,7 @@ def test_training_in_a_folder_that_may_not_be_written_to(finished, run, tmp_path
         folder.chmod(0o555)
     try:
         for workdir in (locked / "run", locked / "new"):
-            ends_with(run([sys.executable, "-m", *training(workdir)], preexec_fn=plain), workdir, "Permission denied")
+            ends_with(run([sys.executable, "-c", PLAIN, "-m", *training(workdir)]), workdir, "Permission denied")
     finally:
         for folder in folders:
             folder.chmod(0o755)
