@@ -114,7 +114,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
                 raise UserError(f"{name}: {count} faults in a row since step {first}: {'; '.join(what for _, what, _ in faults)}; the "
                                 f"checkpoints in {checkpoints.folder} are as good as they were: try a lower learning rate, or look at "
                                 "these examples") from None
-            left = f"batch {batches[0]}" + (f" to {batches[-1]}" if len(batches) > 1 else "")
+            left = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
             print(f"\n{name}: {what}: back to step {first}, without {left}", flush=True)
 
 
