@@ -9,8 +9,8 @@ Data: data/coco with annotations/captions_{train,val}2014.json, train2014/ and v
 CLIP's text tower comes from the Hugging Face hub, or from the folder that --config.clip_text.folder names.
 
 Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null, as in Tang et al. 2022.
-Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 63 hours (414,113 captions, 100 epochs),
-small 11; codec about 15 more.
+Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 78 hours (414,113 captions, 100 epochs),
+small 14, layers computed again in the backward pass; codec about 15 more.
 Published FID (Gu et al. 2022): S 30.17, B 19.75, B after pre-training on Conceptual Captions 13.86; with a learned null 8.44
 (Tang et al. 2022).
 Protocol, as far as it is known: 30,000 pictures from validation captions against 30,000 real ones.

@@ -10,8 +10,8 @@ Data: data/CUB-200 with images/<class>/<image>.jpg (Caltech CUB-200-2011) and te
 CLIP's text tower comes from the Hugging Face hub, or from the folder that --config.clip_text.folder names.
 
 Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null, as in Tang et al. 2022.
-Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 5 hours (8,855 pictures, 400 epochs),
-small 2 (800 epochs); codec about 7 more.
+Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 6 hours (8,855 pictures, 400 epochs),
+small 3 (800 epochs), layers computed again in the backward pass; codec about 7 more.
 Published FID (Gu et al. 2022): S 12.97, B 11.94, B after pre-training on Conceptual Captions 10.32.
 Protocol, as far as it is known: 30,000 pictures from captions of the test part against 30,000 real ones, over-sampled; the best of the
 evaluations at every 30 epochs is reported.

@@ -11,8 +11,8 @@ CLIP's text tower comes from the Hugging Face hub, or from the folder that --con
 
 No config was released for this set, CUB's is taken. Schedule `paper`; `released` has the schedule of the released code. Guidance
 by a learned null, as in Tang et al. 2022.
-Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 4 hours (7,034 pictures, 400 epochs),
-small 2 (800 epochs); codec about 7 more.
+Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 5 hours (7,034 pictures, 400 epochs),
+small 3 (800 epochs), layers computed again in the backward pass; codec about 7 more.
 Published FID (Gu et al. 2022): S 14.95, B 14.88, B after pre-training on Conceptual Captions 14.10.
 Protocol, as far as it is known: 30,000 pictures from captions of the test part against 30,000 real ones, over-sampled.
 """

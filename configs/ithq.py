@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
     published.text(c)
     published.large(c)
     published.lengths(c, images=10_000_000, epochs=1, batch_size=64, warmup=7_000, codec_examples=3_000_000)
-    c.denoiser.remat, c.diffusion_train.accumulate = True, 8
+    c.diffusion_train.accumulate = 8
     c.sampling.guidance = 5.0
     return with_variant(c, variant, {"": lambda c: None, "released": released})
 

@@ -47,16 +47,19 @@ def text(c: ConfigDict) -> None:
 def small(c: ConfigDict) -> None:
     """VQ-Diffusion-S: 36 million parameters."""
     denoiser(c, layers=18, width=192, mlp_ratio=2, mlp="conv")
+    c.denoiser.remat = True  # 1024 tokens: the weights of all attentions would not fit
 
 
 def base(c: ConfigDict) -> None:
     """VQ-Diffusion-B: 389 million."""
     denoiser(c, layers=19, width=1024)
+    c.denoiser.remat = True
 
 
 def large(c: ConfigDict) -> None:
     """The improved paper's largest: 1.36 thousand million."""
     denoiser(c, layers=36, width=1408)
+    c.denoiser.remat = True
 
 
 def imagenet(c: ConfigDict) -> None:
