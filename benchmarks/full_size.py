@@ -194,7 +194,7 @@ def programs(c, model: argparse.Namespace):
         knobs = {"scales": shape(1, 1), "temperature": shape(), "top_p": shape()}
         program = jax.jit(lambda *x, switches=switches: stage.sample(*x, sampler, switches))
         yield f"sampling, {name}", lambda program=program, x=(params, keys, conditions, knobs): program.lower(*x), rows
-    yield "decoding a picture", lambda: library.decode.lower(model.codec, model.codec_weights, shape(1, 1024, dtype="int32")), 0
+    yield "decoding a picture", lambda: jax.jit(model.codec.decode).lower(model.codec_weights, shape(1, 1024, dtype="int32")), 0
 
     c = c.copy_and_resolve_references()
     c.vqvae.dtype = c.denoiser.dtype = "float32"

@@ -105,7 +105,7 @@ class Start:
 SAVING = r"checkpoints/[0-9]+(\.orbax-checkpoint-tmp|/(.*/)?commit_success|/sha256\.json\.tmp)"
 CLOCK = "by the clock"
 MOMENTS = {  # in the order of a training: an operation on files, how many of the first ones may be chosen, how many seconds may pass then
-    "while the data set is built": ("cache/emoji/partial", 7, 4.0),
+    "while the data set is built": ("cache/emoji/partial", 7, 2.0),
     "at a file of the data set": ("cache/emoji/partial", 6, 0.0),
     "in a step of the codec": ("os.mkdir .*vqvae/tensorboard", 1, 0.0),
     "inside a save of the codec": (f"vqvae/{SAVING}", 40, 0.0),
@@ -114,7 +114,7 @@ MOMENTS = {  # in the order of a training: an operation on files, how many of th
     "while an old checkpoint goes": (r"vqvae/checkpoints/[0-9]+\.deleted", 3, 0.0),
     "writing a picture of the codec": (r"vqvae/\.recon", 2, 0.0),
     "between the stages": ("diffusion/checkpoints", 2, 0.0),
-    "while tokens are computed": ("read .*tokens-", 1, 0.3),
+    "before tokens are computed": ("read .*tokens-", 1, 0.0),
     "while tokens are written": ("tokens-.*part", 2, 0.0),
     "in a step of the denoiser": ("os.mkdir .*diffusion/tensorboard", 1, 0.0),
     "inside a save of the denoiser": (f"diffusion/{SAVING}", 40, 0.0),

@@ -288,7 +288,8 @@ def test_the_bound_on_the_training_pictures_fell(tuned):
     ids = load_tokenizer(stored(base, "tokenizer"))([(folder / "pictures" / f"{i}.txt").read_text().splitlines()[0] for i in chosen])
     assert len(tokens) == 20 and stages.ROWS >= 20
     order = [int(path.stem) for path in sorted((folder / "pictures").glob("*.png"))]
-    bound = lambda weights: float(programs.bound(model.stage, weights, jax.random.key(0), tokens, ids[order], 2).mean())
+    rows = jnp.asarray(tokens), jnp.asarray(ids[order])
+    bound = lambda weights: float(programs.bound(model.stage, weights, jax.random.key(0), *rows, 2).mean())
     merged = pipeline.load(base, adapter=workdir / adapter.FILE)
     assert bound(merged.weights) < 0.9 * bound(model.weights)
 
@@ -311,6 +312,7 @@ def test_the_file_on_the_base_draws_what_the_run_draws(tuned, tmp_path):
     assert json.loads(pictures[1].text["vqd_jax"])["adapter"] == str(workdir / adapter.FILE)
 
 
+@pytest.mark.slow
 def test_three_steps_and_a_resume_without_the_base_are_six(tuned, tmp_path):
     folder, _, workdir, _ = tuned
     again = tmp_path / "again"
@@ -336,6 +338,7 @@ def test_what_is_exported_is_a_plain_model(tuned, tmp_path):
     assert stored(tmp_path / "small", "config")["adapter"]["rank"] == 0
 
 
+@pytest.mark.slow
 def test_another_run_begins_with_the_merged_model(tuned, tmp_path):
     folder, _, workdir, _ = tuned
     train(folder, tmp_path / "next", f"init_from={workdir}", "diffusion_train.examples=8")  # one step; the rate begins at 0

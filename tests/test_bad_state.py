@@ -13,6 +13,8 @@ from PIL import Image
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.data.emoji import Emoji
 
+pytestmark = pytest.mark.slow
+
 # Runs a command to which, also if it is root's, the modes of files apply: without the rights to write and read all the same.
 PLAIN = """
 import ctypes, os, sys

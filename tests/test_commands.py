@@ -123,6 +123,7 @@ def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, st
     assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cache, tmp_path):
     workdir = tmp_path / "emoji"
     shutil.copytree(trained[0], workdir)
@@ -222,6 +223,7 @@ def folder_of_emoji(path, broken):
     return path
 
 
+@pytest.mark.slow
 def test_a_folder_with_random_crops_trains(cache, tmp_path):
     folder = folder_of_emoji(tmp_path / "pictures", broken=0)
     done = train(tmp_path / "run", tmp_path / "cache", "--config.data.source=folder", f"--config.folder.path={folder}",

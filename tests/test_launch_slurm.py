@@ -110,6 +110,7 @@ def test_slurm_ends_with_the_status_of_a_node_that_fails(shell, slurm):
     assert slurm("--config=x", BEHAVE="[[ $SLURM_PROCID == 1 ]] && exit 3; sleep 60", **NODES).returncode == 3
 
 
+@pytest.mark.slow
 def test_two_tasks_train_as_one_process_does(shell, slurm, tmp_path):
     """Each on a disk of its own; test_processes.py has those that share one."""
     cache = Path(os.environ.get("VQD_TEST_CACHE") or tmp_path / "cache")

@@ -57,6 +57,7 @@ for layout in ({}, {"fsdp": 1}, {"fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"tensor"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vqvae", "diffusion", "autoregressive", "adapter"])
 def test_fifty_steps_on_eight_devices(stage):
     done = subprocess.run([sys.executable, "-c", STEPS, stage], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=900)

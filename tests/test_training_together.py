@@ -14,6 +14,7 @@ from vqd_jax import pipeline
 from vqd_jax.log import read_metrics
 from vqd_jax.train.meter import TIMINGS
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("vqvae", "diffusion")
 SETTINGS = """
