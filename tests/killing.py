@@ -124,6 +124,7 @@ MOMENTS = {  # in the order of a training: an operation on files, how many of th
     "writing the last pictures": (r"/\.samples\.", 2, 0.0),
 }
 ALWAYS = {"in a step": -1, "inside another save": -1, "inside a save": 0}  # beginning of a name: signal; else they take turns
+UNDIVIDED = ("inside a save", "between", "before tokens")  # after these, a kill by the clock could miss the next moment
 
 
 def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list[Kill]:
@@ -132,13 +133,13 @@ def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list
     Metrics are to be taken back where the kill before it was inside a save and the first of `signals`, which is to be SIGKILL.
     """
     rng, names = random.Random(seed), list(MOMENTS)
-    places = [i + 0.5 for i, name in enumerate(names[:-1]) if i > 1 and not name.startswith("inside a save")]
+    places = [i + 0.5 for i, name in enumerate(names[:-1]) if i > 1 and not name.startswith(UNDIVIDED)]
     chosen = list(enumerate(names)) + [(rng.choice(places), CLOCK) for _ in range(kills - len(names))]
     out = []
     for i, (_, name) in enumerate(sorted(chosen)):
         sent = signals[next((which for begin, which in ALWAYS.items() if name.startswith(begin)), (i + seed) % len(signals))]
         if name == CLOCK:
-            out.append(Kill(name, sent, seconds=rng.uniform(0, 9)))
+            out.append(Kill(name, sent, seconds=rng.uniform(0, 4)))
         else:
             pattern, most, seconds = MOMENTS[name]
             out.append(Kill(name, sent, pattern, rng.randint(1, most), rng.uniform(0, seconds)))
