@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from vqd_jax.errors import UserError
+from vqd_jax.eval.kernels import polynomial_mmd2
+from vqd_jax.eval.rows import two_sets
 
 
 def psnr(x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]) -> Float[np.ndarray, " n"]:
@@ -18,34 +20,23 @@ def psnr(x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]) -> Fl
         return 10 * np.log10(255.0**2 / error)
 
 
-def kid(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"], *, subsets: int = 100, subset_size: int = 1000,
+def kid(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"], *, subsets: int = 100, subset_size: int = 1000,
         seed: int = 0) -> tuple[float, float]:
-    """Kernel distance of two sets of features: mean and standard deviation over random subsets.
+    """Kernel distance of two sets of features: mean and standard deviation of `polynomial_mmd2` over random subsets.
 
-    Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401);
-    it can be slightly negative. Subsets are drawn without replacement; UserError if a set is smaller than a subset.
+    Subsets are drawn without replacement; UserError if a set is smaller than a subset.
     """
     if subsets < 1 or not 2 <= subset_size <= min(len(a), len(b)):
         raise UserError(f"KID needs subsets >= 1 and 2 <= subset_size <= the number of images, got subsets={subsets}, "
                         f"subset_size={subset_size} with {len(a)} and {len(b)} images")
+    a, b = two_sets(a, b, ("the one set", "the other"))
     random = np.random.default_rng(seed)
-    a, b = a.astype(np.float64), b.astype(np.float64)
 
     def draw(x):
         return x[random.choice(len(x), subset_size, replace=False)]
 
-    values = [_mmd2(draw(a), draw(b)) for _ in range(subsets)]
+    values = [polynomial_mmd2(draw(a), draw(b)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
-
-
-def _mmd2(x: Float[np.ndarray, "s d"], y: Float[np.ndarray, "s d"]) -> float:
-    def kernel(u, v):
-        return (u @ v.T / u.shape[1] + 1) ** 3
-
-    def mean_off_diagonal(k):
-        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
-
-    return mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean()
 
 
 def codebook_use(tokens: Int[np.ndarray, "..."], codes: int) -> tuple[float, float]:
