@@ -1,16 +1,25 @@
 """Distances and scores compared with the packages whose numbers others publish: torch-fidelity, pytorch-fid, prdc, scikit-image."""
 import dataclasses
 import inspect
+import sys
+from importlib.util import find_spec
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import scipy.linalg
 
 torch = pytest.importorskip("torch")
-fidelity = pytest.importorskip("torch_fidelity")
-fid_score = pytest.importorskip("pytorch_fid.fid_score")
 prdc = pytest.importorskip("prdc")
 skimage = pytest.importorskip("skimage.metrics")
+if not (find_spec("torch_fidelity") and find_spec("pytorch_fid")):
+    pytest.skip("torch-fidelity and pytorch-fid are not installed", allow_module_level=True)
+
+with pytest.MonkeyPatch.context() as patch:  # both import torchvision, for pictures and networks only
+    for name in ("torchvision", "torchvision.models", "torchvision.transforms", "torchvision.datasets"):
+        patch.setitem(sys.modules, name, MagicMock())
+    import torch_fidelity  # noqa: F401
+    from pytorch_fid import fid_score
 
 from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc  # noqa: E402
 
