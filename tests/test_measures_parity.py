@@ -16,8 +16,8 @@ if not (find_spec("torch_fidelity") and find_spec("pytorch_fid")):
     pytest.skip("torch-fidelity and pytorch-fid are not installed", allow_module_level=True)
 
 with pytest.MonkeyPatch.context() as patch:  # both import torchvision, for pictures and networks only
-    for name in ("torchvision", "torchvision.models", "torchvision.transforms", "torchvision.datasets"):
-        patch.setitem(sys.modules, name, MagicMock())
+    for name in ("", ".models", ".transforms", ".transforms.functional", ".datasets"):
+        patch.setitem(sys.modules, f"torchvision{name}", MagicMock())
     import torch_fidelity  # noqa: F401
     from pytorch_fid import fid_score
 
