@@ -84,7 +84,7 @@ LAYOUTS = {"pmap": {}, "data": dict(strategy="mesh"), "fsdp": dict(strategy="mes
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_four_devices_take_the_step_of_one(setting, layout):
+def test_four_devices_take_the_step_of_one(setting, layout, caplog):
     stage, fresh, step = setting
     alone, metrics = step(fresh, {}, batch(), jax.random.key(1))
     parallel = parallelism(**LAYOUTS[layout])
@@ -99,7 +99,7 @@ def test_four_devices_take_the_step_of_one(setting, layout):
         assert all(jax.tree.leaves(same))
         kernels = [x for path, x in jax.tree_util.tree_leaves_with_path(shared.params) if "kernel" in str(path[-1]) and x.size > 64]
         assert np.mean([x.addressable_shards[0].data.size / x.size for x in kernels]) < 0.5
-    shared, shared_metrics = parallel.first((shared, shared_metrics))
+    placed, (shared, shared_metrics) = shared, parallel.first((shared, shared_metrics))
     close(shared.opt_state, alone.opt_state, 1e-5)
     close(shared.params, alone.params, 1e-5)
     close(shared.ema, alone.ema, 1e-5)
@@ -108,6 +108,9 @@ def test_four_devices_take_the_step_of_one(setting, layout):
     assert shared_metrics.keys() == metrics.keys() and ({"codes_in_use", "perplexity"} <= metrics.keys()) == (stage is CODEC)
     for name in metrics:
         np.testing.assert_allclose(shared_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
+    with jax.log_compiles():
+        run(placed, frozen, parallel.shard(batch()), jax.random.key(1))
+    assert "Compiling" not in caplog.text  # the second step is the program of the first
 
 
 @pytest.mark.parametrize("layout", ["one device", "pmap", "both"])
