@@ -225,6 +225,28 @@ def test_an_evaluation_ends_at_once(request, tmp_path):
     assert [line["step"] for line in rows(tmp_path) if "held_out/mean" in line] == [30, 60]
 
 
+def test_a_signal_in_a_destructor_is_not_lost(request):
+    text = """
+        import time
+        class Late:
+            def __del__(self):
+                print("there", flush=True)
+                time.sleep(1)
+        def main(argv):
+            late = Late()
+            del late
+            time.sleep(100)
+        interrupt.listen()
+        command.run(main)
+        """
+    process = script(text)
+    request.addfinalizer(process.kill)
+    assert "there\n" in iter(process.stdout.readline, "")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0 and "ended as asked" in errors and "ignored" not in errors
+
+
 def test_a_step_that_does_not_end_is_not_waited_for(request, tmp_path):
     text = "interrupt.GRACE = 2\n" + SLOW.format(at=33, seconds=1000, folder=str(tmp_path), evaluate=QUIET, changed={})
     process = script(text)
