@@ -60,7 +60,7 @@ CONSUMERS = {
     "adapter": (Adapter, set(), set()),
     "learned_text": (LearnedText, {"dtype"} | MODULE, set()),
     "clip_text": (ClipText, {"vocabulary", "length", "dtype"} | MODULE, {"folder"}),
-    "process": (schedules.absorbing, {"k"}, {"schedule", "log_alpha", "log_beta"}),
+    "process": (schedules.absorbing, {"k"}, {"schedule", "final_mask", "log_alpha", "log_beta"}),
     "diffusion_loss": (DiffusionLoss, set(), set()),
     "diffusion_optim": (Optim, set(), set()),
     "diffusion_train": (Train, set(), set()),
@@ -201,6 +201,13 @@ def test_a_value_that_does_not_exist_is_one_sentence(key, value, call):
     c.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=f"{key.split('.')[1]} must be one of .*, got '{value}'"):
         call(c)
+
+
+def test_the_final_share_of_masks_reaches_the_schedule():
+    c = defaults()
+    assert build.process(c) == schedules.paper(100, 512)
+    c.process.final_mask = 0.5
+    assert build.process(c) == schedules.paper(100, 512, final_mask=0.5)
 
 
 def test_images_that_the_codec_cannot_halve_are_one_sentence():

@@ -47,6 +47,14 @@ def test_paper_is_linear_with_a_tenth_of_random_codes(T):
     np.testing.assert_allclose(bar_gamma, 0.5 * t / T, atol=1e-15)
 
 
+def test_the_paper_without_replacement_or_masks_is_a_schedule_of_its_own():
+    assert schedules.paper(50, 8, final_mask=1) == schedules.absorbing(50, 8)
+    assert schedules.paper(50, 8, final_mask=0) == schedules.uniform(50, 8)
+    for share in (-0.1, 1.1):
+        with pytest.raises(UserError, match=f"final_mask {share}"):
+            schedules.paper(50, 8, final_mask=share)
+
+
 def tables_of(process):
     unmasked, intact = np.array(process.unmasked), np.array(process.intact)
     return unmasked * intact, 1 - unmasked

@@ -1,5 +1,6 @@
 """From config sections to objects; the only library file that sees a ConfigDict."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,9 @@ def process(config: ConfigDict) -> MaskAndReplace:
     if config.process.schedule == "stored":
         tables = (config.process.log_alpha, config.process.log_beta)
         return schedules.stored(*(np.array(x, np.float64) for x in tables), config.codebook.codes)
-    make = choose("process.schedule", config.process.schedule,
-                  {"paper": schedules.paper, "released": schedules.released, "absorbing": schedules.absorbing,
-                   "cosine": schedules.cosine, "uniform": schedules.uniform})
+    make = choose("process.schedule", config.process.schedule, {
+        "paper": functools.partial(schedules.paper, final_mask=config.process.final_mask), "released": schedules.released,
+        "absorbing": schedules.absorbing, "cosine": schedules.cosine, "uniform": schedules.uniform})
     return make(config.process.T, config.codebook.codes)
 
 

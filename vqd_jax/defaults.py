@@ -121,6 +121,7 @@ def defaults() -> ConfigDict:
     c.process = ConfigDict(dict(
         schedule="paper",                # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine | uniform | stored
         T=100,                           # diffusion steps
+        final_mask=0.9,                  # of paper, the share that is masked at the end; the rest is replaced
         log_alpha=(),                    # of stored, the tables of a released checkpoint: T + 1 numbers, the last for t = 0
         log_beta=(),
     ))

@@ -11,6 +11,8 @@ from vqd_jax.errors import UserError
 
 def paper(T: int, k: int, final_mask: float = 0.9) -> MaskAndReplace:
     """intact code with probability 1 - t/T, [MASK] with final_mask * t/T, a uniform code otherwise."""
+    if not 0 <= final_mask <= 1:
+        raise UserError(f"the final share of [MASK] is a probability, got final_mask {final_mask:g}")
     t = _ramp(T)
     return from_probabilities(1 - t, 1 - final_mask * t, k)
 
