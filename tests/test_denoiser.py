@@ -11,7 +11,7 @@ from vqd_jax.models.denoiser import Denoiser, sinusoid
 
 FIELDS = dict(codes=7, grid=(2, 3), T=5, layers=2, width=12, heads=3, mlp_ratio=2)
 E, M = 10, 4  # text width and length
-VARIANTS = [dict(), dict(time="sinusoidal"), dict(head="tied")]
+VARIANTS = [dict(), dict(time="sinusoidal"), dict(head="tied"), dict(predict="previous"), dict(head="tied", predict="previous")]
 
 
 def inputs(seed=0):
@@ -25,7 +25,7 @@ def count(tree):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def parameters(*, codes, grid, T, layers, width, mlp_ratio, text_width, time="learned", head="linear", **_):
+def parameters(*, codes, grid, T, layers, width, mlp_ratio, text_width, time="learned", head="linear", predict="x0", **_):
     """By the description of the network: every linear map with a bias, a table and a map for each AdaLN."""
     linear = lambda a, b: a * b + b
     table = T * width if time == "learned" else 0
@@ -35,7 +35,8 @@ def parameters(*, codes, grid, T, layers, width, mlp_ratio, text_width, time="le
     mlp = linear(width, mlp_ratio * width) + linear(mlp_ratio * width, width)
     block = 2 * ada + self_attention + cross_attention + 2 * width + mlp
     embedding = (codes + 1 + sum(grid)) * width
-    return embedding + layers * block + 2 * width + (linear(width, codes) if head == "linear" else codes)
+    outputs = codes + (predict == "previous")
+    return embedding + layers * block + 2 * width + (linear(width, outputs) if head == "linear" else outputs)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -61,7 +62,7 @@ def random_params(model, seed=1):
     return jax.tree.map(lambda s: jnp.asarray(0.4 * rng.normal(size=s.shape), jnp.float32), shapes)
 
 
-def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="learned", head="linear", **_):
+def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="learned", head="linear", predict="x0", **_):
     """h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)), then LN and the head; float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     z_t, t, text, mask = np.asarray(z_t), np.asarray(t), np.asarray(text, np.float64), np.asarray(mask)
@@ -100,7 +101,7 @@ def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="le
         x = dense(affine(h, q["norm3"]), q["mlp_in"])
         h = h + dense(x * sigmoid(1.702 * x), q["mlp_out"])
     h = affine(h, p["norm"])
-    return dense(h, p["head"]) if head == "linear" else h @ p["tokens"]["embedding"][:-1].T + p["head_bias"]
+    return dense(h, p["head"]) if head == "linear" else h @ p["tokens"]["embedding"][:len(p["head_bias"])].T + p["head_bias"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -109,7 +110,7 @@ def test_the_forward_pass_is_the_papers(variant):
     params = random_params(model)
     got = jax.jit(model.apply)({"params": params}, *inputs())
     want = plain(params, *inputs(), **FIELDS, **variant)
-    assert got.shape == (3, 6, 7) and got.dtype == jnp.float32
+    assert got.shape == (3, 6, 7 + (variant.get("predict") == "previous")) and got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 

@@ -32,6 +32,7 @@ from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.planner import best_counts, fixed_order_cost, random_order_cost
 from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.samplers.previous import Previous
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
 from vqd_jax.samplers.run import Sampler
 from vqd_jax.text.bpe import BytePair
@@ -124,7 +125,8 @@ def sampling(config: ConfigDict, sampler: str, calls: int, *, entropy: dict[str,
     """
     make, section = choose("sampling.sampler", sampler, {
         "ancestral": (Ancestral, {}), "released_fast": (ReleasedFast, {}), "counts": (Counts, config.counts),
-        "remask": (Remask, config.remask), "prior_rule": (PriorRule, config.prior_rule), "autoregressive": (lambda calls: Raster(), {})})
+        "remask": (Remask, config.remask), "prior_rule": (PriorRule, config.prior_rule), "autoregressive": (lambda calls: Raster(), {}),
+        "previous": (lambda calls: Previous(), {})})
     fields = dict(section)
     for key, value in (options or {}).items():
         if key not in fields:
@@ -188,7 +190,7 @@ def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> Autoregres
     sizes = _with_dtype(config.denoiser)
     if sizes.pop("mlp") != "fc":
         raise UserError("the autoregressive stage needs denoiser.mlp fc: a 3x3 convolution would see later tokens")
-    sizes = {key: value for key, value in sizes.items() if key not in ("time", "positions")}  # which only a denoiser has
+    sizes = {key: value for key, value in sizes.items() if key not in ("time", "positions", "predict")}  # which only a denoiser has
     return AutoregressiveStage(network=Autoregressive(**_tokens_and_condition(config), **sizes), conditioner=conditioner(config, tokenizer),
                                codec=vqvae_stage(config), drop_caption=DiffusionLoss(**config.diffusion_loss).drop_caption)
 

@@ -139,6 +139,7 @@ def defaults() -> ConfigDict:
         positions=(),                    # sizes of the position tables, if not the grid's own
         time="learned",                  # learned (a table per AdaLN) | sinusoidal
         head="linear",                   # linear (as published) | tied (to the token embedding; learns faster)
+        predict="x0",                    # x0, or the previous state z_{t-1} itself, which needs diffusion_loss.auxiliary=0
         init_std=0.02,                   # of all weights
         dropout=0.0,
         dtype="auto",
@@ -197,7 +198,8 @@ def defaults() -> ConfigDict:
 
     c.sampling = ConfigDict(dict(        # what sample and the pictures use unless told otherwise
         sampler="ancestral",             # ancestral | counts | remask | released_fast | prior_rule; their sections are below.
-                                         # autoregressive, of models of that stage: they have no other
+                                         # autoregressive, of models of that stage: they have no other;
+                                         # previous, of models with denoiser.predict=previous, likewise
         calls=25,                        # network calls
         guidance=2.0,                    # 1 is none
         null="learned",                  # what it leads away from: learned (the model's own null) | empty (the empty caption)

@@ -121,9 +121,10 @@ class TextToImage:
         chosen = dict(self.config.sampling) | {name: asked.pop(name) for name in list(asked) if name in self.config.sampling}
         own = own_sampling(self.stage)
         if wrong := [name for name in own if chosen[name] != own[name]]:
-            raise UserError(f"for this autoregressive model {wrong[0]} can only be {own[wrong[0]]}, got {chosen[wrong[0]]}")
-        if not own and chosen["sampler"] == "autoregressive":
-            raise UserError("the sampler autoregressive is for such models, and this one learned to undo a diffusion")
+            kind = "autoregressive model" if own["sampler"] == "autoregressive" else "model, which predicts the previous state,"
+            raise UserError(f"for this {kind} {wrong[0]} can only be {own[wrong[0]]}, got {chosen[wrong[0]]}")
+        if not own and chosen["sampler"] in ("autoregressive", "previous"):
+            raise UserError(f"the sampler {chosen['sampler']} is for such models, and this one learned to predict x_0 in a diffusion")
         if not own and chosen["sampler"] != "counts":
             if not 1 <= chosen["calls"] <= self.process.T:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
@@ -205,7 +206,9 @@ def split_prompt(prompt: str) -> list[tuple[str, float]]:
 
 def own_sampling(stage: TokenStage | None) -> dict[str, Any]:
     """The keys of config.sampling over which a model has no choice."""
-    return {"sampler": "autoregressive", "calls": math.prod(stage.network.grid)} if isinstance(stage, AutoregressiveStage) else {}
+    if isinstance(stage, AutoregressiveStage):
+        return {"sampler": "autoregressive", "calls": math.prod(stage.network.grid)}
+    return {"sampler": "previous", "calls": stage.process.T} if stage and stage.denoiser.predict == "previous" else {}
 
 
 def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | None:

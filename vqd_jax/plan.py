@@ -32,6 +32,8 @@ def main(argv: Any) -> None:
         raise UserError("--workdir is missing: a trained workdir to make a plan for")
     workdir = Path(_WORKDIR.value)
     model = pipeline.load(workdir)
+    if pipeline.own_sampling(model.stage).get("sampler") == "previous":
+        raise UserError("a plan is made from predictions of x_0, and this model predicts the previous state")
     n = model.process and int(np.prod(model.stage.denoiser.grid))
     if _CALLS.value > n:
         raise UserError(f"a plan for {n} tokens has 1..{n} calls, got {_CALLS.value}")

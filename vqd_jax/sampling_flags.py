@@ -8,7 +8,7 @@ from absl import flags
 from vqd_jax.errors import UserError
 
 _FLAGS = (
-    flags.DEFINE_enum("sampler", None, ["ancestral", "counts", "remask", "released_fast", "prior_rule", "autoregressive"],
+    flags.DEFINE_enum("sampler", None, ["ancestral", "counts", "remask", "released_fast", "prior_rule", "autoregressive", "previous"],
                       "How tokens are drawn; the model's own setting by default."),
     flags.DEFINE_integer("calls", None, "Network calls; the model's own setting by default."),
     flags.DEFINE_float("guidance", None, "Classifier-free guidance scale w; 1 is none (the paper's s is w - 1)."),

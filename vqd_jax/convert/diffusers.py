@@ -19,7 +19,7 @@ from vqd_jax.diffusion.process import MaskAndReplace
 
 VERSION = "0.30.3"  # of diffusers, whose keys these are
 NEEDED = {"condition.kind": "text", "text.encoder": "clip", "denoiser.mlp": "fc", "denoiser.mlp_ratio": 4, "denoiser.time": "learned",
-          "denoiser.head": "linear", "vqvae.resampling": "conv", "vqvae.patch_size": 1}
+          "denoiser.head": "linear", "denoiser.predict": "x0", "vqvae.resampling": "conv", "vqvae.patch_size": 1}
 PARTS = {"transformer": ["diffusers", "Transformer2DModel"], "vqvae": ["diffusers", "VQModel"],
          "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
          "scheduler": ["diffusers", "VQDiffusionScheduler"],

@@ -118,7 +118,7 @@ def log_table(p: tuple[float, ...]) -> Float[Array, " t"]:
         return jnp.asarray(np.maximum(np.log(np.asarray(p, np.float64)), LOG_ZERO), jnp.result_type(float))
 
 
-def log1m_exp(x: Float[Array, " b"]) -> Float[Array, " b"]:
+def log1m_exp(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     """log(1 - exp(x)) for x <= 0, and LOG_ZERO at x = 0."""
     safe = jnp.where(x < 0, x, -1.0)
     return jnp.where(x < 0, jnp.log(-jnp.expm1(safe)), LOG_ZERO)

@@ -103,7 +103,7 @@ class Autoregressive(nn.Module):
             seen = {}
             for name in (f"block{i}" for i in range(self.layers)):
                 x, seen[name] = block(name=name)(x, condition, mask, place, past[name], deterministic)
-        return logits_of(x, tokens, self), seen
+        return logits_of(x, tokens, self, self.codes), seen
 
     def room(self, past: Past) -> Past:
         """`past` of the first places with room for the whole grid."""

@@ -113,14 +113,15 @@ def mlp(x: Float[Array, "b n d"], of: Any) -> Float[Array, "b n d"]:
     return dense(d, "mlp_out")(gelu2(dense(of.mlp_ratio * d, "mlp_in")(x)))
 
 
-def logits_of(x: Float[Array, "b n d"], tokens: nn.Embed, of: Any) -> Logits:
-    """The final norm and the head, which become part of the network `of` that calls this; `tokens` is its embedding."""
+def logits_of(x: Float[Array, "b n d"], tokens: nn.Embed, of: Any, outputs: int) -> Logits:
+    """The final norm and the head, which become part of the network `of` that calls this; `tokens` is its embedding, of which the
+    first `outputs` have a logit."""
     x = nn.LayerNorm(epsilon=1e-5, dtype=of.dtype, name="norm")(x)
     if of.head == "tied":
-        kernel = tokens.embedding[:-1].T.astype(of.dtype)
-        bias = of.param("head_bias", nn.initializers.zeros, (of.codes,))
+        kernel = tokens.embedding[:outputs].T.astype(of.dtype)
+        bias = of.param("head_bias", nn.initializers.zeros, (outputs,))
         return product(x, kernel).astype(jnp.float32) + bias[None, None]
-    return Linear(of.codes, dtype=of.dtype, kernel_init=nn.initializers.normal(of.init_std), name="head")(x).astype(jnp.float32)
+    return Linear(outputs, dtype=of.dtype, kernel_init=nn.initializers.normal(of.init_std), name="head")(x).astype(jnp.float32)
 
 
 def through(of: Any, block: Callable[..., nn.Module], call: Callable, x: Float[Array, "b n d"]) -> tuple[Any, dict[str, Any]]:
@@ -166,6 +167,7 @@ class Denoiser(nn.Module):
       time: "learned" (a table for each AdaLN) or "sinusoidal".
       head: "linear", as published, or "tied": the token embedding read backwards, so that a network at its start already
         tends to copy the tokens that are not [MASK].
+      predict: what the logits are of: "x0", or the "previous" state z_{t-1}, with one more for [MASK] (`diffusion.previous`).
       dtype: of the matrix products; parameters, norms, softmax and logits are float32.
       remat: compute each layer again in the backward pass, instead of keeping what it computed.
       scan: one program for all layers, with their parameters stacked when it runs: it compiles faster.
@@ -184,6 +186,7 @@ class Denoiser(nn.Module):
     positions: tuple[int, int] | tuple[()] = ()
     time: str = "learned"
     head: str = "linear"
+    predict: str = "x0"
     init_std: float = 0.02
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -206,11 +209,11 @@ class Denoiser(nn.Module):
             Block, grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
             condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout, dtype=self.dtype)
         x, _ = through(self, block, lambda block, x: (block(x, t, condition, mask, deterministic), {}), x)
-        return logits_of(x, tokens, self)
+        return logits_of(x, tokens, self, self.codes + (self.predict == "previous"))
 
     def _check(self) -> None:
         for field, accepted in (("time", ("learned", "sinusoidal")), ("head", ("linear", "tied")), ("mlp", ("fc", "conv")),
-                                ("condition", ("text", "class", "none"))):
+                                ("predict", ("x0", "previous")), ("condition", ("text", "class", "none"))):
             if (value := getattr(self, field)) not in accepted:
                 raise UserError(f"denoiser.{field} must be {', '.join(accepted[:-1])} or {accepted[-1]}, got {value!r}")
         if self.width % self.heads:

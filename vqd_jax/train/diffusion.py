@@ -18,8 +18,10 @@ from jaxtyping import Array, Float
 
 from vqd_jax.adapter import Adapter
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
+from vqd_jax.diffusion.previous import bound_of_previous, log_previous, with_codes
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.diffusion.rate import kernel_at, rate_and_auxiliary
+from vqd_jax.errors import UserError
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.samplers.parts import in_parts
@@ -108,6 +110,15 @@ class DiffusionStage:
     weights: DiffusionLoss
     adapter: Adapter = Adapter()
 
+    def __post_init__(self):
+        if self.direct and (self.weights.auxiliary or self.weights.continuous):
+            raise UserError("a denoiser that predicts the previous state has no x_0: diffusion_loss needs auxiliary 0, and not continuous")
+
+    @property
+    def direct(self) -> bool:
+        """Whether the network predicts z_{t-1} and not x_0."""
+        return self.denoiser.predict == "previous"
+
     def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], History]:
         text_key, model_key, *adapter_key = jax.random.split(key, 3 if self.adapter.rank else 2)
         ids, drop = batch["text"][:1], jnp.zeros(1, bool)
@@ -158,17 +169,24 @@ class DiffusionStage:
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, w.drop_caption))(drop_keys)
         params = jax.lax.stop_gradient(params) | {"adapter": params["adapter"]} if self.adapter.rank else params
         logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
-        bound, auxiliary = bound_and_auxiliary(self.process, logits, z_0, z_t, t)
+        bound, auxiliary = self.terms(logits, z_0, z_t, t)
         if w.continuous:
             bound = jnp.where((t > 1)[:, None], rate_and_auxiliary(self.process, logits, z_0, z_t, t, back)[0], bound)
         bound, auxiliary = bound.mean(-1), auxiliary.mean(-1)
         strength = w.auxiliary * ((2 - t / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
         correction = 1 / p[t - 1]
         loss = ((bound + strength * auxiliary) * correction).mean()
-        hit = (logits.argmax(-1) == z_0).mean()
+        hit = (logits[..., :self.process.k].argmax(-1) == z_0).mean()
         metrics = {"loss": loss, "bound": (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean() / T,
                    "accuracy": hit}
         return loss, ({"t": t, "bound": jax.lax.stop_gradient(bound)}, metrics)
+
+    def terms(self, logits: Float[Array, "b n k"], z_0: Tokens, z_t: Tokens, t: Times) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
+        """The bound and the auxiliary term of each token at t; without a prediction of x_0 the latter is 0."""
+        if not self.direct:
+            return bound_and_auxiliary(self.process, logits, z_0, z_t, t)
+        bound = bound_of_previous(self.process, logits, z_0, z_t, t)
+        return bound, jnp.zeros_like(bound)
 
     def learn(self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[History, dict[str, Any]]:
         return extra.learn(seen["t"], seen["bound"], axis), {}
@@ -184,7 +202,7 @@ class DiffusionStage:
 
     def predict(self, params: Any, z_t: Tokens, t: Times, ids: TextIds, drop: Any,
                 dropout_key: PRNGKey | None = None) -> Float[Array, "b n k"]:
-        """Logits of x_0; dropout acts only with a key."""
+        """Logits of what the network predicts; dropout acts only with a key."""
         condition, mask = self.condition(params, ids, drop)
         rngs = {} if dropout_key is None or not self.denoiser.dropout else {"dropout": dropout_key}
         return self.denoiser.apply({"params": self.kernels(params)}, z_t, t, condition, mask, deterministic=not rngs, rngs=rngs)
@@ -213,7 +231,10 @@ class DiffusionStage:
 
     def denoise(self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches, *,
                 guided: bool) -> DenoiseFn:
-        """`(z_t, t) -> logits` of x_0 after guidance, temperature and truncation; the texts are encoded once, here."""
+        """`(z_t, t) -> logits` after guidance, temperature and truncation; the texts are encoded once, here.
+
+        They are of x_0; or of z_{t-1}, where all that acts on the codes alone, and [MASK] keeps the chance that the prompt gives it.
+        """
         ids, drop = conditions.ids, conditions.drop
         ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
         count = ids.shape[0]
@@ -229,8 +250,10 @@ class DiffusionStage:
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
             logits = in_parts(network, z_t, t, condition, mask, elements=count * z_t.shape[1] * self.process.k, least=2 // count)
-            logits = switches.combine(logits.swapaxes(0, 1), knobs["scales"], unmasked[t], guided=guided)
-            return switches.shape(logits, knobs["temperature"], knobs["top_p"])
+            logits = logits.swapaxes(0, 1)
+            codes = switches.combine(logits[..., :self.process.k], knobs["scales"], unmasked[t], guided=guided)
+            codes = switches.shape(codes, knobs["temperature"], knobs["top_p"])
+            return with_codes(log_previous(self.process, logits[0], z_t, t), codes) if self.direct else codes
 
         return denoise
 
@@ -244,6 +267,6 @@ class DiffusionStage:
             t = 1 + jnp.minimum((T * (j + u) / draws).astype(jnp.int32), T - 1)
             z_t = self.diffuse(here[:, 1], z_0, t)
             logits = self.predict(params, z_t, t, ids, jnp.zeros(b, bool))
-            return _, T * bound_and_auxiliary(self.process, logits, z_0, z_t, t)[0].mean(-1)
+            return _, T * self.terms(logits, z_0, z_t, t)[0].mean(-1)
 
         return jax.lax.scan(one, 0, jnp.arange(draws))[1].mean(0)
