@@ -1,0 +1,166 @@
+"""The papers' claims, tested on emoji: every variant with the same tokens, texts, sizes and training, and several seeds of each.
+
+  python benchmarks/claims.py --work=runs/claims           trains and measures all that is missing, the important tables first
+  python benchmarks/claims.py --speed                      pictures per second of diffusion and twin, on an idle machine
+  python benchmarks/claims.py --table=docs/results.md      only fills in the tables of that page and draws the plot
+
+A run is `vqd_jax.main` in a workdir of its own, with flags; the tokens are those of `--codec`. A queue that was killed goes on.
+Held-out bits per token (the bound, the prior's term included; of the twin the exact value) are the primary figure, pictures the second.
+Held-out cells are cut in two by their position: what is best is chosen on the first half (validation) and reported on the second (test).
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from claims_tables import SETTINGS, VARIANTS, fill, markdown, plot
+
+from vqd_jax import evaluation, pipeline
+from vqd_jax.diffusion.elbo import prior_term
+from vqd_jax.eval.metrics import bits
+from vqd_jax.evaluate import provenance
+from vqd_jax.train import stages
+from vqd_jax.writing import whole
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = {"test": 128, "train": 64}   # pictures per part
+BOUND_IMAGES, DRAWS = 256, 20         # of the training cells; times of each image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="where the runs are")
+    parser.add_argument("--codec", type=Path, default=ROOT / "pretrained/emoji", help="a workdir whose tokens are used")
+    parser.add_argument("--out", type=Path, default=Path("results/claims.json"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time, each on a core of its own")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config of every run, for a smaller trial")
+    parser.add_argument("--speed", action="store_true", help="time the samplers instead")
+    parser.add_argument("--table", type=Path, help="only fill in the tables of this page, and draw the plot")
+    args = parser.parse_args()
+    settings = SETTINGS | dict(item.split("=", 1) for item in args.set)
+    done = json.loads(args.out.read_text()) if args.out.exists() else {"settings": settings, "rows": []}
+    if done["settings"] != settings:
+        parser.error(f"{args.out} has rows of other settings: choose another --out and --work")
+    if args.speed:
+        done["speed"] = speed(args.work)
+        save(done, args.out)
+    elif not args.table:
+        work_through(args, settings, done)
+    print(markdown(done))
+    if args.table:
+        args.table.write_text(fill(args.table.read_text(), done))
+        plot(done, args.out.with_suffix(".png"))
+
+
+def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[str, Any]) -> None:
+    """Trains on all cores; the main thread measures each run as soon as it is there."""
+    known = {(row["variant"], row["seed"]) for row in done["rows"]}
+    groups = dict.fromkeys(VARIANTS[name].group for name in args.variants)
+    todo = [(name, seed) for group in groups for seed in range(args.seeds) for name in args.variants
+            if VARIANTS[name].group == group and (name, seed) not in known]
+    cores, began, measure, failed = queue.SimpleQueue(), time.monotonic(), Measure(args.work / "cache"), []
+    for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
+        cores.put(core)
+    pin = lambda: args.jobs > 1 and os.sched_setaffinity(threading.get_native_id(), {cores.get()})  # the runs that it starts inherit it
+    with concurrent.futures.ThreadPoolExecutor(args.jobs, initializer=pin) as pool:
+        running = {pool.submit(train, args, settings, name, seed): (name, seed) for name, seed in todo}
+        for i, future in enumerate(concurrent.futures.as_completed(running), 1):
+            name, seed = running[future]
+            try:
+                row = {"variant": name, "seed": seed} | future.result() | measure(folder_of(args.work, name, seed), VARIANTS[name].calls)
+            except subprocess.CalledProcessError:
+                failed.append(f"{name} {seed}")
+                print(f"FAILED: {name}, seed {seed}; see {folder_of(args.work, name, seed)}.log", flush=True)
+                continue
+            done["provenance"] = provenance(args.codec) | {"seeds": args.seeds}
+            done["rows"].append(row)
+            save(done, args.out)
+            left = (time.monotonic() - began) / i * (len(todo) - i) / 60
+            print(f"{i}/{len(todo)} {name}, seed {seed}: {row['bits']['test']:.3f} bits per token on test cells; {left:.0f} minutes left",
+                  flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; start again to try them again")
+
+
+def folder_of(work: Path, name: str, seed: int) -> Path:
+    return work / f"{name.replace(' ', '_')}-{seed}"
+
+
+def train(args: argparse.Namespace, settings: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
+    """A whole run; one that is there is over at once, one that was killed goes on."""
+    folder = folder_of(args.work, name, seed)
+    if not (folder / "vqvae").exists():
+        shutil.copytree(args.codec / "vqvae", folder / ".vqvae", dirs_exist_ok=True)
+        (folder / ".vqvae").rename(folder / "vqvae")
+    flags = {"seed": seed, "data.cache": (args.work / "cache").resolve()} | settings | VARIANTS[name].flags
+    command = [sys.executable, "-m", "vqd_jax.main", "--config=configs/emoji.py", f"--workdir={folder.resolve()}",
+               *(f"--config.{key}={value}" for key, value in flags.items())]
+    environment = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str((args.work / "xla").resolve())} | os.environ
+    began = time.monotonic()
+    with Path(f"{folder}.log").open("a") as log:
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+    return {"flags": {key: str(value) for key, value in VARIANTS[name].flags.items()}, "seconds": round(time.monotonic() - began),
+            "commit": provenance(folder)["commit"]}
+
+
+class Measure:
+    """Bits per token and pictures of a run. The real pictures' features are computed once, for all runs."""
+
+    def __init__(self, cache: Path):
+        self.cache, self.scores = cache, None
+
+    def __call__(self, folder: Path, calls: tuple[int, ...]) -> dict[str, Any]:
+        model = pipeline.load(folder)
+        if self.scores is None:
+            protocol = evaluation.Protocol(**dict(model.config.evaluation))
+            self.scores = evaluation.Evaluation(model, protocol, self.cache, {})
+        scores, scores.model = self.scores, model
+        cells = stages.indices(scores.source, "held_out_cells")
+        seen = stages.spread(stages.indices(scores.source, "train"), BOUND_IMAGES)
+        parts = {"train": seen, "validation": cells[::2], "test": cells[1::2]}
+        bound = stages.Bound(stage=model.stage, source=scores.source, tokens=scores.tokens, tokenizer=model.tokenizer, draws=DRAWS)
+        prior = prior_term(model.stage.process) if hasattr(model.stage, "process") else 0.0
+        out = {"parameters": sum(x.size for x in jax.tree.leaves(model.weights)),
+               "bits": {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}, "pictures": {}}
+        shown = {part: stages.spread(parts[part], count) for part, count in IMAGES.items()}
+        for count in calls:
+            settings = dict(model.config.sampling) | {"calls": count}
+            out["pictures"][str(count)] = {part: scores.score(scores.generate(chosen, settings), chosen) for part, chosen in shown.items()}
+        out["ceiling"] = {part: scores.ceiling(chosen) for part, chosen in shown.items()}
+        jax.clear_caches()
+        return out
+
+
+def speed(work: Path) -> dict[str, Any]:
+    """Pictures per second of one batch, from captions to tokens, the best of three turns in which all take part."""
+    models = {name: pipeline.load(folder_of(work, name, 0)) for name in ("default", "autoregressive")}
+    runs = {f"{calls} calls": ("default", calls) for calls in VARIANTS["default"].calls} | {"autoregressive": ("autoregressive", 64)}
+    prompts, best, load = ["a twitter style emoji of a crab"] * stages.ROWS, {}, os.getloadavg()[0]
+    for turn in range(4):  # the first one compiles
+        for row, (name, calls) in runs.items():
+            began = time.perf_counter()
+            models[name].tokens(prompts, calls=calls)
+            rate = len(prompts) / (time.perf_counter() - began)
+            best[row] = max(best.get(row, 0), rate if turn else 0)
+    return {"images_per_second": best, "load": load, "batch": len(prompts), "cpus": os.cpu_count()}
+
+
+def save(done: dict[str, Any], out: Path) -> None:
+    with whole(out) as part:
+        part.write_text(json.dumps(done, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
