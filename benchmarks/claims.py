@@ -13,11 +13,9 @@ import argparse
 import concurrent.futures
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,7 +41,7 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=ROOT / "pretrained/emoji", help="a workdir whose tokens are used")
     parser.add_argument("--out", type=Path, default=Path("results/claims.json"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time, each on a core of its own")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time, which share the cores")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config of every run, for a smaller trial")
     parser.add_argument("--speed", action="store_true", help="time the samplers instead")
@@ -51,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = SETTINGS | dict(item.split("=", 1) for item in args.set)
     done = json.loads(args.out.read_text()) if args.out.exists() else {"settings": settings, "rows": []}
-    if done["settings"] != settings:
+    if done["settings"] != settings and not (args.speed or args.table):
         parser.error(f"{args.out} has rows of other settings: choose another --out and --work")
     if args.speed:
         done["speed"] = speed(args.work)
@@ -70,11 +68,8 @@ def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[
     groups = dict.fromkeys(VARIANTS[name].group for name in args.variants)
     todo = [(name, seed) for group in groups for seed in range(args.seeds) for name in args.variants
             if VARIANTS[name].group == group and (name, seed) not in known]
-    cores, began, measure, failed = queue.SimpleQueue(), time.monotonic(), Measure(args.work / "cache"), []
-    for core in sorted(os.sched_getaffinity(0))[:args.jobs]:
-        cores.put(core)
-    pin = lambda: args.jobs > 1 and os.sched_setaffinity(threading.get_native_id(), {cores.get()})  # the runs that it starts inherit it
-    with concurrent.futures.ThreadPoolExecutor(args.jobs, initializer=pin) as pool:
+    began, measure, failed = time.monotonic(), Measure(args.work / "cache"), []
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         running = {pool.submit(train, args, settings, name, seed): (name, seed) for name, seed in todo}
         for i, future in enumerate(concurrent.futures.as_completed(running), 1):
             name, seed = running[future]
@@ -107,10 +102,11 @@ def train(args: argparse.Namespace, settings: dict[str, Any], name: str, seed: i
     flags = {"seed": seed, "data.cache": (args.work / "cache").resolve()} | settings | VARIANTS[name].flags
     command = [sys.executable, "-m", "vqd_jax.main", "--config=configs/emoji.py", f"--workdir={folder.resolve()}",
                *(f"--config.{key}={value}" for key, value in flags.items())]
-    environment = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str((args.work / "xla").resolve())} | os.environ
+    threads = max(len(os.sched_getaffinity(0)) // args.jobs, 1)  # of XLA, for each run
+    environment = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str((args.work / "xla").resolve()), "NPROC": str(threads)}
     began = time.monotonic()
     with Path(f"{folder}.log").open("a") as log:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
+        subprocess.run(command, cwd=ROOT, env=environment | os.environ, stdout=log, stderr=subprocess.STDOUT, check=True)
     return {"flags": {key: str(value) for key, value in VARIANTS[name].flags.items()}, "seconds": round(time.monotonic() - began),
             "commit": provenance(folder)["commit"]}
 

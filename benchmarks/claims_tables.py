@@ -122,7 +122,7 @@ def markdown(done: dict[str, Any]) -> str:
 
 def fill(page: str, done: dict[str, Any]) -> str:
     """The page with the tables between their marks, <!-- table NAME --> and <!-- end -->."""
-    return re.sub(r"(<!-- table (\w+) -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table(m[2], done) + m[3], page, flags=re.DOTALL)
+    return re.sub(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table(m[2], done)}\n{m[3]}", page, flags=re.DOTALL)
 
 
 def plot(done: dict[str, Any], out: Path) -> None:
