@@ -48,8 +48,8 @@ def test_paper_is_linear_with_a_tenth_of_random_codes(T):
 
 
 def test_the_paper_without_replacement_or_masks_is_a_schedule_of_its_own():
-    assert schedules.paper(50, 8, final_mask=1) == schedules.absorbing(50, 8)
-    assert schedules.paper(50, 8, final_mask=0) == schedules.uniform(50, 8)
+    assert schedules.paper(50, 8, final_mask=1.0) == schedules.absorbing(50, 8)
+    assert schedules.paper(50, 8, final_mask=0.0) == schedules.uniform(50, 8)
     for share in (-0.1, 1.1):
         with pytest.raises(UserError, match=f"final_mask {share}"):
             schedules.paper(50, 8, final_mask=share)
