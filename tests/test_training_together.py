@@ -84,7 +84,8 @@ def test_every_process_wrote_its_parts(together, alone, stage):
             d.name: sum(f.stat().st_size for f in (d / "d").iterdir())
             for d in (pipeline.stage_folder(workdir, stage) / step / "state").glob("ocdbt.process_*")}
         shares, whole = written(together), written(alone)["ocdbt.process_0"]
-        assert shares.keys() == {f"ocdbt.process_{i}" for i in range(4)} and all(0.1 < size / whole < 0.6 for size in shares.values())
+        assert shares.keys() == {f"ocdbt.process_{i}" for i in range(4)}
+        assert all(0.1 < size / whole < 0.6 for size in shares.values()), (step, whole, shares)
 
 
 def test_one_process_reads_what_four_wrote(together, alone):
