@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from scipy.signal import correlate2d
 
-from vqd_jax.convert.efficientnet_lite0 import fold_norms, load_efficientnet_lite0
+from vqd_jax.convert.efficientnet_lite0 import load_efficientnet_lite0, norm_of
+from vqd_jax.convert.norms import fold_norms
 from vqd_jax.convert.packages import package_file
 from vqd_jax.convert.pickles import read_torch
 from vqd_jax.errors import UserError
@@ -102,4 +103,4 @@ def test_depthwise_equals_a_grouped_convolution(size, kernel, stride):
 def test_a_missing_norm_is_an_error(source):
     gone = "_blocks.3._bn2.running_var"
     with pytest.raises(UserError, match=f"'_blocks.3._project_conv.weight' without its normalisation key '{gone}'"):
-        fold_norms({k: v for k, v in source.items() if k != gone})
+        fold_norms({k: v for k, v in source.items() if k != gone}, norm_of, "the EfficientNet weights")

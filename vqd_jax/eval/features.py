@@ -1,19 +1,26 @@
-"""Feature extractors: uint8 images in, one feature vector each out, from pretrained networks that install with pip."""
+"""Feature extractors: uint8 images in, one feature vector each out, from pretrained networks.
+
+EfficientNet and VGG16 install with pip; the weights of InceptionV3 and CLIP are files to fetch.
+"""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from vqd_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
+from vqd_jax.convert.inception import load_inception
 from vqd_jax.convert.lpips import load_lpips
 from vqd_jax.errors import UserError
+from vqd_jax.eval.resizing import CONVENTIONS, resize
 from vqd_jax.models.efficientnet import EfficientNetLite0
+from vqd_jax.models.inception import SIZE, WIDTHS, InceptionV3
 from vqd_jax.models.lpips import VGG16, vgg_features
 from vqd_jax.progress import track
 from vqd_jax.sharding import Devices, by_rows, copies, here
@@ -21,36 +28,41 @@ from vqd_jax.sharding import Devices, by_rows, copies, here
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """Embeds images of one size in batches; the last batch is padded, so that one program is compiled.
+    """Embeds rows, as a rule uint8 images of one size, in batches; the last batch is padded, so that one program is compiled.
 
-    name: of the features, for reports; embed: (params, images in [-1, 1]) -> features; batch: images a call, which all local
-    devices share.
+    name: of the features, for reports; embed: (params, rows) -> features, whose products are full float32 on every device;
+    batch: rows a call, which all local devices share.
     """
 
     name: str
     params: Any
-    embed: Callable[[Any, Float[Array, "b H W 3"]], Float[Array, "b d"]]
+    embed: Callable[[Any, Shaped[Array, "b ..."]], Float[Array, "b d"]]
     batch: int = 64
 
     def __post_init__(self):
         if self.batch < 1:
             raise UserError(f"a feature extractor needs batch >= 1, got {self.batch}")
 
-    def __call__(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float[np.ndarray, "n d"]:
-        if not len(images):
-            raise UserError(f"no images to take {self.name} features of")
-        starts = range(0, len(images), self.batch)
+    def __call__(self, rows: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
+        if not len(rows):
+            raise UserError(f"there is nothing to take {self.name} features of")
+        starts = range(0, len(rows), self.batch)
         features = []
         for start in track(starts, len(starts), f"{self.name} features", "batch"):
-            chunk = images[start:start + self.batch]
-            padded = np.pad(chunk, ((0, self.batch - len(chunk)), (0, 0), (0, 0), (0, 0)))
+            chunk = rows[start:start + self.batch]
+            padded = np.pad(chunk, ((0, self.batch - len(chunk)), *((0, 0),) * (rows.ndim - 1)))
             features.append(np.asarray(_features(self.embed, here(self.batch), self.params, padded))[:len(chunk)])
         return np.concatenate(features)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _features(embed: Callable, devices: Devices, params: Any, images: UInt8[Array, "b H W 3"]) -> Float[Array, "b d"]:
-    return by_rows(lambda params, images: embed(params, images.astype(jnp.float32) / 127.5 - 1), devices, params, images)
+def _features(embed: Callable, devices: Devices, params: Any, rows: Shaped[Array, "b ..."]) -> Float[Array, "b d"]:
+    with jax.default_matmul_precision("highest"):  # accelerators would round to fewer digits than the published numbers have
+        return by_rows(embed, devices, params, rows)
+
+
+def _signed(images: UInt8[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
+    return images.astype(jnp.float32) / 127.5 - 1
 
 
 def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
@@ -64,7 +76,7 @@ def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
         raise UserError(f"EfficientNet-Lite0 needs images of at least 32 pixels a side, got size={size}")
 
     def embed(params, images):
-        resized = jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")
+        resized = jax.image.resize(_signed(images), (images.shape[0], size, size, 3), "bicubic")
         return EfficientNetLite0().apply({"params": params}, resized)[0]
 
     params = copies(load_efficientnet_lite0(), here(batch))
@@ -75,6 +87,31 @@ def vgg16(batch: int = 64) -> Extractor:
     """Features (n, 512): the global average of relu5_3 at the images' own size (at least 16 pixels)."""
 
     def embed(params, images):
-        return vgg_features(VGG16().apply({"params": params}, images))
+        return vgg_features(VGG16().apply({"params": params}, _signed(images)))
 
     return Extractor(name="vgg16", params=copies(load_lpips()["vgg"], here(batch)), embed=embed, batch=batch)
+
+
+def inception(path: str | Path | None = None, resizing: str = "pytorch-fid", output: str = "2048", batch: int = 64) -> Extractor:
+    """Features of the FID's InceptionV3.
+
+    path: of its weights, as `convert.inception.load_inception` has it. resizing: how images become 299 x 299, as `eval.resizing`
+    has it, and bytes numbers: x / 127.5 - 1 for pytorch-fid, x / 128 - 1 for the others. output: of models.inception.WIDTHS:
+    "2048" for FID and KID, whose `inception_logits` are those of the Inception score.
+    """
+    if resizing not in CONVENTIONS or output not in WIDTHS:
+        raise UserError(f"Inception features come with resizing={' | '.join(CONVENTIONS)} and output={' | '.join(WIDTHS)}, "
+                        f"got {resizing!r} and {output!r}")
+    unit = 127.5 if resizing == "pytorch-fid" else 128
+
+    def embed(params, images):
+        resized = resize(images.astype(jnp.float32), (SIZE, SIZE), resizing)
+        return InceptionV3().apply({"params": params}, resized / unit - 1)[output]
+
+    params = copies(load_inception(path), here(batch))
+    return Extractor(name=f"Inception {output} ({resizing})", params=params, embed=embed, batch=batch)
+
+
+def inception_logits(extractor: Extractor, features: Float[np.ndarray, "n 2048"]) -> Float[np.ndarray, "n classes"]:
+    """Of the 1008 classes, less their bias as the Inception score has them, from the features "2048" of `inception`."""
+    return features @ np.asarray(extractor.params["fc"]["kernel"])
