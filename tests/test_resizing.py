@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vqd_jax.errors import UserError
-from vqd_jax.eval.resizing import CONVENTIONS, bicubic_bytes, resize
+from vqd_jax.eval.resizing import CONVENTIONS, bicubic_bytes, middle_square, resize
 
 SIZES = [((32, 32), (299, 299)), ((40, 27), (31, 64)), ((64, 64), (64, 64)), ((97, 61), (13, 29)), ((5, 3), (9, 1))]
 
@@ -36,6 +36,19 @@ def test_bytes_are_pillows_exactly(old, new):
     images = pictures(old, 3)
     want = [np.asarray(Image.fromarray(image).resize(new[::-1], Image.Resampling.BICUBIC)) for image in images]
     np.testing.assert_array_equal(jax.jit(bicubic_bytes, static_argnums=1)(images, new), want)
+
+
+@pytest.mark.parametrize(("old", "size"), [((32, 32), 32), ((40, 27), 19), ((31, 64), 24), ((20, 23), 20)])
+def test_the_middle_square_is_that_of_clip(old, size):
+    """As torchvision's Resize(size, BICUBIC) and CenterCrop(size) do it, in that package's words."""
+    height, width = old
+    new_short, new_long = size, int(size * max(old) / min(old))
+    w, h = (new_short, new_long) if width <= height else (new_long, new_short)
+    top, left = int(round((h - size) / 2.0)), int(round((w - size) / 2.0))
+    assert (h - size) % 2 or (w - size) % 2 or old == (32, 32)  # half a pixel is rounded to an even one
+    want = [np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
+            for image in pictures(old)]
+    np.testing.assert_array_equal(jax.jit(middle_square, static_argnums=1)(pictures(old), size), want)
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)

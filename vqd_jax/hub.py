@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vqd_jax.errors import UserError
 
-WANTED = ("vocab.json", "merges.txt", "model.safetensors")
+WANTED = ("vocab.json", "merges.txt", "model.safetensors", "config.json")
 
 
 def local_folder(name: str) -> Path:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vqd_jax.convert.engine import Rule, linear
+from vqd_jax.convert.engine import Rule, identity, linear
 from vqd_jax.convert.files import flat, read_tree
 from vqd_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-FILES = ("model.safetensors", "pytorch_model.bin", "ViT-B-32.pt")
+FILES = ("model.safetensors", "pytorch_model.bin", "ViT-B-32.pt", "ViT-L-14.pt", "ViT-L-14-336px.pt")
 DROP = [r"visual\..*", r"vision_model\..*", r"(visual|text)_projection(\.weight)?", "logit_scale", "input_resolution", "context_length",
         "vocab_size", r"(text_model\.)?embeddings\.position_ids"]
 _BLOCK = r"(?:text_model\.)?(?:encoder\.layers|transformer\.resblocks)\.(\d+)\."
@@ -19,13 +19,20 @@ _LAYERS = {r"(?:self_attn|attn)\.q_proj": "attention/query", r"(?:self_attn|attn
            r"(?:self_attn|attn)\.v_proj": "attention/value", r"(?:self_attn|attn)\.out_proj": "attention/out",
            r"mlp\.(?:fc1|c_fc)": "mlp_in", r"mlp\.(?:fc2|c_proj)": "mlp_out"}
 _NORMS = {r"(?:layer_norm|ln_)1": "norm_1", r"(?:layer_norm|ln_)2": "norm_2"}
+
+
+def block_rules(block: str, into: str = "") -> list[Rule]:
+    """Of the transformer blocks whose keys begin with the pattern `block`, which holds their number."""
+    kinds = ((_LAYERS, {"weight": ("kernel", linear), "bias": ("bias", identity)}),
+             (_NORMS, {"weight": ("scale", identity), "bias": ("bias", identity)}))
+    return [Rule(source=rf"{block}{name}\.{theirs}", target=rf"{into}block_\1/{ours}/{leaf}", transform=transform)
+            for names, leaves in kinds for theirs, (leaf, transform) in leaves.items() for name, ours in names.items()]
+
+
 RULES = [
     Rule(source=r"(?:(?:text_model\.)?embeddings\.)?token_embedding\.weight", target="token_embedding/embedding"),
     Rule(source=r"(?:text_model\.)?embeddings\.position_embedding\.weight|positional_embedding", target="position_embedding"),
-    *(Rule(source=rf"{_BLOCK}{name}\.weight", target=rf"block_\1/{ours}/kernel", transform=linear) for name, ours in _LAYERS.items()),
-    *(Rule(source=rf"{_BLOCK}{name}\.bias", target=rf"block_\1/{ours}/bias") for name, ours in _LAYERS.items()),
-    *(Rule(source=rf"{_BLOCK}{name}\.weight", target=rf"block_\1/{ours}/scale") for name, ours in _NORMS.items()),
-    *(Rule(source=rf"{_BLOCK}{name}\.bias", target=rf"block_\1/{ours}/bias") for name, ours in _NORMS.items()),
+    *block_rules(_BLOCK),
     Rule(source=r"(?:text_model\.)?final_layer_norm\.weight|ln_final\.weight", target="norm/scale"),
     Rule(source=r"(?:text_model\.)?final_layer_norm\.bias|ln_final\.bias", target="norm/bias"),
 ]
@@ -36,7 +43,7 @@ def separate(source: Mapping[str, np.ndarray]) -> Arrays:
     out = {}
     for key, array in source.items():
         block, fused, kind = key.rpartition("in_proj_")
-        if not fused or ".resblocks." not in key or key.startswith("visual."):
+        if not fused or ".resblocks." not in key:
             out[key] = array
             continue
         if not array.ndim or len(array) % 3:
@@ -45,10 +52,14 @@ def separate(source: Mapping[str, np.ndarray]) -> Arrays:
     return out
 
 
+def shape_of(source: Mapping[str, np.ndarray], pattern: str) -> tuple[int, ...] | None:
+    """Of the first array with such a key."""
+    return next((array.shape for key, array in source.items() if re.fullmatch(pattern, key)), None)
+
+
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Fields of ClipText that the shapes tell, and its heads."""
-    at = lambda pattern: next((array.shape for key, array in source.items() if re.fullmatch(pattern, key)), None)
-    tokens, positions = at(RULES[0].source), at(RULES[1].source)
+    tokens, positions = (shape_of(source, rule.source) for rule in RULES[:2])
     if tokens is None or positions is None or (len(tokens), len(positions)) != (2, 2):
         raise UserError("these are not the weights of a CLIP text tower: there is no token or position embedding")
     text = [key for key in source if not key.startswith(("visual.", "vision_model."))]

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
+from vqd_jax.convert.clip_towers import load_clip
 from vqd_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.convert.inception import load_inception
 from vqd_jax.convert.lpips import load_lpips
 from vqd_jax.errors import UserError
-from vqd_jax.eval.resizing import CONVENTIONS, resize
+from vqd_jax.eval.resizing import CONVENTIONS, middle_square, resize
+from vqd_jax.models.clip import MEAN, STD
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.inception import SIZE, WIDTHS, InceptionV3
 from vqd_jax.models.lpips import VGG16, vgg_features
@@ -115,3 +117,29 @@ def inception(path: str | Path | None = None, resizing: str = "pytorch-fid", out
 def inception_logits(extractor: Extractor, features: Float[np.ndarray, "n 2048"]) -> Float[np.ndarray, "n classes"]:
     """Of the 1008 classes, less their bias as the Inception score has them, from the features "2048" of `inception`."""
     return features @ np.asarray(extractor.params["fc"]["kernel"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A CLIP: embeddings (n, d) of uint8 images, and of captions as CLIP's tokenizer gives their ids (n, m)."""
+
+    images: Extractor
+    captions: Extractor
+
+
+def clip(folder: str | Path, batch: int = 64) -> Clip:
+    """The CLIP in a folder or file, as `convert.clip.read_clip` has it: OpenAI's with vision transformers, of any size.
+
+    Images of any size become the square that the model takes by `resizing.middle_square`. Their embeddings have the length that the
+    projection gives them, those of captions the length 1.
+    """
+    image, caption, params = load_clip(folder)
+
+    def embed(params, images):
+        mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (MEAN, STD))
+        return image.apply({"params": params}, (middle_square(images, image.size).astype(jnp.float32) / 255 - mean) / std)
+
+    name, params = f"CLIP {image.width}/{image.patch} {image.size} px", copies(params, here(batch))
+    return Clip(images=Extractor(name=f"{name} image", params=params["image"], embed=embed, batch=batch),
+                captions=Extractor(name=f"{name} caption", params=params["caption"], batch=batch,
+                                   embed=lambda params, ids: caption.apply({"params": params}, ids)))

@@ -44,6 +44,14 @@ def bicubic_bytes(images: UInt8[Array, "b H W c"], size: tuple[int, int]) -> UIn
     return x
 
 
+def middle_square(images: UInt8[Array, "b H W c"], size: int) -> UInt8[Array, "b _ _ c"]:
+    """CLIP's transform, as OpenAI published it: Pillow's bicubic to `size` pixels on the shorter side, then the middle of the longer."""
+    short = min(images.shape[1:3])
+    height, width = (int(size * side / short) for side in images.shape[1:3])
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return bicubic_bytes(images, (height, width))[:, top:top + size, left:left + size]
+
+
 def torch_bilinear(old: int, new: int) -> Matrix:
     centres = np.maximum((np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0)
     return _bilinear(centres, old)
