@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vqd_jax import evaluation, pipeline
+from vqd_jax import evaluation, judging, pipeline, protocols
 from vqd_jax.evaluate import provenance
 from vqd_jax.train import stages
 
@@ -59,8 +59,9 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, done: dict) -> None:
     model = pipeline.load(args.workdir)
-    protocol = evaluation.Protocol(**dict(model.config.evaluation) | {"images": args.images})
-    scores = evaluation.Evaluation(model, protocol, evaluation.cache(args.cache, Path(args.workdir)), dict(model.config.sampling))
+    protocol = protocols.changed(**dict(model.config.evaluation) | {"images": args.images})
+    scores = evaluation.Evaluation(model=model, judge=judging.judge(protocol), settings={},
+                                   cache=evaluation.cache(args.cache, Path(args.workdir)))
     held_out = stages.indices(scores.source, "held_out_cells")
     several = lambda cells: stages.spread(cells * -(-args.images // len(cells)), args.images)  # pictures of a cell, by other noise
     parts = {"seen": stages.spread(stages.indices(scores.source, "train"), args.images),
@@ -68,6 +69,7 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     done |= {"provenance": provenance(Path(args.workdir)), "protocol": {"images": {k: len(v) for k, v in parts.items()},
              "seed": protocol.seed, "sampling": dict(model.config.sampling)}}
     done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
+    prompts = lambda cells: [pipeline.literal(scores.source.records[i].captions[0]) for i in cells]
     known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
     n = int(np.prod(model.stage.denoiser.grid))
     for name in args.samplers:
@@ -78,7 +80,8 @@ def measure(args: argparse.Namespace, done: dict) -> None:
                     continue
                 row = {"sampler": name, "calls": calls, "temperature": temperature}
                 for part, cells in parts.items():
-                    row[part] = scores.score(scores.generate(cells, chosen | {"temperature": temperature}), cells)
+                    made = model.batches(prompts(cells), stages.ROWS, seed=protocol.seed, temperature=temperature, **chosen)
+                    row[part] = scores.score(np.concatenate([*made]), cells)
                 done["rows"].append(row)
                 save(done, args.out)
                 print(f"{name:27} {calls:3} calls  temperature {temperature}: retrieval@1 {row['seen']['retrieval@1']:.3f} seen "

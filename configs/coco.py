@@ -13,7 +13,8 @@ Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never
 small 14, layers computed again in the backward pass; codec about 15 more.
 Published FID (Gu et al. 2022): S 30.17, B 19.75, B after pre-training on Conceptual Captions 13.86; with a learned null 8.44
 (Tang et al. 2022).
-Protocol, as far as it is known: 30,000 pictures from validation captions against 30,000 real ones.
+Protocol, as far as it is known: 30,000 pictures from validation captions against 30,000 real ones:
+  python -m vqd_jax.evaluate --workdir=runs/coco --protocol=vqdiffusion-coco
 """
 
 from vqd_jax import published
@@ -23,6 +24,7 @@ from vqd_jax.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "coco", "reference"
+    c.evaluation.name = "vqdiffusion-coco"
     c.coco.path = "data/coco"
     c.process.schedule = "paper"
     c.preview.prompts = (

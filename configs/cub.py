@@ -14,7 +14,8 @@ Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never
 small 3 (800 epochs), layers computed again in the backward pass; codec about 7 more.
 Published FID (Gu et al. 2022): S 12.97, B 11.94, B after pre-training on Conceptual Captions 10.32.
 Protocol, as far as it is known: 30,000 pictures from captions of the test part against 30,000 real ones, over-sampled; the best of the
-evaluations at every 30 epochs is reported.
+evaluations at every 30 epochs is reported. One of them is
+  python -m vqd_jax.evaluate --workdir=runs/cub --protocol=vqdiffusion-cub
 """
 
 from vqd_jax import published
@@ -24,6 +25,7 @@ from vqd_jax.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "cub", "reference"
+    c.evaluation.name = "vqdiffusion-cub"
     c.cub.path = "data/CUB-200"
     c.process.schedule = "paper"
     c.preview.prompts = (

@@ -10,7 +10,8 @@ Schedule `paper`; `released` has the schedule of the released code. There is no 
 Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 12 hours (70,000 pictures, 300 epochs),
 codec about 10 more.
 Published FID: 6.33 (Gu et al. 2022).
-Protocol, as far as it is known: 50,000 pictures against all training pictures, after a search for the truncation.
+Protocol, as far as it is known: 50,000 pictures against all training pictures, after a search for the truncation:
+  python -m vqd_jax.evaluate --workdir=runs/ffhq --protocol=vqdiffusion-ffhq
 """
 
 from vqd_jax import published
@@ -20,6 +21,7 @@ from vqd_jax.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "ffhq", "reference"
+    c.evaluation.name = "vqdiffusion-ffhq"
     c.ffhq.path = "data/ffhq"
     c.process.schedule = "paper"
     c.preview.prompts = ()

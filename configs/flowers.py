@@ -14,7 +14,8 @@ by a learned null, as in Tang et al. 2022.
 Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run: denoiser 5 hours (7,034 pictures, 400 epochs),
 small 3 (800 epochs), layers computed again in the backward pass; codec about 7 more.
 Published FID (Gu et al. 2022): S 14.95, B 14.88, B after pre-training on Conceptual Captions 14.10.
-Protocol, as far as it is known: 30,000 pictures from captions of the test part against 30,000 real ones, over-sampled.
+Protocol, as far as it is known: 30,000 pictures from captions of the test part against 30,000 real ones, over-sampled:
+  python -m vqd_jax.evaluate --workdir=runs/flowers --protocol=vqdiffusion-flowers
 """
 
 from vqd_jax import published
@@ -24,6 +25,7 @@ from vqd_jax.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "flowers", "reference"
+    c.evaluation.name = "vqdiffusion-flowers"
     c.flowers.path = "data/flowers"
     c.process.schedule = "paper"
     c.preview.prompts = (

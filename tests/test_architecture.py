@@ -22,14 +22,15 @@ ALLOWED = {
     "diffusion": set(), "models": set(), "text": set(), "data": set(),
     "samplers": {"diffusion"},
     "convert": {"models", "diffusion"},
-    "eval": {"models", "convert", "sharding"},
+    "eval": {"data", "models", "convert", "sharding"},
     "train": {"adapter", "diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures",
               "hardware", "processes", "writing"},
     "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
     "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train", "writing"},
     "rehearsal": {"build", "models", "sharding", "train"},
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pictures", "pipeline", "samplers", "train"}, "sampling_flags": set(),
-    "evaluation": {"build", "pipeline", "eval", "train"},
+    "protocols": set(), "generation": {"data", "pipeline", "writing"}, "judging": {"data", "eval", "hub", "protocols", "text"},
+    "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "train"}, "report": {"judging", "pictures"},
 }
 
 

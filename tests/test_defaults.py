@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from vqd_jax import build, evaluation
+from vqd_jax import build, protocols
 from vqd_jax.adapter import Adapter
 from vqd_jax.data import captioned, folder, uncaptioned
 from vqd_jax.data.emoji import Emoji
@@ -68,7 +68,7 @@ CONSUMERS = {
     "counts": (Counts, {"calls"}, set()),
     "remask": (Remask, {"calls"}, set()),
     "prior_rule": (PriorRule, {"calls"}, set()),
-    "evaluation": (evaluation.Protocol, set(), set()),
+    "evaluation": (protocols.changed, set(), set()),
     "guard": (Guard, set(), set()),
     "profile": (Profile, set(), set()),
     "parallel": (parallelism, set(), set()),
@@ -168,7 +168,7 @@ def test_every_config_builds(module, variant):
     for training in (True, False):
         assert build.transform(c, training=training).size == c.data.image_size
     assert 1 <= c.sampling.calls <= c.process.T
-    evaluation.Protocol(**c.evaluation)
+    assert protocols.changed(**c.evaluation).name == c.evaluation.name
     with pytest.raises(UserError, match="variant"):
         module.get_config("no_such_variant")
 

@@ -235,13 +235,13 @@ def defaults() -> ConfigDict:
         draws=4,                         # times t per image in the estimate of the bound
         lpips=True,                      # the codec's perceptual distance, with VGG16
     ))
-    c.evaluation = ConfigDict(dict(      # the protocol of evaluate; copied into every result
-        name="cells",
-        images=512,                      # pictures per split
-        bound_images=1024,               # images per split for the bound
-        draws=8,                         # times t per image
-        subsets=50,                      # of VGG-KID
-        subset_size=200,
+    c.evaluation = ConfigDict(dict(      # the protocol of evaluate without --protocol, and its numbers where they are not 0
+        name="emoji",                    # emoji | vqdiffusion-cub | vqdiffusion-coco | … | adm | clean; vqd_jax/protocols.py has them
+        images=0,                        # pictures per split
+        bound_images=0,                  # images per split for the bound
+        draws=0,                         # times t per image
+        subsets=0,                       # of the kernel distance
+        subset_size=0,
         seed=0,
     ))
     c.guard = ConfigDict(dict(           # against bad numbers, and runs that hang

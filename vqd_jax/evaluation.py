@@ -1,43 +1,28 @@
-"""What `vqd_jax.evaluate` measures on a loaded model: bound, reconstruction, and what pretrained networks see in its pictures."""
+"""What `vqd_jax.evaluate` measures of a loaded model: its pictures of each part of the protocol, bound, reconstruction."""
 
+import collections
 import dataclasses
-import time
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqd_jax import build, pipeline
+from vqd_jax.data.loader import Items
 from vqd_jax.errors import UserError
-from vqd_jax.eval import features
-from vqd_jax.eval.metrics import bits, kid
+from vqd_jax.eval import measures
+from vqd_jax.eval.gather import ROWS, Batch, Gathered, Wanted, batches, evenly, gather
+from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.retrieval import retrieval
-from vqd_jax.progress import bar
+from vqd_jax.generation import generate
+from vqd_jax.judging import Judge, Likeness, Real, Scored
 from vqd_jax.train import stages
-from vqd_jax.train.tokens import cached_tokens
+from vqd_jax.train.tokens import cached_tokens, some_tokens
 
-SPLITS = {"seen_cells": "train", "held_out_cells": "held_out_cells"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What is measured, on how much; copied into the result.
-
-    Attributes:
-      name: of the protocol.
-      images: prompts, and pictures, per split, evenly spaced over the split; each prompt is an image's first caption.
-      bound_images, draws: images per split and times per image of the bound.
-      subsets, subset_size: of VGG-KID; a subset has at most half of the pictures.
-      seed: of the pictures' noise and the subsets.
-    """
-
-    name: str
-    images: int
-    bound_images: int
-    draws: int
-    subsets: int
-    subset_size: int
-    seed: int
+SPLITS = ("train", "held_out_cells", "held_out_items")
+LEAST = 4  # pictures of a part; one with fewer is left out
 
 
 def cache(folder: str | None, workdir: Path) -> Path:
@@ -48,72 +33,162 @@ def cache(folder: str | None, workdir: Path) -> Path:
     return own if own.is_dir() else Path.home() / ".cache" / "vqd_jax" / "data"
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The images of some records."""
+
+    source: stages.Squares
+    records: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.source[self.records[i]]["image"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """A loaded model with its data, and the real pictures' features."""
+    """A loaded model with its data set, which is opened when it is needed; `real` takes the place of the protocol's real pictures."""
 
-    def __init__(self, model: pipeline.TextToImage, protocol: Protocol, cache: Path, settings: dict[str, Any]):
-        if model.stage is None:
+    model: pipeline.TextToImage
+    judge: Judge
+    cache: Path
+    settings: dict[str, Any]
+    real: Real | None = None
+
+    def __post_init__(self):
+        if self.model.stage is None:
             raise UserError("this workdir holds a codec but no denoiser yet: finish training it")
-        self.model, self.protocol, self.settings = model, protocol, settings
-        source = build.source(model.config, cache)
-        self.source = stages.Squares(source, build.transform(model.config, training=False))
-        print(f"decoding {len(source)} real pictures and taking their features", flush=True)
-        self.real = np.stack([self.source[i]["image"] for i in range(len(source))])
-        self.tokens = cached_tokens(cache, self.source, model.codec_weights, model.encode)
-        self.groups = [r.group or r.item for r in source.records]
-        self.styles = [r.style for r in source.records]
-        self.lite0, self.vgg = features.efficientnet_lite0(), features.vgg16()
-        self.gallery = self.lite0(self.real)
 
-    def codec(self) -> dict[str, float]:
-        """Reconstruction of held-out pictures."""
+    @property
+    def protocol(self):
+        return self.judge.protocol
+
+    @functools.cached_property
+    def source(self) -> stages.Squares:
+        config = self.model.config
+        return stages.Squares(build.source(config, self.cache), build.transform(config, training=False))
+
+    def reconstruction(self) -> dict[str, float]:
+        """Of held-out pictures."""
         evaluate = stages.CodecEvaluation(stage=self.model.codec, source=self.source, transform=lambda image, rng: image,
                                           folder=None, lpips=True, examples=self.protocol.bound_images)
         return evaluate(0, self.model.codec_weights)
 
     def bound(self) -> dict[str, dict[str, float]]:
         """The variational bound per split, in nats and bits per token."""
-        bound = stages.Bound(stage=self.model.stage, source=self.source, tokens=self.tokens, tokenizer=self.model.tokenizer,
-                             draws=self.protocol.draws)
-        out = {}
-        for name in ("train", "held_out_cells", "held_out_items"):
-            if chosen := stages.spread(stages.indices(self.source, name), self.protocol.bound_images):
-                nats = bound(self.model.weights, chosen)
-                out[name] = {"nats_per_token": nats, "bits_per_token": bits(nats), "images": len(chosen)}
-        return out
+        examined = {name: chosen for name, chosen in stages.examined(self.source, self.protocol.bound_images).items() if chosen}
+        bound = stages.Bound(stage=self.model.stage, source=self.source, tokenizer=self.model.tokenizer, draws=self.protocol.draws,
+                             tokens=self.tokens(sum(examined.values(), [])))
+        nats = {name: bound(self.model.weights, chosen) for name, chosen in examined.items()}
+        return {name: {"nats_per_token": nats[name], "bits_per_token": bits(nats[name]), "images": len(chosen)}
+                for name, chosen in examined.items()}
 
-    def pictures(self, split: str) -> tuple[dict[str, Any], list[int], np.ndarray] | None:
-        """Scores of generated pictures of a split and their ceiling, and the pictures with the records they should show."""
-        chosen = stages.spread(stages.indices(self.source, split), self.protocol.images)
-        if len(chosen) < 4:
+    def part(self, split: str, folder: Path, batch: int) -> Scored | None:
+        """The pictures for the prompts of a split, made in `folder`, `batch` at a time on each device; None where it has too few."""
+        asked = self.asked(split)
+        p = self.protocol
+        if len(asked) < LEAST and p.repeat:
+            raise UserError(f"the protocol {p.name} needs at least {LEAST} pictures for prompts of the split {split}, got {len(asked)}")
+        if len(asked) < LEAST:
             return None
-        started = time.perf_counter()
-        made = self.generate(chosen, self.settings)
-        rate = len(chosen) / (time.perf_counter() - started)
-        return {"generated": self.score(made, chosen), "ceiling": self.ceiling(chosen), "images": len(chosen),
-                "images_per_second": rate}, chosen, made
+        chosen, prompts = [i for i, _ in asked], [text for _, text in asked]
+        texts = prompts if self.model.config.condition.kind == "text" else []
+        others = [] if self.real or p.reference == "own" else self.compared  # which are missed before anything is drawn
+        pictures, rate = generate(self.model, folder, prompts, seed=p.seed, batch=batch, settings=self.settings, protocol=p.name)
+        times = collections.Counter(chosen)
+        real = self.real or (self.split if others else self.judge.real(Chosen(self.source, [*times]), [*times.values()]))
+        made = self.judge.see(batches(pictures), len(pictures), "generated pictures")
+        numbers, kernel = self.judge.compare(made, real, texts)
+        result = {"generated": numbers | self.found(made, chosen)}
+        if "ceiling" in p.measures:
+            result["ceiling"] = self.ceiling([*times], real, [*times.values()])
+        result |= {"images": len(pictures), "images_per_second": rate, "reference": real.described()}
+        return Scored(result=result, pictures=pictures, texts=prompts, kernel=kernel,
+                      likeness=self.likeness(made, real, chosen, texts))
 
-    def ceiling(self, chosen: list[int]) -> dict[str, float]:
-        """Scores of the real pictures after encoding and decoding."""
-        return self.score(self._decode(self.tokens[chosen]), chosen)
+    def asked(self, split: str) -> list[tuple[int, str]]:
+        """(record, prompt) of each picture of a part."""
+        p, kind, groups = self.protocol, self.model.config.condition.kind, {}
+        if p.reference != "own" and (kind == "none" or kind == "class" and p.classes == "even"):
+            groups = {None: [-1]}  # which needs no data set
+        else:
+            for i in stages.indices(self.source, split):
+                groups.setdefault(self.source.files[i], []).append(i)
+        own = [*groups.values()]
+        own = [own[i % len(own)] for i in (range(p.images) if p.repeat and 0 < len(own) < p.images else evenly(len(own), p.images))]
+        return [(records[0], self._prompt(kind, number, records)) for number, records in enumerate(own)]
 
-    def score(self, images: np.ndarray, chosen: list[int]) -> dict[str, float]:
-        """Retrieval, style accuracy and VGG-KID of pictures of these records."""
-        pick = lambda labels: [labels[i] for i in chosen]
-        scores = retrieval(self.lite0(images), pick(self.groups), pick(self.styles), self.gallery, self.groups, self.styles)
-        size = min(self.protocol.subset_size, len(chosen) // 2)
-        mean, std = kid(self.vgg(images), self.vgg(self.real[chosen]), subsets=self.protocol.subsets, subset_size=size,
-                        seed=self.protocol.seed)
-        return scores | {"vgg_kid": mean, "vgg_kid_std": std}
+    def _prompt(self, kind: str, number: int, records: list[int]) -> str:
+        p = self.protocol
+        if kind == "none":
+            return ""
+        if kind == "class":
+            label = number % self.model.config.condition.classes if p.classes == "even" else self.source.records[records[0]].label
+            return str(label)
+        captions = [caption for i in records for caption in self.source.records[i].captions]
+        drawn = 0 if p.captions == "first" else np.random.default_rng((p.seed, number)).integers(len(captions))
+        return pipeline.literal(captions[drawn])
 
-    def generate(self, chosen: list[int], settings: dict[str, Any]) -> np.ndarray:
-        """A picture for the first caption of each record."""
-        prompts, out = [pipeline.literal(self.source.records[i].captions[0]) for i in chosen], []
-        with bar(len(prompts), description="pictures", unit="picture") as progress:
-            for images in self.model.batches(prompts, stages.ROWS, seed=self.protocol.seed, **settings):
-                out.append(images)
-                progress.update(len(images))
-        return np.concatenate(out)
+    @functools.cached_property
+    def compared(self) -> list[int]:
+        """A record of each picture of the split that the protocol compares with."""
+        firsts = {self.source.files[i]: i for i in reversed(stages.indices(self.source, self.protocol.reference))}
+        if not firsts:
+            raise UserError(f"the data set has no pictures in the split {self.protocol.reference}: name others with --reference")
+        return sorted(firsts.values())
 
-    def _decode(self, tokens: np.ndarray) -> np.ndarray:
-        return np.concatenate([self.model.decode(tokens[i:i + stages.ROWS]) for i in range(0, len(tokens), stages.ROWS)])
+    @functools.cached_property
+    def split(self) -> Real:
+        return self.judge.real(Chosen(self.source, self.compared))
+
+    def ceiling(self, chosen: list[int], real: Real | None = None, times: Sequence[int] | None = None) -> dict[str, float]:
+        """The measures of the records' pictures after encoding and decoding, beside their own if no others are given."""
+        tokens, real = self.tokens(chosen), real or self.judge.real(Chosen(self.source, chosen))
+
+        def decoded() -> Iterator[Batch]:
+            for first in range(0, len(chosen), ROWS):
+                yield self.model.decode(np.stack([tokens[i] for i in chosen[first:first + ROWS]]))
+
+        made = self.judge.see(decoded(), len(chosen), "decoded real pictures", times=times)
+        return self.judge.compare(made, real)[0] | self.found(made, chosen)
+
+    def score(self, images: Items, chosen: list[int]) -> dict[str, float]:
+        """The measures of pictures of these records beside the records' own."""
+        made = self.judge.see(batches(images), len(images), "generated pictures")
+        return self.judge.compare(made, self.judge.real(Chosen(self.source, chosen)))[0] | self.found(made, chosen)
+
+    def tokens(self, chosen: list[int]) -> Any:
+        """Of these records by number; all are kept where training keeps them."""
+        return some_tokens(self.source, chosen, self.model.encode) if build.online(self.model.config) else self._tokens
+
+    @functools.cached_property
+    def _tokens(self) -> np.ndarray:
+        return cached_tokens(self.cache, self.source, self.model.codec_weights, self.model.encode)
+
+    @functools.cached_property
+    def gallery(self) -> tuple[Gathered, list[str], list[str]]:
+        """Of all real pictures what the retrieval sees, their groups and styles."""
+        everything, records = Chosen(self.source, range(len(self.source))), self.source.records
+        wanted = {"gallery": Wanted(extract=self.judge.networks["retrieval"])}
+        seen = gather(batches(everything), len(everything), wanted, description="gallery of real pictures")["gallery"]
+        return seen, [r.group or r.item for r in records], [r.style for r in records]
+
+    def found(self, made: dict[str, Gathered], chosen: list[int]) -> dict[str, float]:
+        """Whether what the records show is found in the gallery by their pictures."""
+        if "retrieval" not in made:
+            return {}
+        gallery, groups, styles = self.gallery
+        of = lambda labels: [labels[i] for i in chosen]
+        return retrieval(made["retrieval"].features, of(groups), of(styles), gallery.features, groups, styles)
+
+    def likeness(self, made: dict[str, Gathered], real: Real, chosen: list[int], texts: Sequence[str]) -> Likeness | None:
+        """By the real pictures of what the prompt asks for, where they are known."""
+        if "retrieval" not in made:
+            return self.judge.likeness(made, real, texts)
+        gallery, groups, styles = self.gallery
+        labels = np.array([f"{style}\n{group}" for group, style in zip(groups, styles)])
+        value, place = measures.nearest(made["retrieval"].features, gallery.features, (labels[chosen], labels))
+        return Likeness(meaning="cosine similarity of efficientnet_lite0 features with the nearest real picture of what was asked for",
+                        value=value, closest=place.tolist(), pictures=Chosen(self.source, range(len(self.source))))

@@ -163,13 +163,15 @@ class TextToImage:
         drop[-1] = dropped
         return Conditions(ids, drop), prediction.guidance * np.array([[weight for _, weight in row] for row in rows[:-1]], np.float32)
 
-    def batches(self, prompts: Sequence[str], batch: int, *, seed: int = 0, **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+    def batches(self, prompts: Sequence[str], batch: int, *, seed: int = 0, start: int = 0,
+                **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
         """The images of `prompts`, at most `batch` at a time on each local device; one program makes them all.
 
-        The last batch is padded. Image i depends on (prompt i, seed, i, batch) and the settings, not on the number of devices.
+        The last batch is padded. Image i depends on (prompt i, seed, i, batch) and the settings, not on the number of devices. With
+        `start`, a multiple of `batch`, the images before that one are left out.
         """
-        devices = len(here(-(-len(prompts) // batch)))
-        for first in range(0, len(prompts), rows := batch * devices):
+        devices = len(here(-(-(len(prompts) - start) // batch)))
+        for first in range(start, len(prompts), rows := batch * devices):
             part = [*prompts[first:first + rows]]
             padded = part + part[-1:] * (rows - len(part))
             yield self.decode(self.tokens(padded, seed=seed, first=first, devices=devices, **settings), devices=devices)[:len(part)]

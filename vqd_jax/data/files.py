@@ -3,12 +3,13 @@
 The fingerprint of a large set sees the names and the sizes of its files, not their bytes.
 """
 
+import collections
 import concurrent.futures
 import logging
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,20 @@ def threaded(function: Callable[[Any], Any], items: list[Any], description: str,
     """[function(item) for item in items] by several threads, with a bar."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return list(track(pool.map(function, items), len(items), description, unit)) if items else []
+
+
+def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """(item, function(item)) in order, some of them computed ahead by threads."""
+    workers = os.cpu_count() or 1
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 4 * workers:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        for item, future in waiting:
+            yield item, future.result()
 
 
 def listed(path: pathlib.Path) -> list[str]:

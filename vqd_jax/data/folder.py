@@ -38,7 +38,7 @@ def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.
     files = list(scan(root))
     if not files:
         raise UserError(f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read.")
-    captions, unread = _captions(root, files)
+    captions, unread = captions_of(root, files)
     why = lambda file: unread.get(file) or ("its caption is empty" if file in captions else "it has no caption")
     skipped = {file: why(file) for file in files if not captions.get(file)}
     if len(skipped) == len(files):
@@ -60,7 +60,7 @@ def _digest(path: pathlib.Path) -> str:
         return ""
 
 
-def _captions(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[str, str]]:
+def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[str, str]]:
     """The captions, from the table if the folder has one and from text files otherwise, and why some of these cannot be used."""
     readers = {"metadata.jsonl": _jsonl, "captions.csv": _csv}
     tables = [(root / name, read) for name, read in readers.items() if (root / name).exists()]

@@ -5,23 +5,20 @@ holds the bytes of the files as they are: then it spares millions of small files
 left out, up to 1 % (half of a folder of one's own). The pack is made in parts; a killed run goes on with the first part that is not whole.
 """
 
-import collections
-import concurrent.futures
 import functools
 import io
 import json
 import logging
 import operator
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vqd_jax.data import prepare
-from vqd_jax.data.files import Files, shown, some
+from vqd_jax.data.files import Files, ahead, shown, some
 from vqd_jax.data.images import decode, reason
 from vqd_jax.data.source import fingerprint
 from vqd_jax.data.transforms import Resize
@@ -45,7 +42,7 @@ class Packed:
         if self.pictures != self._starts[-1]:
             raise UserError(f"The prepared data set in {self.root} holds {self._starts[-1]} pictures, not {self.pictures}: "
                             "delete that folder and it is made again.")
-        self._rows = [rows[file] for file in kept.files]
+        self.files, self._rows = kept.files, [rows[file] for file in kept.files]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -116,9 +113,9 @@ def _examples(source: Files, files: list[str], size: int | None, before: dict[st
             content, image = source.decoded(file)
         except UserError as error:
             return reason(error.__cause__)
-        return content if size is None else _png(Resize(size=size)(image))
+        return content if size is None else png(Resize(size=size)(image))
 
-    for file, content in _ahead(picture, files):
+    for file, content in ahead(picture, files):
         progress.update()
         if isinstance(content, bytes):
             yield {"image": content, "file": shown(file)}
@@ -129,26 +126,13 @@ def _examples(source: Files, files: list[str], size: int | None, before: dict[st
                             f"{source.tolerated:.0%} are left out, and not {len(files)} in a row: mend or delete them.")
 
 
-def _ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """(item, function(item)) in order, some of them computed ahead by threads."""
-    workers = os.cpu_count() or 1
-    waiting: collections.deque = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 4 * workers:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        for item, future in waiting:
-            yield item, future.result()
-
-
 def _broken(directory: pathlib.Path) -> dict[str, str]:
     with prepare.damage(directory):
         return dict(json.loads((directory / prepare.NOTES).read_text(encoding="utf-8"))["skipped"])
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
+    """A PNG file of the picture: quickly written, not the smallest."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()

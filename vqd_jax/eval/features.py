@@ -50,7 +50,7 @@ class Extractor:
             raise UserError(f"there is nothing to take {self.name} features of")
         starts = range(0, len(rows), self.batch)
         features = []
-        for start in track(starts, len(starts), f"{self.name} features", "batch"):
+        for start in track(starts, len(starts), f"{self.name} features", "batch") if len(starts) > 1 else starts:
             chunk = rows[start:start + self.batch]
             padded = np.pad(chunk, ((0, self.batch - len(chunk)), *((0, 0),) * (rows.ndim - 1)))
             features.append(np.asarray(_features(self.embed, here(self.batch), self.params, padded))[:len(chunk)])

@@ -22,10 +22,14 @@ def psnr(x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]) -> Fl
 
 def kid(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"], *, subsets: int = 100, subset_size: int = 1000,
         seed: int = 0) -> tuple[float, float]:
-    """Kernel distance of two sets of features: mean and standard deviation of `polynomial_mmd2` over random subsets.
+    """Kernel distance of two sets of features: mean and standard deviation of `kid_values`."""
+    values = kid_values(a, b, subsets=subsets, subset_size=subset_size, seed=seed)
+    return float(np.mean(values)), float(np.std(values))
 
-    Subsets are drawn without replacement; UserError if a set is smaller than a subset.
-    """
+
+def kid_values(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"], *, subsets: int = 100, subset_size: int = 1000,
+               seed: int = 0) -> Float[np.ndarray, " subsets"]:
+    """`polynomial_mmd2` of random subsets, each drawn without replacement; UserError if a set is smaller than a subset."""
     if subsets < 1 or not 2 <= subset_size <= min(len(a), len(b)):
         raise UserError(f"KID needs subsets >= 1 and 2 <= subset_size <= the number of images, got subsets={subsets}, "
                         f"subset_size={subset_size} with {len(a)} and {len(b)} images")
@@ -35,8 +39,7 @@ def kid(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m e"], *, subsets: in
     def draw(x):
         return x[random.choice(len(x), subset_size, replace=False)]
 
-    values = [polynomial_mmd2(draw(a), draw(b)) for _ in range(subsets)]
-    return float(np.mean(values)), float(np.std(values))
+    return np.array([polynomial_mmd2(draw(a), draw(b)) for _ in range(subsets)])
 
 
 def codebook_use(tokens: Int[np.ndarray, "..."], codes: int) -> tuple[float, float]:

@@ -165,11 +165,12 @@ class TokenEvaluation:
 
 
 class Squares:
-    """A source whose images all have the model's size."""
+    """A source whose images all have the model's size; `files` tells which of its records share a picture."""
 
     def __init__(self, source: Source, transform: Callable):
         self._source, self._transform = source, transform
         self.records, self.skipped, self.fingerprint = source.records, source.skipped, f"{source.fingerprint} {transform}"
+        self.files = getattr(source, "files", range(len(source)))
 
     def __len__(self) -> int:
         return len(self._source)
