@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from claims_tables import SETTINGS, VARIANTS, fill, markdown, plot
 
-from vqd_jax import evaluation, pipeline
+from vqd_jax import evaluation, judging, pipeline, protocols
 from vqd_jax.diffusion.elbo import prior_term
 from vqd_jax.eval.metrics import bits
 from vqd_jax.evaluate import provenance
@@ -120,23 +121,27 @@ class Measure:
     def __call__(self, folder: Path, calls: tuple[int, ...]) -> dict[str, Any]:
         model = pipeline.load(folder)
         if self.scores is None:
-            protocol = evaluation.Protocol(**dict(model.config.evaluation))
-            self.scores = evaluation.Evaluation(model, protocol, self.cache, {})
-        scores, scores.model = self.scores, model
+            judge = judging.judge(protocols.changed(**model.config.evaluation))
+            self.scores = evaluation.Evaluation(model=model, judge=judge, cache=self.cache, settings={})
+        scores = self.scores  # with the first model's codec, which is that of all
         cells = stages.indices(scores.source, "held_out_cells")
         seen = stages.spread(stages.indices(scores.source, "train"), BOUND_IMAGES)
         parts = {"train": seen, "validation": cells[::2], "test": cells[1::2]}
-        bound = stages.Bound(stage=model.stage, source=scores.source, tokens=scores.tokens, tokenizer=model.tokenizer, draws=DRAWS)
+        bound = stages.Bound(stage=model.stage, source=scores.source, tokens=scores.tokens([*seen, *cells]), tokenizer=model.tokenizer,
+                             draws=DRAWS)
         prior = prior_term(model.stage.process) if hasattr(model.stage, "process") else 0.0
         out = {"parameters": sum(x.size for x in jax.tree.leaves(model.weights)),
                "bits": {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}, "pictures": {}}
         shown = {part: stages.spread(parts[part], count) for part, count in IMAGES.items()}
         for count in calls:
-            settings = dict(model.config.sampling) | {"calls": count}
-            out["pictures"][str(count)] = {part: scores.score(scores.generate(chosen, settings), chosen) for part, chosen in shown.items()}
+            out["pictures"][str(count)] = {part: scores.score(self.draw(model, chosen, count), chosen) for part, chosen in shown.items()}
         out["ceiling"] = {part: scores.ceiling(chosen) for part, chosen in shown.items()}
         jax.clear_caches()
         return out
+
+    def draw(self, model: pipeline.TextToImage, chosen: list[int], calls: int) -> np.ndarray:
+        prompts = [pipeline.literal(self.scores.source.records[i].captions[0]) for i in chosen]
+        return np.concatenate([*model.batches(prompts, stages.ROWS, seed=self.scores.protocol.seed, calls=calls)])
 
 
 def speed(work: Path) -> dict[str, Any]:
