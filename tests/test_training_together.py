@@ -78,14 +78,12 @@ def test_four_processes_train_as_one_does(together, alone):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_process_wrote_its_parts(together, alone, stage):
+def test_every_process_wrote_its_parts(together, stage):
     for step in ("2", "4"):
-        written = lambda workdir, step=step: {
-            d.name: sum(f.stat().st_size for f in (d / "d").iterdir())
-            for d in (pipeline.stage_folder(workdir, stage) / step / "state").glob("ocdbt.process_*")}
-        shares, whole = written(together), written(alone)["ocdbt.process_0"]
+        state = pipeline.stage_folder(together, stage) / step / "state"
+        shares = {d.name: sum(f.stat().st_size for f in (d / "d").iterdir()) for d in state.glob("ocdbt.process_*")}
         assert shares.keys() == {f"ocdbt.process_{i}" for i in range(4)}
-        assert all(0.1 < size / whole < 0.6 for size in shares.values()), (step, whole, shares)
+        assert all(0.1 < size / sum(shares.values()) < 0.5 for size in shares.values()), (step, shares)
 
 
 def test_one_process_reads_what_four_wrote(together, alone):
