@@ -4,7 +4,8 @@
   python benchmarks/claims.py --speed                      pictures per second of diffusion and twin, on an idle machine
   python benchmarks/claims.py --table=docs/results.md      only fills in the tables of that page and draws the plot
 
-A run is `vqd_jax.main` in a workdir of its own, with flags; the tokens are those of `--codec`. A queue that was killed goes on.
+A run is `vqd_jax.main` in a workdir of its own, with flags; the tokens are those of `--codec`. Pictures are drawn when all are trained. A
+queue that was killed goes on.
 Held-out bits per token (the bound, the prior's term included; of the twin the exact value) are the primary figure, pictures the second.
 Held-out cells are cut in two by their position: what is best is chosen on the first half (validation) and reported on the second (test).
 """
@@ -33,7 +34,7 @@ from vqd_jax.writing import whole
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {"test": 128, "train": 64}   # pictures per part
-BOUND_IMAGES, DRAWS = 256, 20         # of the training cells; times of each image
+BOUND_IMAGES, DRAWS = 128, 20         # of the training cells; times of each image
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[str, Any]) -> None:
-    """Trains on all cores; the main thread measures each run as soon as it is there."""
+    """Trains on all cores; the main thread measures the bits of each run as soon as it is there, and in the end draws pictures."""
     known = {(row["variant"], row["seed"]) for row in done["rows"]}
     groups = dict.fromkeys(VARIANTS[name].group for name in args.variants)
     todo = [(name, seed) for group in groups for seed in range(args.seeds) for name in args.variants
@@ -75,7 +76,7 @@ def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[
         for i, future in enumerate(concurrent.futures.as_completed(running), 1):
             name, seed = running[future]
             try:
-                row = {"variant": name, "seed": seed} | future.result() | measure(folder_of(args.work, name, seed), VARIANTS[name].calls)
+                row = {"variant": name, "seed": seed} | future.result() | measure.bits(folder_of(args.work, name, seed))
             except subprocess.CalledProcessError:
                 failed.append(f"{name} {seed}")
                 print(f"FAILED: {name}, seed {seed}; see {folder_of(args.work, name, seed)}.log", flush=True)
@@ -86,6 +87,12 @@ def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[
             left = (time.monotonic() - began) / i * (len(todo) - i) / 60
             print(f"{i}/{len(todo)} {name}, seed {seed}: {row['bits']['test']:.3f} bits per token on test cells; {left:.0f} minutes left",
                   flush=True)
+    for row in done["rows"]:
+        calls = VARIANTS[row["variant"]].calls
+        if missing := [count for count in calls if str(count) not in row["pictures"]]:
+            row["pictures"] |= measure.pictures(folder_of(args.work, row["variant"], row["seed"]), missing)
+            save(done, args.out)
+            print(f"pictures of {row['variant']}, seed {row['seed']}", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; start again to try them again")
 
@@ -113,29 +120,36 @@ def train(args: argparse.Namespace, settings: dict[str, Any], name: str, seed: i
 
 
 class Measure:
-    """Bits per token and pictures of a run. The real pictures' features are computed once, for all runs."""
+    """Bits per token and pictures of runs. The real pictures' features are computed once, for all of them."""
 
     def __init__(self, cache: Path):
         self.cache, self.scores = cache, None
 
-    def __call__(self, folder: Path, calls: tuple[int, ...]) -> dict[str, Any]:
+    def load(self, folder: Path) -> tuple[pipeline.TextToImage, dict[str, list[int]]]:
+        """The model, and the records of each part: of those seen in training only some."""
         model = pipeline.load(folder)
         if self.scores is None:
             judge = judging.judge(protocols.changed(**model.config.evaluation))
             self.scores = evaluation.Evaluation(model=model, judge=judge, cache=self.cache, settings={})
-        scores = self.scores  # with the first model's codec, which is that of all
-        cells = stages.indices(scores.source, "held_out_cells")
-        seen = stages.spread(stages.indices(scores.source, "train"), BOUND_IMAGES)
-        parts = {"train": seen, "validation": cells[::2], "test": cells[1::2]}
-        bound = stages.Bound(stage=model.stage, source=scores.source, tokens=scores.tokens([*seen, *cells]), tokenizer=model.tokenizer,
-                             draws=DRAWS)
+        source = self.scores.source
+        cells = stages.indices(source, "held_out_cells")
+        return model, {"train": stages.spread(stages.indices(source, "train"), BOUND_IMAGES), "validation": cells[::2], "test": cells[1::2]}
+
+    def bits(self, folder: Path) -> dict[str, Any]:
+        model, parts = self.load(folder)
+        bound = stages.Bound(stage=model.stage, tokenizer=model.tokenizer, draws=DRAWS, source=self.scores.source,
+                             tokens=self.scores.tokens(sum(parts.values(), [])))
         prior = prior_term(model.stage.process) if hasattr(model.stage, "process") else 0.0
-        out = {"parameters": sum(x.size for x in jax.tree.leaves(model.weights)),
-               "bits": {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}, "pictures": {}}
+        out = {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}
+        jax.clear_caches()
+        return {"parameters": sum(x.size for x in jax.tree.leaves(model.weights)), "bits": out, "pictures": {}}
+
+    def pictures(self, folder: Path, calls: list[int]) -> dict[str, Any]:
+        """Scores at each number of calls, of cells that are held out and of some seen in training."""
+        (model, parts), scores, out = self.load(folder), self.scores, {}
         shown = {part: stages.spread(parts[part], count) for part, count in IMAGES.items()}
         for count in calls:
-            out["pictures"][str(count)] = {part: scores.score(self.draw(model, chosen, count), chosen) for part, chosen in shown.items()}
-        out["ceiling"] = {part: scores.ceiling(chosen) for part, chosen in shown.items()}
+            out[str(count)] = {part: scores.score(self.draw(model, chosen, count), chosen) for part, chosen in shown.items()}
         jax.clear_caches()
         return out
 

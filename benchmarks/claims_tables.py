@@ -79,9 +79,14 @@ TABLES = {
 COLUMNS = (("bits, validation", lambda row, calls: row["bits"]["validation"], "{:.3f}"),
            ("bits, test", lambda row, calls: row["bits"]["test"], "{:.3f}"),
            ("bits, seen", lambda row, calls: row["bits"]["train"], "{:.3f}"),
-           ("VGG-KID, test", lambda row, calls: row["pictures"][calls]["test"]["vgg_kid"], "{:.3f}"),
-           ("retrieval@1, test", lambda row, calls: 100 * row["pictures"][calls]["test"]["retrieval@1"], "{:.1f} %"),
-           ("retrieval@1, seen", lambda row, calls: 100 * row["pictures"][calls]["train"]["retrieval@1"], "{:.1f} %"))
+           ("VGG-KID, test", lambda row, calls: drawn(row, calls, "test", "vgg_kid"), "{:.3f}"),
+           ("retrieval@1, test", lambda row, calls: 100 * drawn(row, calls, "test", "retrieval@1"), "{:.1f} %"),
+           ("retrieval@1, seen", lambda row, calls: 100 * drawn(row, calls, "train", "retrieval@1"), "{:.1f} %"))
+
+
+def drawn(row: dict[str, Any], calls: str, part: str, measure: str) -> float:
+    """A score of the pictures, NaN while there are none."""
+    return row["pictures"][calls][part][measure] if calls in row["pictures"] else np.nan
 
 
 def runs_of(done: dict[str, Any], variant: str) -> list[dict[str, Any]]:
@@ -90,6 +95,7 @@ def runs_of(done: dict[str, Any], variant: str) -> list[dict[str, Any]]:
 
 def value(numbers: list[float], form: str) -> str:
     """Mean ± standard error; without the latter for a single seed."""
+    numbers = [x for x in numbers if np.isfinite(x)]
     if not numbers:
         return "—"
     error = f" ± {form.format(np.std(numbers, ddof=1) / len(numbers) ** 0.5)}" if len(numbers) > 1 else ""
