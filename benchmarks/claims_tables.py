@@ -10,8 +10,8 @@ import numpy as np
 # of every run: the budget, and a network a little smaller than the config's; all emoji, so that held-out cells can be learned about
 SETTINGS = {
     "stages": "('diffusion',)", "emoji.max_items": 0, "denoiser.width": 128, "denoiser.heads": 4, "learned_text.width": 128,
-    "learned_text.heads": 4, "diffusion_train.examples": 16_000, "diffusion_train.batch_size": 32, "diffusion_train.ema": 0.99,
-    "diffusion_train.evaluate_every": 16_000, "diffusion_train.save_every": 8_000, "diffusion_optim.warmup": 1_600,
+    "learned_text.heads": 4, "diffusion_train.examples": 48_000, "diffusion_train.batch_size": 32, "diffusion_train.ema": 0.99,
+    "diffusion_train.evaluate_every": 48_000, "diffusion_train.save_every": 8_000, "diffusion_optim.warmup": 1_600,
     "held_out.examples": 32, "held_out.draws": 1, "preview.pictures": 4, "guard.hang": 0.0}
 
 
