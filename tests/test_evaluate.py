@@ -8,15 +8,27 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
+from safetensors.numpy import save_file
+from test_clip_tokenizer import MERGES, VOCABULARY, write_folder
 from test_export import make_workdir
 
-from vqd_jax import evaluate
+from vqd_jax import evaluate, judging
+from vqd_jax.convert import clip_towers, inception
+from vqd_jax.convert.engine import invert
 from vqd_jax.errors import UserError
+from vqd_jax.eval.frechet import frechet_distance
+from vqd_jax.eval.scores import clip_score
+from vqd_jax.models.clip import ClipCaption, ClipImage
+from vqd_jax.models.inception import SIZE, InceptionV3
+from vqd_jax.models.text_clip import ClipText
+from vqd_jax.text.clip import ClipTokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,23 +65,15 @@ def command(*arguments):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def finished(*arguments):
-    done = command(*arguments)
-    out, error = done.communicate(timeout=900)
-    assert done.returncode == 0, out + error
-    return out
-
-
 def untimed(text):
     return re.sub(r'"images_per_second": [\d.e-]+', "", text)
 
 
-def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path):
-    """SIGKILL as soon as the second batch of five is there."""
+def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path, capsys):
+    """SIGKILL as soon as the second batch of five is there, on one device; the rest is drawn on four."""
     arguments = [f"--workdir={workdir}", f"--cache={tmp_path / 'cache'}", "--batch=2"]
-    printed = finished(*arguments, f"--out={tmp_path / 'whole' / 'r.json'}")
     killed = command(*arguments, f"--out={tmp_path / 'killed' / 'r.json'}")
-    pictures, deadline = tmp_path / "killed" / "r" / "seen_cells", time.monotonic() + 600
+    pictures, deadline = tmp_path / "killed" / "r" / "seen_cells", time.monotonic() + 900
     while not (pictures / "000003.png").exists():
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -77,7 +81,8 @@ def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path):
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "r.json").exists()
     before = {path: path.stat().st_mtime_ns for path in pictures.glob("*.png")}
-    finished(*arguments, f"--out={tmp_path / 'killed' / 'r.json'}")
+    for run in ("whole", "killed"):
+        main(*arguments, f"--out={tmp_path / run / 'r.json'}")
     assert sum(path.stat().st_mtime_ns != changed for path, changed in before.items()) < 2  # of a batch that was not whole
     made = [sorted((path.relative_to(tmp_path / run), path.read_bytes()) for path in (tmp_path / run).rglob("*.png"))
             for run in ("whole", "killed")]
@@ -89,6 +94,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path):
     assert result["provenance"]["steps"] == {"vqvae": 7, "diffusion": 9} and result["config"]["evaluation"]["name"] == "cells"
     assert len(result["provenance"]["weights"]) == 64 and result["seen_cells"]["images"] == 9 and "held_out_cells" not in result
     assert result["gallery"]["images"] == 14 and result["seen_cells"]["reference"] == {"images": 9, "distinct": 9, "held": 9}
+    printed = capsys.readouterr().out
     assert "best and worst in" in printed and "retrieval@1" in printed
     for name in ("r.png", "r-plots.png"):
         assert Image.open(tmp_path / "whole" / name).size[0] > 300
@@ -139,3 +145,51 @@ def test_bad_input_is_one_sentence_before_anything_is_made(workdir, tmp_path, ar
     with pytest.raises(UserError, match=re.escape(fill(sentence))):
         main(*map(fill, arguments))
     assert not (tmp_path / "r").exists() and not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.slow
+def test_published_weights_give_what_their_networks_give(tmp_path, monkeypatch):
+    """Random weights in the formats in which InceptionV3 and CLIP are published, on folders; batches of four, or it would take long."""
+    size, tokenizer = 24, ClipTokenizer.load(write_folder(tmp_path / "clip", VOCABULARY, MERGES))
+    image = ClipImage(size=size, patch=8, width=64, layers=1, heads=1, embedding=20)
+    caption = ClipCaption(ClipText(vocabulary=tokenizer.vocabulary, length=tokenizer.length, width=64, layers=1, heads=1), embedding=20)
+    rng = np.random.default_rng(0)
+    inputs = {"image": (image, jnp.zeros((1, size, size, 3))), "caption": (caption, jnp.zeros((1, tokenizer.length), jnp.int32))}
+    draw = lambda shapes, scale: jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(np.float32), shapes)
+    clip = {name: draw(jax.eval_shape(network.init, jax.random.key(0), x)["params"], 0.2) for name, (network, x) in inputs.items()}
+    save_file(invert(clip, clip_towers.RULES), tmp_path / "clip" / "model.safetensors")
+    pixels = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    network = draw(jax.eval_shape(InceptionV3().init, jax.random.key(0), pixels)["params"], 0.04)
+    norm = lambda c: {"weight": np.ones(c), "bias": np.zeros(c), "running_mean": np.zeros(c), "running_var": np.full(c, 1 - 1e-3)}
+    state = {}
+    for key, value in invert(network, inception.RULES).items():
+        if key.endswith("conv.weight"):
+            state |= {key.replace("conv.weight", f"bn.{k}"): v.astype(np.float32) for k, v in norm(len(value)).items()}
+        if not key.endswith("conv.bias"):
+            state[key] = value
+    save_file(state, tmp_path / "inception.safetensors")
+    made_ = {}
+
+    def once(name, make):
+        def get(*arguments):
+            made_[name] = arguments, made_[name][1] if name in made_ else make(*arguments, batch=4)
+            return made_[name][1]
+        return get
+
+    monkeypatch.setattr(judging.features, "inception", once("inception", judging.features.inception))
+    monkeypatch.setattr(judging.features, "clip", once("clip", judging.features.clip))
+    save(tmp_path / "made", 10, size=20, captions=True)
+    save(tmp_path / "real", 7, size=32, first=5)
+    main(f"--pictures={tmp_path / 'made'}", f"--reference={tmp_path / 'real'}", "--protocol=vqdiffusion-cub", f"--clip={tmp_path / 'clip'}",
+         f"--inception={tmp_path / 'inception.safetensors'}", f"--out={tmp_path / 'r.json'}")
+    got = json.loads((tmp_path / "r.json").read_text())["pictures"]["generated"]
+    made, real = (np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / n).glob("*.png"))]) for n in ("made", "real"))
+    (path, resizing), extract = made_["inception"]
+    assert (path, resizing) == (str(tmp_path / "inception.safetensors"), "pytorch-fid") and extract.name == "Inception 2048 (pytorch-fid)"
+    x, y = extract(made), extract(real)
+    assert got["fid"] == pytest.approx(frechet_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T)), rel=1e-4)
+    towers = made_["clip"][1]
+    texts = towers.captions(tokenizer([f"picture {i}" for i in range(10)]))
+    assert got["clip_score"] == pytest.approx(clip_score(towers.images(made), texts), rel=1e-5)
+    assert got.keys() == {"fid", "kid", "kid_std", "precision", "recall", "density", "coverage", "inception_score", "inception_score_std",
+                          "clip_score"}

@@ -38,8 +38,8 @@ lpips = functools.partial(_program(lambda _, params, x, y: LPIPS().apply({"param
 _bound = _program(lambda fixed, weights, *rows: fixed[0].bound(weights, *rows, fixed[1]))
 
 
-def bound(stage: TokenStage, weights: Any, key: PRNGKey, z_0: Tokens, ids: TextIds, draws: int, *,
-          devices: Devices | None = None) -> Float[Array, " b"]:
+def bound(stage: TokenStage, weights: Any, key: PRNGKey, z_0: Tokens | Int[np.ndarray, "b n"],
+          ids: TextIds | Int[np.ndarray, "b m"], draws: int, *, devices: Devices | None = None) -> Float[Array, " b"]:
     """`stage.bound` of each row, with a key for each."""
     return _bound((stage, draws), weights, _row_keys(key, 0, len(z_0)), z_0, ids, devices=devices)
 
