@@ -129,7 +129,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, capsys, monkeypatch)
     (["--pictures={tmp}/made", "--reference={tmp}/two", "--protocol=emoji"], "at least 4 pictures of each kind, got 4 and 2"),
     (["--pictures={tmp}/sizes", "--reference={tmp}/made", "--protocol=emoji"], "are of several sizes, 16 x 16 as 00.png and 20 x 20"),
     (["--pictures={tmp}/made", "--reference={tmp}/s.npz", "--protocol=emoji"], "only a Fréchet distance comes"),
-    (["--workdir={workdir}", "--out={tmp}/r.json", "--data=cub"], "--data is SOURCE:DIR with one of the sources cub, coco"),
+    (["--workdir={workdir}", "--out={tmp}/r.json", "--data=cub"], "--data is SOURCE:DIR with one of the sources coco, cub"),
     (["--workdir={workdir}", "--out={tmp}/r.json", "--data=cub:{tmp}/gone"], "There is no folder {tmp}/gone: CUB-200 is"),
     (["--pictures={tmp}/made", "--reference={tmp}/made", "--protocol=adm", "--inception={tmp}/none.pth"],
      "there are no Inception weights {tmp}/none.pth: fetch https://"),

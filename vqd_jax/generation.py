@@ -102,7 +102,7 @@ def digest(model: TextToImage) -> str:
     sums = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path((model.weights, model.codec_weights)):
         sums.update(jax.tree_util.keystr(path).encode())
-        sums.update(np.ascontiguousarray(leaf))
+        sums.update(np.asarray(leaf).tobytes())
     return sums.hexdigest()
 
 
