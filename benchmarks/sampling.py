@@ -10,83 +10,30 @@ machine slows both; the peer runs with the number of threads that suits it best,
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqd_jax import build, pipeline
-from vqd_jax.defaults import defaults
 from vqd_jax.diffusion import schedules
 from vqd_jax.samplers.ancestral import Ancestral, ancestral_stretch, take_branch
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.train import programs
 from vqd_jax.train.diffusion import Conditions
 
-SIZES = {  # layers, width, heads, codes, side of the token grid
-    "S": (18, 192, 12, 2887, 32),
-    "small": (6, 192, 6, 512, 16),
-}
 CALLS, GUIDANCE = 25, 5.0
-
-
-class Tokenizer:
-    """Stands in for CLIP's, whose vocabulary cannot be had everywhere: any ids take the same time."""
-
-    vocabulary, length, model_max_length, pad = 1000, 77, 77, 0
-
-    def __call__(self, texts, **options):
-        ids = np.zeros((len(texts), self.length), np.int32)
-        for row, text in zip(ids, texts):
-            row[:len(text)] = [ord(c) % self.vocabulary for c in text][:self.length]
-        if not options:
-            return ids
-        import torch
-
-        return argparse.Namespace(input_ids=torch.from_numpy(ids).long())
-
-    def to_json(self):
-        return "{}"
-
-
-def ours(size: str):
-    """(stage, weights) at a size, with random weights."""
-    layers, width, heads, codes, side = SIZES[size]
-    c = defaults()
-    c.text.encoder = "clip"
-    c.clip_text.layers = 12
-    c.process.schedule = "released"
-    c.codebook.codes = codes
-    c.data.image_size = side * build.vqvae_stage(c).model.downsampling
-    c.denoiser.layers, c.denoiser.width, c.denoiser.heads = layers, width, heads
-    stage = build.diffusion_stage(c, Tokenizer())
-    params, _ = jax.jit(stage.init)(jax.random.key(0), {"text": jnp.zeros((1, 77), jnp.int32)})
-    rng = np.random.default_rng(0)  # with weights of 0.02 all logits would be alike
-    return stage, jax.tree.map(lambda x: x + jnp.asarray(0.05 * rng.normal(size=x.shape), x.dtype), params)
 
 
 def theirs(size: str, params):
     """VQDiffusionPipeline with the denoiser's weights; its codec hands back the tokens."""
     import torch
-    import transformers.utils
 
-    transformers.utils.FLAX_WEIGHTS_NAME = "flax_model.msgpack"  # what diffusers 0.30 misses in transformers 5
-    from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler
+    network = peer.network(size, params)
+    from diffusers import VQDiffusionPipeline, VQDiffusionScheduler
     from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
     from transformers import CLIPTextConfig, CLIPTextModel
-
-    layers, width, heads, codes, side = SIZES[size]
-    network = Transformer2DModel(
-        num_attention_heads=heads, attention_head_dim=width // heads, num_layers=layers, cross_attention_dim=512, attention_bias=True,
-        sample_size=side, num_vector_embeds=codes + 1, activation_fn="geglu-approximate", num_embeds_ada_norm=100, norm_type="ada_norm")
-    network.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in to_diffusers(params["denoiser"], layers).items()})
 
     class Codec(torch.nn.Module):
         config = argparse.Namespace(vq_embed_dim=1)
@@ -99,15 +46,16 @@ def theirs(size: str, params):
             self.tokens = tokens
             return argparse.Namespace(sample=torch.zeros(len(tokens), 3, 1, 1))
 
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=Tokenizer.vocabulary, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=peer.Tokenizer.vocabulary, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
                                         num_attention_heads=8, bos_token_id=0, eos_token_id=1, pad_token_id=0))
     null = LearnedClassifierFreeSamplingEmbeddings(learnable=True, hidden_size=512, length=77)
     with torch.no_grad():
         null.embeddings.copy_(torch.from_numpy(np.array(params["conditioner"]["null"])))
     pipe = VQDiffusionPipeline.__new__(VQDiffusionPipeline)
     super(VQDiffusionPipeline, pipe).__init__()
-    parts = dict(vqvae=Codec(), transformer=network.eval(), text_encoder=text.eval(), tokenizer=Tokenizer(),
-                 scheduler=VQDiffusionScheduler(num_vec_classes=codes + 1), learned_classifier_free_sampling_embeddings=null)
+    parts = dict(vqvae=Codec(), transformer=network.eval(), text_encoder=text.eval(), tokenizer=peer.Tokenizer(),
+                 scheduler=VQDiffusionScheduler(num_vec_classes=network.config.num_vector_embeds),
+                 learned_classifier_free_sampling_embeddings=null)
     for name, part in parts.items():  # register_modules refuses stand-ins
         object.__setattr__(pipe, name, part)
         pipe.register_to_config(**{name: (None, None)})
@@ -115,69 +63,33 @@ def theirs(size: str, params):
     return pipe
 
 
-def to_diffusers(p, layers: int) -> dict[str, np.ndarray]:
-    """This package's denoiser as the state dict of Transformer2DModel."""
-    out = {"latent_image_embedding.emb.weight": p["tokens"]["embedding"],
-           "latent_image_embedding.height_emb.weight": p["rows"]["embedding"],
-           "latent_image_embedding.width_emb.weight": p["columns"]["embedding"], "norm_out.weight": p["norm"]["scale"],
-           "norm_out.bias": p["norm"]["bias"]}
-
-    def linear(name, layer, part=0, parts=1):
-        for key, x in (("weight", layer["kernel"].T), ("bias", layer["bias"])):
-            out[f"{name}.{key}"] = np.split(np.asarray(x), parts)[part]
-
-    linear("out", p["head"])
-    for i in range(layers):
-        b, name = p[f"block{i}"], f"transformer_blocks.{i}"
-        for norm in ("norm1", "norm2"):
-            out[f"{name}.{norm}.emb.weight"] = b[norm]["table"]["embedding"]
-            linear(f"{name}.{norm}.linear", b[norm]["linear"])
-        out[f"{name}.norm3.weight"], out[f"{name}.norm3.bias"] = b["norm3"]["scale"], b["norm3"]["bias"]
-        for j, key in enumerate(("to_q", "to_k", "to_v")):
-            linear(f"{name}.attn1.{key}", b["self_attention"]["qkv"], j, 3)
-        linear(f"{name}.attn1.to_out.0", b["self_attention"]["out"])
-        linear(f"{name}.attn2.to_q", b["cross_attention"]["q"])
-        linear(f"{name}.attn2.to_k", b["cross_attention"]["kv"], 0, 2)
-        linear(f"{name}.attn2.to_v", b["cross_attention"]["kv"], 1, 2)
-        linear(f"{name}.attn2.to_out.0", b["cross_attention"]["out"])
-        linear(f"{name}.ff.net.0.proj", b["mlp_in"])
-        linear(f"{name}.ff.net.2", b["mlp_out"])
-    return out
-
-
 def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one."""
-    import torch
 
-    stage, params = ours(size)
+    stage, params = peer.ours(peer.config(size))
     pipe = theirs(size, params)
     differ = difference(stage, params, pipe)
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
 
     def mine(batch: int):
-        ids = np.stack([Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
+        ids = np.stack([peer.Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
         drop = np.array([[False] * batch, [True] * batch])
         scales = np.full((1, batch), GUIDANCE, np.float32)
         return programs.sample(stage, params, Conditions(ids, drop), scales, seed=0, sampler=sampler, prediction=prediction)
 
-    def peer(batch: int):
+    def other(batch: int):
         prompts = [f"a photo of bird number {i}" for i in range(batch)]
         pipe(prompts, num_inference_steps=CALLS, guidance_scale=GUIDANCE, output_type="np")
         return pipe.vqvae.tokens
 
-    timed = {}
-    for threads in sorted({1, os.cpu_count() // 2 or 1, os.cpu_count()}):
-        torch.set_num_threads(threads)
-        timed[threads] = clock(lambda: peer(1))
-    threads = min(timed, key=timed.get)
-    torch.set_num_threads(threads)
+    threads = peer.best_threads(lambda: other(1))
     rows, one_by_one = [], 0.0
     for batch in batches:
         mine(batch)
         seconds = {"vqd_jax": [], "diffusers": []}
         for _ in range(rounds if batch == 1 else max(rounds // 2, 1)):
-            seconds["vqd_jax"].append(clock(lambda batch=batch: mine(batch)))
-            seconds["diffusers"].append(clock(lambda batch=batch: peer(batch)))
+            seconds["vqd_jax"].append(peer.clock(lambda batch=batch: mine(batch)))
+            seconds["diffusers"].append(peer.clock(lambda batch=batch: other(batch)))
         rate = {name: batch / statistics.median(values) for name, values in seconds.items()}
         rate["diffusers"] = max(rate["diffusers"], one_by_one)
         one_by_one = rate["diffusers"] if batch == 1 else one_by_one
@@ -207,7 +119,7 @@ def steps(size: str, batches: list[int], rounds: int) -> list[dict]:
 
 def step(size: str, batch: int, rounds: int) -> dict:
     """Seconds and temporary memory of drawing z_s from logits, both ways, for strided steps of the schedule."""
-    *_, k, side = SIZES[size]
+    *_, k, side = peer.SIZES[size]
     process, n = schedules.released(100, k), side * side
     logits = jax.random.normal(jax.random.key(1), (batch, n, k))
     z = jnp.where(jax.random.bernoulli(jax.random.key(2), 0.5, (batch, n)), k, jax.random.randint(jax.random.key(3), (batch, n), 0, k))
@@ -230,7 +142,7 @@ def step(size: str, batch: int, rounds: int) -> dict:
         jax.block_until_ready(program(keys, logits, z))
     for _ in range(rounds):
         for name, program in compiled.items():
-            seconds[name].append(clock(lambda program=program: jax.block_until_ready(program(keys, logits, z))))
+            seconds[name].append(peer.clock(lambda program=program: jax.block_until_ready(program(keys, logits, z))))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     memory = {name: program.memory_analysis().temp_size_in_bytes / 2**20 for name, program in compiled.items()}
     row = {"size": size, "batch": batch, "seconds": median, "ratio": median["dense"] / median["branches"], "temporary_mib": memory,
@@ -241,31 +153,17 @@ def step(size: str, batch: int, rounds: int) -> dict:
     return row
 
 
-def clock(f) -> float:
-    started = time.perf_counter()
-    f()
-    return time.perf_counter() - started
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = peer.options(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/sampling.json"))
-    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=SIZES)
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parts", nargs="*", default=["step", "whole"], choices=["step", "whole"])
     args = parser.parse_args()
-    pipeline.compilation_cache()
-    key = f"python {'.'.join(platform.python_version_tuple()[:2])}"
-    results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
-    results[key] = results.get(key, {}) | {"commit": commit.stdout.strip() or None, "jax": jax.__version__, "cpus": os.cpu_count(),
-                                           "device": jax.devices()[0].device_kind, "machine": platform.processor() or platform.machine()}
+    peer.start(args.device)
     for part in args.parts:
         measure = {"step": steps, "whole": whole}[part]
-        results[key][part] = [row for size in args.sizes for row in measure(size, args.batches, args.rounds)]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        peer.write(args.out, part, [row for size in args.sizes for row in measure(size, args.batches, args.rounds)])
     print(args.out)
 
 
