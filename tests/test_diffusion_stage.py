@@ -220,11 +220,11 @@ def chances(process, states, time):
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
-    """Without a head it is log K for every token, times 2 - t / T if adaptive; the counts tell which t were drawn."""
+    """Without a head it is log K for every token, times 2 - (t - 1) / T if adaptive; the counts tell which t were drawn."""
     data, stage = batch(16), make(auxiliary=0.5, adaptive_auxiliary=adaptive)
     loss, (extra, metrics) = evaluate(stage, without_head(params), data)
     t = np.arange(1, T + 1)
-    strength = 2 - t / T if adaptive else np.ones(T)
+    strength = 2 - (t - 1) / T if adaptive else np.ones(T)
     want = 0.5 * T * np.log(K) * np.asarray(extra.count) @ strength / 16
     np.testing.assert_allclose(loss - metrics["bound"], want, rtol=1e-4)
     np.testing.assert_allclose(metrics["auxiliary"], np.log(K), rtol=1e-5)

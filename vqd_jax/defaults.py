@@ -169,7 +169,7 @@ def defaults() -> ConfigDict:
     ))
     c.diffusion_loss = ConfigDict(dict(
         auxiliary=5e-4,                  # weight of -log p(x_0), as in the paper
-        adaptive_auxiliary=False,        # times 2 - t/T
+        adaptive_auxiliary=False,        # times 2 - (t - 1)/T
         importance=True,                 # draw t by the history of losses
         drop_caption=0.1,                # share of captions replaced by the null embedding
         antithetic=False,                # spread the times of a batch evenly

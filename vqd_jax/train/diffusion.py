@@ -36,7 +36,7 @@ from vqd_jax.train.vqvae import VQVAEStage
 class DiffusionLoss:
     """Attributes:
       auxiliary: weight of -log p(x_0) beside the bound (5e-4 in the paper).
-      adaptive_auxiliary: multiply it by 2 - t / T, as the released code does.
+      adaptive_auxiliary: multiply it by 2 - (t - 1) / T, as the released code does, whose times begin at 0.
       importance: draw t by the history of losses; uniformly otherwise, and until each t has been seen often enough.
       drop_caption: share of captions replaced by the null states.
       antithetic: spread the times of a batch evenly over their distribution, from one random offset, for less noise.
@@ -173,7 +173,7 @@ class DiffusionStage:
         if w.continuous:
             bound = jnp.where((t > 1)[:, None], rate_and_auxiliary(self.process, logits, z_0, z_t, t, back)[0], bound)
         bound, auxiliary = bound.mean(-1), auxiliary.mean(-1)
-        strength = w.auxiliary * ((2 - t / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
+        strength = w.auxiliary * ((2 - (t - 1) / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
         correction = 1 / p[t - 1]
         loss = ((bound + strength * auxiliary) * correction).mean()
         hit = (logits[..., :self.process.k].argmax(-1) == z_0).mean()
