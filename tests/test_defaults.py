@@ -224,3 +224,10 @@ def test_auto_is_float32_on_a_cpu(dtype, want):
     tokenizer = Words(300, 16)
     stage = build.diffusion_stage(c, tokenizer)
     assert stage.denoiser.dtype == stage.codec.model.dtype == want
+
+
+@pytest.mark.parametrize("attention,want", [("auto", "parts"), ("whole", "whole"), ("parts", "parts")])
+def test_attention_is_in_parts_on_a_cpu(attention, want):
+    c = defaults()
+    c.denoiser.attention = attention
+    assert build.diffusion_stage(c, Words(300, 16)).denoiser.attention == want

@@ -182,7 +182,7 @@ def test_bad_fields_are_one_sentence(wrong, sentence):
 
 
 @pytest.mark.parametrize("mlp,dropout", [("fc", 0.0), ("conv", 0.0)])
-def test_remat_and_scan_change_no_number_beyond_rounding(mlp, dropout):
+def test_remat_scan_and_parts_change_no_number_beyond_rounding(mlp, dropout):
     plain_model = Denoiser(**FIELDS, mlp=mlp)
     params, data = random_params(plain_model), inputs()
 
@@ -191,7 +191,8 @@ def test_remat_and_scan_change_no_number_beyond_rounding(mlp, dropout):
         return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, *data)).mean()))(params)
 
     want = gradient()
-    for options in ({"remat": True}, {"scan": True}, {"scan": True, "remat": True}):
+    for options in ({"remat": True}, {"scan": True}, {"scan": True, "remat": True}, {"attention": "parts"},
+                    {"attention": "parts", "scan": True, "remat": True}):
         for a, b in zip(jax.tree.leaves(gradient(**options)), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 

@@ -56,6 +56,8 @@ def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp):
     plain, scanned, again, both = (transformer(head=head, mlp=mlp, **fields) for fields in how)
     assert of_stage(plain) == of_stage(scanned) == of_stage(again) == of_stage(both) == as_it_runs(plain) == as_it_runs(scanned)
     assert as_it_runs(both) > of_stage(both)  # the layers' forward pass once more
+    in_parts = transformer(head=head, mlp=mlp, attention="parts")
+    assert of_stage(in_parts) == of_stage(plain) and as_it_runs(in_parts) > of_stage(in_parts)  # the weights of attention once more
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

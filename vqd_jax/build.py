@@ -180,7 +180,10 @@ def conditioner(config: ConfigDict, tokenizer: Tokenizer) -> Conditioner | Class
 
 
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
-    denoiser = Denoiser(T=config.process.T, **_tokens_and_condition(config), **_with_dtype(config.denoiser))
+    fields = _with_dtype(config.denoiser)
+    if fields["attention"] == "auto":
+        fields["attention"] = "parts" if jax.default_backend() == "cpu" else "whole"
+    denoiser = Denoiser(T=config.process.T, **_tokens_and_condition(config), **fields)
     return DiffusionStage(process=process(config), denoiser=denoiser, conditioner=conditioner(config, tokenizer), codec=vqvae_stage(config),
                           weights=DiffusionLoss(**config.diffusion_loss), adapter=Adapter(**config.adapter))
 
@@ -190,7 +193,8 @@ def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> Autoregres
     sizes = _with_dtype(config.denoiser)
     if sizes.pop("mlp") != "fc":
         raise UserError("the autoregressive stage needs denoiser.mlp fc: a 3x3 convolution would see later tokens")
-    sizes = {key: value for key, value in sizes.items() if key not in ("time", "positions", "predict")}  # which only a denoiser has
+    only_of_a_denoiser = ("time", "positions", "predict", "attention")
+    sizes = {key: value for key, value in sizes.items() if key not in only_of_a_denoiser}
     return AutoregressiveStage(network=Autoregressive(**_tokens_and_condition(config), **sizes), conditioner=conditioner(config, tokenizer),
                                codec=vqvae_stage(config), drop_caption=DiffusionLoss(**config.diffusion_loss).drop_caption)
 

@@ -12,7 +12,8 @@ from vqd_jax.errors import UserError
 CODEC = ("vqvae", "codebook")  # sections
 MODEL = (*CODEC, "process", "condition", "denoiser", "text", "learned_text", "clip_text")
 FREE = {"vqvae.dtype", "codebook.decay", "codebook.smoothing", "codebook.restart_every", "codebook.restart_below", "denoiser.init_std",
-        "denoiser.dropout", "denoiser.dtype", "denoiser.remat", "denoiser.scan", "clip_text.folder"}  # weights do not depend on them
+        "denoiser.dropout", "denoiser.attention", "denoiser.dtype", "denoiser.remat", "denoiser.scan",
+        "clip_text.folder"}  # weights do not depend on them
 
 
 def with_model_of(workdir: str | Path, config: Any) -> Any:

@@ -142,6 +142,7 @@ def defaults() -> ConfigDict:
         predict="x0",                    # x0, or the previous state z_{t-1} itself, which needs diffusion_loss.auxiliary=0
         init_std=0.02,                   # of all weights
         dropout=0.0,
+        attention="auto",                # auto (parts on CPUs) | whole | parts (some heads at a time, in the cache)
         dtype="auto",
         remat=False,                     # compute layers again in the backward pass: less memory, a third more work
         scan=False,                      # one program for all layers: compiles faster

@@ -85,10 +85,11 @@ class Compiled:
 
 
 def rehearse(config: Any, name: str) -> Rehearsal:
-    """The stage of that name, in the dtype of accelerators where the config leaves it to the machine."""
+    """The stage of that name, as on accelerators where the config leaves it to the machine."""
     config = config.copy_and_resolve_references()
     for section in (config.vqvae, config.denoiser):
         section.dtype = "bfloat16" if section.dtype == "auto" else section.dtype
+    config.denoiser.attention = "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
     section = "vqvae" if name == "vqvae" else "diffusion"
     train, codec, side = Train(**config[f"{section}_train"]), build.vqvae_stage(config), config.data.image_size
     rows, images = train.batch_size, {"image": shape(train.batch_size, side, side, 3, dtype="uint8")}

@@ -3,12 +3,16 @@
 Queries, keys and values of self-attention come from one fused product; softmax is float32.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from vqd_jax.models.linear import Linear
+
+CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
 
 
 def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int,
@@ -24,11 +28,66 @@ def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "
     return out.reshape(*out.shape[:2], -1)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def attend_in_parts(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Float[Array, "b q d"]:
+    """`attend` for a CPU: as many heads at a time as its cache has room for, with weights that the backward pass computes again.
+
+    Of the (b, heads, q, m) weights only the logs of their sums are kept (Dao et al. 2022, arXiv:2205.14135).
+    """
+    return _forward(q, k, v, heads)[0]
+
+
+def _forward(q, k, v, heads):
+    def some(q, k, v):
+        log_w = _scores(q, k)
+        top = log_w.max(-1, keepdims=True)
+        w = jnp.exp(log_w - top)
+        total = w.sum(-1, keepdims=True)
+        return (jnp.einsum("cqm,cmf->cqf", w.astype(v.dtype), v) / total).astype(v.dtype), top + jnp.log(total)
+
+    saved = tuple(_parts(x, heads, q.shape[1] * k.shape[1]) for x in (q, k, v))
+    out, log_total = jax.lax.map(lambda part: some(*part), saved)
+    return _whole(out, heads), (*saved, out, log_total)
+
+
+def _backward(heads, saved, g):
+    def some(q, k, v, out, log_total, g):
+        w = jnp.exp(_scores(q, k) - log_total)
+        inner = jnp.einsum("cqf,cmf->cqm", g, v) - (out * g).astype(jnp.float32).sum(-1, keepdims=True)
+        change = (w * inner * q.shape[-1] ** -0.5).astype(q.dtype)
+        return (jnp.einsum("cqm,cmf->cqf", change, k), jnp.einsum("cqm,cqf->cmf", change, q),
+                jnp.einsum("cqm,cqf->cmf", w.astype(g.dtype), g))
+
+    q, k, *_ = saved
+    grads = jax.lax.map(lambda part: some(*part), (*saved, _parts(g, heads, q.shape[2] * k.shape[2])))
+    return tuple(_whole(x, heads) for x in grads)
+
+
+def _scores(q, k):
+    return jnp.einsum("cqf,cmf->cqm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+
+
+def _parts(x: Float[Array, "b n d"], heads: int, weights: int) -> Float[Array, "p c n f"]:
+    """All heads of all rows, c at a time, where each has so many weights."""
+    b, n, d = x.shape
+    c = max(c for c in range(1, b * heads + 1) if b * heads % c == 0 and c * weights <= max(CACHED, weights))
+    return x.reshape(b, n, heads, d // heads).swapaxes(1, 2).reshape(b * heads // c, c, n, d // heads)
+
+
+def _whole(x: Float[Array, "p c n f"], heads: int) -> Float[Array, "b n d"]:
+    p, c, n, f = x.shape
+    return x.reshape(p * c // heads, heads, n, f).swapaxes(1, 2).reshape(p * c // heads, n, heads * f)
+
+
+attend_in_parts.defvjp(_forward, _backward)
+
+
 class SelfAttention(nn.Module):
-    """Every position attends to every position."""
+    """Every position attends to every position; with `parts` by `attend_in_parts`."""
 
     width: int
     heads: int
+    parts: bool = False
     init_std: float = 0.02
     dtype: DTypeLike = jnp.float32
 
@@ -37,7 +96,7 @@ class SelfAttention(nn.Module):
         dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
                                                 kernel_init=nn.initializers.normal(self.init_std))
         q, k, v = jnp.split(dense(3 * self.width, "qkv")(x), 3, axis=-1)
-        return dense(self.width, "out")(attend(q, k, v, self.heads))
+        return dense(self.width, "out")((attend_in_parts if self.parts else attend)(q, k, v, self.heads))
 
 
 class CrossAttention(nn.Module):

@@ -77,6 +77,7 @@ class Block(nn.Module):
     time: str
     condition: str
     classes: int
+    attention: str
     init_std: float
     dropout: float
     dtype: DTypeLike
@@ -88,7 +89,7 @@ class Block(nn.Module):
         shared = dict(init_std=self.init_std, dtype=self.dtype)
         norm = lambda name: AdaLayerNorm(size=self.T, kind=self.time, name=name, **shared)(h, t - 1)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        h = h + drop(SelfAttention(d, self.heads, name="self_attention", **shared)(norm("norm1")))
+        h = h + drop(SelfAttention(d, self.heads, self.attention == "parts", name="self_attention", **shared)(norm("norm1")))
         if self.condition == "text":
             h = h + drop(CrossAttention(d, self.heads, name="cross_attention", **shared)(norm("norm2"), condition, mask))
         if self.condition == "class":
@@ -168,6 +169,7 @@ class Denoiser(nn.Module):
       head: "linear", as published, or "tied": the token embedding read backwards, so that a network at its start already
         tends to copy the tokens that are not [MASK].
       predict: what the logits are of: "x0", or the "previous" state z_{t-1}, with one more for [MASK] (`diffusion.previous`).
+      attention: "whole", or "parts": a few heads at a time, for the cache of a CPU, whose weights the backward pass computes again.
       dtype: of the matrix products; parameters, norms, softmax and logits are float32.
       remat: compute each layer again in the backward pass, instead of keeping what it computed.
       scan: one program for all layers, with their parameters stacked when it runs: it compiles faster.
@@ -189,6 +191,7 @@ class Denoiser(nn.Module):
     predict: str = "x0"
     init_std: float = 0.02
     dropout: float = 0.0
+    attention: str = "whole"
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan: bool = False
@@ -207,13 +210,15 @@ class Denoiser(nn.Module):
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
         block = functools.partial(
             Block, grid=self.grid, T=self.T, heads=self.heads, mlp_ratio=self.mlp_ratio, mlp=self.mlp, time=self.time,
-            condition=self.condition, classes=self.classes, init_std=self.init_std, dropout=self.dropout, dtype=self.dtype)
+            condition=self.condition, classes=self.classes, attention=self.attention, init_std=self.init_std, dropout=self.dropout,
+            dtype=self.dtype)
         x, _ = through(self, block, lambda block, x: (block(x, t, condition, mask, deterministic), {}), x)
         return logits_of(x, tokens, self, self.codes + (self.predict == "previous"))
 
     def _check(self) -> None:
         for field, accepted in (("time", ("learned", "sinusoidal")), ("head", ("linear", "tied")), ("mlp", ("fc", "conv")),
-                                ("predict", ("x0", "previous")), ("condition", ("text", "class", "none"))):
+                                ("predict", ("x0", "previous")), ("condition", ("text", "class", "none")),
+                                ("attention", ("whole", "parts"))):
             if (value := getattr(self, field)) not in accepted:
                 raise UserError(f"denoiser.{field} must be {', '.join(accepted[:-1])} or {accepted[-1]}, got {value!r}")
         if self.width % self.heads:

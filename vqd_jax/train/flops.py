@@ -37,7 +37,7 @@ def _plain(module: Any) -> Any:
     """The dataclass as it is traced best: where it or a part of it can, nothing is computed again and layers are one program."""
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")}
     changed = {name: _plain(value) for name, value in fields.items() if dataclasses.is_dataclass(value) and not isinstance(value, type)}
-    changed |= {name: value for name, value in (("remat", False), ("scan", True)) if name in fields}
+    changed |= {name: value for name, value in (("remat", False), ("scan", True), ("attention", "whole")) if name in fields}
     return dataclasses.replace(module, **changed) if changed else module
 
 
