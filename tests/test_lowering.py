@@ -38,6 +38,7 @@ def stages(request):
     c.learned_text.width, c.learned_text.heads, c.learned_text.length, c.learned_text.vocabulary = 16, 2, LENGTH, 300
     c.diffusion_loss.adaptive_auxiliary = True
     c.vqvae.dtype = c.denoiser.dtype = request.param
+    c.denoiser.attention = "whole"  # as on accelerators
     tokenizer = build.BytePair.train(["a red apple"], vocabulary=300, length=LENGTH)
     all_ = {"vqvae": build.vqvae_stage(c)} | {name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()}
     return c, all_, {name: jax.eval_shape(stage.init, jax.random.key(0), batch()) for name, stage in all_.items()}
