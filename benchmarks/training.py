@@ -33,7 +33,7 @@ from vqd_jax.train.flops import of_step
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
-from vqd_jax.train.step import make_step
+from vqd_jax.train.step import cached_parts, make_step
 
 BATCHES = {"S": 4, "small": 32, "base": 32}
 TARGET = 200  # images per second of one H100 at base
@@ -77,7 +77,7 @@ def mine(case: Case) -> Callable[[], Any]:
     c, rows, parallel = case.config, len(case.batch["text"]), sharding.parallelism(devices=1)
     train = Train(**c.diffusion_train)
     optimizer = Optim(**c.diffusion_optim).build(train.steps, rows, case.stage.unchanged)
-    step = parallel.compile(make_step(case.stage, optimizer, train.ema))
+    step = parallel.compile(make_step(case.stage, optimizer, train.ema, train.accumulate or cached_parts(rows, case.stage.tokens)))
     extra = case.stage.from_weights(case.params)[1]
     state = parallel.place(State(step=np.int32(0), params=case.params, ema=case.params, opt_state=optimizer.init(case.params), extra=extra))
     batch, frozen, held = parallel.shard(case.batch), parallel.place({}), {"state": state}

@@ -21,7 +21,7 @@ from vqd_jax.sharding import Rows, parallelism
 from vqd_jax.train.autoregressive import AutoregressiveStage
 from vqd_jax.train.diffusion import DiffusionLoss, DiffusionStage, History
 from vqd_jax.train.state import State
-from vqd_jax.train.step import make_step
+from vqd_jax.train.step import cached_parts, make_step
 from vqd_jax.train.vqvae import VQVAELoss, VQVAEStage
 
 CODEC = VQVAEStage(  # small networks: compiling them is all that takes time here
@@ -127,6 +127,17 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
     close(parts.extra, whole.extra, 1e-5)
     for name in metrics:
         np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("rows,tokens,parts", [(128, 64, 8), (4, 1024, 4), (6, 300, 2), (7, 300, 7), (3, 5000, 3), (5, 100, 1), (64, 0, 1),
+                                               (1, 9, 1), (0, 9, 1)])
+def test_parts_for_the_cache_are_the_fewest_with_at_most_1024_tokens(rows, tokens, parts):
+    assert cached_parts(rows, tokens) == parts
+
+
+def test_an_accelerator_takes_the_batch_whole(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert cached_parts(128, 1024) == 1
 
 
 def test_a_balance_of_the_whole_batch_cannot_be_had_in_parts():

@@ -72,7 +72,7 @@ class Experiment:
         for name in self.config.stages:
             sections = build.choose("stages", name, {"vqvae": "vqvae", "diffusion": "diffusion", "autoregressive": "diffusion"})
             train = loop.Train(**self.config[f"{sections}_train"])
-            self.parallel.check_batch(train.batch_size, train.accumulate)
+            self.parallel.check_batch(train.batch_size, train.accumulate or 1)
             Optim(**self.config[f"{sections}_optim"]).build(train.steps, train.batch_size)
         build.vqvae_stage(self.config)
         if "diffusion" in self.config.stages:

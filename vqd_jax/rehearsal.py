@@ -89,6 +89,8 @@ def rehearse(config: Any, name: str) -> Rehearsal:
     config = config.copy_and_resolve_references()
     for section in (config.vqvae, config.denoiser):
         section.dtype = "bfloat16" if section.dtype == "auto" else section.dtype
+    for section in (config.vqvae_train, config.diffusion_train):
+        section.accumulate = section.accumulate or 1
     config.denoiser.attention = "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
     section = "vqvae" if name == "vqvae" else "diffusion"
     train, codec, side = Train(**config[f"{section}_train"]), build.vqvae_stage(config), config.data.image_size

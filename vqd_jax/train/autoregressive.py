@@ -47,6 +47,10 @@ class AutoregressiveStage:
     watched = "loss"
 
     @property
+    def tokens(self) -> int:
+        return math.prod(self.network.grid)
+
+    @property
     def unchanged(self) -> Callable[[Any], Any] | None:
         return frozen_encoder(self.conditioner)
 

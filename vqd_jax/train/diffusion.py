@@ -138,6 +138,10 @@ class DiffusionStage:
     watched = "loss"
 
     @property
+    def tokens(self) -> int:
+        return math.prod(self.denoiser.grid)
+
+    @property
     def unchanged(self) -> Callable[[Any], Any] | None:
         others = lambda path, _: path[0].key != "adapter"
         return functools.partial(jax.tree_util.tree_map_with_path, others) if self.adapter.rank else frozen_encoder(self.conditioner)

@@ -25,7 +25,7 @@ from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
 from vqd_jax.train.state import State
-from vqd_jax.train.step import STOPPING, make_step
+from vqd_jax.train.step import STOPPING, cached_parts, make_step
 from vqd_jax.train.watchdog import Watchdog
 
 HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
@@ -34,7 +34,8 @@ HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """Attributes:
-      examples: length of the stage. batch_size: global. accumulate: parts of the batch whose gradients are computed one after the other.
+      examples: length of the stage. batch_size: global.
+      accumulate: parts of the batch whose gradients are computed one after the other; 0 for as many as `train.step.cached_parts` says.
       ema: decay of the moving average of the weights; 0 for none.
       log_every, evaluate_every, save_every: intervals in examples. keep: checkpoints kept.
     """
@@ -49,8 +50,8 @@ class Train:
     keep: int
 
     def __post_init__(self):
-        if min(self.examples, self.batch_size, self.accumulate, self.log_every, self.evaluate_every, self.save_every) < 1:
-            raise UserError("examples, batch_size, accumulate and the intervals of a training section must be positive")
+        if min(self.examples, self.batch_size, self.log_every, self.evaluate_every, self.save_every) < 1 or self.accumulate < 0:
+            raise UserError("examples, batch_size and the intervals of a training section must be positive, accumulate at least 0")
 
     @property
     def steps(self) -> int:
@@ -70,21 +71,23 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
     Args:
       stage: `init(key, batch) -> (params, extra)`, `loss` and `learn` (see `train.step.Trainable`), `weights_of(params, extra)`,
         `from_weights(weights) -> (params, extra)` for checkpoints that hold nothing else, `unchanged`, None or a function from the
-        parameters to a tree that is True where training leaves them alone, and `watched`, the metric whose jumps `guard` minds.
+        parameters to a tree that is True where training leaves them alone, `watched`, the metric whose jumps `guard` minds, and
+        `tokens`, of an example, which only `accumulate` 0 asks for.
       items: what else a checkpoint holds (config, tokenizer).
       evaluate: `(step, weights) -> scalars`; it may write pictures.
       begin: fresh parameters to those that training begins with.
       look: called before checkpoints are read again; afterwards every process must see the latest.
       describe: an item of the loader, for messages.
     """
-    parallel.check_batch(train.batch_size, train.accumulate)
+    parts = train.accumulate or cached_parts(train.batch_size // parallel.count, stage.tokens)
+    parallel.check_batch(train.batch_size, train.accumulate or 1)
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
     cost = Cost(flops=parallel.copies * of_step(stage, frozen, loader.example(0), train.batch_size // parallel.copies),
                 examples=train.batch_size, devices=parallel.count, kind=jax.local_devices()[0].device_kind)
     training = _Training(name=name, stage=stage, train=train, guard=guard, profile=profile, cost=cost, loader=loader, parallel=parallel,
                          checkpoints=checkpoints, log=log, key=train_key, frozen=parallel.place(frozen), items=items, evaluate=evaluate,
-                         step=parallel.compile(make_step(stage, optimizer, train.ema, train.accumulate)))
+                         step=parallel.compile(make_step(stage, optimizer, train.ema, parts)))
     begun, faults = None, []  # since the checkpoint of step `begun`: (step, what was wrong, batches left out)
     while True:
         state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key, begin)

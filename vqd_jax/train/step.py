@@ -12,6 +12,7 @@ from vqd_jax.shapes import PRNGKey
 from vqd_jax.sharding import Rows, mean
 from vqd_jax.train.state import State, average
 
+CACHED = 1024  # tokens of a part for a CPU's cache
 STOPPING = "stopping"  # in a batch of several processes: not 0 where one was told to end; in the metrics: not 0 then
 
 
@@ -55,6 +56,14 @@ def make_step(stage: Trainable, optimizer: optax.GradientTransformation, ema_dec
         return State(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra), metrics
 
     return step
+
+
+def cached_parts(rows: int, tokens: int) -> int:
+    """How many parts of a batch of `rows` examples of a device suit it: on a CPU as many as leave CACHED tokens to each, so that what one
+    layer writes is still in the cache when the next one reads it; one elsewhere."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return next((parts for parts in range(1, rows) if rows % parts == 0 and rows // parts * tokens <= CACHED), max(rows, 1))
 
 
 def in_turn(gradient: Callable, parts: int, batch: dict[str, Any], rows: Rows) -> tuple[Any, Any, Any]:

@@ -65,6 +65,7 @@ class VQVAEStage:
         return params, codes
 
     unchanged = None  # every parameter is trained
+    tokens = 0        # a batch is in parts only where that is asked for
     watched = "l1"    # the loss itself jumps where the adversarial term begins
 
     def frozen(self) -> dict[str, Any]:
