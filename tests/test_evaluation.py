@@ -94,6 +94,18 @@ def test_classes_and_nothing_need_no_data_set(models, tmp_path):
     assert read and set(labels) == {"-1"}  # photographs have no class
 
 
+def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, tmp_path):
+    how = evaluation(models["class"], tmp_path, small("vqdiffusion-imagenet", images=6, measures=("frechet",), held=3))
+    part = how.part("held_out_items", tmp_path / "made", 3)
+    want = np.concatenate([*models["class"].batches(["0", "1", "2", "3", "0", "1"], 3, calls=2)])
+    np.testing.assert_array_equal(np.stack([part.pictures[i] for i in range(6)]), want)
+    assert part.result["reference"] == {"images": 6, "distinct": 6, "held": 3} and not (tmp_path / "made" / "metadata.jsonl").exists()
+    firsts = [i for i in range(18) if i % 3 == 0]
+    real = network()(np.stack([how.source[i]["image"] for i in firsts]))
+    moments = [Gathered(count=6, held=[], features=f, moments=Moments.of(f)) for f in (network()(want), real)]
+    assert part.result["generated"] == {"fid": pytest.approx(frechet("inception", *moments)["fid"], rel=1e-5)}
+
+
 def test_a_split_that_is_empty_is_one_sentence(models, tmp_path):
     with pytest.raises(UserError, match="needs at least 4 pictures for prompts of the split held_out_cells, got 0"):
         evaluation(models["text"], tmp_path, small("clean", images=9)).part("held_out_cells", tmp_path / "p", 4)
