@@ -254,14 +254,18 @@ def agreement(case: Case, theirs: Torch) -> dict[str, float]:
     return {"loss": float(loss), "loss_of_peer": float(other), "relative_difference_of_gradients": apart}
 
 
-def measure(case: Case, rounds: int, peak: float, compiled: bool) -> dict[str, Any]:
+PARTS = {"step": (mine, "step"), "network": (forward_and_backward, "forward_and_backward")}
+
+
+def measure(case: Case, parts: list[str], rounds: int, peak: float, compiled: bool) -> dict[str, Any]:
     """A row of results: the step and the network alone, ours and, where it is there, the peer's."""
     rows = len(case.batch["text"])
     row = {"size": case.size, "batch": rows, "dtype": jnp.dtype(case.stage.denoiser.dtype).name, "flops": case.flops, "measured_peak": peak}
     theirs = Torch(case, "cuda" if peer.on_gpu() else "cpu", compiled) if peer.there() else None
     if theirs:
         row |= {"agreement": agreement(case, theirs), "peer_threads": peer.best_threads(theirs.step)}
-    for part, ours, other in (("step", mine, "step"), ("network", forward_and_backward, "forward_and_backward")):
+    for part in parts:
+        ours, other = PARTS[part]
         sides = {"vqd_jax": ours(case)} | ({"diffusers": getattr(theirs, other)} if theirs else {})
         row[part] = compare(sides, rows, case.flops, peak, rounds)
         print(f"{case.size:6} batch {rows}: {part} {told(row[part])}", flush=True)
@@ -307,6 +311,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/training.json"))
     parser.add_argument("--batches", nargs="*", type=int, help="4 at S, 32 at the others by default")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--remat", action="store_true", help="compute layers again in the backward pass of ours, as base does as published")
     parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
     args = parser.parse_args()
@@ -315,7 +320,7 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}: products of matrices at {peak / 1e9:.0f} GFLOP/s", flush=True)
     for size in args.sizes:
         for batch in args.batches or [BATCHES[size]]:
-            rows.append(measure(Case.make(size, batch, args.remat), args.rounds, peak, args.compile))
+            rows.append(measure(Case.make(size, batch, args.remat), args.parts, args.rounds, peak, args.compile))
             peer.write(args.out, "training", rows)
     print(args.out)
 
