@@ -237,7 +237,10 @@ class Published:
 
 
 def agreement(case: Case, theirs: Torch) -> dict[str, float]:
-    """With the same times, noise and dropped captions: both losses, and by how much gradients differ, as a share of their norm."""
+    """With the same times, noise and dropped captions: both losses, and by how much gradients differ, as a share of their norm.
+
+    In float32 the losses must be equal to 1e-4, or nothing is timed.
+    """
     stage, rows = case.stage, Rows.here(len(case.batch["text"]))
     key, (params, extra) = jax.random.key(3), stage.from_weights(case.params)
     gradient = jax.jit(lambda p: jax.value_and_grad(stage.loss, has_aux=True)(p, extra, None, case.batch, key, 0, rows))
@@ -251,6 +254,8 @@ def agreement(case: Case, theirs: Torch) -> dict[str, float]:
     got = peer.to_diffusers(grads["denoiser"], stage.denoiser.layers) | {"null": np.asarray(grads["conditioner"]["null"])}
     norm = lambda tree: float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values())))
     apart = norm({name: got[name] - want[name] for name in want}) / norm(want)
+    if stage.denoiser.dtype == jnp.float32 and abs(float(other) / float(loss) - 1) > 1e-4:
+        raise SystemExit(f"error: the losses differ: {float(loss)} here, {float(other)} of the peer")
     return {"loss": float(loss), "loss_of_peer": float(other), "relative_difference_of_gradients": apart}
 
 
