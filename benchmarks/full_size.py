@@ -168,6 +168,7 @@ def shapes(c) -> argparse.Namespace:
     """Both stages of a text model with CLIP's tower, and their weights without their numbers."""
     from vqd_jax import build, rehearsal
 
+    c.denoiser.attention = "whole"  # as on accelerators; XLA would count the body of a loop over heads once
     stage, codec, shape = build.diffusion_stage(c, rehearsal.tokenizer(c)), build.vqvae_stage(c), rehearsal.shape
     params, _ = rehearsal.of_init(stage.init, {"text": shape(1, rehearsal.CLIP[1], dtype="int32")})
     weights = rehearsal.codec_weights(codec, {"image": shape(1, 256, 256, 3, dtype="uint8")})
@@ -198,7 +199,7 @@ def programs(c, model: argparse.Namespace):
 
     c = c.copy_and_resolve_references()
     c.vqvae.dtype = c.denoiser.dtype = "float32"
-    for rows, parts in ((1, 1), (c.diffusion_train.batch_size, c.diffusion_train.accumulate)):
+    for rows, parts in ((1, 1), (c.diffusion_train.batch_size, c.diffusion_train.accumulate or 1)):
         c.diffusion_train.batch_size, c.diffusion_train.accumulate = rows, parts
         step = rehearsal.rehearse(c, "diffusion")
         yield (f"training step, {rows} picture{'s' * (rows > 1)}", lambda step=step: step.lower(parallelism(devices=1)),
