@@ -25,6 +25,16 @@ def test_values_and_gradients_are_those_of_the_whole(cached, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("parts,kept", [(False, True), (True, True), (True, False)])
+def test_few_weights_are_not_worth_parts(parts, kept, monkeypatch):
+    """Whether the backward pass is handed 2 x 3 heads' 16 x 16 weights, which are exactly `MANY` or one more."""
+    monkeypatch.setattr(attention, "MANY", 2 * 3 * 16 * 16 - (not kept))
+    layer, x = attention.SelfAttention(width=6, heads=3, parts=parts), jnp.ones((2, 16, 6))
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)
+    handed = jax.eval_shape(lambda p, x: jax.vjp(layer.apply, p, x)[1], params, x)
+    assert (max(leaf.size for leaf in jax.tree.leaves(handed)) == 2 * 3 * 16 * 16) == kept
+
+
 def test_it_is_as_exact_in_half_precision():
     """Against the same attention in float64, as close as the plain form is."""
     arguments = arrays(2, 6, 6, 8, jnp.bfloat16)

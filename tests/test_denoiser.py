@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vqd_jax.errors import UserError
+from vqd_jax.models import attention
 from vqd_jax.models.denoiser import Denoiser, sinusoid
 
 FIELDS = dict(codes=7, grid=(2, 3), T=5, layers=2, width=12, heads=3, mlp_ratio=2)
@@ -182,7 +183,8 @@ def test_bad_fields_are_one_sentence(wrong, sentence):
 
 
 @pytest.mark.parametrize("mlp,dropout", [("fc", 0.0), ("conv", 0.0)])
-def test_remat_scan_and_parts_change_no_number_beyond_rounding(mlp, dropout):
+def test_remat_scan_and_parts_change_no_number_beyond_rounding(mlp, dropout, monkeypatch):
+    monkeypatch.setattr(attention, "MANY", 0)
     plain_model = Denoiser(**FIELDS, mlp=mlp)
     params, data = random_params(plain_model), inputs()
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from vqd_jax.models.linear import Linear
 
 CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
+MANY = 2**21    # weights; with fewer the parts cost more than they save
 
 
 def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int,
@@ -83,7 +84,7 @@ attend_in_parts.defvjp(_forward, _backward)
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to every position; with `parts` by `attend_in_parts`."""
+    """Every position attends to every position; with `parts`, where there are many weights, by `attend_in_parts`."""
 
     width: int
     heads: int
@@ -96,7 +97,8 @@ class SelfAttention(nn.Module):
         dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
                                                 kernel_init=nn.initializers.normal(self.init_std))
         q, k, v = jnp.split(dense(3 * self.width, "qkv")(x), 3, axis=-1)
-        return dense(self.width, "out")((attend_in_parts if self.parts else attend)(q, k, v, self.heads))
+        parts = self.parts and q.shape[0] * self.heads * q.shape[1] ** 2 > MANY
+        return dense(self.width, "out")((attend_in_parts if parts else attend)(q, k, v, self.heads))
 
 
 class CrossAttention(nn.Module):
