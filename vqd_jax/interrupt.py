@@ -7,8 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -34,6 +33,7 @@ def listen() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _take)
+    sys.unraisablehook = _again
     signal.signal(signal.SIGURG, lambda number, frame: None)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True, name="SIGTERM").start()
@@ -77,12 +77,9 @@ def at_once() -> Iterator[None]:
         _noting, _breaking = True, False
 
 
-def _take(number: int, frame: FrameType | None) -> None:
+def _take(number: int, frame: object) -> None:
     global _asked
     _taken.set()
-    if not _noting and _loses(frame):
-        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-        return
     if _noting and _asked is None:
         _asked = number
         print("\nsaving after this step, then ending" + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""),
@@ -98,13 +95,13 @@ def _take(number: int, frame: FrameType | None) -> None:
     end()
 
 
-def _loses(frame: FrameType | None) -> bool:
-    """Whether Python would print what is raised here and go on, as it does in destructors and callbacks of the garbage collector."""
-    while frame is not None:
-        if frame.f_code.co_name in ("__del__", "_xla_gc_callback"):
-            return True
-        frame = frame.f_back
-    return False
+def _again(lost: Any) -> None:
+    """Sends the signal once more where Python would print what was raised and go on: in destructors and callbacks, as of its garbage
+    collector."""
+    if isinstance(lost.exc_value, ENDINGS):
+        threading.Timer(0.01, os.kill, (os.getpid(), _asked or signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _raise() -> NoReturn:
