@@ -288,8 +288,7 @@ def test_the_bound_on_the_training_pictures_fell(tuned):
     ids = load_tokenizer(stored(base, "tokenizer"))([(folder / "pictures" / f"{i}.txt").read_text().splitlines()[0] for i in chosen])
     assert len(tokens) == 20 and stages.ROWS >= 20
     order = [int(path.stem) for path in sorted((folder / "pictures").glob("*.png"))]
-    rows = jnp.asarray(tokens), jnp.asarray(ids[order])
-    bound = lambda weights: float(programs.bound(model.stage, weights, jax.random.key(0), *rows, 2).mean())
+    bound = lambda weights: float(programs.bound(model.stage, weights, jax.random.key(0), tokens, ids[order], 2).mean())
     merged = pipeline.load(base, adapter=workdir / adapter.FILE)
     assert bound(merged.weights) < 0.9 * bound(model.weights)
 

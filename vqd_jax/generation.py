@@ -4,6 +4,7 @@ Picture i depends on its prompt, the seed, i and the size of the batches, so tha
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import logging
@@ -97,6 +98,7 @@ def _begun(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return done
 
 
+@functools.lru_cache(maxsize=1)  # every part of an evaluation asks
 def digest(model: TextToImage) -> str:
     """The SHA-256 of all weights."""
     sums = hashlib.sha256()

@@ -59,9 +59,7 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Pyramid:
-        if min(x.shape[1:3]) < MIN_SIZE:
-            raise UserError(f"VGG16 needs images of at least {MIN_SIZE} pixels a side, got {x.shape[1]}x{x.shape[2]}")
-        x = _standard(x).astype(self.dtype)
+        x = _standard(x, "VGG16", MIN_SIZE).astype(self.dtype)
         taps = []
         for i, widths in enumerate(BLOCKS, start=1):
             if i > 1:
@@ -79,9 +77,7 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Pyramid:
-        if min(x.shape[1:3]) < ALEX_MIN_SIZE:
-            raise UserError(f"AlexNet needs images of at least {ALEX_MIN_SIZE} pixels a side, got {x.shape[1]}x{x.shape[2]}")
-        x = _standard(x).astype(self.dtype)
+        x = _standard(x, "AlexNet", ALEX_MIN_SIZE).astype(self.dtype)
         taps = []
         for i, (width, *shape) in enumerate(ALEX, start=1):
             if i in (2, 3):
@@ -123,7 +119,10 @@ def vgg_features(pyramid: Pyramid) -> Float[Array, "b 512"]:
     return jnp.mean(pyramid[-1].astype(jnp.float32), axis=(1, 2))
 
 
-def _standard(x: Images) -> Images:
+def _standard(x: Images, network: str, least: int) -> Images:
+    """What the networks were trained on; UserError if the images are too small for them."""
+    if min(x.shape[1:3]) < least:
+        raise UserError(f"{network} needs images of at least {least} pixels a side, got {x.shape[1]}x{x.shape[2]}")
     shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
     return (x.astype(jnp.float32) - shift) / scale
 

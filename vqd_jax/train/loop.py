@@ -80,7 +80,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
       describe: an item of the loader, for messages.
     """
     parts = train.accumulate or cached_parts(train.batch_size // parallel.count, stage.tokens)
-    parallel.check_batch(train.batch_size, train.accumulate or 1)
+    parallel.check_batch(train.batch_size, parts)
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
     cost = Cost(flops=parallel.copies * of_step(stage, frozen, loader.example(0), train.batch_size // parallel.copies),
