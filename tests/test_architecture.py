@@ -15,7 +15,8 @@ LEAVES = {"shapes", "errors", "interrupt", "progress", "checksums", "unpickling"
 # what each part may import besides itself and the leaves; command lines may import anything that is not one
 ALLOWED = {
     "shapes": set(), "errors": set(), "interrupt": set(), "progress": set(), "checksums": set(), "unpickling": set(),
-    "log": set(), "writing": set(), "pictures": {"writing"}, "command": set(), "storage": set(), "checkpoint": {"storage"},
+    "log": set(), "history": {"log"},
+    "writing": set(), "pictures": {"writing"}, "command": set(), "storage": set(), "checkpoint": {"storage"},
     "sharding": set(), "defaults": set(), "hub": set(), "published": set(), "adapter": {"checkpoint", "convert", "writing"},
     "processes": set(), "hardware": set(),
     "continuing": {"checkpoint", "defaults", "pipeline"},
@@ -76,6 +77,12 @@ def test_imports_follow_the_layers(name):
     assert {part(i) for i in ours} - {me} - LEAVES <= ALLOWED[me] or me in LEAVES
     if me in LEAVES:
         assert not ours
+
+
+def test_the_tests_import_one_command_line_at_most():
+    """The flags of two, of the same name, would clash in the process that runs both tests."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").glob("*.py")]
+    assert len({i for tree in trees for i in imports(tree)} & COMMANDS) <= 1
 
 
 def test_the_layers_have_no_cycle():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqd_jax.curves import smooth
+from vqd_jax.history import smooth
 from vqd_jax.log import Log
 
 pytest.importorskip("matplotlib")

@@ -13,7 +13,7 @@ from absl import flags
 
 from vqd_jax import command
 from vqd_jax.errors import UserError
-from vqd_jax.log import METRICS, read_metrics
+from vqd_jax.history import Curve, read_curves, smooth
 from vqd_jax.pictures import save_figure
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
@@ -22,8 +22,6 @@ _OUT = flags.DEFINE_string("out", "curves.png", "Picture to write.")
 COLORS = ("#3366cc", "#dd6b20", "#2f855a", "#b83280")
 SMOOTH_FROM = 50  # points; shorter curves are drawn as they are
 LOG_AXIS_FROM = 10  # ratio of the largest to the smallest value
-
-Curve = tuple[np.ndarray, np.ndarray]
 
 
 def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
@@ -35,7 +33,7 @@ def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    stages = _stages(Path(folder))
+    stages = read_curves(folder)
     rows = sum(-(-len(panels) // 4) for panels in stages.values())
     columns = min(4, max(map(len, stages.values())))
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows + 0.5), squeeze=False,
@@ -56,34 +54,6 @@ def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
         save_figure(figure, Path(out), "the curves to")
     finally:
         pyplot.close(figure)
-
-
-def smooth(values: np.ndarray, width: float) -> np.ndarray:
-    """Gaussian average with a standard deviation of `width` points, over what there is at the ends."""
-    offsets = np.arange(-int(3 * width), int(3 * width) + 1)
-    kernel = np.exp(-0.5 * (offsets / width) ** 2)
-    average = lambda x: np.convolve(np.pad(x, len(offsets) // 2), kernel, "valid")
-    return average(values) / average(np.ones(len(values)))
-
-
-def _stages(folder: Path) -> dict[str, dict[str, dict[str, Curve]]]:
-    """Stage → panel → line → (steps, values); "train/loss" is the line "train" of the panel "loss"."""
-    stages = {}
-    for path in sorted([*folder.glob(METRICS), *folder.glob(f"*/{METRICS}")]):
-        points = {}
-        for row in read_metrics(path):
-            for key, value in row.items():
-                if key not in ("step", "time") and np.isfinite(value):
-                    points.setdefault(key, []).append((row["step"], value))
-        panels = {}
-        for key, pairs in points.items():
-            line, _, name = key.rpartition("/")
-            panels.setdefault(name, {})[line] = tuple(np.array(pairs, float).T)
-        if panels:
-            stages["" if path.parent == folder else path.parent.name] = panels
-    if not stages:
-        raise UserError(f"there are no metrics to draw in {folder}, expected {METRICS} in it or in a folder inside it")
-    return stages
 
 
 def _panel(axis: Any, title: str, lines: dict[str, Curve], colors: dict[str, str]) -> None:
