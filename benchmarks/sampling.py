@@ -2,11 +2,14 @@
 
   pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax)
   python benchmarks/sampling.py --out=results/sampling.json
+  python benchmarks/sampling.py --device=gpu --sizes=base --parts step pictures --batches 1 8 32      (elsewhere)
 
 Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The network has the same random
 weights on both sides, and the largest difference of their log-probabilities is printed. Rounds alternate, so that a noisy
 machine slows both; the peer runs with the number of threads that suits it best, and its batches whole or picture by picture.
 `step` is what a call does after the network: drawing z_s from its logits, here by branches, and densely over all k + 1 states.
+`pictures` is ours alone from captions to uint8 pictures, without guidance and with it in calls where at most half of the tokens are masked,
+and the share of the machine's peak that its matrix products and convolutions take.
 """
 
 import argparse
@@ -16,12 +19,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peer
 
 from vqd_jax.diffusion import schedules
+from vqd_jax.hardware import chip
+from vqd_jax.rehearsal import codec_weights
 from vqd_jax.samplers.ancestral import Ancestral, ancestral_stretch, take_branch
 from vqd_jax.samplers.prediction import Prediction
 from vqd_jax.train import programs
 from vqd_jax.train.diffusion import Conditions
+from vqd_jax.train.flops import flops
 
 CALLS, GUIDANCE = 25, 5.0
 
@@ -63,6 +70,12 @@ def theirs(size: str, params):
     return pipe
 
 
+def arguments(batch: int, guidance: float) -> tuple[Conditions, np.ndarray]:
+    """Captions, each with the null at its side, and their scales."""
+    ids = np.stack([peer.Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
+    return Conditions(ids, np.array([[False] * batch, [True] * batch])), np.full((1, batch), guidance, np.float32)
+
+
 def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one."""
 
@@ -72,10 +85,7 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
 
     def mine(batch: int):
-        ids = np.stack([peer.Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
-        drop = np.array([[False] * batch, [True] * batch])
-        scales = np.full((1, batch), GUIDANCE, np.float32)
-        return programs.sample(stage, params, Conditions(ids, drop), scales, seed=0, sampler=sampler, prediction=prediction)
+        return programs.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction)
 
     def other(batch: int):
         prompts = [f"a photo of bird number {i}" for i in range(batch)]
@@ -111,6 +121,42 @@ def difference(stage, params, pipe) -> float:
     with torch.no_grad():
         b = pipe.transformer(torch.from_numpy(z).long(), encoder_hidden_states=torch.from_numpy(text), timestep=torch.tensor(29)).sample
     return float(np.abs(np.asarray(a) - b.numpy().swapaxes(1, 2)).max())
+
+
+def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
+    """A row per batch and kind of guidance."""
+    c = peer.config(size)
+    (stage, params), side = peer.ours(c), c.data.image_size
+    shapes = codec_weights(stage.codec, {"image": jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)})
+    codec = jax.tree.map(lambda x: 0.05 * jax.random.normal(jax.random.key(1), x.shape, x.dtype), shapes)
+    peak, known, rows = peer.measured_peak(), chip(jax.devices()[0].device_kind), []
+    for guidance in (1.0, GUIDANCE):
+        how = dict(seed=0, sampler=Ancestral(calls=CALLS), prediction=Prediction(guidance=guidance, guidance_below=0.5))
+        draw = lambda weights, *given, how=how: programs.decode(stage.codec, weights[1], programs.sample(stage, weights[0], *given, **how))
+        for batch in batches:
+            given = (params, codec), *arguments(batch, guidance)
+            draw(*given)
+            seconds = [peer.clock(lambda draw=draw, given=given: draw(*given)) for _ in range(rounds)]
+            median, count = statistics.median(seconds), operations(stage, *given, **how)
+            rows.append({"size": size, "batch": batch, "calls": CALLS, "guidance": guidance, "images_per_second": batch / median,
+                         "flops": count, "seconds": seconds, "share_of_measured_peak": count / median / peak, "measured_peak": peak}
+                        | ({"mfu": count / median / known.peak} if known else {}))
+            print(f"{size:6} batch {batch}, guidance {guidance:g}: {batch / median:.3f} images/s, {median * 1e3:.0f} ms, "
+                  f"{count / batch / 1e12:.2f} TFLOP a picture, {count / median / peak:.0%} of the measured peak"
+                  + (f", MFU {count / median / known.peak:.0%}" if known else ""), flush=True)
+    return rows
+
+
+def operations(stage, weights, conditions: Conditions, scales: np.ndarray, *, seed: int, sampler, prediction) -> int:
+    """Of the products and convolutions of sampling and decoding a batch."""
+    switches = prediction.switches(guided=bool((scales != 1).any()))
+    knobs = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
+
+    def program(weights, conditions):
+        keys = programs.image_keys(seed, 0, scales.shape[1])
+        return stage.codec.decode(weights[1], stage.sample(weights[0], keys, conditions, knobs, sampler, switches))
+
+    return flops(jax.make_jaxpr(program)(weights, conditions).jaxpr)
 
 
 def steps(size: str, batches: list[int], rounds: int) -> list[dict]:
@@ -158,11 +204,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/sampling.json"))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="*", default=["step", "whole"], choices=["step", "whole"])
+    parser.add_argument("--parts", nargs="*", default=["step", "whole"], choices=["step", "whole", "pictures"])
     args = parser.parse_args()
     peer.start(args.device)
     for part in args.parts:
-        measure = {"step": steps, "whole": whole}[part]
+        measure = {"step": steps, "whole": whole, "pictures": pictures}[part]
         peer.write(args.out, part, [row for size in args.sizes for row in measure(size, args.batches, args.rounds)])
     print(args.out)
 
