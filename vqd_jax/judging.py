@@ -4,6 +4,7 @@ No set of pictures is in memory as a whole. The same code judges what a model dr
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def judge(protocol: Protocol, *, inception: str | None = None, clip: str | None 
     if needed & {"clip", "clip_score"}:
         folder = local_folder(clip or protocol.clip)
         towers, tokenizer = features.clip(folder), ClipTokenizer.load(folder) if "clip_score" in needed else None
-        captions = lambda texts: towers.captions(tokenizer(texts))
+        embed = functools.lru_cache(maxsize=1)(lambda texts: towers.captions(tokenizer(texts)))  # asked for the same ones twice
+        captions = lambda texts: embed(tuple(texts))
     make = {"inception": lambda: features.inception(inception, protocol.resizing), "vgg16": features.vgg16,
             "efficientnet_lite0": features.efficientnet_lite0, "clip": lambda: towers.images}
     more = {"retrieval": "efficientnet_lite0", "clip_score": "clip"}
