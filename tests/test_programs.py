@@ -41,7 +41,7 @@ for count in (16, 13):
     for devices in (here(1), here(8)):
         got = {"encode": programs.encode(codec, weights, images, devices=devices),
                "decode": programs.decode(codec, weights, z, devices=devices),
-               "lpips": programs.lpips(programs.lpips_params(devices), images, other, devices=devices)}
+               "lpips": programs.lpips("vgg", programs.lpips_params("vgg", devices), images, other, devices=devices)}
         for name, stage in stages.items():
             got[f"{name} bound"] = programs.bound(stage, params[name], jax.random.key(1), z, ids[0], 3, devices=devices)
         run = lambda **options: programs.sample(stages["diffusion"], params["diffusion"], conditions, scales, seed=3, devices=devices,

@@ -18,6 +18,7 @@ from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.retrieval import retrieval
 from vqd_jax.generation import generate
 from vqd_jax.judging import Judge, Likeness, Real, Scored
+from vqd_jax.models.lpips import SMALLEST
 from vqd_jax.train import stages
 from vqd_jax.train.tokens import cached_tokens, some_tokens
 
@@ -71,9 +72,10 @@ class Evaluation:
         return stages.Squares(build.source(config, self.cache), build.transform(config, training=False))
 
     def reconstruction(self) -> dict[str, float]:
-        """Of held-out pictures."""
+        """Of held-out pictures, with both networks of LPIPS if the pictures are large enough for them."""
+        nets = tuple(net for net, least in SMALLEST.items() if self.model.config.data.image_size >= least)
         evaluate = stages.CodecEvaluation(stage=self.model.codec, source=self.source, transform=lambda image, rng: image,
-                                          folder=None, lpips=True, examples=self.protocol.bound_images)
+                                          folder=None, lpips=nets, examples=self.protocol.bound_images)
         return evaluate(0, self.model.codec_weights)
 
     def bound(self) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from vqd_jax.convert.engine import Rule, convert
 from vqd_jax.convert.packages import package_file
 from vqd_jax.convert.pickles import read_numpy_pickle
 from vqd_jax.errors import UserError
-from vqd_jax.models.lpips import ALEX, ALEX_MIN_SIZE, BLOCKS, LPIPS
+from vqd_jax.models.lpips import ALEX, BLOCKS, LPIPS, SMALLEST
 
 _CONVS = {"vgg": ("VGG16_0", [f"conv{i}_{j}" for i, widths in enumerate(BLOCKS, start=1) for j in range(1, len(widths) + 1)]),
           "alex": ("AlexNet_0", [f"conv{i}" for i in range(1, len(ALEX) + 1)])}
@@ -30,6 +30,6 @@ def load_lpips(net: str = "vgg") -> dict[str, Any]:
     tree = read_numpy_pickle(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}; a dictionary of arrays is accepted")
-    images = jax.ShapeDtypeStruct((1, ALEX_MIN_SIZE, ALEX_MIN_SIZE, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, SMALLEST[net], SMALLEST[net], 3), jnp.float32)
     target = jax.eval_shape(LPIPS(net=net).init, jax.random.key(0), images, images)["params"]
     return convert(flatten_dict(tree, sep="/"), RULES[net], target, name=str(path))

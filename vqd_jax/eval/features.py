@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images in, one feature vector each out, from pretrained networks; and the LPIPS of pairs.
+"""Feature extractors: uint8 images in, one feature vector each out, from pretrained networks.
 
 EfficientNet, VGG16 and AlexNet install with pip; the weights of InceptionV3 and CLIP are files to fetch.
 """
@@ -23,7 +23,7 @@ from vqd_jax.eval.resizing import CONVENTIONS, middle_square, resize
 from vqd_jax.models.clip import MEAN, STD
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.inception import SIZE, WIDTHS, InceptionV3
-from vqd_jax.models.lpips import LPIPS, VGG16, vgg_features
+from vqd_jax.models.lpips import VGG16, vgg_features
 from vqd_jax.progress import track
 from vqd_jax.sharding import Devices, by_rows, copies, here
 
@@ -145,19 +145,3 @@ def clip(folder: str | Path, batch: int = 64) -> Clip:
     return Clip(images=Extractor(name=f"{name} image", params=params["image"], embed=embed, batch=batch),
                 captions=Extractor(name=f"{name} caption", params=params["caption"], batch=batch,
                                    embed=lambda params, ids: caption.apply({"params": params}, ids)))
-
-
-def lpips(net: str = "vgg", batch: int = 64) -> Callable[[Pictures, Pictures], Float[np.ndarray, " n"]]:
-    """The LPIPS of each pair of images, at their own size; net: vgg (at least 16 pixels) or alex (31)."""
-
-    def embed(params, pairs):
-        return LPIPS(net=net).apply({"params": params}, _signed(pairs[:, 0]), _signed(pairs[:, 1]))[:, None]
-
-    extractor = Extractor(name=f"LPIPS {net}", params=copies(load_lpips(net), here(batch)), embed=embed, batch=batch)
-
-    def distances(x, y):
-        if x.shape != y.shape:
-            raise UserError(f"LPIPS compares pairs of images of one size, got {x.shape} and {y.shape}")
-        return extractor(np.stack([x, y], axis=1))[:, 0]
-
-    return distances

@@ -13,17 +13,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from vqd_jax.errors import UserError
+from vqd_jax.shapes import Images
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-MIN_SIZE = 16  # four poolings
 ALEX = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))  # channels, kernel, stride, padding
-ALEX_MIN_SIZE = 31  # the first convolution and two poolings
+SMALLEST = {"vgg": 16, "alex": 31}  # pixels: four poolings; the first convolution and two poolings
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _SMALL = 16  # pixels up to which one matrix product is used: at 2x2 XLA's convolution takes 100 times as long on a CPU
 _NORM_FLOOR = 1e-20  # under the root: a pixel without features has a finite gradient
 
-Images = Float[Array, "b H W 3"]
 Pyramid = tuple[Float[Array, "b _ _ _"], ...]
 
 
@@ -59,7 +58,7 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Pyramid:
-        x = _standard(x, "VGG16", MIN_SIZE).astype(self.dtype)
+        x = _standard(x, "VGG16", SMALLEST["vgg"]).astype(self.dtype)
         taps = []
         for i, widths in enumerate(BLOCKS, start=1):
             if i > 1:
@@ -77,7 +76,7 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Pyramid:
-        x = _standard(x, "AlexNet", ALEX_MIN_SIZE).astype(self.dtype)
+        x = _standard(x, "AlexNet", SMALLEST["alex"]).astype(self.dtype)
         taps = []
         for i, (width, *shape) in enumerate(ALEX, start=1):
             if i in (2, 3):

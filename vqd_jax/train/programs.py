@@ -19,7 +19,7 @@ from vqd_jax.samplers import autoregressive, run
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction, Switches
 from vqd_jax.samplers.run import Known, Sampler
-from vqd_jax.shapes import PRNGKey, PRNGKeys, TextIds, Tokens
+from vqd_jax.shapes import Images, PRNGKey, PRNGKeys, TextIds, Tokens
 from vqd_jax.sharding import Devices, by_rows, copies, here
 from vqd_jax.train.autoregressive import AutoregressiveStage, TokenStage
 from vqd_jax.train.diffusion import Conditions, DiffusionStage
@@ -34,7 +34,7 @@ def _program(function: Callable) -> Callable:
 
 
 encode, decode = _program(VQVAEStage.encode), _program(VQVAEStage.decode)
-lpips = functools.partial(_program(lambda _, params, x, y: LPIPS().apply({"params": params}, to_float(x), to_float(y))), None)
+lpips = _program(lambda net, params, x, y: _lpips(net, params, to_float(x), to_float(y)))  # of pairs of images
 _bound = _program(lambda fixed, weights, *rows: fixed[0].bound(weights, *rows, fixed[1]))
 
 
@@ -132,6 +132,11 @@ def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, cond
 
 
 @functools.cache
-def lpips_params(devices: Devices) -> Any:
-    """The network of `lpips`, on the devices."""
-    return copies(load_lpips(), devices)
+def lpips_params(net: str, devices: Devices) -> Any:
+    """The weights of `lpips`, on the devices."""
+    return copies(load_lpips(net), devices)
+
+
+def _lpips(net: str, params: Any, x: Images, y: Images) -> Float[Array, " b"]:
+    with jax.default_matmul_precision("highest"):  # accelerators would round to fewer digits than published numbers have
+        return LPIPS(net=net).apply({"params": params}, x, y)

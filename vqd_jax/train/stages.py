@@ -15,6 +15,7 @@ from vqd_jax.data.loader import Loader, sequential
 from vqd_jax.data.source import Source
 from vqd_jax.errors import UserError
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
+from vqd_jax.eval.ssim import WINDOW, ssim
 from vqd_jax.pictures import grid, save_png, side_by_side
 from vqd_jax.samplers.autoregressive import Raster
 from vqd_jax.samplers.prediction import Prediction
@@ -79,35 +80,37 @@ def fewer_words(caption: str, share: float, rng: np.random.Generator) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecEvaluation:
-    """PSNR, LPIPS, codes in use and perplexity on held-out images, and originals above reconstructions as a picture.
+    """PSNR, SSIM, LPIPS, codes in use and perplexity on held-out images, and originals above reconstructions as a picture.
 
-    `folder` None leaves out the picture; `lpips` False the perceptual distance and its network.
+    `folder` None leaves out the picture; `lpips` has the networks of the perceptual distance: vgg, alex, both or none. Images too small
+    for SSIM's window have none.
     """
 
     stage: VQVAEStage
     source: Source
     transform: Callable
     folder: Path | None
-    lpips: bool
+    lpips: tuple[str, ...]
     examples: int
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
         chosen = spread(indices(self.source, "held_out_cells", "held_out_items") or indices(self.source, "train"), self.examples)
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
-        images, outputs, tokens, distances = [], [], [], []
+        images, outputs, tokens, distances = [], [], [], {net: [] for net in self.lpips}
         weights = copies(weights, devices := everywhere())
         for batch, valid in sequential(chosen, ROWS, load):
             z = programs.encode(self.stage, weights, batch["image"], devices=devices)
             output = programs.decode(self.stage, weights, z, devices=devices)
-            if self.lpips:
-                distance = programs.lpips(programs.lpips_params(devices), batch["image"], output, devices=devices)
-                distances.append(np.asarray(distance)[:valid])
+            for net, kept in distances.items():
+                distance = programs.lpips(net, programs.lpips_params(net, devices), batch["image"], output, devices=devices)
+                kept.append(np.asarray(distance)[:valid])
             for kept, value in ((tokens, z), (outputs, output), (images, batch["image"])):
                 kept.append(np.asarray(value)[:valid])
         images, outputs, tokens = map(np.concatenate, (images, outputs, tokens))
         values = {"psnr": float(np.mean(psnr(images, outputs)))}
-        if self.lpips:
-            values["lpips"] = float(np.concatenate(distances).mean())
+        if min(images.shape[1:3]) >= WINDOW:
+            values["ssim"] = float(np.mean(ssim(images, outputs)))
+        values |= {"lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(kept).mean()) for net, kept in distances.items()}
         values["perplexity"], values["codes_in_use"] = codebook_use(tokens, self.stage.codebook.codes)
         if self.folder:
             shown = spread(list(range(len(images))), 16)
