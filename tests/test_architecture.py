@@ -31,7 +31,7 @@ ALLOWED = {
     "rehearsal": {"build", "models", "sharding", "train"},
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pictures", "pipeline", "samplers", "train"}, "sampling_flags": set(),
     "protocols": set(), "generation": {"data", "pipeline", "writing"}, "judging": {"data", "eval", "hub", "protocols", "text"},
-    "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "train"}, "report": {"judging", "pictures"},
+    "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "models", "train"}, "report": {"judging", "pictures"},
 }
 
 

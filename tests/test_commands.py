@@ -199,7 +199,7 @@ def test_evaluation_writes_one_json(trained, cache, tmp_path):
     bound = result["bound"]["train"]
     assert bound["bits_per_token"] == pytest.approx(bound["nats_per_token"] / np.log(2))
     assert 0 < bound["bits_per_token"] < 60  # an untrained model does not even know that tokens are mostly intact
-    assert {"psnr", "lpips", "codes_in_use", "perplexity"} == set(result["reconstruction"])
+    assert {"psnr", "ssim", "lpips", "lpips_alex", "codes_in_use", "perplexity"} == set(result["reconstruction"])
     assert result["protocol"]["images"] == 8 and result["provenance"]["steps"] == {"vqvae": 6, "diffusion": 6}
     assert (tmp_path / "r.png").exists() and contents(workdir) == before
 
@@ -270,6 +270,8 @@ BAD = [
      "0.png"),
     (["main", "--config=configs/emoji.py", "--workdir={tmp}", "--config.stages=('diffusion',)", "--config.data.cache={cache}"],
      "run the vqvae stage first"),
+    (["main", "--config=configs/emoji.py", "--workdir={tmp}", "--config.denoiser.attention=some", "--config.data.cache={cache}"],
+     "denoiser.attention must be whole or parts, got 'some'"),  # before the codec is trained
     (["main", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"], "a workdir is a local folder, got gs://bucket/emoji"),
     (["main", "--config=configs/emoji.py", "--workdir={tmp}", "--processes=2"], "--processes and --process need --coordinator=HOST:PORT"),
 ]

@@ -76,9 +76,15 @@ def test_weight_decay_shrinks_every_leaf():
         np.testing.assert_allclose(updates[k], -0.01 * 0.3 * p[k], rtol=1e-5)
 
 
-def test_an_unknown_decay_is_one_sentence():
+def test_wrong_values_are_one_sentence():
     with pytest.raises(UserError, match="cosine, linear or constant, got 'step'"):
         Optim(**FIELDS | dict(decay="step"))
+    for rate in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=f"a learning rate must be positive, got {rate:g}"):
+            Optim(**FIELDS | dict(learning_rate=rate))
+    for wrong in (dict(warmup=-1), dict(betas=(0.9, 1.0)), dict(clip=-1.0)):
+        with pytest.raises(UserError, match="betas from 0 to below 1"):
+            Optim(**FIELDS | wrong)
     with pytest.raises(UserError, match="the rate of Muon must be positive, or 0 for AdamW on everything, got -1"):
         Optim(**FIELDS, muon=-1.0)
 

@@ -119,5 +119,5 @@ def test_what_cannot_be_is_a_sentence():
     step = rehearsal.rehearse(small(), "diffusion")
     with pytest.raises(UserError, match="batch size 8 must be a multiple of the 3 devices"):
         step.lower(parallelism(devices=3))
-    with pytest.raises(UserError, match="stages must be one of diffusion, autoregressive, got 'gan'"):
+    with pytest.raises(UserError, match="stages must be one of vqvae, diffusion, autoregressive, got 'gan'"):
         rehearsal.rehearse(small(), "gan")

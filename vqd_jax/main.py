@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vqd_jax import adapter, build, command, interrupt, pipeline, processes
+from vqd_jax import adapter, build, command, interrupt, pipeline, processes, rehearsal
 from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.continuing import check_same_model, with_model_of
 from vqd_jax.convert.clip import read_clip
@@ -69,15 +69,15 @@ class Experiment:
 
     def check(self) -> None:
         """Builds what every stage is made of, so that a wrong value ends the run now and not after hours in another stage."""
-        for name in self.config.stages:
-            sections = build.choose("stages", name, {"vqvae": "vqvae", "diffusion": "diffusion", "autoregressive": "diffusion"})
-            train = loop.Train(**self.config[f"{sections}_train"])
-            self.parallel.check_batch(train.batch_size, train.accumulate or 1)
-            Optim(**self.config[f"{sections}_optim"]).build(train.steps, train.batch_size)
-        build.vqvae_stage(self.config)
-        if "diffusion" in self.config.stages:
-            build.process(self.config)
-            build.sampling(self.config, **self.config.sampling)
+        config = self.config
+        for name in config.stages:
+            rehearsed = rehearsal.rehearse(config, name)
+            self.parallel.check_batch(rehearsed.train.batch_size, rehearsed.train.accumulate)
+        over_tokens = set(config.stages) & set(build.TOKEN_STAGES)
+        if over_tokens and config.condition.kind == "text" and config.text.encoder == "clip" and not config.init_from:
+            build.tokenizer(config, [])  # from its file
+        if "diffusion" in config.stages:
+            build.sampling(config, **config.sampling)
 
     def run(self) -> None:
         self.check()
@@ -97,7 +97,7 @@ class Experiment:
             loader = stages.image_loader(self.source, self.transform, batch_size=train.batch_size, **self.loading)
             frozen, folder = stage.frozen(), self.output / "vqvae"
             evaluate = stages.CodecEvaluation(stage=stage, source=self.source, transform=self.resize, folder=folder,
-                                              lpips=config.held_out.lpips, examples=config.held_out.examples)
+                                              lpips=("vgg",) * config.held_out.lpips, examples=config.held_out.examples)
             loop.run("vqvae", stage, train=train, optim=Optim(**config.vqvae_optim), loader=loader, parallel=self.parallel,
                 checkpoints=checkpoints, log=Log(folder), key=key, frozen=frozen, items={"config": _plain(config)},
                 evaluate=evaluate, look=lambda: self._hand_out(checkpoints), **self.common)

@@ -92,7 +92,7 @@ def rehearse(config: Any, name: str) -> Rehearsal:
     for section in (config.vqvae_train, config.diffusion_train):
         section.accumulate = section.accumulate or 1
     config.denoiser.attention = "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
-    section = "vqvae" if name == "vqvae" else "diffusion"
+    section = build.choose("stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion"))
     train, codec, side = Train(**config[f"{section}_train"]), build.vqvae_stage(config), config.data.image_size
     rows, images = train.batch_size, {"image": shape(train.batch_size, side, side, 3, dtype="uint8")}
     if name == "vqvae":
@@ -100,7 +100,7 @@ def rehearse(config: Any, name: str) -> Rehearsal:
         frozen = {"lpips": of_init(LPIPS().init, *[shape(1, side, side, 3)] * 2)["params"]} if config.vqvae_loss.lpips else {}
     else:
         words = tokenizer(config)
-        stage = build.choose("stages", name, build.TOKEN_STAGES)(config, words)
+        stage = build.TOKEN_STAGES[name](config, words)
         batch = {"text": shape(rows, words.length, dtype="int32")}
         if build.online(config):
             batch, frozen = batch | images, codec_weights(codec, images)

@@ -4,6 +4,7 @@ Lengths are given in examples and converted to steps here.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,11 @@ class Optim:
     def __post_init__(self):
         if self.decay not in ("cosine", "linear", "constant"):
             raise UserError(f"the decay of a learning rate must be cosine, linear or constant, got {self.decay!r}")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"a learning rate must be positive, got {self.learning_rate:g}")
+        if min(self.warmup, self.final, self.weight_decay, self.clip) < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError("an optimizer needs warmup, final, weight_decay and clip of at least 0, and betas from 0 to below 1, "
+                            f"got {self}")
         if self.muon < 0:
             raise UserError(f"the rate of Muon must be positive, or 0 for AdamW on everything, got {self.muon:g}")
 
