@@ -189,7 +189,7 @@ def load(i, rng):
         time.sleep({seconds})
     return {{"x": np.float32(1.0 + i % 7 / 7)}}
 interrupt.listen()
-command.run(lambda argv: train(Path({folder!r}), load=load, evaluate={evaluate}, **{changed}))
+command.run(lambda argv: train(Path({folder!r}), load=load, evaluate={evaluate}, **{changed}), again="goes on from the last checkpoint")
 """
 QUIET = "lambda step, weights: {'mean': weights['mean']}"
 

@@ -16,10 +16,10 @@ from vqd_jax.interrupt import Terminated
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of a disk, or what one may have of it
 
 
-def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
+def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0, again: str = "starts anew") -> None:
     """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and status 2.
 
-    Beside options the command takes at most that many `arguments`.
+    Beside options the command takes at most that many `arguments`. `again` says what the same command does after it was interrupted.
     """
 
     def guarded(argv: Sequence[str]) -> int:
@@ -41,10 +41,10 @@ def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0) -> None:
                 _silence()
             return _sentence(f"{error.filename or 'standard output'}: {error.strerror}")
         except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            print(f"\ninterrupted; the same command {again}", file=sys.stderr)
             return 130
         except Terminated:
-            print("\nended as asked; the same command goes on from the last checkpoint", file=sys.stderr)
+            print(f"\nended as asked; the same command {again}", file=sys.stderr)
         return 0
 
     app.run(guarded, flags_parser=_parse)

@@ -154,7 +154,7 @@ def provenance(workdir: Path | None) -> dict[str, Any]:
 
 
 def run() -> None:
-    command.run(main)
+    command.run(main, again="goes on after the pictures that are there")
 
 
 if __name__ == "__main__":

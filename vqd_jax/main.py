@@ -238,7 +238,7 @@ def main(argv: Any) -> None:
 def run() -> None:
     interrupt.listen()
     with processes.ending_at_once():
-        command.run(main)
+        command.run(main, again="goes on from the last checkpoint")
 
 
 if __name__ == "__main__":
