@@ -7,6 +7,7 @@ import pytest
 
 from vqd_jax import pipeline
 from vqd_jax.errors import UserError
+from vqd_jax.samplers.run import Known
 from vqd_jax.train import programs
 
 MODEL = Path(__file__).parents[1] / "pretrained" / "emoji"
@@ -54,15 +55,29 @@ def test_traces_and_states_are_shared_too(model):
 
 
 def test_watching_sees_what_the_scan_does(model):
-    tokens, states = model.tokens(PROMPTS[:2], calls=5, seed=1, guidance=2.0, guidance_below=0.6, trace=True)
-    seen = list(model.watch(PROMPTS[:2], calls=5, seed=1, guidance=2.0, guidance_below=0.6))
+    asked = dict(calls=5, seed=1, guidance=2.0, guidance_below=0.6)
+    _, states = model.tokens(PROMPTS[:2], **asked, trace=True)
+    seen = list(model.watch(PROMPTS[:2], **asked))
     assert len(seen) == 5
+    np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # one program: to the bit
     agree = np.mean([(s == t).mean() for (s, _), t in zip(seen, states)])  # two programs: the last bits may differ
     assert agree > 0.9 and (seen[-1][0] < 512).all()
     first, picture = seen[0]
     grey = (picture == 190).all(-1).reshape(2, 8, 4, 8, 4).all((2, 4)).reshape(2, 64)
     np.testing.assert_array_equal(grey, first == 512)
     np.testing.assert_array_equal(seen[-1][1], model.decode(seen[-1][0]))
+
+
+@pytest.mark.parametrize("name,strength", [("ancestral", 1.0), ("counts", 0.5), ("remask", 0.5)])
+def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
+    """From the tokens of a picture, with some of them kept, at another place in the noise."""
+    image = model.tokens(PROMPTS[:3], calls=3)
+    known = Known(np.random.default_rng(0).random(image.shape) < 0.3, image)
+    asked = dict(known=known, image=image, strength=strength, calls=4, seed=2, first=5, sampler=name)
+    seen = [tokens for tokens, _ in model.watch(PROMPTS[3:6], **asked)]
+    assert len(seen) == 4 and len({s.tobytes() for s in seen}) > 1
+    np.testing.assert_array_equal(seen[-1], model.tokens(PROMPTS[3:6], **asked))
+    assert all((s[known.mask] == image[known.mask]).all() for s in seen)
 
 
 def test_a_blend_has_weights(model):

@@ -98,7 +98,7 @@ def test_strided_steps_draw_from_the_exact_posterior(schedule, chain):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("calls", [3, T])
 def test_the_scan_is_the_python_loop(name, calls):
-    """`watch`, which runs a call at a time, sees the states of the scan; each is one network call."""
+    """A call at a time, each one network call, gives the states of the scan; and so does the loop of a window of calls."""
     process, sampler, (_, denoise) = schedules.paper(T, K), SAMPLERS[name](calls), table_denoiser()
     told = []
 
@@ -107,12 +107,19 @@ def test_the_scan_is_the_python_loop(name, calls):
         return denoise(z, t)
 
     end, states = sample(sampler, process, denoise, 3, 16, trace=True)
-    one = lambda update, place, z, time, numbers: runs.call(update, keys(3), process, spy, z, place, time, numbers)
-    start = sampler.start(keys(3), process, 16)
-    looped = list(runs.watch(sampler, process, 16, one, start))
+    z, looped = sampler.start(keys(3), process, 16), []
+    for stretch in sampler.plan(process, 16, T):
+        for j, time in enumerate(stretch.times):
+            numbers = jax.tree.map(lambda x: x[j], stretch.numbers)
+            z = runs.call(stretch.update, keys(3), process, spy, z, len(looped), time, numbers)
+            looped.append(z)
     np.testing.assert_array_equal(states, looped)
     np.testing.assert_array_equal(end, looped[-1])
     assert len(told) == calls and told == runs.times(sampler, process, 16).tolist()
+    part = jax.jit(lambda z, window: runs.run(sampler, keys(3), process, denoise, z, window=window))
+    before = [sampler.start(keys(3), process, 16), *looped]
+    for window in ((0, calls), (0, calls + 9), (1, calls - 1), *((j, j + 1) for j in range(calls))):
+        np.testing.assert_array_equal(part(before[window[0]], window), before[min(window[1], calls)])
     assert (np.asarray(end) < K).all()
 
 

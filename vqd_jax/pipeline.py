@@ -89,23 +89,34 @@ class TextToImage:
         `known` tokens are kept. With `image`, its tokens, sampling begins at the time strength * T. With `trace` returns
         (tokens, the states after each call (calls, b, n), in which k is [MASK]).
         """
-        if not 0 < strength <= 1:
-            raise UserError(f"strength must lie in (0, 1], got {strength:g}")
-        begin = None if strength == 1 else max(round(strength * self.process.T), 1)
+        drawing = self._drawing(prompts, negative_prompt, image, strength, settings)
+        return programs.sample(self.stage, self.weights, **drawing, seed=seed, first=first, known=known, trace=trace, devices=here(devices))
+
+    def watch(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "", known: Known | None = None,
+              image: Int[np.ndarray, "b n"] | None = None, strength: float = 1.0,
+              **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
+        """The tokens of `tokens` and their images after each network call, as they come; [MASK] cells are grey.
+
+        The last ones are those of `tokens`, bit for bit.
+        """
+        drawing = self._drawing(prompts, negative_prompt, image, strength, settings)
+        for tokens in programs.watch(self.stage, self.weights, **drawing, seed=seed, first=first, known=known):
+            yield tokens, self.decode_partly(tokens)
+
+    def _drawing(self, prompts: Sequence[str], negative_prompt: str, image: Int[np.ndarray, "b n"] | None, strength: float,
+                 settings: dict[str, Any]) -> dict[str, Any]:
+        """What `programs.sample` and `programs.watch` are told in the same way."""
+        begin = self.begin(strength)
         sampler, prediction = self.settings(begin=begin, **settings)
         conditions, scales = self.conditions(prompts, negative_prompt, prediction)
-        return programs.sample(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
-                               prediction=prediction, known=known, image=None if begin is None else image, begin=begin,
-                               trace=trace, devices=here(devices))
+        return dict(conditions=conditions, scales=scales, sampler=sampler, prediction=prediction, begin=begin,
+                    image=None if begin is None else image)
 
-    def watch(self, prompts: Sequence[str], *, seed: int = 0, first: int = 0, negative_prompt: str = "",
-              **settings: Any) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
-        """The tokens of `tokens` and their images after each network call, as they come; [MASK] cells are grey."""
-        sampler, prediction = self.settings(**settings)
-        conditions, scales = self.conditions(prompts, negative_prompt, prediction)
-        for tokens in programs.watch(self.stage, self.weights, conditions, scales, seed=seed, first=first, sampler=sampler,
-                                     prediction=prediction):
-            yield tokens, self.decode_partly(tokens)
+    def begin(self, strength: float) -> int | None:
+        """The time at which a change of that strength begins, None for the end of the process."""
+        if not 0 < strength <= 1:
+            raise UserError(f"strength must lie in (0, 1], got {strength:g}")
+        return None if strength == 1 else max(round(strength * self.process.T), 1)
 
     @property
     def process(self) -> MaskAndReplace:

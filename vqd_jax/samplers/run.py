@@ -1,4 +1,4 @@
-"""How every sampler runs: its calls in stretches, each stretch one compiled scan; or call by call, for whoever watches.
+"""How every sampler runs: its calls in stretches, each stretch one compiled loop, of all its calls or of those in a window.
 
 A sampler is a frozen dataclass whose `plan` returns stretches. Within a stretch every call does the same thing to other
 numbers. Noise comes from (the image's key, the number of the call) and nothing else.
@@ -6,7 +6,7 @@ numbers. Noise comes from (the image's key, the number of the call) and nothing 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -60,11 +60,12 @@ class Known:
 
 
 def run(sampler: Sampler, keys: PRNGKeys, process: MaskAndReplace, denoise: DenoiseFn | Sequence[DenoiseFn], z: Tokens, *,
-        known: Known | None = None, begin: int | None = None, trace: bool = False) -> Any:
+        known: Known | None = None, begin: int | None = None, trace: bool = False, window: tuple[Any, Any] | None = None) -> Any:
     """Tokens in [0, k) from tokens at time `begin` (T by default); row i depends on row i of the arguments only.
 
     `denoise` may be a sequence with a function for each call: neighbours that are the same object share a scan. With
-    `trace` returns (tokens, the states after each call (calls, b, n)).
+    `trace` returns (tokens, the states after each call (calls, b, n)). With a `window` (from, to), which need not be known when this is
+    compiled, only the calls with these numbers are made: z is the state before them. Then there is no trace.
     """
     stretches, states = _stretches(sampler, process, z.shape[1], begin), []
     functions = denoise if isinstance(denoise, Sequence) else [denoise] * sum(len(s.times) for s in stretches)
@@ -73,9 +74,12 @@ def run(sampler: Sampler, keys: PRNGKeys, process: MaskAndReplace, denoise: Deno
     for stretch in stretches:
         for begins, ends in _runs(functions[first:first + len(stretch.times)]):
             one = functools.partial(call, stretch.update, keys, process, functions[first + begins], known=known)
-            rows = jax.tree.map(jnp.asarray, _part(stretch, slice(begins, ends)))
-            z, seen = jax.lax.scan(functools.partial(_step, one, trace), z, (first + jnp.arange(begins, ends), *rows))
-            states.append(seen)
+            rows = jax.tree.map(jnp.asarray, (first + np.arange(begins, ends), *_part(stretch, slice(begins, ends))))
+            if window is None:
+                z, seen = jax.lax.scan(functools.partial(_step, one, trace), z, rows)
+                states.append(seen)
+            else:
+                z = jax.lax.fori_loop(*_within(window, first + begins, first + ends), functools.partial(_place, one, rows), z)
         first += len(stretch.times)
     return (z, jnp.concatenate(states)) if trace else z
 
@@ -97,24 +101,22 @@ def _fold(i: int, key: PRNGKey) -> PRNGKey:
     return jax.random.fold_in(key, i)
 
 
-def watch(sampler: Sampler, process: MaskAndReplace, n: int, one: Callable[..., Tokens], z: Tokens,
-          begin: int | None = None) -> Iterator[Tokens]:
-    """The states after each call, as they come. `one(update, number of the call, z, time, numbers)` makes a call."""
-    place = 0
-    for stretch in _stretches(sampler, process, n, begin):
-        for j, time in enumerate(stretch.times):
-            z = one(stretch.update, place, z, time, _part(stretch, j)[1])
-            place += 1
-            yield z
-
-
 def _step(one: Callable[..., Tokens], trace: bool, z: Tokens, row: Any) -> tuple[Tokens, Tokens | None]:
     z = one(z, *row)
     return z, z if trace else None
 
 
-def _part(stretch: Stretch, which: int | slice) -> tuple[Any, Any]:
-    """The times and numbers of one call, or of some."""
+def _place(one: Callable[..., Tokens], rows: Any, j: Any, z: Tokens) -> Tokens:
+    return one(z, *jax.tree.map(lambda x: x[j], rows))
+
+
+def _within(window: tuple[Any, Any], begins: int, ends: int) -> list[Any]:
+    """Where the window begins and ends among the calls `begins` to `ends`."""
+    return [jnp.clip(edge - begins, 0, ends - begins) for edge in window]
+
+
+def _part(stretch: Stretch, which: slice) -> tuple[Any, Any]:
+    """The times and numbers of some calls."""
     return jax.tree.map(lambda x: x[which], (stretch.times, stretch.numbers))
 
 

@@ -221,7 +221,7 @@ class DiffusionStage:
 
     def sample(self, params: Any, keys: PRNGKeys, conditions: Conditions, knobs: dict[str, Any], sampler: Sampler,
                switches: Switches, *, z: Tokens | None = None, known: Known | None = None, begin: int | None = None,
-               trace: bool = False) -> Any:
+               trace: bool = False, window: tuple[Any, Any] | None = None) -> Any:
         """Tokens (b, n) for each image's prompts, as `samplers.run.run` gives them; from the sampler's own start without `z`.
 
         `knobs`: "scales" (p, b), "temperature" and "top_p".
@@ -231,7 +231,8 @@ class DiffusionStage:
         told = times(sampler, self.process, n, begin)
         guided = switches.guides(1 - np.asarray(self.process.unmasked)[told])
         plain, guiding = (self.denoise(params, conditions, knobs, switches, guided=flag) for flag in (False, True))
-        return run(sampler, keys, self.process, [guiding if g else plain for g in guided], z, known=known, begin=begin, trace=trace)
+        return run(sampler, keys, self.process, [guiding if g else plain for g in guided], z, known=known, begin=begin, trace=trace,
+                   window=window)
 
     def denoise(self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches, *,
                 guided: bool) -> DenoiseFn:

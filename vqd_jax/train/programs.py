@@ -53,27 +53,36 @@ def sample(stage: TokenStage, weights: Any, conditions: Conditions, scales: Floa
     With `trace` returns (tokens, states (calls, b, n)). Without `devices` one does all rows.
     """
     keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
-    out = _sample(stage, sampler, switches, begin, trace, devices or here(1), weights, keys, conditions, knobs, image, known)
+    whole = None if trace or isinstance(stage, AutoregressiveStage) else (0, np.iinfo(np.int32).max)
+    out = _sample(stage, sampler, switches, begin, trace, devices or here(1), weights, keys, conditions, knobs, image, known,
+                  *_window(stage, whole, len(keys)))
     return jax.tree.map(np.asarray, out)
 
 
 def watch(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
-          sampler: Sampler | Raster, prediction: Prediction) -> Iterator[Int[np.ndarray, "b n"]]:
-    """The states of `sample` after each call, each as soon as it is there; a program for each kind of call."""
+          sampler: Sampler | Raster, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
+          begin: int | None = None) -> Iterator[Int[np.ndarray, "b n"]]:
+    """The states of `sample` after each call, each as soon as it is there; the last one is what `sample` returns, bit for bit."""
     keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
     if isinstance(stage, AutoregressiveStage):
         state = None
-        for place in range(math.prod(stage.network.grid)):
-            state = _token(stage, switches, weights, keys, conditions, knobs, state, place)
+        for place in range(math.prod(stage.network.grid) - 1):
+            state = _token(stage, switches, weights, keys, conditions, knobs, known, state, place)
             yield np.asarray(state[1])
+        yield sample(stage, weights, conditions, scales, seed=seed, first=first, sampler=sampler, prediction=prediction, known=known)
         return
-    n = math.prod(stage.denoiser.grid)
-    guided = switches.guides(1 - np.asarray(stage.process.unmasked)[run.times(sampler, stage.process, n)])
+    z = None
+    for place in range(len(run.times(sampler, stage.process, math.prod(stage.denoiser.grid), begin))):
+        z = _sample(stage, sampler, switches, begin, False, here(1), weights, keys, conditions, knobs, image, known,
+                    *_window(stage, (place, place + 1), len(keys), z))  # the very program of `sample`, whose loop ends after a call
+        yield np.asarray(z)
 
-    def one(update, place, z, time, numbers):
-        return _one(stage, update, switches, bool(guided[place]), weights, keys, conditions, knobs, z, place, time, numbers)
 
-    yield from map(np.asarray, run.watch(sampler, stage.process, n, one, sampler.start(keys, stage.process, n)))
+def _window(stage: TokenStage, window: tuple[int, int] | None, rows: int, z: Any = None) -> tuple[Any, Any]:
+    """The window of calls and the state before them, as `_sample` takes them."""
+    if window is None:
+        return None, None
+    return tuple(map(np.int32, window)), np.zeros((rows, math.prod(stage.denoiser.grid)), np.int32) if z is None else z
 
 
 def _settings(prediction: Prediction, scales: Float[np.ndarray, "p b"]) -> tuple[Switches, dict[str, Any]]:
@@ -84,17 +93,11 @@ def _settings(prediction: Prediction, scales: Float[np.ndarray, "p b"]) -> tuple
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _token(stage, switches, weights, keys, conditions, knobs, state, place):
+def _token(stage, switches, weights, keys, conditions, knobs, known, state, place):
     predict = stage.predictor(weights, conditions, knobs, switches)
     if state is None:
-        return autoregressive.begin(keys, predict, stage.empty(keys), stage.network.codes)
-    return autoregressive.following(keys, predict, state, place)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _one(stage, update, switches, guided, weights, keys, conditions, knobs, z, place, time, numbers):
-    denoise = stage.denoise(weights, conditions, knobs, switches, guided=guided)
-    return run.call(update, keys, stage.process, denoise, z, place, time, numbers)
+        return autoregressive.begin(keys, predict, stage.empty(keys), stage.network.codes, known)
+    return autoregressive.following(keys, predict, state, place, known)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,18 +119,21 @@ def _row_keys(key: PRNGKey, first: int, count: int) -> PRNGKeys:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known):
+def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known, window, z):
     swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))  # so that the rows come first, and back
 
-    def rows(whole, keys, conditions, scales, image, known):
-        weights, knobs = whole
-        z = None if image is None else sampler.noised(keys, stage.process, image, begin)
-        late = {} if begin is None else {"z": z, "begin": begin}
+    def rows(whole, keys, conditions, scales, image, known, z):
+        weights, knobs, window = whole
+        start = None if image is None else sampler.noised(keys, stage.process, image, begin)
+        late = {} if begin is None else {"z": start, "begin": begin}
+        if window is not None:
+            start = sampler.start(keys, stage.process, z.shape[1]) if start is None else start
+            late |= {"z": jnp.where(window[0] == 0, start, z).astype(z.dtype), "window": window}
         out = stage.sample(weights, keys, swap(conditions), knobs | {"scales": swap(scales)}, sampler, switches, known=known, trace=trace,
                            **late)
         return (out[0], swap(out[1])) if trace else out
 
-    out = by_rows(rows, devices, (weights, knobs), keys, swap(conditions), swap(knobs["scales"]), image, known)
+    out = by_rows(rows, devices, (weights, knobs, window), keys, swap(conditions), swap(knobs["scales"]), image, known, z)
     return (out[0], swap(out[1])) if trace else out
 
 
