@@ -30,6 +30,7 @@ ALLOWED = {
     "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train", "writing"},
     "rehearsal": {"build", "models", "sharding", "train"},
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pictures", "pipeline", "samplers", "train"}, "sampling_flags": set(),
+    "recipe": {"data", "editing", "pipeline", "samplers"}, "demo": {"data", "pictures", "pipeline", "recipe"},
     "protocols": set(), "generation": {"data", "pipeline", "writing"}, "judging": {"data", "eval", "hub", "protocols", "text"},
     "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "models", "train"}, "report": {"judging", "pictures"},
 }

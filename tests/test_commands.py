@@ -256,6 +256,8 @@ BAD = [
     (["plan", "--workdir={workdir}", "--calls=65"], "a plan for 64 tokens has 1..64 calls, got 65"),
     (["plan", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "{workdir}"),
+    (["sample", "--workdir={workdir}", "--like=gone.png"], "there is no picture gone.png"),
+    (["sample", "--workdir={workdir}", "--like=x.png", "--seed=1", "--calls=2"], "takes everything from the file: leave out --seed"),
     (["sample", "--workdir={workdir}", "--prompt=x", "stray"], "unexpected argument 'stray'"),
     (["sample", "--workdir=tests", "--prompt=x"], "there is no finished checkpoint"),
     (["evaluate", "--workdir=nowhere"], "there is no workdir nowhere"),

@@ -69,14 +69,19 @@ def side_by_side(originals: Pictures, reconstructions: Pictures, *, columns: int
 
 def save_png(path: str | os.PathLike, image: Sheet, metadata: Mapping[str, str] | None = None) -> None:
     """Write a PNG file, whole or not at all, with `metadata` as its text; folders on the way are made."""
-    path = Path(path)
+    content = png_file(image, metadata)  # Pillow itself does not say why a file could not be written
+    with whole(Path(path), "the picture") as part:
+        part.write_bytes(content)
+
+
+def png_file(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file, with `metadata` as its text."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)  # UTF-8
-    content = io.BytesIO()  # Pillow itself does not say why a file could not be written
+    content = io.BytesIO()
     Image.fromarray(image).save(content, format="PNG", pnginfo=info)
-    with whole(path, "the picture") as part:
-        part.write_bytes(content.getvalue())
+    return content.getvalue()
 
 
 def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:

@@ -1,10 +1,9 @@
 """Pictures from text: `python -m vqd_jax.sample --workdir=DIR --prompt="…" [--prompt="…"] --num=4 --out=FILE.png`.
 
 With --init_image it changes a picture instead: --mask says where (white is repainted), --strength how much, --extend
-makes it larger.
+makes it larger. The file says how it was made: --like=FILE.png makes the same pictures again.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,18 @@ _INIT = flags.DEFINE_string("init_image", None, "A picture to change: it is scal
                                                 "--mask or --extend is given.")
 _MASK = flags.DEFINE_string("mask", None, "A picture of the same size: where it is white, the first one is repainted.")
 _STRENGTH = flags.DEFINE_float("strength", 1.0, "How far back in time the change begins, in (0, 1]; 1 forgets the old content.")
+_LIKE = flags.DEFINE_string("like", None, "A PNG of this command or of the page: draw the same pictures, or picture, again.")
 _EXTEND = flags.DEFINE_list("extend", [], "LEFT,TOP,RIGHT,BOTTOM: pixels to paint around the picture.")
 
 
+_IN_FILE = (_PROMPT, _LABEL, _NEGATIVE, _NUM, _SEED, _BATCH, _INIT, _MASK, _STRENGTH, _EXTEND)  # with what sampling_flags.settings has
+
+
 def main(argv: Any) -> None:
-    from vqd_jax import editing, pipeline
+    from vqd_jax import pipeline, recipe
     from vqd_jax.errors import UserError
+    from vqd_jax.generation import digest
     from vqd_jax.pictures import grid, save_png
-    from vqd_jax.progress import bar
 
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
@@ -43,34 +46,44 @@ def main(argv: Any) -> None:
     changes = {"--mask": _MASK.value, "--extend": _EXTEND.value, "--strength": _STRENGTH.value != 1}
     if not _INIT.value and any(changes.values()):
         raise UserError(f"{next(name for name, value in changes.items() if value)} needs a picture: give it with --init_image")
+    if _LIKE.value and (more := [*(flag.name for flag in _IN_FILE if flag.present), *sampling_flags.settings()]):
+        raise UserError(f"--like takes everything from the file: leave out --{more[0]}")
     started = time.perf_counter()
     loading = sampling_flags.loading()
     model = pipeline.load(_WORKDIR.value, **loading)
-    prompts = model.prompts(asked, labels=bool(_LABEL.value))
-    settings = sampling_flags.settings() | ({"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {})
-    model.settings(**{k: v for k, v in settings.items() if k != "negative_prompt"})  # bad ones end here
-    wanted = [p for p in prompts for _ in range(_NUM.value)]
-    if _INIT.value:
-        picture = editing.read(_INIT.value, _MASK.value, _EXTEND.value, model.config.data.image_size)
-        images = editing.paint(model, picture, wanted, seed=_SEED.value, strength=_STRENGTH.value, **settings)
+    weights = digest(model)
+    wanted, picture = recipe.read_file(model, _LIKE.value, weights) if _LIKE.value else (_asked(model, asked), None)
+    images = recipe.draw(model, wanted)
+    if picture is None:
+        captions = [p if j == 0 else "" for p in wanted.prompts for j in range(wanted.num)]
+        sheet = grid(images, wanted.num, captions=captions, scale=_SCALE.value)
     else:
-        batch, images = min(_BATCH.value, len(wanted)), []
-        with bar(len(wanted), description="sampling", unit="picture") as progress:
-            for made in model.batches(wanted, batch, seed=_SEED.value, **settings):
-                images.append(made)
-                progress.update(len(made))
-        images = np.concatenate(images)
-    used = {**model.config.sampling, **settings, **loading, "seed": _SEED.value, "prompts": prompts, "num": _NUM.value}
-    captions = [p if j == 0 else "" for p in prompts for j in range(_NUM.value)]
-    save_png(_OUT.value, grid(images, _NUM.value, captions=captions, scale=_SCALE.value), {"vqd_jax": json.dumps(used)})
-    print(f"{len(wanted)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
+        images = images[[picture]]
+        scale = _SCALE.value if _SCALE.present else 1
+        sheet = images[0].repeat(scale, axis=0).repeat(scale, axis=1)
+    save_png(_OUT.value, sheet, recipe.metadata(model, wanted, weights, picture=picture, **loading))
+    print(f"{len(images)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
     if _TRACE.value:
-        strip = np.stack([images for _, images in model.watch(prompts, seed=_SEED.value, **settings)], axis=1)
+        prompts = wanted.prompts
+        strip = np.stack([images for _, images in model.watch(prompts, seed=wanted.seed, **wanted.settings)], axis=1)
         shown = np.unique(np.linspace(0, strip.shape[1] - 1, min(strip.shape[1], 16)).astype(int))  # of many calls some
         strip = strip[:, shown]
         captions = [f"call {j + 1}" + (f": {p}" if j == 0 else "") for p in prompts for j in shown]
         save_png(_TRACE.value, grid(strip.reshape(-1, *strip.shape[2:]), strip.shape[1], captions=captions, scale=_SCALE.value))
         print(f"after each call: {Path(_TRACE.value)}")
+
+
+def _asked(model: Any, prompts: list[str]) -> Any:
+    """The recipe that the flags describe."""
+    from vqd_jax import editing, recipe
+
+    prompts = model.prompts(prompts, labels=bool(_LABEL.value))
+    settings = sampling_flags.settings()
+    model.settings(**settings)  # bad ones end here
+    settings |= {"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {}
+    canvas = _INIT.value and editing.read(_INIT.value, _MASK.value, _EXTEND.value, model.config.data.image_size)
+    return recipe.Recipe(prompts=tuple(prompts), num=_NUM.value, seed=_SEED.value, batch=_BATCH.value, settings=settings,
+                         canvas=canvas or None, strength=_STRENGTH.value)
 
 
 def run() -> None:
