@@ -1,0 +1,47 @@
+"""A page to draw pictures on, with a JSON interface: `python -m vqd_jax.demo --workdir=DIR`. It is for this machine alone unless told."""
+
+import functools
+import sys
+from typing import Any
+
+from absl import flags
+
+from vqd_jax import command
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen; 0.0.0.0 lets in everyone who reaches it, without a password.")
+_PORT = flags.DEFINE_integer("port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535)
+_STAGE = flags.DEFINE_enum("stage", None, ["diffusion", "autoregressive"], "Which model of a workdir that has both; diffusion by default.")
+_ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors for the model in the workdir.")
+
+
+def main(argv: Any) -> None:
+    from vqd_jax import pipeline
+    from vqd_jax.demo import requests
+    from vqd_jax.demo.line import Line
+    from vqd_jax.demo.server import Server, loopback
+    from vqd_jax.errors import UserError
+    from vqd_jax.generation import digest
+
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
+    model = pipeline.load(_WORKDIR.value, stage=_STAGE.value, adapter=_ADAPTER.value)
+    weights = digest(model)
+    about = requests.about(model, _WORKDIR.value, weights)
+    line = Line(functools.partial(requests.draw, model, weights=weights))
+    server = Server(_HOST.value, _PORT.value, about, functools.partial(requests.read, model), line)
+    if not loopback(_HOST.value):
+        print(f"warning: everyone who reaches {_HOST.value} can draw here", file=sys.stderr)
+    print(f"{server.address}  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+def run() -> None:
+    command.run(main)
+
+
+if __name__ == "__main__":
+    run()

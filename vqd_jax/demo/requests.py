@@ -1,0 +1,58 @@
+"""What the page and its JSON may ask of a model, and what they hear while it is drawn; knows neither HTTP nor the queue."""
+
+import base64
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vqd_jax import pipeline, recipe
+from vqd_jax.data.packed import png
+from vqd_jax.errors import UserError
+from vqd_jax.pictures import png_file
+from vqd_jax.pipeline import TextToImage
+from vqd_jax.recipe import Recipe
+
+PICTURES = 16            # at most, of one request: they are computed together
+GUIDANCE = 50.0          # at most: beyond, everything is the likeliest code
+TEMPERATURE = 10.0
+EXAMPLE = "a twitter style emoji of a crab"
+SAMPLERS = ("ancestral", "counts", "remask", "released_fast", "prior_rule")
+
+
+def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
+    """What a page has to know of the model: its settings, which of them can be chosen, and the limits."""
+    own = pipeline.own_sampling(model.stage)
+    diffusion = own.get("sampler") != "autoregressive"
+    kind = model.config.condition.kind
+    return {"name": Path(workdir).resolve().name, "model": weights, "kind": kind, "size": model.config.data.image_size,
+            "example": {"text": EXAMPLE, "class": "0", "none": ""}[kind], "sampling": dict(model.config.sampling),
+            "samplers": [own["sampler"]] if own else list(SAMPLERS), "calls": model.process.T if diffusion else own["calls"],
+            "pictures": PICTURES, "edits": diffusion}
+
+
+def read(model: TextToImage, fields: Any) -> Recipe:
+    """The recipe of a request's JSON, its picture brought to the model's size; UserError for what is not accepted."""
+    asked = recipe.read(model, fields, fit=True)
+    if len(asked.wanted) > min(PICTURES, asked.batch):
+        raise UserError(f"at most {min(PICTURES, asked.batch)} pictures are drawn at once, got {len(asked.wanted)}")
+    for name, low, high in (("guidance", -GUIDANCE, GUIDANCE), ("temperature", 0.0, TEMPERATURE)):
+        if name in asked.settings:
+            recipe.number(name, asked.settings[name], 0.0, low, high)
+    return asked
+
+
+def draw(model: TextToImage, asked: Recipe, weights: str) -> Iterator[dict[str, Any]]:
+    """An event after each network call: "call" of "calls", "seconds" so far, and the "pictures" as they are, data URLs of PNG files.
+
+    The last event is "done": each of its pictures carries its recipe, as `vqd_jax.sample --like` reads it.
+    """
+    calls, began, images = recipe.calls(model, asked), time.perf_counter(), None
+    for call, images in enumerate(recipe.watch(model, asked), 1):  # noqa: B007
+        yield {"call": call, "calls": calls, "seconds": time.perf_counter() - began, "pictures": [_url(png(image)) for image in images]}
+    files = [png_file(image, recipe.metadata(model, asked, weights, picture=i)) for i, image in enumerate(images)]
+    yield {"done": True, "call": calls, "calls": calls, "seconds": time.perf_counter() - began, "pictures": [_url(file) for file in files]}
+
+
+def _url(file: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(file).decode()
