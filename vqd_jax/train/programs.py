@@ -73,9 +73,10 @@ def watch(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float
         return
     z = None
     for place in range(len(run.times(sampler, stage.process, math.prod(stage.denoiser.grid), begin))):
-        z = _sample(stage, sampler, switches, begin, False, here(1), weights, keys, conditions, knobs, image, known,
-                    *_window(stage, (place, place + 1), len(keys), z))  # the very program of `sample`, whose loop ends after a call
-        yield np.asarray(z)
+        # the very program of `sample`, whose loop ends after a call; not compiled again, as it would be for a z that is no NumPy array
+        z = np.asarray(_sample(stage, sampler, switches, begin, False, here(1), weights, keys, conditions, knobs, image, known,
+                               *_window(stage, (place, place + 1), len(keys), z)))
+        yield z
 
 
 def _window(stage: TokenStage, window: tuple[int, int] | None, rows: int, z: Any = None) -> tuple[Any, Any]:
