@@ -49,9 +49,13 @@ def check_prompt(prompt: str) -> str:
     """The prompt, or one sentence about what is wrong with it."""
     if not prompt.strip():
         raise UserError("a prompt is empty: write what the picture should show")
+    _check_length(prompt)
+    return prompt
+
+
+def _check_length(prompt: str) -> None:
     if len(prompt) > MAX_PROMPT:
         raise UserError(f"a prompt has {len(prompt):,} characters, at most {MAX_PROMPT:,} are accepted")
-    return prompt
 
 
 def literal(caption: str) -> str:
@@ -77,7 +81,8 @@ class TextToImage:
         """One image per prompt; image i depends on (prompt i, seed, i) and the settings.
 
         A prompt may blend several, with weights: "a cat AND a dog :0.5". `settings` are keys of `config.sampling`, such as
-        sampler, calls, guidance, temperature, and options of that sampler, such as order; the others are the config's.
+        sampler, calls, guidance, temperature, and options of that sampler, such as order; the others are the config's. The sampler
+        is a name, or an object as `samplers.run` describes them.
         """
         return self.decode(self.tokens(prompts, seed=seed, negative_prompt=negative_prompt, **settings))
 
@@ -127,10 +132,17 @@ class TextToImage:
         return self.stage.process
 
     def settings(self, *, begin: int | None = None, **settings: Any) -> tuple[Sampler | Raster, Prediction]:
-        """The sampler and the treatment of p(x_0) that `settings` ask for, the config's where they are silent."""
+        """The sampler and the treatment of p(x_0) that `settings` ask for, the config's where they are silent.
+
+        A sampler that is no name, but an object, has its calls and options itself.
+        """
         asked = {name: value for name, value in settings.items() if value is not None}
         chosen = dict(self.config.sampling) | {name: asked.pop(name) for name in list(asked) if name in self.config.sampling}
         own = own_sampling(self.stage)
+        if not own and isinstance(chosen["sampler"], Sampler):
+            if beside := sorted(asked.keys() | settings.keys() & {"calls"}):
+                raise UserError(f"a sampler of one's own has {beside[0]} itself: say it there")
+            return chosen["sampler"], Prediction(**{name: value for name, value in chosen.items() if name not in ("sampler", "calls")})
         if wrong := [name for name in own if chosen[name] != own[name]]:
             kind = "autoregressive model" if own["sampler"] == "autoregressive" else "model, which predicts the previous state,"
             raise UserError(f"for this {kind} {wrong[0]} can only be {own[wrong[0]]}, got {chosen[wrong[0]]}")
@@ -160,6 +172,7 @@ class TextToImage:
         """The texts, or classes, of each image and their scales of guidance (p, b)."""
         if negative_prompt and prediction.guidance == 1:
             raise UserError("a negative prompt acts through guidance, and a guidance of 1 is none: choose another scale")
+        _check_length(negative_prompt)
         kind = self.config.condition.kind
         if kind == "none" and prediction.guidance != 1:
             raise UserError(f"this model draws without any condition, so that guidance must be 1, got {prediction.guidance:g}")
