@@ -77,6 +77,8 @@ def test_own_pictures_are_brought_to_size_and_only_the_mask_is_repainted(model, 
 
 @pytest.mark.parametrize("fields,sentence", [
     ({"num": 17}, "at most 16 pictures are drawn at once, got 17"), ({"prompts": ["a", "b"], "num": 9}, "at most 16.*got 18"),
+    ({"prompts": ["a"] * 1000, "num": 1_000_000}, "at most 16.*got 1000000000"),
+    ({"prompts": [" AND ".join("abcdefghi")]}, "at most 8 prompts are blended in one, got 9"),
     ({"guidance": 51}, r"guidance must be a number in -50\.\.50, got 51"),
     ({"temperature": 11}, r"temperature must be a number in 0\.\.10"),
     ({"batch": 2}, "at most 2 pictures"),
@@ -91,6 +93,15 @@ def test_prompts_of_any_length_and_script_are_drawn(model, weights, prompt):
     *_, done = requests.draw(model, requests.read(model, CRAB | {"prompts": [prompt]}), weights)
     text = json.loads(Image.open(io.BytesIO(base64.b64decode(done["pictures"][0].partition(",")[2]))).text[recipe.KEY])
     assert text["prompts"] == [prompt]
+
+
+def test_a_small_file_with_a_large_picture_is_refused(model):
+    """Its pixels would take a thousand times as much memory as the request."""
+    file = io.BytesIO()
+    Image.new("L", (5000, 4000)).save(file, "PNG")
+    assert len(file.getvalue()) < 100_000
+    with pytest.raises(UserError, match="the init_image is not a picture that can be read .*at most 16,777,216 are read"):
+        requests.read(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
 
 
 def test_what_the_page_is_told_of_a_model(model, weights):
@@ -263,9 +274,8 @@ def test_a_client_that_goes_stops_the_work():
     assert len([w for w in work.done if w[0] == "gone"]) <= 1
 
 
-@pytest.mark.parametrize("path", ["/../../etc/passwd", "//etc/passwd", "/%2e%2e/setup.cfg", "/page.js/../../__main__.py",
-    "/__main__.py", "/file=x",
-                                  "/pretrained/emoji/README.md", "/api/draw"])
+@pytest.mark.parametrize("path", ["/../../etc/passwd", "//etc/passwd", "/%2e%2e/setup.cfg", "/page.js/../../__main__.py", "/__main__.py",
+                                  "/file=x", "/pretrained/emoji/README.md", "/api/draw", "//["])
 def test_nothing_but_the_page_can_be_read(path):
     with served(Work()) as server:
         status, _, body = ask(server, "GET", path)
@@ -284,7 +294,31 @@ def test_the_page_is_all_here():
             assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", ""))
             todo += [f"/{name}" for name in re.findall(r'(?:src|href)="([^"]+)"|from "\./([^"]+)"', text) for name in name if name
                      if f"/{name}" not in seen]
-        assert {*seen} == {"/", "/page.css", "/page.js", "/editor.js", "/icon.svg"} == {*server.files} - {"/index.html"}
+        assert {*seen} == {"/", "/page.css", "/page.js", "/editor.js", "/icon.svg"}
+        assert {*server.files} == {*seen} | {"/index.html", "/api/openapi.json"}
+
+
+def test_the_interface_is_described_as_it_is(model, weights):
+    """Every field of a request, its bounds, its example and the fields of events; nothing else is taken."""
+    with served(Work()) as server:
+        status, headers, body = ask(server, "GET", "/api/openapi.json")
+    said = json.loads(body)
+    fields, example = (said["components"]["schemas"]["Recipe"][name] for name in ("properties", "example"))
+    assert status == 200 and headers["Content-Type"] == "application/json"
+    assert {*said["paths"]} == {"/api/model", "/api/draw"} and {*example} <= {*fields}
+    text = json.loads(recipe.metadata(model, requests.read(model, CRAB), weights)[recipe.KEY])
+    more = {"negative_prompt", "init_image", "mask", "strength"}
+    assert {*fields} == {*text} - {"model", "batch"} | more
+    assert fields["sampler"]["enum"] == [*requests.SAMPLERS]
+    for name, field in fields.items():
+        for bound, outside in (("minimum", -1), ("maximum", 1)):
+            if bound in field:
+                requests.read(model, example | {name: field[bound], "negative_prompt": ""} | ({"num": 1} if name != "num" else {}))
+                with pytest.raises(UserError, match=f"{name}|at most 16 pictures"):
+                    requests.read(model, example | {name: field[bound] + outside})
+    *seen, done = requests.draw(model, requests.read(model, example | {"calls": 2}), weights)
+    events = said["components"]["schemas"]["Event"]["properties"]
+    assert {*seen[0]} | {*done} | {"waiting", "error"} == {*events}
 
 
 def test_only_the_own_page_is_answered():
@@ -294,8 +328,8 @@ def test_only_the_own_page_is_answered():
         for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
             assert ask(server, "GET", "/", Host=host)[0] == 200
             assert ask(server, "POST", "/api/draw", fields, Host=host, Origin=f"http://{host}")[0] == 200
-        for headers in ({"Host": "example.org"}, {"Host": ""}, {"Host": "localhost.example.org"}, {"Origin": "http://example.org"},
-                        {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}):
+        for headers in ({"Host": "example.org"}, {"Host": ""}, {"Host": "localhost.example.org"}, {"Host": "["}, {"Host": "127.0.0.1@x"},
+                        {"Origin": "http://example.org"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": "http://["}):
             assert ask(server, "POST", "/api/draw", fields, **headers)[0] == 403
         assert ask(server, "POST", "/api/draw", fields, Content_Type="text/plain")[0] == 415
         assert ask(server, "PUT", "/api/draw", fields)[0] == 501
@@ -312,21 +346,76 @@ def test_bad_and_large_requests_are_one_sentence(monkeypatch):
                                        (b"0" * (2**20 + 1), 413, "a request says its length, which is at most 1 MiB")):
             got, _, answer = ask(server, "POST", "/api/draw", body)
             assert (got, json.loads(answer)) == (status, {"error": sentence})
-        connection = socket.create_connection(server.server_address[:2])
-        connection.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 413")
-        connection.close()
+        for length in (b"-5", b"+5", b"0x5", b"", b"1_0", "²".encode("latin-1"), b"9" * 5000):
+            with socket.create_connection(server.server_address[:2]) as connection:
+                connection.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\n\r\n" % length)
+                assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_bug_is_answered_too(caplog):
+    with served(Work(), lambda fields: fields["name"]) as server:
+        status, _, body = ask(server, "POST", "/api/draw", "{}")
+    assert (status, json.loads(body)["error"]) == (500, "this request could not be read; the log of the server says why")
+    assert "KeyError" in caplog.text
+
+
+def test_who_sends_slowly_is_not_waited_for(monkeypatch):
+    """Neither in the middle of a request, nor for one more connection than there are places; who comes later is answered."""
+    monkeypatch.setattr(serving, "PATIENCE", 0.5)
+    monkeypatch.setattr(serving, "CONNECTIONS", 3)
+    with served(Work()) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(server.server_address[:2])) for _ in range(3)]
+        for connection in slow:
+            connection.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+        more = stack.enter_context(socket.create_connection(server.server_address[:2]))
+        more.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert gone(more)
+        began = time.monotonic()
+        while not gone(slow[0]) and time.monotonic() < began + 20:
+            for connection in slow:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b" ")
+            time.sleep(0.05)
+        assert time.monotonic() < began + 20
+        wait(lambda: server.places._value == 3)
+        assert ask(server, "GET", "/")[0] == 200
+
+
+def gone(connection):
+    """Whether the other side has closed this one, maybe after an answer."""
+    connection.settimeout(0.05)
+    try:
+        while connection.recv(1000):
+            pass
+        return True
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_pictures_are_read_one_at_a_time():
+    together, most = [], []
+
+    def read(fields):
+        together.append(1)
+        most.append(len(together))
+        time.sleep(0.01)
+        together.pop()
+        return "x", 1
+
+    with served(Work(), read) as server, concurrent.futures.ThreadPoolExecutor(8) as clients:
+        list(clients.map(lambda i: events(server), range(16)))
+    assert most == [1] * 16
 
 
 @pytest.mark.parametrize("arguments,sentence", [
-    ([], "--workdir is missing"), (["--workdir=nowhere"], "there is no workdir nowhere"),
     (["--workdir={model}", "--port={taken}"], "cannot serve at 127.0.0.1:{taken}: Address already in use"),
-    (["--workdir={model}", "--host=999.1.1.1"], "cannot serve at 999.1.1.1"), (["--workdir={model}", "--port=99999"], "--port=99999"),
+    (["--workdir={model}", "--host=999.1.1.1"], "cannot serve at 999.1.1.1"),
 ])
 def test_the_command_says_what_is_wrong(arguments, sentence):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         names = {"model": MODEL, "taken": taken.getsockname()[1]}
         done = subprocess.run([sys.executable, "-m", "vqd_jax.demo", *(a.format(**names) for a in arguments)], cwd=ROOT,
-                              capture_output=True,
-                              text=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+                              capture_output=True, text=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode != 0 and "Traceback" not in done.stderr and sentence.format(**names) in done.stderr

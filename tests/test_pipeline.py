@@ -57,9 +57,11 @@ def test_traces_and_states_are_shared_too(model):
 def test_watching_sees_what_the_scan_does(model):
     asked = dict(calls=5, seed=1, guidance=2.0, guidance_below=0.6)
     _, states = model.tokens(PROMPTS[:2], **asked, trace=True)
+    compiled = programs._sample._cache_size()
     seen = list(model.watch(PROMPTS[:2], **asked))
     assert len(seen) == 5
-    np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # one program: to the bit
+    np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # to the bit
+    assert programs._sample._cache_size() == compiled + 1  # one program does both
     agree = np.mean([(s == t).mean() for (s, _), t in zip(seen, states)])  # two programs: the last bits may differ
     assert agree > 0.9 and (seen[-1][0] < 512).all()
     first, picture = seen[0]
@@ -110,6 +112,11 @@ def test_a_negative_prompt_leads_away(model):
     ({"order": "halton"}, "the sampler ancestral has no option 'order'"),
     ({"sampler": "counts", "order": "spiral"}, "order of counts must be one of"),
     ({"sampler": "counts", "polish": "many"}, "the option polish of counts is like 0, got 'many'"),
+    ({"sampler": "counts", "counts": ["a"] * 25}, "the option counts of counts is like 'auto', got .'a', 'a'"),
+    ({"sampler": "counts", "order": [[0]]}, "the option order of counts is like"),
+    ({"sampler": "counts", "noise": float("nan")}, "noise of counts is like 4.5, got nan"),
+    ({"sampler": "counts", "noise": 10**400}, "noise of counts is like 4.5, got 1000"), ({"sampler": "counts", "noise": True}, "got True"),
+    ({"negative_prompt": "x" * 1001}, "a prompt has 1,001 characters"),
     ({"sampler": "counts", "calls": 65}, "calls must be in 1..64"), ({"sampler": "remask", "eta": 2.0}, r"eta in \[0, 1\], got 2"),
     ({"temperature": 0.0}, "temperature positive"), ({"top_p": 1.5}, r"top_p in \(0, 1\]"), ({"top_k": -1}, "top_k must be 0 or more"),
     ({"strength": 0.0}, r"strength must lie in \(0, 1\]"),

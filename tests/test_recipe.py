@@ -1,4 +1,5 @@
 """What a file says of its pictures makes them again, all or one of them; what is watched ends as what is drawn."""
+import dataclasses
 import json
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
     ({"seed": -1}, "seed must be a whole number in 0"), ({"seed": 2**32}, "seed must"),
     ({"seed": "1"}, "seed must be a whole number.*'1'"),
     ({"calls": 101}, r"calls must be in 1\.\.100, got 101"), ({"calls": 2.5}, "calls must be a whole number"),
+    ({"calls": 10**400}, "calls must be a whole number, got 1000"), ({"guidance": 10**400}, "guidance must be a number, got 1000"),
+    ({"sampler": "counts", "calls": 65}, r"calls must be in 1\.\.64"), ({"negative_prompt": "x" * 1001}, "has 1,001 characters"),
     ({"guidance": float("nan")}, "guidance must be a number, got nan"), ({"guidance": "2"}, "guidance must be a number, got '2'"),
     ({"temperature": 0}, "temperature positive"), ({"temperature": float("inf")}, "temperature must be a number, got inf"),
     ({"ramp": 1}, "ramp must be true or false"), ({"sampler": 3}, "sampler must be a text"),
@@ -103,6 +106,21 @@ def test_bad_fields_are_one_sentence(model, fields, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         recipe.read(model, fields)
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
+    """A file does not change its pictures when the workdir gets another plan."""
+    planned = dataclasses.replace(model, entropy={"random": np.geomspace(9.0, 0.01, 64)})
+    asked = Recipe(prompts=("a google style emoji of a dog",), num=2, settings={"sampler": "counts", "calls": 5})
+    images = recipe.draw(planned, asked)
+    save_png(tmp_path / "x.png", images[0], recipe.metadata(planned, asked, weights))
+    read, _ = recipe.read_file(model, str(tmp_path / "x.png"), weights)
+    counts = read.settings["counts"]
+    assert sum(counts) == 64 and len(counts) == 5 and len({*counts}) > 2
+    np.testing.assert_array_equal(recipe.draw(model, read), images)
+    save_png(tmp_path / "x.png", images[0], recipe.metadata(model, asked, weights))  # without a plan
+    even, _ = recipe.read_file(planned, str(tmp_path / "x.png"), weights)
+    np.testing.assert_array_equal(recipe.draw(planned, even), recipe.draw(model, asked))
 
 
 def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):

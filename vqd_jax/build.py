@@ -1,6 +1,7 @@
 """From config sections to objects; the only library file that sees a ConfigDict."""
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,15 @@ def _with_dtype(section: ConfigDict) -> dict[str, Any]:
 
 
 def _like(default: Any, value: Any, what: str) -> Any:
-    """The value, if it is of the default's kind; a list of whole numbers may stand for a name."""
-    kind = (str, tuple, list) if isinstance(default, str) else (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, kind) or isinstance(value, bool) and not isinstance(default, bool):
-        raise UserError(f"{what} is like {default!r}, got {value!r}")
+    """The value, if it is of the default's kind and, if a number, finite; a list of whole numbers may stand for a name."""
+    if isinstance(default, str) and isinstance(value, (tuple, list)):
+        fits = all(type(x) is int for x in value)
+    else:
+        fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
+        fits &= isinstance(value, bool) == isinstance(default, bool)
+        fits &= not isinstance(value, (int, float)) or abs(value) <= sys.float_info.max  # not of NaN
+    if not fits:
+        raise UserError(f"{what} is like {default!r}, got {value!r:.80}")
     return value
 
 

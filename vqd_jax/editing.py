@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from vqd_jax.data.images import decode, reason
+from vqd_jax.data.images import LARGEST, decode, reason
 from vqd_jax.errors import UserError
 from vqd_jax.pipeline import TextToImage
 from vqd_jax.progress import track
@@ -137,9 +137,9 @@ def _open(path: str) -> Image.Image:
     return decoded(Path(path).read_bytes(), path)
 
 
-def decoded(content: bytes, what: str) -> Image.Image:
-    """The picture in a file's bytes, or a sentence that begins with `what`."""
+def decoded(content: bytes, what: str, largest: int = LARGEST) -> Image.Image:
+    """The picture in a file's bytes, of at most `largest` pixels, or a sentence that begins with `what`."""
     try:
-        return Image.fromarray(decode(content))
+        return Image.fromarray(decode(content, largest))
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
         raise UserError(f"{what} is not a picture that can be read ({reason(error)})") from error

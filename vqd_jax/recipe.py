@@ -9,7 +9,7 @@ import base64
 import binascii
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,21 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vqd_jax import editing
+from vqd_jax.data.images import LARGE, LARGEST
 from vqd_jax.data.packed import png
 from vqd_jax.editing import Canvas
 from vqd_jax.errors import UserError
 from vqd_jax.pipeline import TextToImage
 from vqd_jax.progress import bar
 from vqd_jax.samplers.autoregressive import Raster
+from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.run import times
 
 KEY = "vqd_jax"  # of the text in a PNG file
 BATCH = 16       # pictures computed at once
+MOST = 1_000_000  # pictures
 SEEDS = 2**32
+FINITE = sys.float_info.max  # the largest number
 LOADING = ("plan", "stage", "adapter", "adapter_scale")  # how the model was loaded: for who reads the file, the sum says it all
 
 
@@ -81,9 +85,14 @@ def calls(model: TextToImage, recipe: Recipe) -> int:
 
 
 def metadata(model: TextToImage, recipe: Recipe, weights: str, *, picture: int | None = None, **more: Any) -> dict[str, str]:
-    """The text of a PNG file with all the pictures, or with the one of that number. `weights` is the sum of the model's."""
-    fields = {**model.config.sampling, **recipe.settings, **more, "seed": recipe.seed, "prompts": recipe.prompts, "num": recipe.num,
-              "batch": recipe.batch, "model": weights}
+    """The text of a PNG file with all the pictures, or with the one of that number. `weights` is the sum of the model's.
+
+    Counts of tokens are written as they are: the workdir may have another plan later.
+    """
+    sampler, _ = _sampling(model, recipe)
+    planned = {"counts": sampler.counts} if isinstance(sampler, Counts) else {}
+    fields = {**model.config.sampling, **recipe.settings, **planned, **more, "seed": recipe.seed, "prompts": recipe.prompts,
+              "num": recipe.num, "batch": recipe.batch, "model": weights}
     if recipe.canvas:
         image, mask = recipe.canvas.image, recipe.canvas.repaint.astype(np.uint8) * 255
         encoded = {name: base64.b64encode(png(pixels)).decode() for name, pixels in (("init_image", image), ("mask", mask))}
@@ -91,10 +100,10 @@ def metadata(model: TextToImage, recipe: Recipe, weights: str, *, picture: int |
     return {KEY: json.dumps(fields | ({} if picture is None else {"picture": picture}))}
 
 
-def read(model: TextToImage, fields: Any, *, fit: bool = False) -> Recipe:
+def read(model: TextToImage, fields: Any, *, most: int | None = None) -> Recipe:
     """The recipe of the fields that a file or a request has; UserError where they are not those of this model.
 
-    With `fit` a larger picture to be changed is brought to the model's size.
+    With `most` they are a request's: at most that many pictures, and one to be changed is brought to the model's size.
     """
     if not isinstance(fields, dict):
         raise UserError("a recipe is a JSON object, such as {\"prompts\": [\"a twitter style emoji of a crab\"], \"seed\": 1}")
@@ -105,14 +114,16 @@ def read(model: TextToImage, fields: Any, *, fit: bool = False) -> Recipe:
     if model.config.condition.kind == "none":
         prompts = [*filter(None, prompts)]
     numbers = {name: number(name, given.pop(name, default), default, low, high)
-               for name, default, low, high in (("num", 1, 1, 1_000_000), ("seed", 0, 0, SEEDS - 1), ("batch", BATCH, 1, 1_000_000))}
+               for name, default, low, high in (("num", 1, 1, MOST), ("seed", 0, 0, SEEDS - 1), ("batch", BATCH, 1, MOST))}
+    if most and len(prompts) * numbers["num"] > min(most, numbers["batch"]):
+        raise UserError(f"at most {min(most, numbers['batch'])} pictures are drawn at once, got {len(prompts) * numbers['num']}")
     strength = number("strength", given.pop("strength", 1.0), 1.0, 0, 1)
     files = {name: _content(name, given.pop(name, None)) for name in ("init_image", "mask")}
     canvas = None
     if files["init_image"]:
-        image, mask = (content and editing.decoded(content, f"the {name}") for name, content in files.items())
+        image, mask = (content and editing.decoded(content, f"the {name}", LARGE if most else LARGEST) for name, content in files.items())
         size = model.config.data.image_size
-        canvas = editing.canvas(image.resize((size, size), Image.Resampling.BICUBIC) if fit else image, mask, [], size)
+        canvas = editing.canvas(image.resize((size, size), Image.Resampling.BICUBIC) if most else image, mask, [], size)
     elif files["mask"] or strength != 1:
         raise UserError("a mask and a strength are for changing a picture: give it as init_image")
     for name, default in {**model.config.sampling, "negative_prompt": ""}.items():
@@ -121,7 +132,7 @@ def read(model: TextToImage, fields: Any, *, fit: bool = False) -> Recipe:
     if not given.get("negative_prompt"):
         given.pop("negative_prompt", None)
     recipe = Recipe(prompts=tuple(model.prompts(prompts)), **numbers, settings=given, canvas=canvas, strength=strength)
-    _check(model, recipe)
+    check(model, recipe)
     return recipe
 
 
@@ -142,19 +153,19 @@ def read_file(model: TextToImage, path: str, weights: str) -> tuple[Recipe, int 
         if model_of != weights:
             raise UserError("it was drawn by another model, or with another adapter or stage")
         recipe = read(model, {name: value for name, value in fields.items() if name not in LOADING})
-        return recipe, picture if picture is None else number("picture", picture, 0, 0, len(recipe.wanted) - 1)
+        return recipe, picture if picture is None else number("picture", picture, 0, 0, len(recipe.prompts) * recipe.num - 1)
     except UserError as error:
         raise UserError(f"{path} cannot be made again: {error}") from error
 
 
-def number(name: str, value: Any, like: Any, low: int | float = -math.inf, high: int | float = math.inf) -> Any:
+def number(name: str, value: Any, like: Any, low: int | float = -FINITE, high: int | float = FINITE) -> Any:
     """The value, if it is of the kind of `like` and, if that is a number, finite and in low..high; or a sentence."""
     kinds = (int, float) if isinstance(like, float) else type(like)
     kind = {int: "a whole number", bool: "true or false", str: "a text"}.get(type(like), "a number")
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(like, bool):
         raise UserError(f"{name} must be {kind}, got {value!r:.80}")
-    if isinstance(value, (int, float)) and not (math.isfinite(value) and low <= value <= high):
-        raise UserError(f"{name} must be {kind}" + (f" in {low:g}..{high:g}" if math.isfinite(low) else "") + f", got {value:g}")
+    if isinstance(value, (int, float)) and not low <= value <= high:  # as of NaN
+        raise UserError(f"{name} must be {kind}" + (f" in {low:g}..{high:g}" if low > -FINITE else "") + f", got {value!r:.80}")
     return float(value) if isinstance(like, float) else value
 
 
@@ -168,9 +179,10 @@ def _content(name: str, text: Any) -> bytes | None:
         raise UserError(f"the {name} must be a picture file in base64") from error
 
 
-def _check(model: TextToImage, recipe: Recipe) -> None:
+def check(model: TextToImage, recipe: Recipe) -> None:
     """UserError, before anything is computed, for settings or prompts that this model does not take."""
     _, prediction = _sampling(model, recipe)
+    calls(model, recipe)
     model.conditions(recipe.prompts, recipe.settings.get("negative_prompt", ""), prediction)
     if recipe.canvas:
         editing.check(model, recipe.canvas)

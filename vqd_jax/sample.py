@@ -4,6 +4,7 @@ With --init_image it changes a picture instead: --mask says where (white is repa
 makes it larger. The file says how it was made: --like=FILE.png makes the same pictures again.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], 'What to draw; may be repeated
 _LABEL = flags.DEFINE_multi_string("label", [], "Of class models: the number or name of the class to draw; may be repeated.")
 _NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from, instead of the learned null.")
 _NUM = flags.DEFINE_integer("num", 4, "Pictures per prompt.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Same seed, prompts and settings: same pictures.")
+_SEED = flags.DEFINE_integer("seed", 0, "Same seed, prompts and settings: same pictures.", lower_bound=0, upper_bound=2**32 - 1)
 _BATCH = flags.DEFINE_integer("batch", 16, "Pictures computed at once on each device.", lower_bound=1)
 _SCALE = flags.DEFINE_integer("scale", 3, "Enlargement of each picture in the file.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "samples.png", "The PNG to write, one row of pictures per prompt.")
@@ -64,11 +65,10 @@ def main(argv: Any) -> None:
     save_png(_OUT.value, sheet, recipe.metadata(model, wanted, weights, picture=picture, **loading))
     print(f"{len(images)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
     if _TRACE.value:
-        prompts = wanted.prompts
-        strip = np.stack([images for _, images in model.watch(prompts, seed=wanted.seed, **wanted.settings)], axis=1)
+        strip = np.stack([*recipe.watch(model, dataclasses.replace(wanted, num=1))], axis=1)
         shown = np.unique(np.linspace(0, strip.shape[1] - 1, min(strip.shape[1], 16)).astype(int))  # of many calls some
         strip = strip[:, shown]
-        captions = [f"call {j + 1}" + (f": {p}" if j == 0 else "") for p in prompts for j in shown]
+        captions = [f"call {j + 1}" + (f": {p}" if j == 0 else "") for p in wanted.prompts for j in shown]
         save_png(_TRACE.value, grid(strip.reshape(-1, *strip.shape[2:]), strip.shape[1], captions=captions, scale=_SCALE.value))
         print(f"after each call: {Path(_TRACE.value)}")
 
@@ -78,12 +78,12 @@ def _asked(model: Any, prompts: list[str]) -> Any:
     from vqd_jax import editing, recipe
 
     prompts = model.prompts(prompts, labels=bool(_LABEL.value))
-    settings = sampling_flags.settings()
-    model.settings(**settings)  # bad ones end here
-    settings |= {"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {}
+    settings = sampling_flags.settings() | ({"negative_prompt": _NEGATIVE.value} if _NEGATIVE.value else {})
     canvas = _INIT.value and editing.read(_INIT.value, _MASK.value, _EXTEND.value, model.config.data.image_size)
-    return recipe.Recipe(prompts=tuple(prompts), num=_NUM.value, seed=_SEED.value, batch=_BATCH.value, settings=settings,
-                         canvas=canvas or None, strength=_STRENGTH.value)
+    wanted = recipe.Recipe(prompts=tuple(prompts), num=_NUM.value, seed=_SEED.value, batch=_BATCH.value, settings=settings,
+                           canvas=canvas or None, strength=_STRENGTH.value)
+    recipe.check(model, wanted)
+    return wanted
 
 
 def run() -> None:

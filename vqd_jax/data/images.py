@@ -23,15 +23,15 @@ _one_large = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is decoded all the same, or refused with a reason
 
 
-def decode(content: bytes) -> np.ndarray:
-    """The picture in an image file of FORMATS, uint8 (H, W, 3).
+def decode(content: bytes, largest: int = LARGEST) -> np.ndarray:
+    """The picture in an image file of FORMATS, uint8 (H, W, 3), with at most `largest` pixels.
 
     16 bits keep their upper byte, floats from 0 to 1 become 0 to 255. Raises: nearly anything, on broken bytes; see `reason`.
     """
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         width, height = image.size
-        if width * height > LARGEST or max(image.size) > LONGEST:
-            raise ValueError(f"it has {width:,} x {height:,} pixels; at most {LARGEST:,} are read, and {LONGEST:,} a side")
+        if width * height > largest or max(image.size) > LONGEST:
+            raise ValueError(f"it has {width:,} x {height:,} pixels; at most {largest:,} are read, and {LONGEST:,} a side")
         if not width * height:
             raise ValueError("it has no pixels")
         with _one_large if width * height > LARGE else contextlib.nullcontext():

@@ -14,6 +14,7 @@ from vqd_jax.pipeline import TextToImage
 from vqd_jax.recipe import Recipe
 
 PICTURES = 16            # at most, of one request: they are computed together
+BLENDED = 8              # prompts in one, at most: each is another pass through the network
 GUIDANCE = 50.0          # at most: beyond, everything is the likeliest code
 TEMPERATURE = 10.0
 EXAMPLE = "a twitter style emoji of a crab"
@@ -25,17 +26,18 @@ def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
     own = pipeline.own_sampling(model.stage)
     diffusion = own.get("sampler") != "autoregressive"
     kind = model.config.condition.kind
+    example = EXAMPLE if model.config.data.source == "emoji" else ""
     return {"name": Path(workdir).resolve().name, "model": weights, "kind": kind, "size": model.config.data.image_size,
-            "example": {"text": EXAMPLE, "class": "0", "none": ""}[kind], "sampling": dict(model.config.sampling),
+            "example": {"text": example, "class": "0", "none": ""}[kind], "sampling": dict(model.config.sampling),
             "samplers": [own["sampler"]] if own else list(SAMPLERS), "calls": model.process.T if diffusion else own["calls"],
             "pictures": PICTURES, "edits": diffusion}
 
 
 def read(model: TextToImage, fields: Any) -> Recipe:
     """The recipe of a request's JSON, its picture brought to the model's size; UserError for what is not accepted."""
-    asked = recipe.read(model, fields, fit=True)
-    if len(asked.wanted) > min(PICTURES, asked.batch):
-        raise UserError(f"at most {min(PICTURES, asked.batch)} pictures are drawn at once, got {len(asked.wanted)}")
+    asked = recipe.read(model, fields, most=PICTURES)
+    if (blended := max((len(pipeline.split_prompt(prompt)) for prompt in asked.prompts if prompt), default=1)) > BLENDED:
+        raise UserError(f"at most {BLENDED} prompts are blended in one, got {blended}")
     for name, low, high in (("guidance", -GUIDANCE, GUIDANCE), ("temperature", 0.0, TEMPERATURE)):
         if name in asked.settings:
             recipe.number(name, asked.settings[name], 0.0, low, high)

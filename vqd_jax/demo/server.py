@@ -1,29 +1,34 @@
-"""The page and its JSON over HTTP, by the standard library alone: GET / and its files, GET /api/model, POST /api/draw.
+"""The page and its JSON over HTTP, by the standard library alone: GET / and its files, GET /api/model, POST /api/draw, as
+/api/openapi.json describes them.
 
-What is served is in memory: no path of a request ever names a file. Without a name that is not of this machine, only pages from here
-are answered, so that other sites cannot use the server through the browser of someone who runs it.
+What is served is in memory: no path of a request ever names a file. A browser that shows another site is not answered, nor, where only
+this machine is served, one that was told another site's name for it: so no site can draw through the browser of someone who runs this.
 """
 
 import contextlib
+import io
 import ipaddress
 import json
 import logging
+import re
+import sys
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 from vqd_jax.demo.line import Line
 from vqd_jax.errors import UserError
 
 LARGEST = 8 * 2**20  # bytes of a request
-CONNECTIONS = 256    # at once
-SILENCE = 30         # seconds that a client may take to send or to take what is sent
+CONNECTIONS = 256    # at once; more are closed
+SILENCE = 30         # seconds that a client may take to send, or to take what is sent, the next piece of it
+PATIENCE = 120       # seconds that it may take to send all of a request
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8",
-         "svg": "image/svg+xml"}
+         "svg": "image/svg+xml", "json": "application/json"}
 HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'self'; "
                                       "frame-ancestors 'none'; object-src 'none'",
            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
@@ -41,9 +46,9 @@ class Server(ThreadingHTTPServer):
         page = resources.files("vqd_jax.demo") / "page"
         self.files = {f"/{file.name}": (file.read_bytes(), TYPES[file.name.rpartition(".")[2]]) for file in page.iterdir()
                       if file.name.rpartition(".")[2] in TYPES}
-        self.files["/"] = self.files["/index.html"]
+        self.files |= {"/": self.files["/index.html"], "/api/openapi.json": self.files.pop("/openapi.json")}
         self.local = loopback(host)
-        self.places = threading.BoundedSemaphore(CONNECTIONS)
+        self.places, self.reading = threading.BoundedSemaphore(CONNECTIONS), threading.Lock()
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
@@ -54,12 +59,26 @@ class Server(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://{host}:{port}/"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        with self.places:
+        try:
             super().process_request_thread(request, client_address)
+        finally:
+            self.places.release()
+
+    def read_one(self, content: bytes) -> Any:
+        """What a request's JSON asks for, one request at a time: the picture in it may take much memory."""
+        with self.reading:
+            return self.read(_parsed(content))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logging.exception("a request failed")
+        if not isinstance(sys.exception(), OSError):  # who goes away is nobody's failure
+            logging.exception("a request failed")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -71,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
+        path = self.path.partition("?")[0]
         if not self._from_here():
             return
         if path == "/api/model":
@@ -87,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         content = self._content()
         if not self._from_here():
             return
-        if urlsplit(self.path).path != "/api/draw":
+        if self.path.partition("?")[0] != "/api/draw":
             self._refuse(HTTPStatus.NOT_FOUND, "only /api/draw takes requests")
         elif content is None:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request says its length, which is at most {LARGEST // 2**20} MiB")
@@ -95,9 +114,12 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a request is application/json")
         else:
             try:
-                job = self.server.line.join(self.server.read(_parsed(content)))
+                job = self.server.line.join(self.server.read_one(content))
             except UserError as error:
                 self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+            except Exception:  # a bug, or no memory
+                logging.exception("a request could not be read")
+                self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "this request could not be read; the log of the server says why")
             else:
                 del content
                 self._follow(job)
@@ -117,21 +139,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def _content(self) -> bytes | None:
         """The body of the request, None if it is too long or does not say how long it is."""
-        length = self.headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit() and int(length) <= LARGEST:
-            return self.rfile.read(int(length))
-        self.close_connection = True
-        left = min(int(length), 8 * LARGEST) if length.isascii() and length.isdigit() and len(length) < 12 else 0
-        with contextlib.suppress(OSError):  # most clients hear an answer only when they have sent everything
-            while left > 0 and (part := self.rfile.read(min(left, 2**16))):
-                left -= len(part)
-        return None
+        text = self.headers.get("Content-Length", "")
+        length = int(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
+        self.close_connection = length is None or length > LARGEST
+        content, left, end = io.BytesIO(), min(length or 0, 8 * LARGEST), time.monotonic() + PATIENCE
+        while left and time.monotonic() < end and (part := self.rfile.read1(min(left, 2**16))):
+            left -= len(part)
+            if not self.close_connection:  # else it is only heard out: most clients hear an answer when they have sent everything
+                content.write(part)
+        self.close_connection |= left > 0
+        return None if self.close_connection else content.getvalue()
 
     def _from_here(self) -> bool:
         """Whether the browser shows this server's own page, under its own name."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        named = urlsplit(f"//{host}").hostname or ""
-        if self.server.local and not (named == "localhost" or loopback(named)) or origin and urlsplit(origin).netloc != host:
+        named = re.sub(r":[0-9]*$", "", host).removeprefix("[").removesuffix("]")
+        if self.server.local and not loopback(named) or origin and origin not in (f"http://{host}", f"https://{host}"):
             self._refuse(HTTPStatus.FORBIDDEN, "this server answers its own page only")
             return False
         return True

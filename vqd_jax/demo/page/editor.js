@@ -42,7 +42,7 @@ export class Editor {
   }
 
   async read(file) {
-    if (!file) return;
+    if (!file || $("start").hidden) return; // hidden: this model changes no pictures
     this.complain("");
     try {
       this.open(await createImageBitmap(file), file.name);

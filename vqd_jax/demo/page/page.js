@@ -40,6 +40,7 @@ async function draw(change) {
   running = new AbortController();
   $("draw").disabled = true;
   $("stop").disabled = false;
+  $("progress").value = 0;
   document.body.dataset.state = "running";
   $("status").scrollIntoView({ block: "nearest" }); // on a phone it is below the form
   let done = false;
@@ -124,8 +125,9 @@ class Pictures {
     vary.setAttribute("aria-label", `Make variations of: ${image.alt}`);
     vary.append(image);
     vary.onclick = () => {
+      if (running) return;
       anotherSeed();
-      draw({ init_image: source, strength: editor.varying });
+      draw({ prompts: this.request.prompts, init_image: source, strength: editor.varying });
     };
     const edit = document.createElement("button");
     edit.type = "button";
