@@ -158,6 +158,7 @@ def writers(finished, tmp_path):
     model = tmp_path / "model.safetensors"
     return model, {
         "sample": (["sample", workdir, "--prompt=a dog", "--num=1", f"--out={place('sample')}/a.png"], r"open .*\.a\.png", "a.png"),
+        "like": (["sample", workdir, f"--like={tmp_path / 'drawn.png'}", f"--out={place('like')}/b.png"], r"open .*\.b\.png", "b.png"),
         "evaluate": (["evaluate", workdir, cache, "--images=4", f"--out={place('evaluate')}/r.json"], r"open .*\.r\.json", "r.json"),
         "curves": (["curves", workdir, f"--out={place('curves')}/c.png"], r"open .*\.c\.png", "c.png"),
         "export": (["export", workdir, f"--out={place('export')}/m.safetensors"], r"os.mkdir|/\.m\.safetensors", "m.safetensors"),
@@ -173,6 +174,8 @@ def writers(finished, tmp_path):
 def test_the_other_commands_on_a_full_disk_and_in_folders_that_may_not_be_written_to(finished, run, tmp_path):
     model, commands = writers(finished, tmp_path)
     run([sys.executable, "-m", "vqd_jax.export", f"--workdir={finished}", f"--out={model}"], check=True)
+    run([sys.executable, "-m", "vqd_jax.sample", f"--workdir={finished}", "--prompt=a dog", "--num=1", f"--out={tmp_path / 'drawn.png'}"],
+        check=True)
     for name in commands:
         (tmp_path / "made" / name).mkdir(exist_ok=True)
     before, kept = contents(finished), contents(tmp_path / "made")
