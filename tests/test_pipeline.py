@@ -57,11 +57,11 @@ def test_traces_and_states_are_shared_too(model):
 def test_watching_sees_what_the_scan_does(model):
     asked = dict(calls=5, seed=1, guidance=2.0, guidance_below=0.6)
     _, states = model.tokens(PROMPTS[:2], **asked, trace=True)
-    compiled = programs._sample._cache_size()
+    compiled = programs.compiled()
     seen = list(model.watch(PROMPTS[:2], **asked))
     assert len(seen) == 5
     np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # to the bit
-    assert programs._sample._cache_size() == compiled + 1  # one program does both
+    assert programs.compiled() == compiled + 1  # one program does both
     agree = np.mean([(s == t).mean() for (s, _), t in zip(seen, states)])  # two programs: the last bits may differ
     assert agree > 0.9 and (seen[-1][0] < 512).all()
     first, picture = seen[0]

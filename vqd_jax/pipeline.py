@@ -41,6 +41,12 @@ def compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def forget_programs(most: int) -> None:
+    """Drops all compiled programs from memory if more than `most` are for sampling; those kept on the disk are soon here again."""
+    if programs.compiled() > most:
+        jax.clear_caches()
+
+
 def stage_folder(workdir: str | os.PathLike, stage: str) -> Path:
     return Path(workdir) / stage / "checkpoints"
 

@@ -17,6 +17,7 @@ PICTURES = 16            # at most, of one request: they are computed together
 BLENDED = 8              # prompts in one, at most: each is another pass through the network
 GUIDANCE = 50.0          # at most: beyond, everything is the likeliest code
 TEMPERATURE = 10.0
+KINDS = 16               # of requests whose compiled programs are kept, of some 10 MB each: or different requests would fill the memory
 EXAMPLE = "a twitter style emoji of a crab"
 SAMPLERS = ("ancestral", "counts", "remask", "released_fast", "prior_rule")
 
@@ -49,6 +50,7 @@ def draw(model: TextToImage, asked: Recipe, weights: str) -> Iterator[dict[str, 
 
     The last event is "done": each of its pictures carries its recipe, as `vqd_jax.sample --like` reads it.
     """
+    pipeline.forget_programs(KINDS)
     calls, began, images = recipe.calls(model, asked), time.perf_counter(), None
     for call, images in enumerate(recipe.watch(model, asked), 1):  # noqa: B007
         yield {"call": call, "calls": calls, "seconds": time.perf_counter() - began, "pictures": [_url(png(image)) for image in images]}

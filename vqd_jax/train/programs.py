@@ -101,6 +101,11 @@ def _token(stage, switches, weights, keys, conditions, knobs, known, state, plac
     return autoregressive.following(keys, predict, state, place, known)
 
 
+def compiled() -> int:
+    """How many programs for sampling are in memory: one for each kind of request, by sampler, calls and number of pictures."""
+    return _sample._cache_size() + _token._cache_size()
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def cross_entropy(stage: DiffusionStage, weights: Any, z_0: Int[Array, "b n"], ids: Int[Array, "b m"], known: Bool[Array, "b n"],
                   t: Int[Array, ""]) -> Float[Array, "b n"]:
