@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from vqd_jax.demo.line import Line
 from vqd_jax.demo.server import Server
 from vqd_jax.errors import UserError
 from vqd_jax.generation import digest
+from vqd_jax.train import programs
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "pretrained" / "emoji"
@@ -104,6 +106,17 @@ def test_a_small_file_with_a_large_picture_is_refused(model):
         requests.read(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
 
 
+def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
+    """Each kind has a compiled program; of many the memory keeps few, and what was forgotten is drawn as before."""
+    monkeypatch.setattr(requests, "KINDS", 2)
+    drawn, kept = [], []
+    for calls in (1, 2, 3, 4, 1, 2):
+        *_, done = requests.draw(model, requests.read(model, CRAB | {"calls": calls}), weights)
+        drawn.append(done["pictures"])
+        kept.append(programs.compiled())
+    assert max(kept) <= 3 and drawn[:2] == drawn[4:] and len({*map(tuple, drawn)}) == 4
+
+
 def test_what_the_page_is_told_of_a_model(model, weights):
     about = requests.about(model, str(MODEL), weights)
     assert (about["name"], about["size"], about["calls"], about["model"]) == ("emoji", 32, 100, weights)
@@ -173,6 +186,22 @@ def test_an_error_is_said_and_the_line_goes_on(caplog):
     assert heard(line.join(ZeroDivisionError("x")))[-1]["error"].startswith("this could not be drawn")
     assert "ZeroDivisionError" in caplog.text
     assert heard(line.join(UserError("again")))[-1] == {"error": "again"}
+
+
+def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
+    work = Work()
+    line = Line(work)
+    first = line.join(("first", 10**9))
+    next(event for event in first.follow() if "call" in event)
+    second = line.join(("second", 1))
+    assert line.close(20) and heard(first)[-1].keys() == {"call"}
+    assert {name for name, _ in work.done} == {"first"} and second not in line._jobs
+    work = Work()
+    work.go.clear()
+    line = Line(work)
+    line.join(("hangs", 1))
+    assert not line.close(0.1)
+    work.go.set()
 
 
 def test_a_line_has_an_end():
@@ -360,23 +389,28 @@ def test_a_bug_is_answered_too(caplog):
 
 
 def test_who_sends_slowly_is_not_waited_for(monkeypatch):
-    """Neither in the middle of a request, nor for one more connection than there are places; who comes later is answered."""
     monkeypatch.setattr(serving, "PATIENCE", 0.5)
+    with served(Work()) as server, socket.create_connection(server.server_address[:2]) as slow:
+        slow.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+
+        def tried():
+            with contextlib.suppress(OSError):
+                slow.sendall(b" ")
+            return gone(slow)
+
+        wait(tried)
+        assert ask(server, "GET", "/")[0] == 200
+
+
+def test_there_is_an_end_of_places(monkeypatch):
+    """Who comes when all are taken is not kept waiting, and takes no thread; who comes later is answered."""
     monkeypatch.setattr(serving, "CONNECTIONS", 3)
-    with served(Work()) as server, contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_connection(server.server_address[:2])) for _ in range(3)]
-        for connection in slow:
-            connection.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
-        more = stack.enter_context(socket.create_connection(server.server_address[:2]))
-        more.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert gone(more)
-        began = time.monotonic()
-        while not gone(slow[0]) and time.monotonic() < began + 20:
-            for connection in slow:
-                with contextlib.suppress(OSError):
-                    connection.sendall(b" ")
-            time.sleep(0.05)
-        assert time.monotonic() < began + 20
+    with served(Work()) as server:
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection(server.server_address[:2])) for _ in range(3)]
+            more = stack.enter_context(socket.create_connection(server.server_address[:2]))
+            wait(lambda: gone(more))
+            assert not any(map(gone, idle))
         wait(lambda: server.places._value == 3)
         assert ask(server, "GET", "/")[0] == 200
 
@@ -419,3 +453,20 @@ def test_the_command_says_what_is_wrong(arguments, sentence):
         done = subprocess.run([sys.executable, "-m", "vqd_jax.demo", *(a.format(**names) for a in arguments)], cwd=ROOT,
                               capture_output=True, text=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode != 0 and "Traceback" not in done.stderr and sentence.format(**names) in done.stderr
+
+
+def test_ctrl_c_ends_it_while_it_draws():
+    process = subprocess.Popen([sys.executable, "-m", "vqd_jax.demo", f"--workdir={MODEL}", "--port=0"], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    try:
+        place = "127.0.0.1", int(re.search(r":(\d+)/", process.stdout.readline())[1])
+        connection = http.client.HTTPConnection(*place, timeout=300)
+        connection.request("POST", "/api/draw", json.dumps(CRAB | {"calls": 100}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        while '"call": 2' not in answer.readline().decode():
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (0, "\n", "")

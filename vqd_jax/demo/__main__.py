@@ -1,6 +1,7 @@
 """A page to draw pictures on, with a JSON interface: `python -m vqd_jax.demo --workdir=DIR`. It is for this machine alone unless told."""
 
 import functools
+import os
 import sys
 from typing import Any
 
@@ -13,6 +14,8 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen; 0.0.0.0 lets 
 _PORT = flags.DEFINE_integer("port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535)
 _STAGE = flags.DEFINE_enum("stage", None, ["diffusion", "autoregressive"], "Which model of a workdir that has both; diffusion by default.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors for the model in the workdir.")
+
+LEAVING = 10  # seconds that a network call may take to end
 
 
 def main(argv: Any) -> None:
@@ -36,7 +39,9 @@ def main(argv: Any) -> None:
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        print()
+        print(flush=True)
+        if not line.close(LEAVING):
+            os._exit(0)  # it compiles, which cannot be broken off; an interpreter that ends under it would crash
 
 
 def run() -> None:

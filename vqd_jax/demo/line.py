@@ -22,7 +22,9 @@ class Line:
         self._work, self._most = work, waiting
         self._jobs: collections.deque[Job] = collections.deque()
         self._now: Job | None = None
-        threading.Thread(target=self._run, daemon=True, name="drawing").start()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="drawing")
+        self._thread.start()
 
     def join(self, request: Any) -> "Job":
         """The request at the end of the line; UserError if that is too long."""
@@ -46,10 +48,23 @@ class Line:
             if job in self._jobs:
                 self._jobs.remove(job)
 
+    def close(self, seconds: float) -> bool:
+        """Nothing more is begun, and what is worked on ends with its next event; whether it did within these seconds."""
+        with self.changed:
+            self._closed = True
+            self._jobs.clear()
+            if self._now:
+                self._now.left = True
+            self.changed.notify_all()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def _run(self) -> None:
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self._jobs)
+                self.changed.wait_for(lambda: self._jobs or self._closed)
+                if self._closed:
+                    return
                 job = self._now = self._jobs.popleft()
             try:
                 for event in self._work(job.request):
