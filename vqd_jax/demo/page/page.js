@@ -7,7 +7,7 @@ let model = null;
 let running = null; // the AbortController of the request that is being drawn
 
 function anotherSeed() {
-  $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+  $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 }
 
 function complain(sentence) {
@@ -103,6 +103,7 @@ class Pictures {
     $("progress").value = event.call;
     const seconds = event.seconds.toFixed(1);
     $("status").textContent = event.done ? `Done: ${event.calls} calls, ${seconds} s.` : `Call ${event.call} of ${event.calls}, ${seconds} s.`;
+    $("tip").hidden = !(event.done && model.edits);
     if (event.done) this.figures.forEach((figure, i) => this.finish(figure, i, event.pictures[i]));
   }
 
@@ -118,32 +119,38 @@ class Pictures {
 
   finish(figure, i, source) {
     const image = figure.querySelector("img");
-    const vary = document.createElement("button");
-    vary.type = "button";
-    vary.className = "picture";
-    vary.title = "Make variations";
-    vary.setAttribute("aria-label", `Make variations of: ${image.alt}`);
-    vary.append(image);
-    vary.onclick = () => {
-      if (running) return;
-      anotherSeed();
-      draw({ prompts: this.request.prompts, init_image: source, strength: editor.varying });
-    };
-    const edit = document.createElement("button");
-    edit.type = "button";
-    edit.textContent = "Edit";
-    edit.setAttribute("aria-label", `Edit: ${image.alt}`);
-    edit.onclick = () => editor.open(image, image.alt);
+    const row = document.createElement("div");
+    row.className = "row";
     const save = document.createElement("a");
     save.className = "button";
     save.textContent = "Save";
     save.setAttribute("aria-label", `Save: ${image.alt}`);
     save.href = source;
     save.download = `${this.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${this.request.seed}-${i + 1}.png`;
-    const row = document.createElement("div");
-    row.className = "row";
-    row.append(edit, save);
-    figure.replaceChildren(vary, row);
+    row.append(save);
+    if (model.edits) {
+      const vary = this.button("Make variations of", image, () => {
+        if (running) return;
+        anotherSeed();
+        draw({ prompts: this.request.prompts, init_image: source, strength: editor.varying });
+      });
+      vary.className = "picture";
+      vary.title = "Make variations";
+      const edit = this.button("Edit", image, () => editor.open(image, image.alt));
+      edit.textContent = "Edit";
+      row.prepend(edit);
+      figure.append(vary);
+      vary.append(image);
+    }
+    figure.append(row);
+  }
+
+  button(what, image, action) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("aria-label", `${what}: ${image.alt}`);
+    button.onclick = action;
+    return button;
   }
 }
 
