@@ -1,4 +1,4 @@
-"""The flags that say how to sample, for every command that does."""
+"""The flags that say how to sample, for every command that does; and `loading`, which model."""
 
 import ast
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from vqd_jax.errors import UserError
+from vqd_jax.loading_flags import loading as loading
 
 _FLAGS = (
     flags.DEFINE_enum("sampler", None, ["ancestral", "counts", "remask", "released_fast", "prior_rule", "autoregressive", "previous"],
@@ -21,19 +22,6 @@ _FLAGS = (
 )
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of the sampler, such as order=halton, counts=planned, polish=4, "
                                                   "eta=0.05 or rule=1; may be repeated.")
-_STAGE = flags.DEFINE_enum("stage", None, ["diffusion", "autoregressive"], "Which model of a workdir that has both; diffusion by default.")
-_PLAN = flags.DEFINE_string("plan", None, "A plan.npz by vqd_jax.plan, instead of the workdir's own.")
-_ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors, written by training with --config.adapter.rank, for the model in "
-                                                "the workdir it began with.")
-_ADAPTER_SCALE = flags.DEFINE_float("adapter_scale", 1.0, "How many times the adapter counts; 0 is not at all.")
-
-
-def loading() -> dict[str, Any]:
-    """What the flags ask for, as keywords of `pipeline.load`."""
-    if _ADAPTER_SCALE.value != 1 and not _ADAPTER.value:
-        raise UserError("--adapter_scale needs an adapter: give it with --adapter")
-    given = {flag.name: flag.value for flag in (_PLAN, _STAGE, _ADAPTER) if flag.value}
-    return given | ({"adapter_scale": _ADAPTER_SCALE.value} if _ADAPTER.value else {})
 
 
 def settings() -> dict[str, Any]:

@@ -7,13 +7,11 @@ from typing import Any
 
 from absl import flags
 
-from vqd_jax import command
+from vqd_jax import command, loading_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen; 0.0.0.0 lets in everyone who reaches it, without a password.")
 _PORT = flags.DEFINE_integer("port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535)
-_STAGE = flags.DEFINE_enum("stage", None, ["diffusion", "autoregressive"], "Which model of a workdir that has both; diffusion by default.")
-_ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors for the model in the workdir.")
 
 LEAVING = 10  # seconds that a network call may take to end
 
@@ -28,7 +26,7 @@ def main(argv: Any) -> None:
 
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
-    model = pipeline.load(_WORKDIR.value, stage=_STAGE.value, adapter=_ADAPTER.value)
+    model = pipeline.load(_WORKDIR.value, **loading_flags.loading())
     weights = digest(model)
     about = requests.about(model, _WORKDIR.value, weights)
     line = Line(functools.partial(requests.draw, model, weights=weights))

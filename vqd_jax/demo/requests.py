@@ -37,8 +37,11 @@ def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
 def read(model: TextToImage, fields: Any) -> Recipe:
     """The recipe of a request's JSON, its picture brought to the model's size; UserError for what is not accepted."""
     asked = recipe.read(model, fields, most=PICTURES)
-    if (blended := max((len(pipeline.split_prompt(prompt)) for prompt in asked.prompts if prompt), default=1)) > BLENDED:
-        raise UserError(f"at most {BLENDED} prompts are blended in one, got {blended}")
+    for blend in (pipeline.split_prompt(prompt) for prompt in asked.prompts if prompt):
+        if len(blend) > BLENDED:
+            raise UserError(f"at most {BLENDED} prompts are blended in one, got {len(blend)}")
+        for text, weight in blend:
+            recipe.number(f"the weight of {text!r:.40}", weight, 0.0, -GUIDANCE, GUIDANCE)
     for name, low, high in (("guidance", -GUIDANCE, GUIDANCE), ("temperature", 0.0, TEMPERATURE)):
         if name in asked.settings:
             recipe.number(name, asked.settings[name], 0.0, low, high)
