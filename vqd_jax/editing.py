@@ -107,11 +107,11 @@ def _painting(model: TextToImage, canvas: Canvas, prompts: Sequence[str], states
         here = model.encode(images[:, *pixels]).reshape(-1, side, side)
         here = np.where(painted[rows, columns], tokens[:, rows, columns], here).reshape(-1, n)
         keep = np.broadcast_to(~fresh.reshape(1, n), here.shape)
-        open_, before = fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None], images[:, *pixels]
+        repainted, before = fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None], images[:, *pixels]
         for state in states(prompts, seed=seed, first=number * len(prompts), strength=strength,
                             image=here if strength < 1 else None, known=Known(keep, here), **settings):
             images = images.copy()
-            images[:, *pixels] = np.where(open_, state[1], before)
+            images[:, *pixels] = np.where(repainted, state[1], before)
             yield images
         tokens[:, rows, columns] = np.where(fresh, state[0].reshape(-1, side, side), tokens[:, rows, columns])
         painted[rows, columns] |= fresh
