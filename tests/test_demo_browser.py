@@ -155,9 +155,12 @@ def test_a_click_varies_a_picture_and_each_is_told_apart(page):
     page.find("draw").click()
     page.finished()
     before, seed = page.pixels(), page.find("seed").get_attribute("value")
+    assert page.find("tip").is_displayed()
+    page.type("prompt", "a google style emoji of a robot")  # the picture's own counts
     page.all("figure button.picture")[0].click()
     page.until(lambda: page.state == "running")
     page.finished()
+    assert page.all("figure img")[0].get_attribute("alt") == "a twitter style emoji of a crab, picture 1 of 2"
     assert page.find("seed").get_attribute("value") != seed and len(page.pixels()) == 2
     assert all((after != before[0]).any() for after in page.pixels())
 
