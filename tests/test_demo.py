@@ -201,6 +201,7 @@ def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
     work.go.clear()
     line = Line(work)
     line.join(("hangs", 1))
+    wait(lambda: line._now)
     assert not line.close(0.1)
     work.go.set()
 
