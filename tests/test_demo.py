@@ -195,7 +195,7 @@ def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
     first = line.join(("first", 10**9))
     next(event for event in first.follow() if "call" in event)
     second = line.join(("second", 1))
-    assert line.close(20) and heard(first)[-1].keys() == {"call"}
+    assert line.close(20.0) and heard(first)[-1].keys() == {"call"}
     assert {name for name, _ in work.done} == {"first"} and second not in line._jobs
     work = Work()
     work.go.clear()

@@ -13,7 +13,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example 
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen; 0.0.0.0 lets in everyone who reaches it, without a password.")
 _PORT = flags.DEFINE_integer("port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535)
 
-LEAVING = 10  # seconds that a network call may take to end
+LEAVING = 10.0  # seconds that a network call may take to end
 
 
 def main(argv: Any) -> None:
