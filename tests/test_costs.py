@@ -37,17 +37,18 @@ def stages():
     return c, {name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()}
 
 
-def compiled(stage, sampler, switches):
-    """(text of the compiled program, what it does) of sampling ROWS images."""
+def compiled(stage, sampler, switches, window=None):
+    """(text of the compiled program, what it does) of sampling ROWS images; of calls in a window, as `programs.sample` runs it."""
     tokens, ids = shape(ROWS, TOKENS, dtype=jnp.int32), shape(ROWS, LENGTH, dtype=jnp.int32)
     params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": ids, "tokens": tokens})
     conditions = shape(2, ROWS, LENGTH, dtype=jnp.int32), shape(2, ROWS, dtype=jnp.bool)  # a prompt, and none
     knobs = {"scales": shape(1, ROWS), "temperature": shape(), "top_p": shape()}
 
-    def program(params, bits, ids, drop, knobs):
-        return stage.sample(params, jax.vmap(jax.random.wrap_key_data)(bits), Conditions(ids, drop), knobs, sampler, switches)
+    def program(params, bits, ids, drop, knobs, **window):
+        return stage.sample(params, jax.vmap(jax.random.wrap_key_data)(bits), Conditions(ids, drop), knobs, sampler, switches, **window)
 
-    text = jax.jit(program).lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs).compile().as_text()
+    window = {"window": (shape(dtype=jnp.int32),) * 2} if window else {}
+    text = jax.jit(program).lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, **window).compile().as_text()
     return text, Program.read(text)
 
 
@@ -56,6 +57,11 @@ def reached(program, name):
     lines = program.computations[name].lines.values()
     inner = [n for line in lines for n in re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line.rest)]
     return [line.op for line in lines] + [op for n in inner for op in reached(program, n)]
+
+
+def of_all_classes(text):
+    """Arrays with a value for each token and each class, [MASK] among them."""
+    return re.findall(rf"f32\[[\d,]*\b{TOKENS},{CODES + 1}\]|f32\[[\d,]*\b{CODES + 1},{TOKENS}\]", text)
 
 
 def network_loops(program):
@@ -93,7 +99,18 @@ def test_a_sampler_is_a_loop_of_network_calls(name, stages, ancestral):
     text, program = compiled(both["diffusion"], sampler, PLAIN)
     assert network_loops(program) == loops
     assert program.products() == pytest.approx(ancestral[0], rel=0.02)
-    assert not re.findall(rf"f32\[[\d,]*\b{TOKENS},{CODES + 1}\]|f32\[[\d,]*\b{CODES + 1},{TOKENS}\]", text)
+    assert not of_all_classes(text)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_calls_in_a_window_cost_the_same(name, stages, ancestral):
+    """A loop for each stretch of calls, even of a single one; the compiler does not know how often each runs, so that it counts once."""
+    c, both = stages
+    sampler, (seven, nine) = SAMPLERS[name][0], ancestral
+    text, program = compiled(both["diffusion"], sampler, PLAIN, window=True)
+    loops = len(sampler.plan(both["diffusion"].process, TOKENS, c.process.T))
+    assert network_loops(program) == loops and not of_all_classes(text)
+    assert program.products() == pytest.approx(seven - (7 - loops) * (nine - seven) / 2, rel=0.02)
 
 
 def test_guidance_is_a_call_of_two_rows_for_an_image(stages, ancestral):
