@@ -1,6 +1,6 @@
-"""Runs every ```bash and ```python block of a Markdown file, in order, small enough for 2 cores without a GPU.
+"""Runs every ```bash and ```python block of Markdown files, in order, small enough for 2 cores without a GPU.
 
-  python .ci/readme_commands.py README.md --work=DIR --cache=DIR
+  python .ci/readme_commands.py README.md docs/tour.md … --work=DIR --cache=DIR
 
 The commands run in DIR/checkout, a copy of this checkout, with this interpreter's environment first on PATH. Each is a
 plain command; `\\` at the end of a line, comments, leading NAME=value and `&&` are understood, other shell syntax is an
@@ -193,7 +193,7 @@ def published_folder(to: Path, work: Path) -> None:
     run(0, ["python", "-m", "vqd_jax.export", f"--workdir={work / 'model'}", "--format=diffusers", f"--out={to}"], ROOT)
 
 
-def run(number: int, words: list[str], folder: Path) -> None:
+def run(place: str, words: list[str], folder: Path) -> None:
     """Runs one command in the folder; ReadmeError unless it succeeds and writes what its --out names."""
     bin_folder = Path(sys.executable).parent
     env = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable}
@@ -203,48 +203,53 @@ def run(number: int, words: list[str], folder: Path) -> None:
         done = subprocess.run(words, cwd=folder, env=env, text=True, timeout=TIMEOUT, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
     except FileNotFoundError as error:
-        raise ReadmeError(f"line {number}: there is no {error.filename}") from error
+        raise ReadmeError(f"{place}: there is no {error.filename}") from error
     except subprocess.TimeoutExpired as error:
         tail = (error.output or b"").decode(errors="replace")[-2000:]
-        raise ReadmeError(f"line {number}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail}") from error
+        raise ReadmeError(f"{place}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail}") from error
     if done.returncode:
-        raise ReadmeError(f"line {number}: ended with {done.returncode}: {shlex.join(words)}\n{done.stdout[-6000:]}")
+        raise ReadmeError(f"{place}: ended with {done.returncode}: {shlex.join(words)}\n{done.stdout[-6000:]}")
     for path, time_before in zip(out, before, strict=True):
         if not path.exists() or path.stat().st_mtime_ns == time_before:
-            raise ReadmeError(f"line {number}: {path} was not written: {shlex.join(words)}")
+            raise ReadmeError(f"{place}: {path} was not written: {shlex.join(words)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run the commands of a Markdown file, small.")
-    parser.add_argument("markdown", type=Path)
+    parser = argparse.ArgumentParser(description="Run the commands of Markdown files, small.")
+    parser.add_argument("markdown", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True, help="where the checkout is copied to and the commands run")
     parser.add_argument("--cache", type=Path, required=True, help="where built data sets are kept")
     options = parser.parse_args()
-    if not options.markdown.is_file():
-        sys.exit(f"error: there is no {options.markdown}: its commands are what this part tries")
     work, cache = options.work.resolve(), options.cache.resolve()
     try:
-        found = list(commands(options.markdown.read_text()))
-        if not found:
-            raise ReadmeError("there is no command in a ```bash block")
-        planned = []
-        for number, words in found:
-            try:
-                planned.append((number, words, shrink(words, cache, work / "pictures")))
-            except ReadmeError as error:
-                raise ReadmeError(f"line {number}: {error}") from error
+        planned = [step for markdown in options.markdown for step in plan(markdown, cache, work / "pictures")]
         copy_checkout(work / "checkout")
         picture_folder(work / "pictures")
-        if any(PUBLISHED in words for _, words in found):
+        if any(PUBLISHED in words for _, words, _ in planned):
             published_folder(work / "checkout" / PUBLISHED, work / "published")
-        for number, words, shrunk in planned:
+        for place, words, shrunk in planned:
             began = time.perf_counter()
             if shrunk is not None:
-                run(number, shrunk, work / "checkout")
+                run(place, shrunk, work / "checkout")
             took = "skipped" if shrunk is None else f"{time.perf_counter() - began:.0f} s"
-            print(f"{took:>8}  line {number}: {shlex.join(words).splitlines()[0][:150]}", flush=True)
+            print(f"{took:>8}  {place}: {shlex.join(words).splitlines()[0][:150]}", flush=True)
     except ReadmeError as error:
-        sys.exit(f"error: {options.markdown}, {error}")
+        sys.exit(f"error: {error}")
+
+
+def plan(markdown: Path, cache: Path, pictures: Path) -> list[tuple[str, list[str], list[str] | None]]:
+    """(place, words, what is run of them) of the commands in a file."""
+    if not markdown.is_file():
+        raise ReadmeError(f"there is no {markdown}: its commands are what this part tries")
+    found, planned = list(commands(markdown.read_text())), []
+    if not found:
+        raise ReadmeError(f"{markdown}: there is no command in a ```bash block")
+    for number, words in found:
+        try:
+            planned.append((f"{markdown}, line {number}", words, shrink(words, cache, pictures)))
+        except ReadmeError as error:
+            raise ReadmeError(f"{markdown}, line {number}: {error}") from error
+    return planned
 
 
 if __name__ == "__main__":

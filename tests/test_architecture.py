@@ -141,9 +141,16 @@ def test_console_scripts_exist():
 
 
 def test_nothing_names_a_path_of_one_machine():
-    folders = ["vqd_jax", "tests", "configs", "benchmarks", "launch"]
+    folders = ["vqd_jax", "tests", "configs", "benchmarks", "launch", "docs"]
     files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".sh", ".sbatch", ".md", ".json")]
     files += [p for p in (ROOT / "README.md", ROOT / "setup.cfg") if p.exists()]
     place = re.compile(r"(?<![\w.$}])/" + r"(work|root|home/\w+|mnt/\w+)\b|\.\./" + "shared")
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in files for m in place.finditer(p.read_text())]
     assert not found
+
+
+def test_the_links_of_the_documents_lead_somewhere():
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "pretrained").rglob("*.md")]
+    links = [(path, target) for path in files for target in re.findall(r"\]\(([^)#]+)", path.read_text())
+             if not re.match("https?:", target)]
+    assert len(links) > 20 and not [(str(path), target) for path, target in links if not (path.parent / target).exists()]

@@ -213,11 +213,11 @@ def test_the_fingerprint_sees_pictures_captions_and_splits(tmp_path):
     assert len(set(prints)) == 4
 
 
-def test_the_readme_names_the_files_that_the_sources_ask_for():
+def test_the_documents_name_the_files_that_the_sources_ask_for():
     about = {"folder": LAYOUTS + "img.png img.txt", "cub": captioned.CUB.about, "flowers": captioned.FLOWERS.about,
              "coco": captioned.COCO, "imagenet": uncaptioned.IMAGENET, "ffhq": uncaptioned.FFHQ}
-    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", readme.partition("| source | files |")[2].partition("\n\n")[0], re.M))
+    training = (pathlib.Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", training.partition("| source | files |")[2].partition("\n\n")[0], re.M))
     assert rows.keys() == about.keys()
     for name, row in rows.items():
         assert [span for span in re.findall("`(.*?)`", row) if span not in about[name]] == []
