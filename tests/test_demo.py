@@ -383,6 +383,21 @@ def test_bad_and_large_requests_are_one_sentence(monkeypatch):
                 assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize("close", [True, False])
+def test_a_connection_serves_again_unless_its_client_says_no(close):
+    body = b'{"name": "x", "count": 1}'
+    head = b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    with served(Work()) as server, socket.create_connection(server.server_address[:2], timeout=20) as connection:
+        for _ in range(1 if close else 3):
+            connection.sendall(head + (b"Connection: close\r\n" if close else b"") + b"\r\n" + body)
+            answer = b""
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 200") and b'{"done": "x"}' in answer
+        if close:
+            assert connection.recv(1) == b""
+
+
 def test_a_bug_is_answered_too(caplog):
     with served(Work(), lambda fields: fields["name"]) as server:
         status, _, body = ask(server, "POST", "/api/draw", "{}")

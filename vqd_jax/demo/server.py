@@ -141,14 +141,16 @@ class Handler(BaseHTTPRequestHandler):
         """The body of the request, None if it is too long or does not say how long it is."""
         text = self.headers.get("Content-Length", "")
         length = int(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
-        self.close_connection = length is None or length > LARGEST
+        refused = length is None or length > LARGEST
         content, left, end = io.BytesIO(), min(length or 0, 8 * LARGEST), time.monotonic() + PATIENCE
         while left and time.monotonic() < end and (part := self.rfile.read1(min(left, 2**16))):
             left -= len(part)
-            if not self.close_connection:  # else it is only heard out: most clients hear an answer when they have sent everything
+            if not refused:  # else it is only heard out: most clients hear an answer when they have sent everything
                 content.write(part)
-        self.close_connection |= left > 0
-        return None if self.close_connection else content.getvalue()
+        if not refused and not left:
+            return content.getvalue()
+        self.close_connection = True
+        return None
 
     def _from_here(self) -> bool:
         """Whether the browser shows this server's own page, under its own name."""
