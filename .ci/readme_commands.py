@@ -144,7 +144,8 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
     if name in ("main", "prepare", "plan_memory"):
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
     if name == "demo":
-        return [*assigned(assignments), "timeout", "--signal=INT", "--preserve-status", "40", *start, *rest, "--port=0"]
+        ended = ["timeout", "--signal=INT", "--preserve-status", "40"]  # after the default, or a job in the background would ignore Ctrl-C
+        return ["env", "--default-signal=INT", *assignments, *ended, *start, *rest, "--port=0"]
     more = {"sample": [] if any(a.startswith("--like") for a in rest) else ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
             "plan": ["--images=8", "--points=3", f"--cache={cache}"], "curves": [], "export": [], "convert": []}
     if name not in more:

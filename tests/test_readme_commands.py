@@ -70,7 +70,9 @@ def test_readme_commands_are_shrunk_and_unknown_ones_refused(readme):
     assert prepare == [*main[:4], "vqd_jax.prepare", *main[5:], "--workdir=runs/mine", *readme.SMALL, "--config.data.cache=/cache"]
     assert shrink("vqd-prepare --config=c")[:4] == ["env", readme.UNOPTIMISED, "vqd-prepare", "--config=c"]
     assert shrink("A=1 vqd-sample --prompt=x") == ["env", "A=1", "vqd-sample", "--prompt=x", "--num=2"]
-    for line in ("python -m vqd_jax.export --workdir=x", "vqd-convert x.safetensors --workdir=y"):
+    demo = "env --default-signal=INT A=1 timeout --signal=INT --preserve-status 40 vqd-demo --workdir=x --port=0"
+    assert shrink("A=1 vqd-demo --workdir=x") == demo.split()
+    for line in ("python -m vqd_jax.export --workdir=x", "vqd-convert x.safetensors --workdir=y", "vqd-sample --like=x.png"):
         assert shrink(line) == line.split()
     assert shrink("python -m vqd_jax.evaluate --workdir=x")[-2:] == ["--images=8", "--cache=/cache"]
     assert shrink("launch/tpu_vm.sh run --zone=z -- --config=c") \
