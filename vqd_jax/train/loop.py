@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vqd_jax import interrupt, processes
 from vqd_jax.checkpoint import Checkpoints, fit, widen
 from vqd_jax.data.loader import Loader
 from vqd_jax.errors import UserError
+from vqd_jax.hardware import machine
 from vqd_jax.log import Log, read_metrics
 from vqd_jax.progress import bar
 from vqd_jax.shapes import PRNGKey
@@ -27,8 +29,10 @@ from vqd_jax.train.profile import Profile
 from vqd_jax.train.state import State
 from vqd_jax.train.step import STOPPING, cached_parts, make_step
 from vqd_jax.train.watchdog import Watchdog
+from vqd_jax.writing import whole
 
 HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
+MACHINE = "machine.json"  # beside the log: where the run was last started
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class Train:
 def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, profile: Profile, loader: Loader,
         parallel: Pmap | Sharded, checkpoints: Checkpoints, log: Log, key: PRNGKey, frozen: Any, items: dict[str, Any],
         evaluate: Callable[[int, Any], dict[str, float]], begin: Callable[[Any], Any] | None = None,
-        look: Callable[[], None] = lambda: None, describe: Callable[[Any], str] = str) -> Any:
+        look: Callable[[], None] = lambda: None, report: Callable[[], None] = lambda: None, describe: Callable[[Any], str] = str) -> Any:
     """Trains a stage up to `train.steps` and returns its weights on the host.
 
     Args:
@@ -77,6 +81,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
       evaluate: `(step, weights) -> scalars`; it may write pictures.
       begin: fresh parameters to those that training begins with.
       look: called before checkpoints are read again; afterwards every process must see the latest.
+      report: called after evaluations and saves, when the log has them.
       describe: an item of the loader, for messages.
     """
     parts = train.accumulate or cached_parts(train.batch_size // parallel.count, stage.tokens)
@@ -87,7 +92,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
                 examples=train.batch_size, devices=parallel.count, kind=jax.local_devices()[0].device_kind)
     training = _Training(name=name, stage=stage, train=train, guard=guard, profile=profile, cost=cost, loader=loader, parallel=parallel,
                          checkpoints=checkpoints, log=log, key=train_key, frozen=parallel.place(frozen), items=items, evaluate=evaluate,
-                         step=parallel.compile(make_step(stage, optimizer, train.ema, parts)))
+                         report=report, step=parallel.compile(make_step(stage, optimizer, train.ema, parts)))
     begun, faults = None, []  # since the checkpoint of step `begun`: (step, what was wrong, batches left out)
     while True:
         state = _restore_or_init(name, stage, optimizer, train, loader, checkpoints, init_key, begin)
@@ -95,6 +100,8 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
         if begun is None:
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
             print(f"{name}: {cost.text}", flush=True)
+            with whole(log.folder / MACHINE, "what this runs on") as part:
+                part.write_text(json.dumps(machine() | {"devices": cost.devices, "flops_per_step": cost.flops}, indent=1) + "\n")
         begun, faults = first, faults if first == begun else []
         log.rewind(first)
         for step, _, batches in faults:
@@ -148,6 +155,7 @@ class _Training:
     frozen: Any
     items: dict[str, Any]
     evaluate: Callable[[int, Any], dict[str, float]]
+    report: Callable[[], None]
     step: Callable
 
     def go(self, state: State, record: Record) -> Any:
@@ -194,6 +202,7 @@ class _Training:
                         self.checkpoints.wait()
                         processes.wait()  # for the one that writes
                         interrupt.end()
+                    self.report()
                     meter.pause()
         self.checkpoints.wait()
         return weights if weights is not None else widen(self.checkpoints.restore("weights"))

@@ -26,6 +26,7 @@ from vqd_jax.train import programs
 from vqd_jax.train.autoregressive import TokenStage
 from vqd_jax.train.diffusion import Conditions
 from vqd_jax.train.vqvae import VQVAEStage
+from vqd_jax.writing import whole
 
 ROWS = 64  # per batch of an evaluation
 
@@ -80,9 +81,10 @@ def fewer_words(caption: str, share: float, rng: np.random.Generator) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecEvaluation:
-    """PSNR, SSIM, LPIPS, codes in use and perplexity on held-out images, and originals above reconstructions as a picture.
+    """PSNR, SSIM, LPIPS, codes in use and perplexity on held-out images; originals above reconstructions as a picture, and in codes-*.npy
+    how often each code was chosen (k,).
 
-    `folder` None leaves out the picture; `lpips` has the networks of the perceptual distance: vgg, alex, both or none. Images too small
+    `folder` None leaves out the files; `lpips` has the networks of the perceptual distance: vgg, alex, both or none. Images too small
     for SSIM's window have none.
     """
 
@@ -115,6 +117,8 @@ class CodecEvaluation:
         if self.folder:
             shown = spread(list(range(len(images))), 16)
             save_png(self.folder / f"reconstructions-{step:08d}.png", side_by_side(images[shown], outputs[shown], scale=3))
+            with whole(self.folder / f"codes-{step:08d}.npy", "the use of the codes") as part, part.open("wb") as file:
+                np.save(file, np.bincount(tokens.ravel(), minlength=self.stage.codebook.codes))
         return values
 
 

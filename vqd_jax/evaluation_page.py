@@ -1,6 +1,6 @@
-"""What an evaluation shows: a table, a page with the best, the worst and random pictures above real ones, and plots."""
+"""What an evaluation shows: its measures, as a table, a page with the best, the worst and random pictures above real ones, and plots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,25 @@ SHARES = ("retrieval@1", "retrieval@5", "style_accuracy", "precision", "recall",
 def table(result: Mapping[str, Any], parts: Sequence[str]) -> str:
     """The measures of each part, with their ceilings."""
     lines = []
-    for part in parts:
-        for row in ("generated", "ceiling"):
-            numbers = {k: v for k, v in result[part].get(row, {}).items() if not k.startswith("chance@")}
-            shown = [f"{k} {v:.1%}" if k in SHARES else f"{k} {v:.4f}" + (f" ± {numbers[f'{k}_std']:.4f}" if f"{k}_std" in numbers else "")
-                     for k, v in numbers.items() if not k.endswith("_std")]
-            if shown:
-                title = f"{part} ({result[part]['images']:,})" if row == "generated" else "  ceiling"
-                lines.append(f"{title:26}" + "  ".join(shown))
+    for part, row, shown in measured(result, parts):
+        title = f"{part} ({result[part]['images']:,})" if row == "generated" else "  ceiling"
+        lines.append(f"{title:26}" + "  ".join(f"{name} {text}" for name, text in shown.items()))
     lines += [f"bound, {name}: {b['nats_per_token']:.3f} nats = {b['bits_per_token']:.3f} bits per token"
               for name, b in result.get("bound", {}).items()]
     if "reconstruction" in result:
         lines.append("reconstruction: " + ", ".join(f"{k} {v:.4g}" for k, v in result["reconstruction"].items()))
     return "\n".join(lines)
+
+
+def measured(result: Mapping[str, Any], parts: Sequence[str]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(part, "generated" or "ceiling", measure → number as text) of what was measured."""
+    for part in parts:
+        for row in ("generated", "ceiling"):
+            numbers = {k: v for k, v in result[part].get(row, {}).items() if not k.startswith("chance@")}
+            shown = {k: f"{v:.1%}" if k in SHARES else f"{v:.4f}" + (f" ± {numbers[f'{k}_std']:.4f}" if f"{k}_std" in numbers else "")
+                     for k, v in numbers.items() if not k.endswith("_std")}
+            if shown:
+                yield part, row, shown
 
 
 def page(scored: Mapping[str, Scored], seed: int) -> Sheet:

@@ -1,0 +1,246 @@
+"""The report of a workdir: its numbers are those of the files, nothing comes from elsewhere, and what is odd there ends nothing."""
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqd_jax import pipeline
+from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.defaults import defaults
+from vqd_jax.errors import UserError
+from vqd_jax.log import Log, read_metrics
+from vqd_jax.pictures import save_png
+from vqd_jax.report import contents, page
+from vqd_jax.samplers.planner import fixed_order_cost, random_order_cost
+
+EVIL = "</script><img src=http://evil.example/x onerror=alert(1)>"
+VOID = {"meta", "img", "input", "br"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """The elements of a page, as (name, attributes), its texts, and the JSON in it; a page whose elements do not close is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open, self.ids = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+        self.data = json.loads(next(text for text, a in self.texts if a.get("id") == "data"))
+        self.text = " ".join(text for text, a in self.texts if a.get("id") != "data")
+
+    def handle_starttag(self, name, attributes):
+        attributes = dict(attributes)
+        self.elements.append((name, attributes))
+        if "id" in attributes:
+            assert attributes["id"] not in self.ids
+            self.ids.add(attributes["id"])
+        if name not in VOID:
+            self.open.append((name, attributes))
+
+    def handle_endtag(self, name):
+        assert self.open.pop()[0] == name
+
+    def handle_data(self, text):
+        if self.open and text.strip():
+            self.texts.append((text, self.open[-1][1]))
+
+    def all(self, name):
+        return [attributes for found, attributes in self.elements if found == name]
+
+
+def colours(seed, height=20, width=30):
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
+
+
+def fill(workdir):
+    """A workdir as training, `plan` and `evaluate` leave it, with little in it."""
+    rows = [{"step": 0}] + [{"step": step, "train/loss": 5.0 / step, "train/examples": step * 8.0, "train/step_time": 0.25,
+                             "train/goodput": 0.5, "train/examples_per_second": 32.0} for step in range(1, 5001)]
+    rows.append({"step": 5000, "held_out/psnr": 20.125, "held_out/loss": None})  # not a number
+    (workdir / "vqvae").mkdir(parents=True)
+    (workdir / "vqvae" / "metrics.jsonl").write_text("".join(json.dumps(row | {"time": 1e9 + row["step"] / 4}) + "\n" for row in rows))
+    log = Log(workdir / "diffusion")
+    log.write(10, {"loss": -0.1}, "train/")
+    log.write(10, {"loss": 0.1234567890123}, "held_out/")
+    log.write(11, {"step": 12, "first_batch": 10, "batches": 2}, "fault/")
+    log.close()
+    for step in range(100, 5100, 100):
+        save_png(workdir / "vqvae" / f"reconstructions-{step:08d}.png", colours(step))
+    save_png(workdir / "diffusion" / "samples-00000010.png", colours(1, 1500, 2000))
+    save_png(workdir / "samples.png", colours(2))
+    for step, counts in ((100, [0, 3, 1]), (200, [2, 2, 0])):
+        np.save(workdir / "vqvae" / f"codes-{step:08d}.npy", np.array(counts))
+    pipeline.write_plan(workdir, entropy())
+    config = defaults().unlock()
+    config.denoiser.layers, config.preview.prompts, config.sampling.calls = 3, (EVIL,), 5
+    with Checkpoints(workdir / "diffusion" / "checkpoints") as checkpoints:
+        checkpoints.save(10, {"config": json.loads(config.to_json())}, wait=True)
+    (workdir / "diffusion" / "machine.json").write_text(json.dumps({"device": "TPU <v5>", "devices": 8, "flops_per_step": 2.5e9,
+                                                                    "versions": {"jax": "1.2.3"}}))
+    (workdir / "mine.json").write_text(json.dumps(EVALUATION))
+    save_png(workdir / "mine.png", colours(3))
+    (workdir / "other.json").write_text("{}")
+    return workdir
+
+
+def entropy():
+    rng = np.random.default_rng(0)
+    falling = lambda x: np.sort(x, axis=0)[::-1]
+    return {"random": falling(rng.random(12)), "halton": falling(rng.random((12, 12)))}
+
+
+EVALUATION = {
+    "protocol": {"name": "emoji"}, "provenance": {"steps": {"vqvae": 5000, "diffusion": 10}}, "sampling": {"calls": 5},
+    "reconstruction": {"psnr": 21.5}, "bound": {"train": {"nats_per_token": 1.0, "bits_per_token": 1.4427}},
+    "seen_cells": {"generated": {"retrieval@1": 0.25, "chance@1": 0.1, "vgg_kid": 0.5, "vgg_kid_std": 0.125},
+                   "ceiling": {"retrieval@1": 0.75}, "images": 1234}}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("runs") / "a <b>run & more")
+
+
+@pytest.fixture(scope="module")
+def parsed(workdir):
+    return Parsed(page.page(workdir))
+
+
+def pixels(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))))
+
+
+def test_curves_are_the_numbers_of_the_log(workdir, parsed):
+    curves = {found["stage"]: {(line["name"], panel["name"]): line for panel in found["panels"] for line in panel["lines"]}
+              for found in parsed.data["curves"]}
+    assert [*curves] == ["vqvae", "diffusion"]
+    assert {*curves["vqvae"]} == {("train", "loss"), ("train", "step_time"), ("train", "goodput"), ("train", "examples_per_second"),
+                                  ("held_out", "psnr")}  # what is no number, faults and the count of examples are no curves
+    for stage, lines in curves.items():
+        for (part, name), line in lines.items():
+            rows = {row["step"]: row[f"{part}/{name}"] for row in read_metrics(workdir / stage) if f"{part}/{name}" in row}
+            assert [rows[step] for step in line["steps"]] == line["values"] and len(rows) == line["of"]
+            assert (line["steps"][0], line["steps"][-1]) == (min(rows), max(rows))
+            assert len(line["steps"]) == min(len(rows), contents.POINTS) and max(np.diff(line["steps"]), default=1) <= 3
+    drawn = [a["data-panel"] for a in parsed.all("figure") if "data-panel" in a]
+    assert sorted(drawn) == sorted(f"{i},{j}" for i, found in enumerate(parsed.data["curves"]) for j, _ in enumerate(found["panels"]))
+
+
+def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir, parsed):
+    codec, denoiser = parsed.data["pictures"]
+    assert (codec["stage"], codec["kind"], len(codec["steps"])) == ("vqvae", "reconstructions", contents.PICTURES)
+    assert (codec["steps"][0], codec["steps"][-1]) == (100, 5000) and {*np.diff(codec["steps"])} == {100, 200}
+    for step, uri in zip(codec["steps"], codec["images"]):
+        np.testing.assert_array_equal(pixels(uri), colours(step))
+    assert denoiser["steps"] == [10] and denoiser["images"][0].startswith("data:image/jpeg")
+    assert pixels(denoiser["images"][0]).shape == (900, 1200, 3)
+    images = [a for a in parsed.all("img")]
+    assert [a["src"] for a in images[:2]] == [codec["images"][-1], denoiser["images"][0]]
+    np.testing.assert_array_equal(pixels(images[2]["src"]), colours(2))
+    np.testing.assert_array_equal(pixels(images[3]["src"]), colours(3))
+    assert all(len(a["alt"]) > 10 for a in images) and "after step 5,000" in images[0]["alt"]
+
+
+def test_codes_are_counted_and_those_never_chosen_are_told(parsed):
+    assert parsed.data["codes"] == {"steps": [100, 200], "counts": [[0, 3, 1], [2, 2, 0]]}
+    assert "3 codes, of which 66.7% were chosen for the held-out pictures after step 200; the most frequent one is 50.0%" in parsed.text
+
+
+def test_what_lies_between_a_plan_and_the_curve_is_what_it_loses(parsed):
+    costs = {"random": random_order_cost(entropy()["random"]), "halton": fixed_order_cost(entropy()["halton"])}
+    for found in parsed.data["plans"]:
+        assert [plan["calls"] for plan in found["plans"]] == [4, 5, 8]  # and the config's own, if there are as many tokens
+        for plan in found["plans"]:
+            assert sum(plan["counts"]) == found["tokens"] == 12 and len(plan["counts"]) == plan["calls"]
+            known = np.append(0, np.cumsum(plan["counts"]))
+            assert plan["lost"] == pytest.approx(sum(costs[found["order"]][a, b] for a, b in zip(known, known[1:])), abs=1e-3)
+            assert np.subtract(plan["now"], found["curve"]).sum() == pytest.approx(plan["lost"], abs=2e-3)
+
+
+def test_tables_have_the_evaluation_the_times_the_machine_and_what_is_not_the_default(parsed):
+    for said in ("mine.json", "protocol emoji; steps: Codec (vqvae) 5,000, Denoiser (diffusion) 10; calls 5", "seen cells (1,234)", "25.0%",
+                 "0.5000 ± 0.1250", "75.0%", "1.443", "21.5", "8 × TPU <v5>", "2.5", "jax 1.2.3", "50.0%", "32.0", "40,000",
+                 "2 batches, from batch 10 on, were left out, since numbers were bad in step 12"):
+        assert said in parsed.text, said
+    assert "chance" not in parsed.text
+    changed = parsed.text.partition("What differs from the defaults:")[2].partition("All settings")[0].split()
+    assert {word for word in changed if "." in word and word.partition(".")[0] in dict(defaults())} == {
+        "denoiser.layers", "preview.prompts", "sampling.calls"}
+
+
+def test_nothing_is_loaded_and_no_text_becomes_an_element(workdir, parsed):
+    for name, attributes in parsed.elements:
+        assert name not in ("link", "iframe", "object", "b", "base") and not any(key.startswith("on") for key in attributes)
+        for key in ("src", "href", "data", "action", "srcset", "poster"):
+            assert attributes.get(key, "data:").startswith(("data:", "#")), (name, attributes)
+    assert "a <b>run & more" in parsed.text and EVIL in parsed.text
+    (style,), scripts = parsed.all("style"), parsed.all("script")
+    text = page.page(workdir)
+    assert len(scripts) == 2 and text.count("</script") == 2 and "url(" not in text and "@import" not in text and style == {}
+    policy = next(a["content"] for a in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+
+
+def test_the_same_files_give_the_same_bytes(workdir, tmp_path):
+    for name in ("one.html", "two.html"):
+        page.write(workdir, tmp_path / "new" / name)
+    assert (tmp_path / "new/one.html").read_bytes() == (tmp_path / "new/two.html").read_bytes() == page.page(workdir).encode()
+    assert sorted(f.name for f in (tmp_path / "new").iterdir()) == ["one.html", "two.html"]
+
+
+def test_what_is_not_there_is_left_out(tmp_path):
+    with pytest.raises(UserError, match="there is nothing to report in"):
+        page.page(tmp_path)
+    with pytest.raises(UserError, match="there is no workdir .*none"):
+        page.page(tmp_path / "none")
+    log = Log(tmp_path / "vqvae")
+    log.write(1, {"loss": 1}, "train/")
+    log.close()
+    titles = {a["id"] for a in Parsed(page.page(tmp_path)).all("section")}
+    assert titles == {"curves", "time-and-hardware"}
+
+
+@pytest.mark.parametrize("file,sentence,lost", [
+    ("vqvae/metrics.jsonl", "line 1 of .* is not a line of metrics", {"curves", "pictures", "time-and-hardware"}),
+    ("diffusion/plan.npz", "the plan .* is damaged", {"information"}),
+    ("vqvae/codes-00000200.npy", "codes-00000200.npy is damaged", {"codebook"}),
+    ("diffusion/machine.json", "a machine.json in .* is damaged", {"time-and-hardware"}),
+    ("mine.json", "mine.json is not a result of vqd_jax.evaluate", {"evaluations"})])
+def test_damage_is_told_where_it_is_and_the_rest_is_shown(workdir, tmp_path, file, sentence, lost):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    odd = json.dumps(EVALUATION | {"seen_cells": {"generated": {"vgg_kid": "none"}}}) if file == "mine.json" else "nonsense\n{}\n"
+    (copy / file).write_text(odd)
+    parsed = Parsed(page.page(copy))
+    assert re.search(sentence, parsed.text)
+    assert {a["id"] for a in parsed.all("section")} == {"curves", "pictures", "codebook", "information", "evaluations", "time-and-hardware",
+                                                         "config"}
+    assert "What differs from the defaults" in parsed.text and ("retrieval@1" in parsed.text) == ("evaluations" not in lost)
+
+
+def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_error(workdir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    page.refresh(copy)
+    before = (copy / page.NAME).read_bytes()
+    assert before == page.page(copy).encode() and capsys.readouterr().out == ""
+    (copy / "vqvae" / "metrics.jsonl").write_text('{"step": 1, "train/loss": "much"}\n')
+    page.refresh(copy)
+    assert "report.html stays as it is: TypeError" in capsys.readouterr().out and (copy / page.NAME).read_bytes() == before
+    (copy / "vqvae" / "metrics.jsonl").unlink()
+    (copy / page.NAME).unlink()
+    (copy / page.NAME).mkdir()
+    with pytest.raises(UserError, match="cannot write the report .*report.html"):
+        page.refresh(copy)
+    assert not [*copy.glob(".*.part")]
+
+
+def test_durations():
+    assert [contents.duration(s) for s in (83, 725, 3 * 3600 + 290, 52 * 3600)] == ["83 s", "12 min", "3 h 05 min", "2 d 4 h"]
