@@ -16,7 +16,7 @@ error, and so is a command that `shrink` below does not know: what the README sh
   python -m vqd_jax.plan, vqd-plan                      --images=8 --points=3 and the shared data cache
   python -m vqd_jax.sample, vqd-sample                  --num=2
   python -m vqd_jax.demo, vqd-demo                      on a free port, ended by Ctrl-C after 40 s
-  python -m vqd_jax.report, .curves, .export, …         as they are; vq-diffusion-ithq is a small folder in the published layout
+  python -m vqd_jax.explain, .report, .curves, …        as they are; vq-diffusion-ithq is a small folder in the published layout
   python blocks                                         as they are
 
 Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
@@ -54,7 +54,7 @@ SMALL = [f"--config.{setting}" for setting in """
 PUBLISHED = "vq-diffusion-ithq"  # where it is named, there is a small folder of that layout
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
-SAME = ("prepare", "sample", "demo", "evaluate", "plan", "report", "curves", "export", "convert")
+SAME = ("prepare", "sample", "explain", "demo", "evaluate", "plan", "report", "curves", "export", "convert")
 SCRIPTS = {f"vqd-{script}": module for script, module in (("train", "main"), ("plan-memory", "plan_memory"), *zip(SAME, SAME))}
 
 
@@ -147,7 +147,8 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
         ended = ["timeout", "--signal=INT", "--preserve-status", "40"]  # after the default, or a job in the background would ignore Ctrl-C
         return ["env", "--default-signal=INT", *assignments, *ended, *start, *rest, "--port=0"]
     more = {"sample": [] if any(a.startswith("--like") for a in rest) else ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
-            "plan": ["--images=8", "--points=3", f"--cache={cache}"], "report": [], "curves": [], "export": [], "convert": []}
+            "plan": ["--images=8", "--points=3", f"--cache={cache}"],
+            **dict.fromkeys(("explain", "report", "curves", "export", "convert"), [])}
     if name not in more:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     return [*assigned(assignments), *start, *rest, *more[name]]

@@ -32,6 +32,7 @@ ALLOWED = {
     "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pictures", "pipeline", "samplers", "train"},
     "loading_flags": set(), "sampling_flags": {"loading_flags"},
     "recipe": {"data", "editing", "pipeline", "samplers"}, "demo": {"data", "pictures", "pipeline", "recipe"},
+    "explaining": {"pictures", "pipeline", "samplers", "train"},
     "protocols": set(), "generation": {"data", "pipeline", "writing"}, "judging": {"data", "eval", "hub", "protocols", "text"},
     "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "models", "train"},
     "evaluation_page": {"judging", "pictures"},

@@ -62,3 +62,23 @@ def test_the_weights_are_not_kept():
         kept = jax.eval_shape(lambda *x, f=f: jax.vjp(lambda *x: f(*x, 3), *x)[1], q, k, v)
         sizes[f] = max(x.size for x in jax.tree.leaves(kept))
     assert sizes[attention.attend] >= 2 * 3 * 64 * 64 > 2 * sizes[attention.attend_in_parts]
+
+
+def test_cross_attention_tells_its_weights_where_they_are_asked_for():
+    """They are positive, sum to one over the text, are 0 beyond it, and with the values they make the output, whose bits do not change."""
+    layer = attention.CrossAttention(width=12, heads=3, init_std=0.5)
+    x, text = (jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32) for i, shape in enumerate(((2, 5, 12), (2, 7, 9))))
+    mask = jnp.arange(7)[None] < jnp.array([[4], [7]])
+    stored = layer.init(jax.random.key(0), x, text, mask)
+    assert [*stored] == ["params"]
+    stored = jax.tree.map(lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, stored)  # biases that are not 0
+    out, told = layer.apply(stored, x, text, mask, mutable="intermediates")
+    np.testing.assert_array_equal(out, layer.apply(stored, x, text, mask))
+    (weights,) = told["intermediates"]["attention"]
+    assert weights.shape == (2, 3, 5, 7) and (np.asarray(weights)[np.broadcast_to(mask[:, None, None], weights.shape)] > 0).all()
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    assert not np.asarray(weights)[np.broadcast_to(~mask[:, None, None], weights.shape)].any()
+    params = stored["params"]
+    values = (text @ params["kv"]["kernel"] + params["kv"]["bias"][None, None])[..., 12:].reshape(2, 7, 3, 4)
+    mixed = np.einsum("baqm,bmaf->bqaf", weights, values).reshape(2, 5, 12)
+    np.testing.assert_allclose(mixed @ params["out"]["kernel"] + params["out"]["bias"][None, None], out, rtol=1e-5, atol=1e-5)

@@ -52,6 +52,20 @@ def test_words_have_the_same_ids_wherever_they_stand(tokenizer):
     assert spaced.tolist() == plain.tolist()
 
 
+@pytest.mark.parametrize("caption,words", [
+    ("a  Google style emoji of a TEAPOT", ["a", "google", "style", "emoji", "of", "a", "teapot"]), ("", []),
+    ("it's (new)", ["it's", "(new)"]), ("猫 🍎 собака", ["猫", "🍎", "собака"])])
+def test_words_have_the_places_of_their_tokens(long_tokenizer, caption, words):
+    found, ids = long_tokenizer.words(caption), long_tokenizer([caption])[0]
+    assert [word for word, _ in found] == words
+    assert [place for _, places in found for place in places] == [*range(1, np.flatnonzero(ids == 2)[0])]
+    assert [long_tokenizer.decode(ids[places]) for _, places in found] == words
+
+
+def test_words_that_are_cut_off_have_no_place(tokenizer):
+    assert [places for _, places in tokenizer.words("emoji " * 20)] == [[i] for i in range(1, 15)]
+
+
 def settled(c):
     """Whether every version of Unicode that a library may have gives the character the same NFKC form."""
     return unicodedata.ucd_3_2_0.category(c) != "Cn" or unicodedata.normalize("NFKC", c) == c

@@ -67,6 +67,15 @@ def test_layout(tokenizer):
     assert tokenizer.decode(abc) == "abc ab !" and tokenizer.decode(empty) == ""
 
 
+def test_words_have_the_places_of_their_tokens(tokenizer):
+    caption = "abc xyzzy's 12 ab"
+    found, ids = tokenizer.words(caption), tokenizer([caption])[0]
+    assert [word for word, _ in found] == ["abc", "xyzzy", "'s", "1", "2", "ab"]
+    assert [place for _, places in found for place in places] == [*range(1, ids.tolist().index(49407))]
+    assert [len(places) for word, places in found if word == "xyzzy"][0] > 1 and tokenizer.words("") == []
+    assert tokenizer.words("abc " * 80) == [("abc", [i]) for i in range(1, 76)]
+
+
 def test_ids_equal_byte_pair_encoding_written_out(tokenizer):
     rng = random.Random(0)
 

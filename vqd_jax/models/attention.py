@@ -19,14 +19,22 @@ MANY = 2**21    # weights; with fewer the parts cost more than they save
 def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int,
            mask: Bool[Array, "#b #q m"] | None = None) -> Float[Array, "b q d"]:
     """softmax(q k^T / sqrt(f)) v over `heads` heads; keys where `mask` is False get no weight."""
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)
-    q, k, v = split(q), split(k), split(v)
+    out = jnp.einsum("baqm,bmaf->bqaf", attention_weights(q, k, heads, mask).astype(v.dtype), _split(v, heads))
+    return out.reshape(*out.shape[:2], -1)
+
+
+def attention_weights(q: Float[Array, "b q d"], k: Float[Array, "b m d"], heads: int,
+                      mask: Bool[Array, "#b #q m"] | None = None) -> Float[Array, "b heads q m"]:
+    """softmax(q k^T / sqrt(f)): how much each query looks at each key; keys where `mask` is False get no weight."""
+    q, k = _split(q, heads), _split(k, heads)
     logits = jnp.einsum("bqaf,bmaf->baqm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, -1e9)
-    weights = jax.nn.softmax(logits).astype(v.dtype)
-    out = jnp.einsum("baqm,bmaf->bqaf", weights, v)
-    return out.reshape(*out.shape[:2], -1)
+    return jax.nn.softmax(logits)
+
+
+def _split(x: Float[Array, "b n d"], heads: int) -> Float[Array, "b n heads f"]:
+    return x.reshape(*x.shape[:2], heads, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -102,7 +110,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image positions attend to the text states."""
+    """Image positions attend to the text states; where "intermediates" are asked for, `attention_weights` are among them."""
 
     width: int
     heads: int
@@ -115,4 +123,7 @@ class CrossAttention(nn.Module):
         dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
                                                 kernel_init=nn.initializers.normal(self.init_std))
         k, v = jnp.split(dense(2 * self.width, "kv")(text), 2, axis=-1)
-        return dense(self.width, "out")(attend(dense(self.width, "q")(x), k, v, self.heads, text_mask[:, None]))
+        q = dense(self.width, "q")(x)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", attention_weights(q, k, self.heads, text_mask[:, None]))
+        return dense(self.width, "out")(attend(q, k, v, self.heads, text_mask[:, None]))

@@ -16,6 +16,7 @@ KIND = "byte-pair"
 PAD, START, END = 0, 1, 2
 RESERVED = 3  # kept outside the library's vocabulary, so that no caption can spell a special token
 SMALLEST = RESERVED + 256
+SPACE = "\u0120"  # as the library writes it, at the beginning of a word's first token
 LEARNED = 10_000  # characters of a caption of which merges are learned: the time grows with the square of a word
 
 
@@ -62,6 +63,15 @@ class BytePair:
             tokens = [RESERVED + token for token in caption.ids[:self.length - 2]]
             row[:len(tokens) + 2] = [START, *tokens, END]
         return ids
+
+    def words(self, caption: str) -> list[tuple[str, list[int]]]:
+        """Each word of the caption, as it is read, with the places of its tokens in the row of ids; what is cut off is left out."""
+        encoded, out = self._merges.encode(valid_unicode(caption)), []
+        for place, (token, piece) in enumerate(zip(encoded.ids[:self.length - 2], encoded.tokens), start=1):
+            if piece.startswith(SPACE) or not out:
+                out.append([])
+            out[-1].append((place, token))
+        return [(self._merges.decode([token for _, token in word]).strip(), [place for place, _ in word]) for word in out]
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " m"]) -> str:
         """The normalised text of one row of ids, special ones dropped; a character cut in half reads as U+FFFD."""

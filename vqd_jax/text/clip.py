@@ -98,6 +98,16 @@ class ClipTokenizer:
             row[:len(tokens) + 2] = [START, *tokens, END]
         return ids
 
+    def words(self, caption: str) -> list[tuple[str, list[int]]]:
+        """Each word of the caption, as it is read, with the places of its tokens in the row of ids; what is cut off is left out."""
+        ids, out, ended = self([caption])[0].tolist(), [], True
+        for place, token in enumerate(ids[1:ids.index(END)], start=1):
+            if ended:
+                out.append([])
+            out[-1].append((place, token))
+            ended = self._tokenizer.convert_ids_to_tokens(token).endswith("</w>")
+        return [(self._tokenizer.decode([token for _, token in word]).strip(), [place for place, _ in word]) for word in out]
+
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " m"]) -> str:
         """The cleaned text of one row of ids, from start to end, with a space after every word."""
         ids = [int(token) for token in ids]

@@ -262,6 +262,14 @@ class DiffusionStage:
 
         return denoise
 
+    def attention(self, params: Any, z_t: Tokens, t: Times, ids: TextIds) -> Float[Array, "b n m"]:
+        """How much each position looks at each token of its text: the weights of cross-attention, mean over layers and heads."""
+        condition, mask = self.condition(params, ids, jnp.zeros(len(ids), bool))
+        each = self.denoiser.clone(remat=False, scan=False)  # whose layers tell
+        _, told = each.apply({"params": self.kernels(params)}, z_t, t, condition, mask, mutable="intermediates")
+        weights = jax.tree.leaves(told["intermediates"])
+        return sum(w.mean(1) for w in weights) / len(weights)
+
     def bound(self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
         """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws` stratified times a row and its key."""
         T, b = self.process.T, z_0.shape[0]

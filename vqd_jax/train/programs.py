@@ -115,6 +115,24 @@ def cross_entropy(stage: DiffusionStage, weights: Any, z_0: Int[Array, "b n"], i
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), z_0[..., None], axis=-1)[..., 0]
 
 
+def look(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, prediction: Prediction,
+         z: Int[np.ndarray, "b n"], time: int) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "p b n m"] | None]:
+    """What the network makes of the states z at a time: the probability of each position's likeliest code, after guidance, temperature and
+    truncation; and how much each position looks at each token of the prompts (`stage.attention`), None for models without text."""
+    switches, knobs = _settings(prediction, scales)
+    guided = bool(switches.guides(1 - np.asarray(stage.process.unmasked)[[time]])[0])
+    return jax.tree.map(np.asarray, _look(stage, switches, guided, weights, conditions, knobs, z, np.full(len(z), time, np.int32)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _look(stage, switches, guided, weights, conditions, knobs, z, t):
+    logits = stage.denoise(weights, conditions, knobs, switches, guided=guided)(z, t)
+    sure = jnp.exp(jax.nn.log_softmax(logits[..., :stage.process.k]).max(-1))
+    if stage.denoiser.condition != "text":
+        return sure, None
+    return sure, jnp.stack([stage.attention(weights, z, t, ids) for ids in conditions.ids[:-1]])
+
+
 def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
     """The keys of the images `first`, `first` + 1, ... of a seed."""
     return _row_keys(jax.random.key(seed), first, count)
