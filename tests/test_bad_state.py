@@ -129,6 +129,7 @@ FULL = [  # where training meets the full disk, and what it says
     (r"os\.mkdir .*diffusion/tensorboard", 1, "cannot write a log to {workdir}/diffusion: File too large", None),
     (r"open .*diffusion/checkpoints/3/sha", 1, "cannot write checkpoint step 3 to {workdir}/diffusion/checkpoints: File too large", None),
     (r"open .*/\.samples\.", 1, "cannot write the picture {workdir}/samples.png: File too large", STEPS),
+    (r"open .*/\.report\.", 1, "cannot write the report {workdir}/report.html: File too large", STEPS),
 ]
 
 

@@ -99,6 +99,18 @@ def test_rewinding_an_open_log_to_the_start(tmp_path):
     assert [r["x"] for r in read_metrics(tmp_path)] == [2]
 
 
+def test_facts_lie_beside_the_metrics_and_the_last_ones_count(tmp_path):
+    log = Log(tmp_path / "run")
+    for devices in (1, 2):
+        log.note("machine.json", {"devices": devices, "name": "é"})
+    assert json.loads((tmp_path / "run" / "machine.json").read_text()) == {"devices": 2, "name": "é"}
+    assert not [*(tmp_path / "run").glob("*.tmp")] and read_metrics(tmp_path / "run") == []
+    (tmp_path / "run" / "folder.json").mkdir()
+    with pytest.raises(UserError, match="cannot write a log to .*run"):
+        log.note("folder.json", {})
+    log.close()
+
+
 def test_bad_files_are_told(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(UserError, match="line 2 of .*metrics.jsonl"):

@@ -51,6 +51,11 @@ class Log:
         with self._written():
             self._show(step, time.time(), summary.image(tag, image, dataformats="HWC"))
 
+    def note(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep facts that are no metrics beside them, in a JSON file of that name."""
+        with self._written():
+            self._replace(self.folder / name, json.dumps(facts, indent=1) + "\n")
+
     def rewind(self, step: int) -> None:
         """Forget what was written after `step`, on resuming from it; TensorBoard is told, too."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -99,9 +104,13 @@ class Log:
         path = self.folder / METRICS
         new = "".join(line + "\n" for line, row in _rows(path) if wanted(row))
         if new != path.read_text():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(new)
-            temporary.replace(path)
+            self._replace(path, new)
+
+    @staticmethod
+    def _replace(path: Path, content: str) -> None:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(content)
+        temporary.replace(path)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,9 @@ from vqd_jax.train.profile import Profile
 from vqd_jax.train.state import State
 from vqd_jax.train.step import STOPPING, cached_parts, make_step
 from vqd_jax.train.watchdog import Watchdog
-from vqd_jax.writing import whole
 
 HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
-MACHINE = "machine.json"  # beside the log: where the run was last started
+MACHINE = "machine.json"  # beside the metrics: where the run was last started
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +98,7 @@ def run(name: str, stage: Any, *, train: Train, optim: Optim, guard: Guard, prof
         if begun is None:
             print(parameter_overview.get_parameter_overview(state.params, include_stats=False), flush=True)
             print(f"{name}: {cost.text}", flush=True)
-            with whole(log.folder / MACHINE, "what this runs on") as part:
-                part.write_text(json.dumps(machine() | {"devices": cost.devices, "flops_per_step": cost.flops}, indent=1) + "\n")
+            log.note(MACHINE, machine() | {"devices": cost.devices, "flops_per_step": cost.flops})
         begun, faults = first, faults if first == begun else []
         log.rewind(first)
         for step, _, batches in faults:
