@@ -1,5 +1,7 @@
 """The page in headless Chromium, with the shipped model behind it: what a person does, and what then is on the screen and in the files."""
 import base64
+import contextlib
+import http.client
 import io
 import json
 import os
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -199,6 +202,18 @@ def test_stopping_stops_and_the_next_request_is_drawn(page):
     page.type("calls", 6)
     page.find("draw").click()
     page.until(lambda: page.state == "running")
+    page.finished()
+
+
+def test_who_waits_sees_how_many_are_before_and_is_drawn_when_they_go(page, address):
+    body = json.dumps({"prompts": ["a twitter style emoji of a crab"], "num": 16, "calls": 100})
+    with contextlib.ExitStack() as others:
+        for _ in range(2):
+            connection = others.enter_context(contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc)))
+            connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
+            others.enter_context(connection.getresponse())
+        page.find("draw").click()
+        page.until(lambda: page.find("status").text == "Waiting: 2 requests are before this one.")
     page.finished()
 
 
