@@ -118,10 +118,14 @@ def test_pictures_appear_while_they_are_denoised_and_the_file_makes_them_again(p
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(Image.open(file)))
 
 
-def test_a_brush_repaints_a_part_of_an_own_picture(page, picture):
+def test_a_brush_repaints_a_part_of_a_picture_that_was_dropped(page, picture):
     from selenium.webdriver import ActionChains
 
-    page.find("file").send_keys(str(picture))
+    page.script("""
+        const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0)), dropped = new DataTransfer();
+        dropped.items.add(new File([bytes], "own.png"));
+        document.getElementById("start").dispatchEvent(new DragEvent("drop", {dataTransfer: dropped, bubbles: true, cancelable: true}));
+        """, base64.b64encode(picture.read_bytes()).decode())
     page.until(lambda: page.find("canvas").is_displayed())
     canvas, side = page.find("canvas"), page.find("canvas").size["width"]
     stroke = ActionChains(page.browser).move_to_element_with_offset(canvas, -side * 3 // 8, 0).click_and_hold()
