@@ -1,6 +1,6 @@
 """The report of a workdir as one HTML file that needs nothing else: it opens from a disk, without a network.
 
-The same files give the same bytes. Numbers and pictures lie in the page as JSON; page.js draws them.
+The same files give the same bytes. Numbers and pictures lie in the page as JSON; report.js draws them.
 """
 
 import json

@@ -42,7 +42,7 @@ def curves(workdir: Path, data: dict[str, Any]) -> str:
 
 
 def _panel(place: str, panel: Mapping[str, Any], stage: str) -> str:
-    """A figure that page.js fills."""
+    """A figure that report.js fills."""
     at = lambda line, i: f"{line['values'][i]:.4g} at step {line['steps'][i]:,}"
     ends = [f"{line['name'] or panel['name']} from {at(line, 0)} to {at(line, -1)}" for line in panel["lines"]]
     thinned = max(line["of"] / len(line["values"]) for line in panel["lines"])
