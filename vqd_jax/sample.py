@@ -63,7 +63,7 @@ def main(argv: Any) -> None:
         scale = _SCALE.value if _SCALE.present else 1
         sheet = images[0].repeat(scale, axis=0).repeat(scale, axis=1)
     save_png(_OUT.value, sheet, recipe.metadata(model, wanted, weights, picture=picture, **loading))
-    print(f"{len(images)} pictures in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
+    print(f"{len(images)} picture{'s' * (len(images) > 1)} in {time.perf_counter() - started:.1f} s: {Path(_OUT.value)}")
     if _TRACE.value:
         strip = np.stack([*recipe.watch(model, dataclasses.replace(wanted, num=1))], axis=1)
         shown = np.unique(np.linspace(0, strip.shape[1] - 1, min(strip.shape[1], 16)).astype(int))  # of many calls some
