@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,11 +43,11 @@ def test_it_is_the_picture_of_sample_bit_for_bit(shipped, prompt, settings):
 
 def test_it_says_what_the_network_gives_in_each_call(shipped):
     found = explaining.explain(shipped, PROMPT, seed=5, calls=4, guidance=3.0, temperature=0.8)
-    stage, ids = shipped.stage, shipped.tokenizer([PROMPT])
+    stage, ids = shipped.stage, jnp.asarray(shipped.tokenizer([PROMPT]))
     looks = []
     for z, t, sure in zip(found.states, found.times, found.sure):
-        z, t = z[None], np.full(1, t, np.int32)
-        text, null = (np.asarray(jax.nn.log_softmax(stage.predict(shipped.weights, z, t, ids, np.array([drop])))[0], np.float64)
+        z, t = jnp.asarray(z)[None], jnp.full(1, t)
+        text, null = (np.asarray(jax.nn.log_softmax(stage.predict(shipped.weights, z, t, ids, jnp.array([drop])))[0], np.float64)
                       for drop in (False, True))
         p = np.exp((null + 3 * (text - null)) / 0.8)
         np.testing.assert_allclose(sure, (p / p.sum(-1, keepdims=True)).max(-1), rtol=1e-3)
