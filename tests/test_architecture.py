@@ -144,7 +144,7 @@ def test_console_scripts_exist():
 
 
 def test_nothing_names_a_path_of_one_machine():
-    folders = ["vqd_jax", "tests", "configs", "benchmarks", "launch", "docs"]
+    folders = ["vqd_jax", "tests", "configs", "benchmarks", "launch", "docs", "results"]
     files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".sh", ".sbatch", ".md", ".json")]
     files += [p for p in (ROOT / "README.md", ROOT / "setup.cfg") if p.exists()]
     place = re.compile(r"(?<![\w.$}])/" + r"(work|root|home/\w+|mnt/\w+)\b|\.\./" + "shared")
