@@ -57,7 +57,7 @@ def test_a_plan_for_a_mesh_of_one_chip_kind(tmp_path):
     (["--devices=4", "--config.parallel.strategy=mesh", "--config.parallel.fsdp=3"],
      "parallel.fsdp x parallel.tensor must divide the 4 devices, got 3 x 1"),
     (["--chip=abacus"], "no chip is called 'abacus'; there are H100 SXM, "),
-    (["--config.stages=('gan',)"], "stages must be one of diffusion, autoregressive, got 'gan'"),
+    (["--config.stages=('gan',)"], "stages must be one of vqvae, diffusion, autoregressive, got 'gan'"),
     (["--config.denoiser.widht=3"], "the config has no key 'widht'; did you mean 'width'?"),
     (["--devices=0"], "--devices=0")])
 def test_wrong_flags_are_a_sentence(arguments, said):
