@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,7 @@ def pictures(workdir: Path, data: dict[str, Any]) -> str:
     for i, found in enumerate(data["pictures"]):
         title = f"{_stage(found['stage'])}: {KINDS.get(found['kind'], found['kind'])}"
         steps, alt = found["steps"], f"{title}, after step {found['steps'][-1]:,}"
-        slider = (f'<label>Step <output>{steps[-1]:,}</output> <input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" '
-                  f'aria-label="{text(title)}: which step"></label>' if len(steps) > 1 else f"<p>Step {steps[-1]:,}</p>")
+        slider = _slider(steps, title) or f"<p>Step {steps[-1]:,}</p>"
         out.append(f'<figure data-pictures="{i}" data-title="{text(title)}"><figcaption><span class="title">{text(title)}</span>'
                    f'</figcaption>{slider}<div class="wide"><img src="{found["images"][-1]}" alt="{text(alt)}"></div></figure>')
     for stage, uri in contents.last_pictures(workdir):
@@ -73,15 +72,20 @@ def pictures(workdir: Path, data: dict[str, Any]) -> str:
     return "".join(out)
 
 
+def _slider(steps: Sequence[int], of: str) -> str:
+    """Which step is shown, the last one at first; "" if there is only one."""
+    last = len(steps) - 1
+    return (f'<label>Step <output>{steps[-1]:,}</output> <input type="range" min="0" max="{last}" value="{last}" '
+            f'aria-label="{text(of)}: which step"></label>' if last else "")
+
+
 def codes(workdir: Path, data: dict[str, Any]) -> str:
     if not (found := contents.codes(workdir)):
         return ""
     data["codes"], steps, counts = found, found["steps"], np.array(found["counts"][-1])
     said = (f"{len(counts):,} codes, of which {np.mean(counts > 0):.1%} were chosen for the held-out pictures after step {steps[-1]:,}; "
             f"the most frequent one is {counts.max() / max(counts.sum(), 1):.1%} of all tokens")
-    slider = (f'<label>Step <output>{steps[-1]:,}</output> <input type="range" min="0" max="{len(steps) - 1}" value="{len(steps) - 1}" '
-              'aria-label="The use of the codes: which step"></label>' if len(steps) > 1 else "")
-    return (f'<figure id="codes"><p class="summary">{text(said)}.</p>{slider}'
+    return (f'<figure id="codes"><p class="summary">{text(said)}.</p>{_slider(steps, "The use of the codes")}'
             f'<canvas tabindex="0" role="img" aria-label="{text(said)}"></canvas>'
             '<p class="legend"><span class="unused"></span> never chosen <span class="ramp"></span> seldom to often, logarithmic</p>'
             '<p class="readout" aria-live="polite"></p></figure>')
