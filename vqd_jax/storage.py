@@ -4,6 +4,7 @@ An item is a tree of arrays, kept as nested dicts, or anything JSON can hold. Wh
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -138,11 +139,13 @@ def _checkpointer(make: Any = None, **several: Any) -> Any:
     return (make or ocp.Checkpointer)(handler, multiprocessing_options=options)
 
 
+@functools.cache
 def _less_chatter() -> None:
+    """Once in a process; what others (`interrupt`) do with such exceptions stays."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_chatter)
-    if (shown := sys.unraisablehook) is sys.__unraisablehook__:
-        sys.unraisablehook = lambda left: "Event loop is closed" in str(left.exc_value) or shown(left)
+    others = sys.unraisablehook
+    sys.unraisablehook = lambda left: "Event loop is closed" in str(left.exc_value) or others(left)
 
 
 def _not_chatter(record: logging.LogRecord) -> bool:
