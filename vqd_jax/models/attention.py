@@ -37,13 +37,17 @@ def _split(x: Float[Array, "b n d"], heads: int) -> Float[Array, "b n heads f"]:
     return x.reshape(*x.shape[:2], heads, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend_in_parts(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Float[Array, "b q d"]:
     """`attend` for a CPU: as many heads at a time as its cache has room for, with weights that the backward pass computes again.
 
     Of the (b, heads, q, m) weights only the logs of their sums are kept (Dao et al. 2022, arXiv:2205.14135). The gradients of k and v come
     out transposed: with the weights as the right factor, their products take a fifth of the time that XLA's CPU backend needs otherwise.
     """
+    return _attend(q * (q.shape[-1] // heads) ** -0.5, k, v, heads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(q, k, v, heads):
     return _forward(q, k, v, heads)[0]
 
 
@@ -63,7 +67,7 @@ def _forward(q, k, v, heads):
 def _backward(heads, saved, g):
     def some(q, k, v, log_total, g, own):
         w = jnp.exp(_scores(q, k) - log_total)
-        change = (w * (jnp.einsum("cqf,cmf->cqm", g, v) - own) * q.shape[-1] ** -0.5).astype(q.dtype)
+        change = (w * (jnp.einsum("cqf,cmf->cqm", g, v) - own)).astype(q.dtype)
         return (jnp.einsum("cqm,cmf->cqf", change, k), jnp.einsum("cqf,cqm->cfm", q, change),
                 jnp.einsum("cqf,cqm->cfm", g, w.astype(g.dtype)))
 
@@ -75,7 +79,7 @@ def _backward(heads, saved, g):
 
 
 def _scores(q, k):
-    return jnp.einsum("cqf,cmf->cqm", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.einsum("cqf,cmf->cqm", q, k).astype(jnp.float32)
 
 
 def _parts(x: Float[Array, "b n d"], heads: int, weights: int) -> Float[Array, "p c n f"]:
@@ -90,7 +94,7 @@ def _whole(x: Float[Array, "p c n f"], heads: int) -> Float[Array, "b n d"]:
     return x.reshape(p * c // heads, heads, n, f).swapaxes(1, 2).reshape(p * c // heads, n, heads * f)
 
 
-attend_in_parts.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
 class SelfAttention(nn.Module):
