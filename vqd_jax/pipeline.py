@@ -36,9 +36,10 @@ MAX_PROMPT = 1_000  # characters; the text encoders read far fewer
 
 def compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/vqd_jax."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "vqd_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for name, value in (("jax_compilation_cache_dir", str(Path.home() / ".cache" / "vqd_jax" / "xla")),
+                        ("jax_persistent_cache_min_compile_time_secs", 0.5)):
+        if not os.environ.get(name.upper()):
+            jax.config.update(name, value)
 
 
 def forget_programs(most: int) -> None:
