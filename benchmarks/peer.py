@@ -198,11 +198,11 @@ def there() -> bool:
 
 
 def write(out: Path, part: str, rows: list[dict]) -> None:
-    """Into the results of this Python and device, with what produced them."""
-    kind = jax.devices()[0].device_kind
-    key = f"python {'.'.join(platform.python_version_tuple()[:2])}" + ("" if kind == "cpu" else f", {kind}")
+    """Into the results of this Python and machine, with what produced them."""
+    made = provenance()
+    key = f"python {'.'.join(platform.python_version_tuple()[:2])}, {made['machine'] if made['device'] == 'cpu' else made['device']}"
     results = json.loads(out.read_text()) if out.exists() else {}
-    results[key] = results.get(key, {}) | provenance() | {part: rows}
+    results[key] = results.get(key, {}) | made | {part: rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(results, indent=1) + "\n")
 
