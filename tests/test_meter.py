@@ -1,6 +1,7 @@
 """What a run says of its speed, by hand on a clock that the test moves; and the traces it writes."""
 import gzip
 import json
+import mmap
 import resource
 import time
 import types
@@ -126,9 +127,11 @@ def test_what_is_not_known_is_left_out_and_said(tmp_path, clock):
 
 def test_memory_of_the_process():
     found = memory()["host_memory"]
-    assert 0.2 < found / (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) <= 1.01
-    block = b"x" * 100_000_000
-    assert memory()["host_memory"] - found == pytest.approx(len(block), rel=0.2)
+    assert 50e6 < found <= 1.01 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # JAX alone is more
+    with mmap.mmap(-1, 100_000_000) as block:  # from the system: an allocator may have as much left from other tests
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
+        assert memory()["host_memory"] - found == pytest.approx(len(block), rel=0.2)
 
 
 def test_memory_of_the_fullest_device(monkeypatch):
