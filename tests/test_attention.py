@@ -1,4 +1,4 @@
-"""Attention in parts is attention: values, gradients, and nothing kept that is as large as the weights."""
+"""Attention, whole and in parts: values and gradients are JAX's own, and in parts nothing is kept that is as large as the weights."""
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +17,37 @@ def run(f, q, k, v, g, heads):
     return out, *backward(g)
 
 
+def reference(q, k, v, heads, mask=None):
+    """JAX's attention in float64, differentiated by JAX."""
+    split = lambda x: x.reshape(*x.shape[:2], heads, -1)
+    mask = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(split(q), split(k), split(v), mask=mask).reshape(q.shape)
+
+
+def close(got, want):
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+def exactly(given, heads, mask=None):
+    with jax.enable_x64():
+        return run(lambda q, k, v, heads: reference(q, k, v, heads, mask), *(jnp.asarray(np.asarray(x), jnp.float64) for x in given), heads)
+
+
 @pytest.mark.parametrize("cached", [1, 2 * 5 * 7, 6 * 5 * 7, 2**20])  # one head at a time, two, six of the twelve, all
-def test_values_and_gradients_are_those_of_the_whole(cached, monkeypatch):
+def test_values_and_gradients_in_parts(cached, monkeypatch):
     monkeypatch.setattr(attention, "CACHED", cached)
-    q, k, v, g = arrays(4, 5, 7, 12)
-    for got, want in zip(run(attention.attend_in_parts, q, k, v, g, 3), run(attention.attend, q, k, v, g, 3), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    given = arrays(4, 5, 7, 12)
+    close(run(attention.attend_in_parts, *given, 3), exactly(given, 3))
+
+
+@pytest.mark.parametrize("rows,queries", [(None, None), (4, 1), (1, 5), (4, 5)])
+def test_values_and_gradients_with_a_mask_for_each_row_or_query(rows, queries):
+    """No mask, one of the texts' lengths, one for all rows such as a causal one, one for each query of each row."""
+    given = arrays(4, 5, 7, 12)
+    mask = rows and np.random.default_rng(4).random((rows, queries, 7)) < 0.6
+    mask = None if mask is None else jnp.asarray(mask | (np.arange(7) == 2))  # none without a key
+    close(run(lambda q, k, v, heads: attention.attend(q, k, v, heads, mask), *given, 3), exactly(given, 3, mask))
 
 
 @pytest.mark.parametrize("parts,kept", [(False, True), (True, True), (True, False)])

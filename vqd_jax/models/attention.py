@@ -3,8 +3,6 @@
 Queries, keys and values of self-attention come from one fused product; softmax is float32.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,49 +11,20 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from vqd_jax.models.linear import Linear
 
 CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
-MANY = 2**21    # weights; with fewer the parts cost more than they save
+MANY = 2**25 if jax.__version_info__ >= (0, 12) else 2**23  # weights; with fewer the parts cost a CPU more than they save
 
 
 def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int,
            mask: Bool[Array, "#b #q m"] | None = None) -> Float[Array, "b q d"]:
     """softmax(q k^T / sqrt(f)) v over `heads` heads; keys where `mask` is False get no weight."""
-    out = _mix(attention_weights(q, k, heads, mask).astype(v.dtype), _split(v, heads))
-    return out.reshape(*out.shape[:2], -1)
+    return _join(_attend(*_heads(q, k, v, heads), mask))
 
 
 def attention_weights(q: Float[Array, "b q d"], k: Float[Array, "b m d"], heads: int,
                       mask: Bool[Array, "#b #q m"] | None = None) -> Float[Array, "b heads q m"]:
     """softmax(q k^T / sqrt(f)): how much each query looks at each key; keys where `mask` is False get no weight."""
-    q, k = _split(q, heads), _split(k, heads)
-    logits = _compare(q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-    if mask is not None:
-        logits = jnp.where(mask[:, None], logits, -1e9)
-    return jax.nn.softmax(logits)
-
-
-def _split(x: Float[Array, "b n d"], heads: int) -> Float[Array, "b n heads f"]:
-    return x.reshape(*x.shape[:2], heads, -1)
-
-
-@jax.custom_vjp
-def _compare(q: Float[Array, "b q a f"], k: Float[Array, "b m a f"]) -> Float[Array, "b a q m"]:
-    return jnp.einsum("bqaf,bmaf->baqm", q, k)
-
-
-@jax.custom_vjp
-def _mix(w: Float[Array, "b a q m"], v: Float[Array, "b m a f"]) -> Float[Array, "b q a f"]:
-    return jnp.einsum("baqm,bmaf->bqaf", w, v)
-
-
-def _by_keys(x: Float[Array, "b q a f"], w: Float[Array, "b a q m"]) -> Float[Array, "b m a f"]:
-    """Sums over queries. Autodiff would have the transposed weights as the left factor, at a fifth of the pace on XLA's CPU backend."""
-    return jnp.einsum("bqaf,baqm->bafm", x, w).transpose(0, 3, 1, 2)
-
-
-_compare.defvjp(lambda q, k: (_compare(q, k), (q, k)),
-                lambda saved, g: (_mix(g, saved[1]), _by_keys(saved[0], g)))
-_mix.defvjp(lambda w, v: (_mix(w, v), (w, v)),
-            lambda saved, g: (_compare(g, saved[1]), _by_keys(g, saved[0])))
+    q, k, _ = _heads(q, k, k, heads)
+    return jax.nn.softmax(_masked(_scores(q, k), mask))
 
 
 def attend_in_parts(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Float[Array, "b q d"]:
@@ -63,58 +32,106 @@ def attend_in_parts(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float
 
     Of the (b, heads, q, m) weights only the logs of their sums are kept (Dao et al. 2022, arXiv:2205.14135).
     """
-    return _attend(q * (q.shape[-1] // heads) ** -0.5, k, v, heads)
+    return _join(_attend_in_parts(*_heads(q, k, v, heads)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q, k, v, heads):
-    return _forward(q, k, v, heads)[0]
+def _heads(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> tuple[Array, Array, Array]:
+    """All three as (b, heads, n, f), which CPUs multiply faster than (b, n, heads, f); the scale goes into the queries."""
+    q = q * (q.shape[-1] // heads) ** -0.5
+    return tuple(x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (q, k, v))
 
 
-def _forward(q, k, v, heads):
+def _join(x: Float[Array, "b heads n f"]) -> Float[Array, "b n d"]:
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+@jax.custom_vjp
+def _attend(q, k, v, mask):
+    return _attend_forward(q, k, v, mask)[0]
+
+
+def _attend_forward(q, k, v, mask):
+    w, total, _ = _weights(_masked(_scores(q, k), mask))
+    out, w = _mix(w, total, v), w.astype(v.dtype)
+    return out, (q, k, v, w, total, out)
+
+
+def _attend_backward(saved, g):
+    q, k, v, w, total, out = saved
+    g = (g / total).astype(g.dtype)  # the weights are not divided by their sums, which are many times fewer
+    dq, dk, dv = _gradients(q, k, v, w, g, _own(out, g))
+    return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+@jax.custom_vjp
+def _attend_in_parts(q, k, v):
+    return _parts_forward(q, k, v)[0]
+
+
+def _parts_forward(q, k, v):
     def some(q, k, v):
-        log_w = _scores(q, k)
-        top = log_w.max(-1, keepdims=True)
-        w = jnp.exp(log_w - top)
-        total = w.sum(-1, keepdims=True)
-        return (jnp.einsum("cqm,cmf->cqf", w.astype(v.dtype), v) / total).astype(v.dtype), top + jnp.log(total)
+        w, total, top = _weights(_scores(q, k))
+        return _mix(w, total, v), top + jnp.log(total)
 
-    saved = tuple(_parts(x, heads, q.shape[1] * k.shape[1]) for x in (q, k, v))
+    saved = tuple(_cut(x, q.shape[2] * k.shape[2]) for x in (q, k, v))
     out, log_total = jax.lax.map(lambda part: some(*part), saved)
-    return _whole(out, heads), (*saved, out, log_total)
+    return out.reshape(q.shape), (*saved, out, log_total)
 
 
-def _backward(heads, saved, g):
+def _parts_backward(saved, g):
     def some(q, k, v, log_total, g, own):
-        w = jnp.exp(_scores(q, k) - log_total)
-        change = (w * (jnp.einsum("cqf,cmf->cqm", g, v) - own)).astype(q.dtype)
-        return (jnp.einsum("cqm,cmf->cqf", change, k), jnp.einsum("cqf,cqm->cfm", q, change),
-                jnp.einsum("cqf,cqm->cfm", g, w.astype(g.dtype)))
+        return _gradients(q, k, v, jnp.exp(_scores(q, k) - log_total).astype(v.dtype), g, own)
 
-    *saved, out, log_total = saved
-    g = _parts(g, heads, out.shape[2] * saved[1].shape[2])
-    own = (out * g).astype(jnp.float32).sum(-1, keepdims=True)
-    dq, dk, dv = jax.lax.map(lambda part: some(*part), (*saved, log_total, g, own))
-    return tuple(_whole(x, heads) for x in (dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)))
+    (*saved, out, log_total), shape = saved, g.shape
+    g = g.reshape(out.shape)
+    dq, dk, dv = (x.reshape(*shape[:2], *x.shape[2:]) for x in jax.lax.map(lambda part: some(*part), (*saved, log_total, g, _own(out, g))))
+    return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
+
+
+_attend_in_parts.defvjp(_parts_forward, _parts_backward)
+
+
+def _cut(x: Float[Array, "b heads n f"], weights: int) -> Float[Array, "p c n f"]:
+    """All heads of all rows, c at a time, where each has so many weights."""
+    rows = x.shape[0] * x.shape[1]
+    c = max(c for c in range(1, rows + 1) if rows % c == 0 and c * weights <= max(CACHED, weights))
+    return x.reshape(rows // c, c, *x.shape[2:])
 
 
 def _scores(q, k):
-    return jnp.einsum("cqf,cmf->cqm", q, k).astype(jnp.float32)
+    return (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
 
 
-def _parts(x: Float[Array, "b n d"], heads: int, weights: int) -> Float[Array, "p c n f"]:
-    """All heads of all rows, c at a time, where each has so many weights."""
-    b, n, d = x.shape
-    c = max(c for c in range(1, b * heads + 1) if b * heads % c == 0 and c * weights <= max(CACHED, weights))
-    return x.reshape(b, n, heads, d // heads).swapaxes(1, 2).reshape(b * heads // c, c, n, d // heads)
+def _masked(scores, mask):
+    return scores if mask is None else jnp.where(mask[:, None], scores, -1e9)
 
 
-def _whole(x: Float[Array, "p c n f"], heads: int) -> Float[Array, "b n d"]:
-    p, c, n, f = x.shape
-    return x.reshape(p * c // heads, heads, n, f).swapaxes(1, 2).reshape(p * c // heads, n, heads * f)
+def _weights(scores):
+    """Weights whose largest is 1, their sums, and by what they were shifted."""
+    top = scores.max(-1, keepdims=True)
+    w = jnp.exp(scores - top)
+    return w, w.sum(-1, keepdims=True), top
 
 
-_attend.defvjp(_forward, _backward)
+def _mix(w, total, v):
+    return (w.astype(v.dtype) @ v / total).astype(v.dtype)
+
+
+def _own(out, g):
+    return (out * g).astype(jnp.float32).sum(-1, keepdims=True)
+
+
+def _gradients(q, k, v, w, g, own):
+    """Of the queries, and transposed of the keys and values; `own` is the share of each query's output in its gradient g.
+
+    With the transposed weights as the left factor the sums over queries would run at a fifth of the pace on XLA's CPU backend.
+    """
+    change = (w * (_scores(g, v) - own)).astype(q.dtype)
+    over_queries = lambda x, w: jnp.einsum("...qf,...qm->...fm", x, w)
+    return change @ k, over_queries(q, change), over_queries(g, w)
 
 
 class SelfAttention(nn.Module):
