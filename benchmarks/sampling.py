@@ -26,6 +26,7 @@ from vqd_jax.hardware import chip
 from vqd_jax.rehearsal import codec_weights
 from vqd_jax.samplers.ancestral import Ancestral, ancestral_stretch, take_branch
 from vqd_jax.samplers.prediction import Prediction
+from vqd_jax.sharding import here
 from vqd_jax.train import programs
 from vqd_jax.train.diffusion import Conditions
 from vqd_jax.train.flops import flops
@@ -44,6 +45,7 @@ def theirs(size: str, params):
 
     class Codec(torch.nn.Module):
         config = argparse.Namespace(vq_embed_dim=1)
+        device = torch.device("cpu")
 
         def __init__(self):
             super().__init__()
@@ -77,7 +79,9 @@ def arguments(batch: int, guidance: float) -> tuple[Conditions, np.ndarray]:
 
 
 def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
-    """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one."""
+    """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one.
+
+    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch, as they do in `vqd_jax.sample`."""
 
     stage, params = peer.ours(peer.config(size))
     pipe = theirs(size, params)
@@ -85,7 +89,7 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
 
     def mine(batch: int):
-        return programs.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction)
+        return programs.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction, devices=here(batch))
 
     def other(batch: int):
         prompts = [f"a photo of bird number {i}" for i in range(batch)]
@@ -103,10 +107,10 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
         rate = {name: batch / statistics.median(values) for name, values in seconds.items()}
         rate["diffusers"] = max(rate["diffusers"], one_by_one)
         one_by_one = rate["diffusers"] if batch == 1 else one_by_one
-        rows.append({"size": size, "batch": batch, "calls": CALLS, "guidance": GUIDANCE, "peer_threads": threads, "images_per_second": rate,
-                     "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds, "difference_of_log_p": differ})
-        print(f"{size:6} batch {batch}: {rate['vqd_jax']:.3f} images/s, diffusers {rate['diffusers']:.3f} ({threads} threads), "
-              f"{rows[-1]['ratio']:.2f} times; log p differ by at most {differ:.1e}", flush=True)
+        rows.append({"size": size, "batch": batch, "devices": len(here(batch)), "calls": CALLS, "guidance": GUIDANCE,
+                     "peer_threads": threads, "images_per_second": rate, "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds, "difference_of_log_p": differ})
+        print(f"{size:6} batch {batch} on {rows[-1]['devices']}: {rate['vqd_jax']:.3f} images/s, diffusers {rate['diffusers']:.3f} "
+              f"({threads} threads), {rows[-1]['ratio']:.2f} times; log p differ by at most {differ:.1e}", flush=True)
     return rows
 
 
@@ -207,9 +211,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=["step", "whole"], choices=["step", "whole", "pictures"])
     args = parser.parse_args()
     peer.start(args.device)
+    devices = jax.local_device_count()
     for part in args.parts:
         measure = {"step": steps, "whole": whole, "pictures": pictures}[part]
-        peer.write(args.out, part, [row for size in args.sizes for row in measure(size, args.batches, args.rounds)])
+        name = part if devices == 1 else f"{part} on {devices} devices"
+        peer.write(args.out, name, [row for size in args.sizes for row in measure(size, args.batches, args.rounds)])
     print(args.out)
 
 

@@ -155,3 +155,29 @@ def test_killed_while_both_are_saving(tmp_path, order):
     np.testing.assert_array_equal(got["rows"], np.float32(latest) * VALUE)
     np.testing.assert_array_equal(got["columns"], np.float32(latest) * VALUE)
     assert got["examples"] == latest and got["host"].tolist() == [latest] * 5
+
+
+def test_lost_exceptions_are_quiet_printed_or_a_signal_again(tmp_path):
+    """What destructors raise, in a process that listens for signals and has saved: Orbax's of a closed loop, others, Ctrl-C's."""
+    code = """
+import sys, time
+from vqd_jax import interrupt
+from vqd_jax.checkpoint import Checkpoints
+class Loud:
+    def __init__(self, error):
+        self.error = error
+    def __del__(self):
+        raise self.error
+interrupt.listen()
+Checkpoints(sys.argv[1]).save(1, {"config": {"n": 1}})
+Loud(RuntimeError("Event loop is closed"))
+Loud(ValueError("of another kind"))
+try:
+    Loud(KeyboardInterrupt())
+    time.sleep(20)
+except interrupt.ENDINGS as e:
+    print(type(e).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "steps"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["Terminated"]
+    assert "of another kind" in done.stderr and "Event loop is closed" not in done.stderr

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from vqd_jax.models.linear import Linear
 
 CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
-MANY = 2**25 if jax.__version_info__ >= (0, 12) else 2**23  # weights; with fewer the parts cost a CPU more than they save
+MANY = 2**23    # weights; with fewer the parts cost more than they save
 
 
 def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int,
