@@ -89,7 +89,8 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
 
     def mine(batch: int):
-        return programs.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction, devices=here(batch))
+        return programs.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction,
+                               devices=here(batch))
 
     def other(batch: int):
         prompts = [f"a photo of bird number {i}" for i in range(batch)]
@@ -108,7 +109,8 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
         rate["diffusers"] = max(rate["diffusers"], one_by_one)
         one_by_one = rate["diffusers"] if batch == 1 else one_by_one
         rows.append({"size": size, "batch": batch, "devices": len(here(batch)), "calls": CALLS, "guidance": GUIDANCE,
-                     "peer_threads": threads, "images_per_second": rate, "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds, "difference_of_log_p": differ})
+                     "peer_threads": threads, "images_per_second": rate, "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds,
+                     "difference_of_log_p": differ})
         print(f"{size:6} batch {batch} on {rows[-1]['devices']}: {rate['vqd_jax']:.3f} images/s, diffusers {rate['diffusers']:.3f} "
               f"({threads} threads), {rows[-1]['ratio']:.2f} times; log p differ by at most {differ:.1e}", flush=True)
     return rows
