@@ -169,7 +169,7 @@ class Loud:
     def __del__(self):
         raise self.error
 interrupt.listen()
-Checkpoints(sys.argv[1]).save(1, {"config": {"n": 1}})
+Checkpoints(sys.argv[1]).save(1, {"config": {"n": 1}}, wait=True)
 Loud(RuntimeError("Event loop is closed"))
 Loud(ValueError("of another kind"))
 try:

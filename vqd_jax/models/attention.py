@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from vqd_jax.models.linear import Linear
 
 CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
+ALONE = 2**25 if jax.__version_info__ >= (0, 12) else CACHED  # the same without gradients: such a jax fuses the softmax into the products
 MANY = 2**23    # weights; with fewer the parts cost more than they save
 
 
@@ -68,15 +69,19 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 @jax.custom_vjp
 def _attend_in_parts(q, k, v):
-    return _parts_forward(q, k, v)[0]
+    return _parts(q, k, v, ALONE)[0]
 
 
 def _parts_forward(q, k, v):
+    return _parts(q, k, v, CACHED)
+
+
+def _parts(q, k, v, at_once):
     def some(q, k, v):
         w, total, top = _weights(_scores(q, k))
         return _mix(w, total, v), top + jnp.log(total)
 
-    saved = tuple(_cut(x, q.shape[2] * k.shape[2]) for x in (q, k, v))
+    saved = tuple(_cut(x, q.shape[2] * k.shape[2], at_once) for x in (q, k, v))
     out, log_total = jax.lax.map(lambda part: some(*part), saved)
     return out.reshape(q.shape), (*saved, out, log_total)
 
@@ -94,10 +99,10 @@ def _parts_backward(saved, g):
 _attend_in_parts.defvjp(_parts_forward, _parts_backward)
 
 
-def _cut(x: Float[Array, "b heads n f"], weights: int) -> Float[Array, "p c n f"]:
+def _cut(x: Float[Array, "b heads n f"], weights: int, at_once: int) -> Float[Array, "p c n f"]:
     """All heads of all rows, c at a time, where each has so many weights."""
     rows = x.shape[0] * x.shape[1]
-    c = max(c for c in range(1, rows + 1) if rows % c == 0 and c * weights <= max(CACHED, weights))
+    c = max(c for c in range(1, rows + 1) if rows % c == 0 and c * weights <= max(at_once, weights))
     return x.reshape(rows // c, c, *x.shape[2:])
 
 
