@@ -81,7 +81,7 @@ def arguments(batch: int, guidance: float) -> tuple[Conditions, np.ndarray]:
 def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one.
 
-    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch, as they do in `vqd_jax.sample`."""
+    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch; `vqd_jax.sample` gives each its --batch."""
 
     stage, params = peer.ours(peer.config(size))
     pipe = theirs(size, params)

@@ -5,6 +5,7 @@ import mmap
 import resource
 import time
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,8 @@ def test_what_is_not_known_is_left_out_and_said(tmp_path, clock):
 
 def test_memory_of_the_process():
     found = memory()["host_memory"]
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert found == pytest.approx(int(status["VmRSS"].split()[0]) * 1024, rel=0.02)
     assert 50e6 < found <= 1.01 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # JAX alone is more
     with mmap.mmap(-1, 100_000_000) as block:  # from the system: an allocator may have as much left from other tests
         for page in range(0, len(block), mmap.PAGESIZE):
