@@ -8,15 +8,15 @@ error, and so is a command that `shrink` below does not know: what the README sh
 
   git clone, cd, venv, activate, pip, apt-get           skipped: done before
   pytest, ruff, .ci/run                                 skipped: other parts of .ci/run
-  python -m vqd_jax.main, vqd-train, launch/local.sh    get SMALL, the shared data cache and, where a folder of pictures is
+  python -m vqd_jax.main, vqd train, launch/local.sh    get SMALL, the shared data cache and, where a folder of pictures is
                                                         named, a folder with the emoji of one style; compiled unoptimised
-  python -m vqd_jax.prepare, .plan_memory, vqd-…        the same
+  vqd prepare, vqd plan_memory                          the same
   launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
-  python -m vqd_jax.evaluate, vqd-evaluate              --images=8 and the shared data cache
-  python -m vqd_jax.plan, vqd-plan                      --images=8 --points=3 and the shared data cache
-  python -m vqd_jax.sample, vqd-sample                  --num=2
-  python -m vqd_jax.demo, vqd-demo                      on a free port, ended by Ctrl-C after 40 s
-  python -m vqd_jax.explain, .report, .curves, …        as they are; vq-diffusion-ithq is a small folder in the published layout
+  vqd evaluate                                          --images=8 and the shared data cache
+  vqd plan                                              --images=8 --points=3 and the shared data cache
+  vqd sample                                            --num=2
+  vqd demo                                              on a free port, ended by Ctrl-C after 40 s
+  vqd explain, report, export, convert, --help          as they are; vq-diffusion-ithq is a small folder in the published layout
   python blocks                                         as they are
 
 Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
@@ -54,8 +54,7 @@ SMALL = [f"--config.{setting}" for setting in """
 PUBLISHED = "vq-diffusion-ithq"  # where it is named, there is a small folder of that layout
 SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
            "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
-SAME = ("prepare", "sample", "explain", "demo", "evaluate", "plan", "report", "curves", "export", "convert")
-SCRIPTS = {f"vqd-{script}": module for script, module in (("train", "main"), ("plan-memory", "plan_memory"), *zip(SAME, SAME))}
+AS_THEY_ARE = ("explain", "report", "curves", "export", "convert", "--help")
 
 
 class ReadmeError(Exception):
@@ -135,20 +134,22 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
         return [*assigned([*assignments, UNOPTIMISED]), "bash", words[0], *small(words[1:], cache, pictures), *end]
     if words[:2] == ["python", "-c"]:
         return [*assigned(assignments), *words]
-    if words[0] in SCRIPTS:
-        name, start, rest = SCRIPTS[words[0]], words[:1], words[1:]
-    elif words[0] in ("python", "python3") and words[1:2] == ["-m"] and words[2:] and words[2].startswith("vqd_jax."):
-        name, start, rest = words[2].removeprefix("vqd_jax."), ["python", *words[1:3]], words[3:]
+    if words[0] == "vqd" and words[1:]:
+        name, start, rest = words[1], words[:2], words[2:]
+    elif words[0] in ("python", "python3") and words[1:3] == ["-m", "vqd_jax.main"]:
+        name, start, rest = "train", ["python", *words[1:3]], words[3:]
+    elif words[0] in ("python", "python3") and words[1:3] == ["-m", "vqd_jax"] and words[3:]:
+        name, start, rest = words[3], ["python", *words[1:4]], words[4:]
     else:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
-    if name in ("main", "prepare", "plan_memory"):
+    if name in ("train", "prepare", "plan_memory"):
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
     if name == "demo":
         ended = ["timeout", "--signal=INT", "--preserve-status", "40"]  # after the default, or a job in the background would ignore Ctrl-C
         return ["env", "--default-signal=INT", *assignments, *ended, *start, *rest, "--port=0"]
     more = {"sample": [] if any(a.startswith("--like") for a in rest) else ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
             "plan": ["--images=8", "--points=3", f"--cache={cache}"],
-            **dict.fromkeys(("explain", "report", "curves", "export", "convert"), [])}
+            **dict.fromkeys(AS_THEY_ARE, [])}
     if name not in more:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     return [*assigned(assignments), *start, *rest, *more[name]]
@@ -187,12 +188,12 @@ def published_folder(to: Path, work: Path) -> None:
     from test_export import make_workdir
     from test_export_diffusers import FITTING
 
-    from vqd_jax.text.clip import ClipTokenizer
+    from vqd_jax.data.text.clip import ClipTokenizer
 
     work.mkdir()
     tokenizer = ClipTokenizer.load(write_folder(work / "vocabulary", VOCABULARY, MERGES))
     make_workdir(work / "model", FITTING | {"process.T": 100}, tokenizer)
-    run(0, ["python", "-m", "vqd_jax.export", f"--workdir={work / 'model'}", "--format=diffusers", f"--out={to}"], ROOT)
+    run(0, ["python", "-m", "vqd_jax", "export", f"--workdir={work / 'model'}", "--format=diffusers", f"--out={to}"], ROOT)
 
 
 def run(place: str, words: list[str], folder: Path) -> None:

@@ -25,12 +25,14 @@ import jax
 import numpy as np
 from claims_tables import SETTINGS, VARIANTS, fill, markdown, plot
 
-from vqd_jax import evaluation, judging, pipeline, protocols
+from vqd_jax.cli.evaluate import provenance
+from vqd_jax.core.files import whole
+from vqd_jax.data import batches
 from vqd_jax.diffusion.elbo import prior_term
+from vqd_jax.eval import evaluation, held_out, protocols
+from vqd_jax.eval import judge as judging
 from vqd_jax.eval.metrics import bits
-from vqd_jax.evaluate import provenance
-from vqd_jax.train import stages
-from vqd_jax.writing import whole
+from vqd_jax.inference import pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {"test": 128, "train": 64}   # pictures per part
@@ -132,12 +134,12 @@ class Measure:
             judge = judging.judge(protocols.changed(**model.config.evaluation))
             self.scores = evaluation.Evaluation(model=model, judge=judge, cache=self.cache, settings={})
         source = self.scores.source
-        cells = stages.indices(source, "held_out_cells")
-        return model, {"train": stages.spread(stages.indices(source, "train"), BOUND_IMAGES), "validation": cells[::2], "test": cells[1::2]}
+        cells = batches.indices(source, "held_out_cells")
+        return model, {"train": batches.spread(batches.indices(source, "train"), BOUND_IMAGES), "validation": cells[::2], "test": cells[1::2]}
 
     def bits(self, folder: Path) -> dict[str, Any]:
         model, parts = self.load(folder)
-        bound = stages.Bound(stage=model.stage, tokenizer=model.tokenizer, draws=DRAWS, source=self.scores.source,
+        bound = held_out.Bound(stage=model.stage, tokenizer=model.tokenizer, draws=DRAWS, source=self.scores.source,
                              tokens=self.scores.tokens(sum(parts.values(), [])))
         prior = prior_term(model.stage.process) if hasattr(model.stage, "process") else 0.0
         out = {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}
@@ -147,7 +149,7 @@ class Measure:
     def pictures(self, folder: Path, calls: list[int]) -> dict[str, Any]:
         """Scores at each number of calls, of cells that are held out and of some seen in training."""
         (model, parts), scores, out = self.load(folder), self.scores, {}
-        shown = {part: stages.spread(parts[part], count) for part, count in IMAGES.items()}
+        shown = {part: batches.spread(parts[part], count) for part, count in IMAGES.items()}
         for count in calls:
             out[str(count)] = {part: scores.score(self.draw(model, chosen, count), chosen) for part, chosen in shown.items()}
         jax.clear_caches()
@@ -155,14 +157,14 @@ class Measure:
 
     def draw(self, model: pipeline.TextToImage, chosen: list[int], calls: int) -> np.ndarray:
         prompts = [pipeline.literal(self.scores.source.records[i].captions[0]) for i in chosen]
-        return np.concatenate([*model.batches(prompts, stages.ROWS, seed=self.scores.protocol.seed, calls=calls)])
+        return np.concatenate([*model.batches(prompts, batches.ROWS, seed=self.scores.protocol.seed, calls=calls)])
 
 
 def speed(work: Path) -> dict[str, Any]:
     """Pictures per second of one batch, from captions to tokens, the best of three turns in which all take part."""
     models = {name: pipeline.load(folder_of(work, name, 0)) for name in ("default", "autoregressive")}
     runs = {f"{calls} calls": ("default", calls) for calls in VARIANTS["default"].calls} | {"autoregressive": ("autoregressive", 64)}
-    prompts, best, load = ["a twitter style emoji of a crab"] * stages.ROWS, {}, os.getloadavg()[0]
+    prompts, best, load = ["a twitter style emoji of a crab"] * batches.ROWS, {}, os.getloadavg()[0]
     for turn in range(4):  # the first one compiles
         for row, (name, calls) in runs.items():
             began = time.perf_counter()

@@ -138,7 +138,7 @@ def plot(done: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from vqd_jax.pictures import save_figure
+    from vqd_jax.core.image_grid import save_figure
 
     shown = {name: dict((variant, label.split(",")[0] if name in ("steps", "twin") else label) for label, variant, *_ in TABLES[name].rows)
              for name in TABLES}

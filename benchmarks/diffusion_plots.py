@@ -10,10 +10,10 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-from vqd_jax.diffusion import schedules  # noqa: E402
-from vqd_jax.samplers.ancestral import Ancestral  # noqa: E402
-from vqd_jax.samplers.released import ReleasedFast  # noqa: E402
-from vqd_jax.samplers.run import times  # noqa: E402
+from vqd_jax.diffusion import schedules
+from vqd_jax.samplers.ancestral import Ancestral
+from vqd_jax.samplers.base import times
+from vqd_jax.samplers.released import ReleasedFast
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 T, K, N = 100, 16, 4096

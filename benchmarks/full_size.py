@@ -128,7 +128,7 @@ def size_of(picture: Path) -> tuple[int, int]:
 
 
 def product(command: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", f"vqd_jax.{command}", *map(str, arguments)]
+    return [sys.executable, "-m", "vqd_jax", command, *map(str, arguments)]
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> dict:
@@ -166,12 +166,13 @@ def ithq() -> dict:
 
 def shapes(c) -> argparse.Namespace:
     """Both stages of a text model with CLIP's tower, and their weights without their numbers."""
-    from vqd_jax import build, rehearsal
+    from vqd_jax.config import build
+    from vqd_jax.train import dry_run
 
     c.denoiser.attention = "whole"  # as on accelerators; XLA would count the body of a loop over heads once
-    stage, codec, shape = build.diffusion_stage(c, rehearsal.tokenizer(c)), build.vqvae_stage(c), rehearsal.shape
-    params, _ = rehearsal.of_init(stage.init, {"text": shape(1, rehearsal.CLIP[1], dtype="int32")})
-    weights = rehearsal.codec_weights(codec, {"image": shape(1, 256, 256, 3, dtype="uint8")})
+    stage, codec, shape = build.diffusion_stage(c, dry_run.tokenizer(c)), build.vqvae_stage(c), dry_run.shape
+    params, _ = dry_run.of_init(stage.init, {"text": shape(1, dry_run.CLIP[1], dtype="int32")})
+    weights = dry_run.codec_weights(codec, {"image": shape(1, 256, 256, 3, dtype="uint8")})
     return argparse.Namespace(stage=stage, codec=codec, params=params, codec_weights=weights)
 
 
@@ -181,12 +182,13 @@ def programs(c, model: argparse.Namespace):
     """
     import jax
 
-    from vqd_jax import build, rehearsal
-    from vqd_jax.sharding import parallelism
-    from vqd_jax.train import programs as library
-    from vqd_jax.train.diffusion import Conditions
+    from vqd_jax.config import build
+    from vqd_jax.runtime.sharding import parallelism
+    from vqd_jax.stages import jitted as library
+    from vqd_jax.stages.diffusion import Conditions
+    from vqd_jax.train import dry_run
 
-    stage, params, shape = model.stage, model.params, rehearsal.shape
+    stage, params, shape = model.stage, model.params, dry_run.shape
     sampler, prediction = build.sampling(c, **c.sampling)
     keys = jax.eval_shape(lambda: library.image_keys(0, 0, 1))
     for name, rows in (("guided", 2), ("without guidance", 1)):
@@ -201,7 +203,7 @@ def programs(c, model: argparse.Namespace):
     c.vqvae.dtype = c.denoiser.dtype = "float32"
     for rows, parts in ((1, 1), (c.diffusion_train.batch_size, c.diffusion_train.accumulate or 1)):
         c.diffusion_train.batch_size, c.diffusion_train.accumulate = rows, parts
-        step = rehearsal.rehearse(c, "diffusion")
+        step = dry_run.rehearse(c, "diffusion")
         yield (f"training step, {rows} picture{'s' * (rows > 1)}", lambda step=step: step.lower(parallelism(devices=1)),
                (3 + c.denoiser.remat) * rows / parts)
 

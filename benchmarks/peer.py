@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vqd_jax import build, pipeline, published
-from vqd_jax.defaults import defaults
+from vqd_jax.config import build, paper
+from vqd_jax.config.defaults import defaults
+from vqd_jax.inference import pipeline
 
 SIZES = {  # layers, width, heads, codes, side of the token grid
     "S": (18, 192, 12, 2887, 32),
@@ -60,7 +61,7 @@ def config(size: str) -> ConfigDict:
     c.process.schedule = "released"
     c.diffusion_loss.adaptive_auxiliary = True
     if size == "base":
-        published.codec(c, 8, codes)
+        paper.codec(c, 8, codes)
     c.codebook.codes = codes
     c.data.image_size = side * build.vqvae_stage(c).model.downsampling
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads = layers, width, heads

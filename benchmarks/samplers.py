@@ -5,7 +5,7 @@
 The cells that training left out are cut in two by their position: settings are chosen on the first half (validation) and
 reported on the second (test), beside cells that were trained on. The file is written after every row, and rows that are in
 it are not computed again, so the run can be stopped. `--speed` adds how fast each is, for which the machine should be idle;
-`--plot` only draws. Planned counts need a plan in the workdir (vqd_jax.plan).
+`--plot` only draws. Planned counts need a plan in the workdir (vqd plan).
 """
 
 import argparse
@@ -16,9 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vqd_jax import evaluation, judging, pipeline, protocols
-from vqd_jax.evaluate import provenance
-from vqd_jax.train import stages
+from vqd_jax.cli.evaluate import provenance
+from vqd_jax.data import batches
+from vqd_jax.eval import evaluation, judge, protocols
+from vqd_jax.inference import pipeline
 
 SAMPLERS = {
     "released_fast": dict(sampler="released_fast"),
@@ -60,11 +61,11 @@ def main() -> None:
 def measure(args: argparse.Namespace, done: dict) -> None:
     model = pipeline.load(args.workdir)
     protocol = protocols.changed(**dict(model.config.evaluation) | {"images": args.images})
-    scores = evaluation.Evaluation(model=model, judge=judging.judge(protocol), settings={},
+    scores = evaluation.Evaluation(model=model, judge=judge.judge(protocol), settings={},
                                    cache=evaluation.cache(args.cache, Path(args.workdir)))
-    held_out = stages.indices(scores.source, "held_out_cells")
-    several = lambda cells: stages.spread(cells * -(-args.images // len(cells)), args.images)  # pictures of a cell, by other noise
-    parts = {"seen": stages.spread(stages.indices(scores.source, "train"), args.images),
+    held_out = batches.indices(scores.source, "held_out_cells")
+    several = lambda cells: batches.spread(cells * -(-args.images // len(cells)), args.images)  # pictures of a cell, by other noise
+    parts = {"seen": batches.spread(batches.indices(scores.source, "train"), args.images),
              "validation": several(held_out[::2]), "test": several(held_out[1::2])}
     done |= {"provenance": provenance(Path(args.workdir)), "protocol": {"images": {k: len(v) for k, v in parts.items()},
              "seed": protocol.seed, "sampling": dict(model.config.sampling)}}
@@ -80,7 +81,7 @@ def measure(args: argparse.Namespace, done: dict) -> None:
                     continue
                 row = {"sampler": name, "calls": calls, "temperature": temperature}
                 for part, cells in parts.items():
-                    made = model.batches(prompts(cells), stages.ROWS, seed=protocol.seed, temperature=temperature, **chosen)
+                    made = model.batches(prompts(cells), batches.ROWS, seed=protocol.seed, temperature=temperature, **chosen)
                     row[part] = scores.score(np.concatenate([*made]), cells)
                 done["rows"].append(row)
                 save(done, args.out)
@@ -101,7 +102,7 @@ def speed(args: argparse.Namespace, done: dict) -> None:
     """Images per second of one batch of 64, the better of two runs, with the model's own guidance."""
     model = pipeline.load(args.workdir)
     n = int(np.prod(model.stage.denoiser.grid))
-    prompts = ["a twitter style emoji of a crab"] * stages.ROWS
+    prompts = ["a twitter style emoji of a crab"] * batches.ROWS
     rates = done.setdefault("images_per_second", {})
     for name in args.samplers:
         for calls in args.calls:

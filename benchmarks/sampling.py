@@ -22,14 +22,14 @@ import numpy as np
 import peer
 
 from vqd_jax.diffusion import schedules
-from vqd_jax.hardware import chip
-from vqd_jax.rehearsal import codec_weights
+from vqd_jax.runtime.hardware import chip
+from vqd_jax.runtime.sharding import here
 from vqd_jax.samplers.ancestral import Ancestral, ancestral_stretch, take_branch
-from vqd_jax.samplers.prediction import Prediction
-from vqd_jax.sharding import here
-from vqd_jax.train import programs
-from vqd_jax.train.diffusion import Conditions
-from vqd_jax.train.flops import flops
+from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.stages import jitted
+from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.train.cost.flops import flops
+from vqd_jax.train.dry_run import codec_weights
 
 CALLS, GUIDANCE = 25, 5.0
 
@@ -81,7 +81,7 @@ def arguments(batch: int, guidance: float) -> tuple[Conditions, np.ndarray]:
 def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one.
 
-    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch; `vqd_jax.sample` gives each its --batch."""
+    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch; `vqd sample` gives each its --batch."""
 
     stage, params = peer.ours(peer.config(size))
     pipe = theirs(size, params)
@@ -89,7 +89,7 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
 
     def mine(batch: int):
-        return programs.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction,
+        return jitted.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction,
                                devices=here(batch))
 
     def other(batch: int):
@@ -138,7 +138,7 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
     peak, known, rows = peer.measured_peak(), chip(jax.devices()[0].device_kind), []
     for guidance in (1.0, GUIDANCE):
         how = dict(seed=0, sampler=Ancestral(calls=CALLS), prediction=Prediction(guidance=guidance, guidance_below=0.5))
-        draw = lambda weights, *given, how=how: programs.decode(stage.codec, weights[1], programs.sample(stage, weights[0], *given, **how))
+        draw = lambda weights, *given, how=how: jitted.decode(stage.codec, weights[1], jitted.sample(stage, weights[0], *given, **how))
         for batch in batches:
             given = (params, codec), *arguments(batch, guidance)
             draw(*given)
@@ -159,7 +159,7 @@ def operations(stage, weights, conditions: Conditions, scales: np.ndarray, *, se
     knobs = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
 
     def program(weights, conditions):
-        keys = programs.image_keys(seed, 0, scales.shape[1])
+        keys = jitted.image_keys(seed, 0, scales.shape[1])
         return stage.codec.decode(weights[1], stage.sample(weights[0], keys, conditions, knobs, sampler, switches))
 
     return flops(jax.make_jaxpr(program)(weights, conditions).jaxpr)
@@ -175,7 +175,7 @@ def step(size: str, batch: int, rounds: int) -> dict:
     process, n = schedules.released(100, k), side * side
     logits = jax.random.normal(jax.random.key(1), (batch, n, k))
     z = jnp.where(jax.random.bernoulli(jax.random.key(2), 0.5, (batch, n)), k, jax.random.randint(jax.random.key(3), (batch, n), 0, k))
-    keys = programs.image_keys(0, 0, batch)
+    keys = jitted.image_keys(0, 0, batch)
     stretch = ancestral_stretch(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
     numbers = jax.tree.map(lambda x: x[12], stretch.numbers)
     t, s = jnp.full(batch, 52), jnp.full(batch, 48)

@@ -4,7 +4,7 @@
 
 `measured` compiles the second stage of configs/emoji.py, with AdamW, for 1, 2, 4 and 8 CPU devices, and in 2 and 4 processes that meet on
 this machine, and reads from each program how many bytes a device sends in a step: with the batch of the config over all of them (strong),
-and with so many pictures for each (weak). `base` and `large` are `vqd_jax.plan_memory` of configs/coco.py and configs/ithq.py for 1 to 256
+and with so many pictures for each (weak). `base` and `large` are `vqd plan_memory` of configs/coco.py and configs/ithq.py for 1 to 256
 devices. Rows that the file has already are kept. Nothing is trained and no time is taken: the times are those of data sheets.
 Tables are put between the marks in the file that --tables names.
 """
@@ -43,8 +43,8 @@ def exchanged(devices: int) -> list[dict]:
     sys.path.insert(0, str(ROOT / "configs"))
     import emoji
 
-    from vqd_jax import rehearsal
-    from vqd_jax.sharding import parallelism
+    from vqd_jax.runtime.sharding import parallelism
+    from vqd_jax.train import dry_run
 
     rows = []
     for layout in LAYOUTS:
@@ -55,7 +55,7 @@ def exchanged(devices: int) -> list[dict]:
             c.diffusion_optim.muon, c.denoiser.scan = 0.0, True
             c.diffusion_train.batch_size, c.parallel.devices = batch, devices // jax.process_count()
             c.parallel.strategy, c.parallel.fsdp = ("mesh", devices) if layout == "fsdp" else ("pmap", 1)
-            compiled = rehearsal.rehearse(c, "diffusion").compile(parallelism(**c.parallel))
+            compiled = dry_run.rehearse(c, "diffusion").compile(parallelism(**c.parallel))
             sent = {}
             for x in compiled.collectives:
                 sent[x.kind] = sent.get(x.kind, 0) + x.moved
@@ -96,7 +96,7 @@ def planned(model: str, known: list[dict]) -> Iterator[dict]:
     for scaling, layout, devices, batch, parts in (row for row in wanted if row[:3] not in known):
         with tempfile.TemporaryDirectory() as folder:
             settings = [f"--config.{x}" for x in COMMON + options(layout, devices, batch, parts)]
-            command = [sys.executable, "-m", "vqd_jax.plan_memory", f"--config={MODELS[model]}", f"--devices={devices}", *settings]
+            command = [sys.executable, "-m", "vqd_jax", "plan_memory", f"--config={MODELS[model]}", f"--devices={devices}", *settings]
             started = time.perf_counter()
             done = subprocess.run([*command, f"--json={folder}/plan"], cwd=ROOT, text=True, capture_output=True)
             print(done.stdout, done.stderr, flush=True)
@@ -159,9 +159,9 @@ def main() -> None:
         parser.add_argument(name, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.devices:
-        from vqd_jax import processes
+        from vqd_jax.runtime import distributed
 
-        processes.join(args.coordinator, *([int(args.processes), int(args.process)] if args.coordinator else []))
+        distributed.join(args.coordinator, *([int(args.processes), int(args.process)] if args.coordinator else []))
         args.out.write_text(json.dumps(exchanged(int(args.devices))))
         return
     results = json.loads(args.out.read_text()) if args.out.exists() else {}

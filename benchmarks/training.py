@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import peer
 
-from vqd_jax import sharding
-from vqd_jax.hardware import chip
-from vqd_jax.sharding import Rows
-from vqd_jax.train.diffusion import DiffusionStage
-from vqd_jax.train.flops import of_step
+from vqd_jax.runtime import sharding
+from vqd_jax.runtime.hardware import chip
+from vqd_jax.runtime.sharding import Rows
+from vqd_jax.stages.diffusion import DiffusionStage
+from vqd_jax.train.cost.flops import of_step
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State

@@ -28,7 +28,7 @@ Schedule `paper`: at T = 100, 90 % of the tokens are masked and 10 % replaced. S
 persons are left out in all three.
 """
 
-from vqd_jax.defaults import defaults, with_variant
+from vqd_jax.config.defaults import defaults, with_variant
 
 
 def get_config(variant: str = ""):

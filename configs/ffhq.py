@@ -2,7 +2,7 @@
 
   python -m vqd_jax.main --config=configs/ffhq.py                   the unconditional model, 411 million parameters, codec first
   python -m vqd_jax.main --config=configs/ffhq.py:released --config.init_from=DIR
-                                                                 goes on from published weights that vqd_jax.convert put into DIR
+                                                                 goes on from published weights that vqd_jax.models.weights put into DIR
 
 Data: data/ffhq, a folder of pictures (github.com/NVlabs/ffhq-dataset).
 
@@ -11,11 +11,11 @@ Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never
 codec about 10 more.
 Published FID: 6.33 (Gu et al. 2022).
 Protocol, as far as it is known: 50,000 pictures against all training pictures, after a search for the truncation:
-  python -m vqd_jax.evaluate --workdir=runs/ffhq --protocol=vqdiffusion-ffhq
+  vqd evaluate --workdir=runs/ffhq --protocol=vqdiffusion-ffhq
 """
 
-from vqd_jax import published
-from vqd_jax.defaults import defaults, with_variant
+from vqd_jax.config import paper
+from vqd_jax.config.defaults import defaults, with_variant
 
 
 def get_config(variant: str = ""):
@@ -25,6 +25,6 @@ def get_config(variant: str = ""):
     c.ffhq.path = "data/ffhq"
     c.process.schedule = "paper"
     c.preview.prompts = ()
-    published.ffhq(c)
-    published.lengths(c, images=70_000, epochs=300, batch_size=256, warmup=2_000, codec_examples=2_000_000)
-    return with_variant(c, variant, {"": lambda c: None, "released": published.released})
+    paper.ffhq(c)
+    paper.lengths(c, images=70_000, epochs=300, batch_size=256, warmup=2_000, codec_examples=2_000_000)
+    return with_variant(c, variant, {"": lambda c: None, "released": paper.released})

@@ -3,7 +3,7 @@
   python -m vqd_jax.main --config=configs/flowers.py                   VQ-Diffusion-B, 389 million parameters, codec first
   python -m vqd_jax.main --config=configs/flowers.py:small             VQ-Diffusion-S, 36 million
   python -m vqd_jax.main --config=configs/flowers.py:released --config.init_from=DIR
-                                                                 goes on from published weights that vqd_jax.convert put into DIR
+                                                                 goes on from published weights that vqd_jax.models.weights put into DIR
 
 Data: data/flowers with jpg/image_00001.jpg (robots.ox.ac.uk/~vgg/data/flowers/102) and text_c10/class_00001/image_00001.txt
 (the captions of reedscot/cvpr2016).
@@ -15,11 +15,11 @@ Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never
 small 3 (800 epochs), layers computed again in the backward pass; codec about 7 more.
 Published FID (Gu et al. 2022): S 14.95, B 14.88, B after pre-training on Conceptual Captions 14.10.
 Protocol, as far as it is known: 30,000 pictures from captions of the test part against 30,000 real ones, over-sampled:
-  python -m vqd_jax.evaluate --workdir=runs/flowers --protocol=vqdiffusion-flowers
+  vqd evaluate --workdir=runs/flowers --protocol=vqdiffusion-flowers
 """
 
-from vqd_jax import published
-from vqd_jax.defaults import defaults, with_variant
+from vqd_jax.config import paper
+from vqd_jax.config.defaults import defaults, with_variant
 
 
 def get_config(variant: str = ""):
@@ -34,21 +34,21 @@ def get_config(variant: str = ""):
         "the petals are pink and ruffled at the edges",
         "an orange flower with dark spots",
     )
-    published.codec(c, 8, 2887)
-    published.text(c)
+    paper.codec(c, 8, 2887)
+    paper.text(c)
     return with_variant(c, variant, {"": base, "base": base, "small": small, "released": released})
 
 
 def base(c):
-    published.base(c)
-    published.lengths(c, images=7_034, epochs=400, batch_size=32, warmup=1_000, codec_examples=1_500_000)
+    paper.base(c)
+    paper.lengths(c, images=7_034, epochs=400, batch_size=32, warmup=1_000, codec_examples=1_500_000)
 
 
 def small(c):
-    published.small(c)
-    published.lengths(c, images=7_034, epochs=800, batch_size=32, warmup=1_000, codec_examples=1_500_000)
+    paper.small(c)
+    paper.lengths(c, images=7_034, epochs=800, batch_size=32, warmup=1_000, codec_examples=1_500_000)
 
 
 def released(c):
     base(c)
-    published.released(c)
+    paper.released(c)

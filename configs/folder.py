@@ -3,7 +3,7 @@
   python -m vqd_jax.main --config=configs/folder.py --config.folder.path=DIR --workdir=runs/mine
   python -m vqd_jax.main --config=configs/folder.py:adapter --config.init_from=WORKDIR --config.folder.path=DIR
 
-vqd_jax.prepare with the same flags packs them beforehand, and lists what cannot be used.
+vqd prepare with the same flags packs them beforehand, and lists what cannot be used.
 Schedule `paper`. Sizes are for some thousand pictures on one GPU: the training lengths are a guess to start from, watch
 the held-out bound in metrics.jsonl; it has been run only at small sizes, on a CPU.
 
@@ -12,7 +12,7 @@ not know, 600 steps of 16, 93 s of one core: bound on them 0.004 nats per token 
 steps, 1.3), a file of 0.5 MB. All 20 come out right; of 8 emoji that the model knew none does while the adapter acts.
 """
 
-from vqd_jax.defaults import defaults, with_variant
+from vqd_jax.config.defaults import defaults, with_variant
 
 
 def get_config(variant: str = ""):

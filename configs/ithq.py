@@ -13,8 +13,8 @@ that a step fits into one H100 (the memory, compiled for a CPU in float32, is in
 Published FID 11.89 on its own data, which nobody else can measure.
 """
 
-from vqd_jax import published
-from vqd_jax.defaults import defaults, with_variant
+from vqd_jax.config import paper
+from vqd_jax.config.defaults import defaults, with_variant
 
 
 def get_config(variant: str = ""):
@@ -22,16 +22,16 @@ def get_config(variant: str = ""):
     c.data.source, c.data.transform = "folder", "reference"
     c.process.schedule = "paper"
     c.preview.prompts = ()
-    published.ithq_codec(c)
-    published.text(c)
-    published.large(c)
-    published.lengths(c, images=10_000_000, epochs=1, batch_size=64, warmup=7_000, codec_examples=3_000_000)
+    paper.ithq_codec(c)
+    paper.text(c)
+    paper.large(c)
+    paper.lengths(c, images=10_000_000, epochs=1, batch_size=64, warmup=7_000, codec_examples=3_000_000)
     c.diffusion_train.accumulate = 8
     c.sampling.guidance = 5.0
     return with_variant(c, variant, {"": lambda c: None, "released": released})
 
 
 def released(c):
-    published.released(c)
+    paper.released(c)
     c.condition.null, c.diffusion_loss.drop_caption = "learned", 0.1
     c.sampling.guidance, c.sampling.top_p = 5.0, 1.0

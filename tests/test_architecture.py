@@ -4,39 +4,30 @@ import configparser
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
+
 PACKAGE = ROOT / "vqd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"shapes", "errors", "interrupt", "progress", "checksums", "unpickling"}  # open to everyone
-# what each part may import besides itself and the leaves; command lines may import anything that is not one
+# what each folder may import besides itself, in the order of the data
 ALLOWED = {
-    "shapes": set(), "errors": set(), "interrupt": set(), "progress": set(), "checksums": set(), "unpickling": set(),
-    "log": set(), "history": {"log"},
-    "writing": set(), "pictures": {"writing"}, "command": set(), "storage": set(), "checkpoint": {"storage"},
-    "sharding": set(), "defaults": set(), "hub": set(), "published": set(), "adapter": {"checkpoint", "convert", "writing"},
-    "processes": set(), "hardware": set(),
-    "continuing": {"checkpoint", "defaults", "pipeline"},
-    "diffusion": set(), "models": set(), "text": set(), "data": set(),
-    "samplers": {"diffusion"},
-    "convert": {"models", "diffusion"},
-    "eval": {"data", "models", "convert", "sharding"},
-    "train": {"adapter", "diffusion", "samplers", "models", "eval", "checkpoint", "log", "sharding", "data", "text", "convert", "pictures",
-              "hardware", "processes", "writing"},
-    "build": {"adapter", "data", "diffusion", "samplers", "models", "text", "train", "eval", "checkpoint", "sharding", "hub"},
-    "pipeline": {"adapter", "build", "checkpoint", "defaults", "diffusion", "samplers", "sharding", "text", "train", "writing"},
-    "rehearsal": {"build", "models", "sharding", "train"},
-    "editing": {"data", "pipeline", "samplers"}, "planning": {"data", "pictures", "pipeline", "samplers", "train"},
-    "loading_flags": set(), "sampling_flags": {"loading_flags"},
-    "recipe": {"data", "editing", "pipeline", "samplers"}, "demo": {"data", "pictures", "pipeline", "recipe"},
-    "explaining": {"pictures", "pipeline", "samplers", "train"},
-    "protocols": set(), "generation": {"data", "pipeline", "writing"}, "judging": {"data", "eval", "hub", "protocols", "text"},
-    "evaluation": {"build", "data", "pipeline", "eval", "generation", "judging", "models", "train"},
-    "evaluation_page": {"judging", "pictures"},
-    "report": {"checkpoint", "defaults", "evaluation_page", "history", "log", "pipeline", "planning", "train", "writing"},
+    "core": "",
+    "runtime": "core",
+    "diffusion": "core",
+    "models": "core runtime diffusion",
+    "data": "core runtime",
+    "samplers": "core diffusion",
+    "stages": "core runtime diffusion models data samplers",
+    "config": "core runtime diffusion models data samplers stages",
+    "inference": "core runtime diffusion models data samplers stages config",
+    "eval": "core runtime diffusion models data samplers stages config inference",
+    "web": "core runtime diffusion models data samplers stages config inference eval",
+    "train": "core runtime diffusion models data samplers stages config inference eval web",
+    "cli": "core runtime diffusion models data samplers stages config inference eval web train",
+    "main": "cli",
+    "__main__": "",
 }
 
 
@@ -63,44 +54,53 @@ def imports(tree, top_only=False):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def is_command(tree):
-    return any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
-
-
 TREES = {module(path): ast.parse(path.read_text()) for path in FILES}
-COMMANDS = {name for name, tree in TREES.items() if is_command(tree)}
+COMMANDS = {name for name in TREES if part(name) == "cli"}
+
+
+def test_the_top_has_at_most_16_entries_and_no_other_folder():
+    entries = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert entries == {*ALLOWED, "__init__"} and len(entries) <= 16
 
 
 @pytest.mark.parametrize("name", [n for n in TREES if n != "vqd_jax"])
-def test_imports_follow_the_layers(name):
+def test_imports_follow_the_order_of_the_folders(name):
     ours = {i for i in imports(TREES[name]) if i.startswith("vqd_jax.")}
-    assert not [i for i in ours if i in COMMANDS], "nothing imports a command line"
-    if name in COMMANDS:
-        return
-    me = part(name)
-    assert me in ALLOWED, f"say in ALLOWED what {me} may import"
-    assert {part(i) for i in ours} - {me} - LEAVES <= ALLOWED[me] or me in LEAVES
-    if me in LEAVES:
-        assert not ours
+    assert {part(i) for i in ours} - {part(name)} - {""} <= {*ALLOWED[part(name)].split()} | ({"__version__"} if name == "vqd_jax.__main__" else set())
+
+
+def test_the_order_has_no_circle():
+    seen = []
+    for name, below in ALLOWED.items():
+        assert {*below.split()} <= {*seen} or name in ("main", "__main__")
+        seen.append(name)
+
+
+def test_no_module_imports_one_that_imports_it():
+    """Between modules, too, also through others and inside functions."""
+    names = set(TREES)
+    graph = {name: {i for i in imports(tree) if i in names} - {name} for name, tree in TREES.items()}
+    done = set()
+    while ready := {name for name, below in graph.items() if below - {"vqd_jax"} <= done} - done:
+        done |= ready
+    assert done == names, sorted(names - done)
 
 
 def test_the_tests_import_one_command_line_at_most():
     """The flags of two, of the same name, would clash in the process that runs both tests."""
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").glob("*.py")]
-    assert len({i for tree in trees for i in imports(tree)} & COMMANDS) <= 1
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("*.py")]
+    assert len({i for tree in trees for i in imports(tree)} & (COMMANDS - {"vqd_jax.cli", "vqd_jax.cli.runner"})) <= 1
 
 
-def test_the_layers_have_no_cycle():
-    done = set(LEAVES)
-    while more := {k for k, v in ALLOWED.items() if v <= done} - done:
-        done |= more
-    assert done == ALLOWED.keys()
+def test_no_test_imports_a_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [i for i in imports(ast.parse(path.read_text())) if any(p.startswith("test_") for p in i.split("."))], path
 
 
 def test_the_probe_sees_a_wrong_import():
     tree = ast.parse("def f():\n    from vqd_jax.train import step\n    from vqd_jax import main\n")
     assert {"vqd_jax.train.step", "vqd_jax.main"} <= set(imports(tree))
-    assert "vqd_jax.main" in COMMANDS and "vqd_jax.build" not in COMMANDS
+    assert "vqd_jax.cli.sample" in COMMANDS and "vqd_jax.config.build" not in COMMANDS
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -111,7 +111,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(name):
 
 def test_only_build_and_the_command_lines_see_the_config():
     seeing = {name for name, tree in TREES.items() if any(i.startswith("ml_collections") for i in imports(tree))}
-    assert seeing - COMMANDS <= {"vqd_jax.build", "vqd_jax.defaults", "vqd_jax.pipeline", "vqd_jax.published"}
+    assert seeing - COMMANDS <= {"vqd_jax.config.build", "vqd_jax.config.defaults", "vqd_jax.config.paper", "vqd_jax.inference.pipeline", "vqd_jax.train.experiment"}
 
 
 def test_pure_parts_know_no_network():
@@ -120,7 +120,7 @@ def test_pure_parts_know_no_network():
             assert not [i for i in imports(TREES[name]) if i.split(".")[0] in ("flax", "optax", "orbax", "ml_collections")], name
 
 
-@pytest.mark.parametrize("entry", ["main", "sample", "evaluate", "pipeline"])
+@pytest.mark.parametrize("entry", ["main", "cli.sample", "cli.evaluate", "inference.pipeline"])
 def test_a_fresh_interpreter_loads_neither_torch_nor_tensorflow(entry):
     script = f"import sys, vqd_jax.{entry}; print(sorted({{'torch', 'tensorflow', 'transformers'}} & {{*sys.modules}}))"
     fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

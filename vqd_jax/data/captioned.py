@@ -12,11 +12,11 @@ import pickle
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.safe_pickle import Unpickler
 from vqd_jax.data import splits, tfds_sets
 from vqd_jax.data.files import Files, existing, listed, opened, scan, some, threaded, tree
 from vqd_jax.data.source import Record
-from vqd_jax.errors import UserError
-from vqd_jax.unpickling import Unpickler
 
 HELD_OUT = 0.1  # share, by a hash of the name, of a set that comes without its official split
 

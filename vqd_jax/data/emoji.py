@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vqd_jax.data import emoji_art, prepare, splits
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import array_record, emoji_art, splits
 from vqd_jax.data.source import Record, fingerprint
 from vqd_jax.data.transforms import Resize
-from vqd_jax.errors import UserError
 
 STYLES = emoji_art.STYLES
 CATEGORIES = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities",
@@ -144,8 +144,8 @@ class _Row:
 @functools.lru_cache(maxsize=1)
 def _scan(directory: pathlib.Path) -> tuple[Any, list[_Row]]:
     """The stored examples, and all their metadata; every byte is read once, which checks the hashes of the file."""
-    stored = prepare.read(directory, decode=False)
-    with prepare.damage(directory):
+    stored = array_record.read(directory, decode=False)
+    with array_record.damage(directory):
         return stored, [_Row(i, stored[i]) for i in range(len(stored))]
 
 
@@ -168,5 +168,5 @@ def _build(cache: str) -> pathlib.Path:
         text = {key: tfds.features.Text() for key in ("style", "item", "name", "aliases", "category", "subcategory")}
         return {"image": tfds.features.Image(shape=(emoji_art.SIDE, emoji_art.SIDE, 3), encoding_format="png"), **text}
 
-    return prepare.prepare(cache, "emoji", features=features, examples=emoji_art.rows, total=ROWS,
+    return array_record.prepare(cache, "emoji", features=features, examples=emoji_art.rows, total=ROWS,
                            description="Emoji drawn by Google (Noto), Twitter (Twemoji) and OpenMoji, with names.")

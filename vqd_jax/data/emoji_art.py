@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 SIDE = 72
 STYLES = ("google", "twitter", "openmoji")

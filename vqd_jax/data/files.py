@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from vqd_jax.core.errors import UserError
 from vqd_jax.data.images import decode, reason
 from vqd_jax.data.source import Record, fingerprint
-from vqd_jax.errors import UserError
-from vqd_jax.progress import track
+from vqd_jax.runtime.progress import track
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TOLERATED = 0.01  # share of the pictures that may be broken
@@ -73,8 +73,8 @@ class Files:
             content = self._read(file)
             return content, decode(content)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-            raise UserError(f"The image {shown(file)} in {self.place} cannot be decoded ({reason(error)}): mend it, or run python -m "
-                            "vqd_jax.prepare, which leaves out some broken images.") from error
+            raise UserError(f"The image {shown(file)} in {self.place} cannot be decoded ({reason(error)}): mend it, or run "
+                            "vqd prepare, which leaves out some broken images.") from error
 
 
 def tree(name: str, root: pathlib.Path, records: list[Record], files: list[str], stamps: Mapping[str, int | str],

@@ -11,10 +11,10 @@ import pathlib
 import unicodedata
 from collections.abc import Iterable, Iterator
 
+from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits
 from vqd_jax.data.files import SUFFIXES, Files, scan, shown, threaded, tree
 from vqd_jax.data.source import Record
-from vqd_jax.errors import UserError
 
 LAYOUTS = ("captions are read from a .txt file beside each image (one caption a line), or from metadata.jsonl "
            '({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the folder')

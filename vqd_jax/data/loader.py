@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 Example = dict[str, Any]  # of arrays or NumPy scalars, the same shapes for every item
 Batch = dict[str, np.ndarray]

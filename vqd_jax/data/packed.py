@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vqd_jax.data import prepare
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import array_record
 from vqd_jax.data.files import Files, ahead, shown, some
 from vqd_jax.data.images import decode, reason
 from vqd_jax.data.source import fingerprint
 from vqd_jax.data.transforms import Resize
-from vqd_jax.errors import UserError
-from vqd_jax.progress import Bar, bar
+from vqd_jax.runtime.progress import Bar, bar
 
 PART = 5_000  # pictures
 
@@ -36,7 +36,7 @@ class Packed:
         self.records, self.fingerprint, self.skipped = kept.records, kept.fingerprint, kept.skipped
         self.root = parts[0].parents[1]
         self.pictures = len(kept.pictures())
-        self._parts, self._stored = parts, [prepare.read(part, decode=False) for part in parts]
+        self._parts, self._stored = parts, [array_record.read(part, decode=False) for part in parts]
         self._starts = np.cumsum([0, *map(len, self._stored)])
         rows = {file: row for row, file in enumerate(kept.pictures())}
         if self.pictures != self._starts[-1]:
@@ -50,7 +50,7 @@ class Packed:
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = self._rows[i]
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
-        with prepare.damage(self._parts[part]):
+        with array_record.damage(self._parts[part]):
             content = self._stored[part][row - int(self._starts[part])]["image"]
         return self.records[i].example(decode(content))
 
@@ -66,7 +66,7 @@ def pack(cache: str, source: Files, size: int | None) -> Packed:
         for directory, files in parts.items():
             whole, broken = directory.exists(), {}
             examples = functools.partial(_examples, source, files, size, found, broken, total, progress)
-            prepare.prepare(str(root), directory.parent.name, features=_features, examples=examples, shown=False,
+            array_record.prepare(str(root), directory.parent.name, features=_features, examples=examples, shown=False,
                             notes={"skipped": broken}, description=f"Pictures of {source.name}.")
             if whole:
                 progress.update(len(files))
@@ -78,13 +78,13 @@ def packed(cache: str, source: Files, size: int | None) -> "Files | Packed":
     """The pack of `source` in the folder `cache` if it is whole; otherwise the source itself, with a warning if there are others."""
     root, parts = _plan(cache, source, size)
     if not all(directory.exists() for directory in parts):
-        if any(root.parent.glob(f"{source.name}-*/part*/{prepare.LAYOUT}")):
+        if any(root.parent.glob(f"{source.name}-*/part*/{array_record.LAYOUT}")):
             logging.warning("what was prepared in %s is not whole, or of other files, captions or settings than %s has now, which is "
-                            "read itself: run vqd_jax.prepare again", root.parent, source.place)
+                            "read itself: run vqd prepare again", root.parent, source.place)
         return source
     broken = functools.reduce(operator.or_, map(_broken, parts))
     if gone := source.skipped | broken:
-        logging.warning("%s of the %d pictures in %s are left out, as vqd_jax.prepare says", some(gone),
+        logging.warning("%s of the %d pictures in %s are left out, as vqd prepare says", some(gone),
                         len(source.pictures()) + len(source.skipped), source.place)
     return Packed(source, list(parts), broken)
 
@@ -96,7 +96,7 @@ def _plan(cache: str, source: Files, size: int | None) -> tuple[pathlib.Path, di
     pictures = source.pictures()
     count = -(-len(pictures) // PART)
     bounds = [len(pictures) * i // count for i in range(count + 1)]
-    return root, {root / f"part{i:04d}" / prepare.LAYOUT: pictures[start:stop]
+    return root, {root / f"part{i:04d}" / array_record.LAYOUT: pictures[start:stop]
                   for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))}
 
 
@@ -127,8 +127,8 @@ def _examples(source: Files, files: list[str], size: int | None, before: dict[st
 
 
 def _broken(directory: pathlib.Path) -> dict[str, str]:
-    with prepare.damage(directory):
-        return dict(json.loads((directory / prepare.NOTES).read_text(encoding="utf-8"))["skipped"])
+    with array_record.damage(directory):
+        return dict(json.loads((directory / array_record.NOTES).read_text(encoding="utf-8"))["skipped"])
 
 
 def png(image: np.ndarray) -> bytes:

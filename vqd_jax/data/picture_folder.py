@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from vqd_jax.core.errors import UserError
 from vqd_jax.data.files import SUFFIXES, scan, shown
 from vqd_jax.data.images import decode, reason
-from vqd_jax.errors import UserError
 
 
 class PictureFolder:

@@ -7,9 +7,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from vqd_jax.data import prepare
-from vqd_jax.errors import UserError
-from vqd_jax.progress import track
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import array_record
+from vqd_jax.runtime.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def load(root: pathlib.Path, name: str, key: str) -> Stored:
 
 def damage(root: pathlib.Path) -> Any:
     """What prepare says of its own sets, without the promise to make it again."""
-    return prepare.damage(root, "prepare it again with tensorflow-datasets")
+    return array_record.damage(root, "prepare it again with tensorflow-datasets")
 
 
 def _splits(root: pathlib.Path, name: str) -> dict[str, Any]:
@@ -59,4 +59,4 @@ def _splits(root: pathlib.Path, name: str) -> dict[str, Any]:
         if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(f"The TFDS set in {root} is stored as {builder.info.file_format.value}, which needs TensorFlow: prepare "
                             f"it with tfds build {name} --file_format=array_record.")
-        return {split: prepare.encoded(builder, split) for split in builder.info.splits}
+        return {split: array_record.encoded(builder, split) for split in builder.info.splits}

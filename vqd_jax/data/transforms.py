@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 LONG = 32  # times as long as wide: of longer pictures `Reference` scales the middle only, or a strip would fill the memory
 

@@ -2,10 +2,10 @@
 
 import pathlib
 
+from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits
 from vqd_jax.data.files import Files, listed, opened, scan, some, tree
 from vqd_jax.data.source import Record
-from vqd_jax.errors import UserError
 
 IMAGENET = ("ImageNet is {train,val}/<synset>/<image>.JPEG, from image-net.org, where the images of val have to be sorted into "
             "folders of their synsets first")

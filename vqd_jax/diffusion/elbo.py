@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vqd_jax.core.shapes import Logits, LogProbs, Times, Tokens
 from vqd_jax.diffusion.process import LOG_ZERO, MaskAndReplace, log_onehot
-from vqd_jax.shapes import Logits, LogProbs, Times, Tokens
 
 PerToken = Float[Array, "b n"]
 TINY = 1e-37  # floor inside log(p + c): reached only where its weight is 0

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vqd_jax.shapes import Logits, LogProbs, PRNGKey, Times, Tokens
+from vqd_jax.core.shapes import Logits, LogProbs, PRNGKey, Times, Tokens
 
 LOG_ZERO = -1e4  # finite, so that LOG_ZERO - LOG_ZERO is 0 and not NaN
 

@@ -5,8 +5,8 @@
 
 import numpy as np
 
+from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.errors import UserError
 
 
 def paper(T: int, k: int, final_mask: float = 0.9) -> MaskAndReplace:

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from vqd_jax.convert.clip_towers import load_clip
-from vqd_jax.convert.efficientnet_lite0 import load_efficientnet_lite0
-from vqd_jax.convert.inception import load_inception
-from vqd_jax.convert.lpips import load_lpips
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 from vqd_jax.eval.resizing import CONVENTIONS, middle_square, resize
 from vqd_jax.models.clip import MEAN, STD
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.inception import SIZE, WIDTHS, InceptionV3
 from vqd_jax.models.lpips import VGG16, vgg_features
-from vqd_jax.progress import track
-from vqd_jax.sharding import Devices, by_rows, copies, here
+from vqd_jax.models.weights.clip_towers import load_clip
+from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0
+from vqd_jax.models.weights.inception import load_inception
+from vqd_jax.models.weights.lpips import load_lpips
+from vqd_jax.runtime.progress import track
+from vqd_jax.runtime.sharding import Devices, by_rows, copies, here
 
 Pictures = UInt8[np.ndarray, "n H W 3"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.errors import UserError
-from vqd_jax.eval.rows import rows
+from vqd_jax.core.errors import UserError
+from vqd_jax.eval.checks import rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

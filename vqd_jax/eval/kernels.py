@@ -6,7 +6,7 @@ The published KID has the features of InceptionV3, the published CMMD the image 
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.eval.rows import blocks, two_sets, unit
+from vqd_jax.eval.checks import blocks, two_sets, unit
 
 
 def polynomial_mmd2(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m e"]) -> float:

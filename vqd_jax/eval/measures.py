@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
+from vqd_jax.eval.checks import blocks
+from vqd_jax.eval.collect import Gathered
 from vqd_jax.eval.frechet import frechet_distance
-from vqd_jax.eval.gather import Gathered
 from vqd_jax.eval.metrics import kid_values
 from vqd_jax.eval.neighbours import neighbourhoods
-from vqd_jax.eval.rows import blocks
 
 FRECHET = {"inception": "fid", "vgg16": "frechet_vgg16", "efficientnet_lite0": "frechet_efficientnet_lite0", "clip": "frechet_clip"}
 KERNEL = {"inception": "kid", "vgg16": "vgg_kid", "efficientnet_lite0": "efficientnet_lite0_kid", "clip": "clip_kid"}

@@ -8,9 +8,9 @@ import math
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
+from vqd_jax.eval.checks import two_sets
 from vqd_jax.eval.kernels import polynomial_mmd2
-from vqd_jax.eval.rows import two_sets
 
 
 def psnr(x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]) -> Float[np.ndarray, " n"]:

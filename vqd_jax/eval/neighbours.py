@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.errors import UserError
-from vqd_jax.eval.rows import blocks, two_sets
+from vqd_jax.core.errors import UserError
+from vqd_jax.eval.checks import blocks, two_sets
 
 _TIE = 1e-12  # squared distances that differ by less, in units of the largest squared length, count as equal
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 _BITS = 22  # of the fraction of Pillow's weights for bytes
 

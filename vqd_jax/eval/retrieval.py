@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 _TIE = 1e-9  # cosine distances closer than this count as equal
 

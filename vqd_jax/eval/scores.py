@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.errors import UserError
-from vqd_jax.eval.rows import rows, two_sets, unit
+from vqd_jax.core.errors import UserError
+from vqd_jax.eval.checks import rows, two_sets, unit
 
 
 def inception_score(logits: Float[np.ndarray, "n classes"], *, splits: int = 10, seed: int | None = 0) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 WINDOW, SIGMA = 11, 1.5  # pixels
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

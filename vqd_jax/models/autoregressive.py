@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Logits
 from vqd_jax.models.attention import attend
 from vqd_jax.models.denoiser import AdaLayerNorm, Condition, logits_of, mlp, through
 from vqd_jax.models.linear import Linear
-from vqd_jax.shapes import Logits
 
 Place = int | Int[Array, ""]
 Past = dict[str, dict[str, Any]]  # of each layer: "self" (k and v) (2, b, n, d) and, with text, "text" (2, b, m, d)

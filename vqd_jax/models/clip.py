@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import TextIds
 from vqd_jax.models.text_clip import ClipText, quick_gelu
 from vqd_jax.models.text_learned import INIT, TextBlock, text_norm
-from vqd_jax.shapes import TextIds
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of images in [0, 1], by channel
 

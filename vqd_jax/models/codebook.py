@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vqd_jax.errors import UserError
-from vqd_jax.shapes import PRNGKey
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import PRNGKey
 
 Vectors = Float[Array, "r z"]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from vqd_jax.shapes import TextIds, TextMask, TextStates
+from vqd_jax.core.shapes import TextIds, TextMask, TextStates
 
 Drop = Bool[Array, " b"]
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Logits, TextStates, Times, Tokens
 from vqd_jax.models.attention import CrossAttention, SelfAttention
 from vqd_jax.models.linear import Linear, product
-from vqd_jax.shapes import Logits, TextStates, Times, Tokens
 
 Condition = TextStates | Int[Array, " b"]
 

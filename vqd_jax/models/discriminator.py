@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 _WEIGHTS = nn.initializers.normal(0.02)
 _PAD = ((1, 1), (1, 1))

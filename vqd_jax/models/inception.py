@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 SIZE = 299
 MIN_SIZE = 75  # less, and nothing is left before the last pool

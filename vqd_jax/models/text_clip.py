@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from vqd_jax.core.shapes import TextIds, TextMask, TextStates
 from vqd_jax.models.text_learned import INIT, TextBlock, check_text_shape, text_norm
-from vqd_jax.shapes import TextIds, TextMask, TextStates
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike
 
-from vqd_jax.errors import UserError
-from vqd_jax.shapes import TextIds, TextMask, TextStates
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import TextIds, TextMask, TextStates
 
 INIT = nn.initializers.normal(0.02)
 

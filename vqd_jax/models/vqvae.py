@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Images
 from vqd_jax.models.linear import Linear
-from vqd_jax.shapes import Images
 
 Map = Float[Array, "b h w c"]
 Other = Float[Array, "b _ _ _"]  # a map of another size

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqd_jax.diffusion.branches import Branches, branches
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
+from vqd_jax.diffusion.posterior import Branches, branches
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.errors import UserError
-from vqd_jax.samplers.draw import draw, uniforms
-from vqd_jax.samplers.run import Stretch, diffused, even_times, noise, run, start_of_process
-from vqd_jax.shapes import Logits, PRNGKeys, Tokens
+from vqd_jax.samplers.base import Stretch, diffused, even_times, noise, run, start_of_process
+from vqd_jax.samplers.categorical import draw, uniforms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vqd_jax.samplers.draw import draw, uniforms
-from vqd_jax.samplers.run import Known, noise
-from vqd_jax.shapes import PRNGKeys, Tokens
+from vqd_jax.core.shapes import PRNGKeys, Tokens
+from vqd_jax.samplers.base import Known, noise
+from vqd_jax.samplers.categorical import draw, uniforms
 
 # (past, None at the first place; the tokens one place before; the place) -> (logits (b, 1, k), past)
 Predict = Callable[[Any, Int[Array, " b"], Any], tuple[Float[Array, "b 1 k"], Any]]

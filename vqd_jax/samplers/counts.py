@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.errors import UserError
 from vqd_jax.samplers.ancestral import ancestral_stretch
-from vqd_jax.samplers.draw import draw, uniforms
-from vqd_jax.samplers.run import Stretch, all_masked, even_times, masked_at, noise, run, start_of_process
-from vqd_jax.shapes import Logits, PRNGKeys, Tokens
+from vqd_jax.samplers.base import Stretch, all_masked, even_times, masked_at, noise, run, start_of_process
+from vqd_jax.samplers.categorical import draw, uniforms
 
 ORDERS = ("random", "confidence", "purity", "halton")
 LOG_NONE = -1e30  # score of tokens that are not [MASK]

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vqd_jax.diffusion.branches import branches
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
+from vqd_jax.diffusion.posterior import branches
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.errors import UserError
 from vqd_jax.samplers.ancestral import ancestral_stretch, take_branch
-from vqd_jax.samplers.draw import draw, uniforms
-from vqd_jax.samplers.run import Stretch, diffused, even_times, noise, run, start_of_process
-from vqd_jax.shapes import Logits, PRNGKeys, Tokens
+from vqd_jax.samplers.base import Stretch, diffused, even_times, noise, run, start_of_process
+from vqd_jax.samplers.categorical import draw, uniforms
 
 BUDGETS = {  # of the released code for 1024 tokens: calls -> tokens revealed at t = 1, 2, ... T (times in this package's count)
     100: (1, 10, *(11, 10, 10) * 32, 11, 11),

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 WINDOW = 64  # steps that a loss is compared with
 ENOUGH = 16  # of them, before it is

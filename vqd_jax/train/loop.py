@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from vqd_jax import interrupt, processes
-from vqd_jax.checkpoint import Checkpoints, fit, widen
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import PRNGKey
 from vqd_jax.data.loader import Loader
-from vqd_jax.errors import UserError
-from vqd_jax.hardware import machine
-from vqd_jax.log import Log, read_metrics
-from vqd_jax.progress import bar
-from vqd_jax.shapes import PRNGKey
-from vqd_jax.sharding import Pmap, Sharded
-from vqd_jax.train.flops import of_step
+from vqd_jax.runtime import distributed, signals
+from vqd_jax.runtime.checkpoint import Checkpoints, fit, widen
+from vqd_jax.runtime.hardware import machine
+from vqd_jax.runtime.log import Log, read_metrics
+from vqd_jax.runtime.progress import bar
+from vqd_jax.runtime.sharding import Pmap, Sharded
+from vqd_jax.runtime.workdir import MACHINE
+from vqd_jax.train.cost.flops import of_step
 from vqd_jax.train.guard import Fault, Guard, Record
 from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
@@ -30,7 +31,6 @@ from vqd_jax.train.step import STOPPING, cached_parts, make_step
 from vqd_jax.train.watchdog import Watchdog
 
 HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
-MACHINE = "machine.json"  # beside the metrics: where the run was last started
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def unevaluated(train: Train, checkpoints: Checkpoints, folder: Path) -> bool:
     due = step is not None and train.due(step, train.evaluate_every) and checkpoints.has("record")
     with contextlib.suppress(UserError):
         due = due and not any(row["step"] == step and any(key.startswith(HELD_OUT) for key in row) for row in read_metrics(folder))
-    return processes.agree(due)
+    return distributed.agree(due)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class _Training:
             self.log.write(first, self.evaluate(first, jax.device_get(self._weights(state))), HELD_OUT)
         state, unseen, stop, weights = self.parallel.place(state), None, False, None
         meter = Meter(self.cost, self.log, first)
-        with (interrupt.noted() as asked, bar(train.steps, first, self.name) as progress,
+        with (signals.noted() as asked, bar(train.steps, first, self.name) as progress,
               Watchdog(self.guard.hang, self.guard.hang_seconds, self.name) as watchdog,
               self.profile.tracer(self.log.folder / "profile", first, train.steps) as trace,
               contextlib.closing(self._batches(first, record)) as batches):
@@ -188,7 +188,7 @@ class _Training:
                 if stop or evaluates or saves:
                     watchdog.rest()
                     if stop:
-                        interrupt.answered()
+                        signals.answered()
                     weights = self._save(step, state, record, write=saves or stop)
                     if evaluates and not stop:
                         weights = self.parallel.host(weights)
@@ -197,8 +197,8 @@ class _Training:
                             self._save(step, state, record, write=True)
                     if stop:
                         self.checkpoints.wait()
-                        processes.wait()  # for the one that writes
-                        interrupt.end()
+                        distributed.wait()  # for the one that writes
+                        signals.end()
                     self.report()
                     meter.pause()
         self.checkpoints.wait()
@@ -244,9 +244,9 @@ class _Training:
     def _evaluate(self, step: int, weights: Any) -> bool:
         """True if a signal came between, which several processes have to agree upon first."""
         try:
-            with interrupt.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
+            with signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                 self.log.write(step, self.evaluate(step, weights), HELD_OUT)
-        except interrupt.ENDINGS:
+        except signals.ENDINGS:
             return True
         return False
 

@@ -16,14 +16,8 @@ from typing import Any
 
 import jax
 
-from vqd_jax.hardware import chip
-from vqd_jax.log import Log, read_metrics
-
-PREFIX = "train/"
-# what differs between two runs that are otherwise equal: measurements of time and memory, as the log names them
-TIMINGS = frozenset(("time", *(PREFIX + name for name in (
-    "examples_per_second", "input_wait", "step_time", "flops_per_second", "mfu", "device_memory", "device_memory_peak", "host_memory",
-    "goodput"))))
+from vqd_jax.runtime.hardware import chip
+from vqd_jax.runtime.log import PREFIX, Log, read_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import jax
 import optax
 from optax import contrib
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vqd_jax.errors import UserError
+from vqd_jax.core.errors import UserError
 
 WARM_UP = 10  # steps before those that are traced; the first ones compile
 

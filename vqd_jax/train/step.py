@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from vqd_jax.shapes import PRNGKey
-from vqd_jax.sharding import Rows, mean
+from vqd_jax.core.shapes import PRNGKey
+from vqd_jax.runtime.sharding import Rows, mean
 from vqd_jax.train.state import State, average
 
 CACHED = 1024  # tokens of a part for a CPU's cache

@@ -1,0 +1,233 @@
+"""Every configuration key reaches something, nothing unknown is accepted, and every shipped config builds."""
+import importlib.util
+import inspect
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from helpers import ROOT
+from vqd_jax.config import build
+from vqd_jax.config.defaults import defaults
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import captioned, folder, uncaptioned
+from vqd_jax.data.emoji import Emoji
+from vqd_jax.data.source import Record
+from vqd_jax.data.transforms import RandomCrop
+from vqd_jax.diffusion import schedules
+from vqd_jax.eval import protocols
+from vqd_jax.models.codebook import Codebook
+from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.models.discriminator import PatchGAN
+from vqd_jax.models.text_clip import ClipText
+from vqd_jax.models.text_learned import LearnedText
+from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.samplers.ancestral import Remask
+from vqd_jax.samplers.counts import Counts
+from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.samplers.released import PriorRule
+from vqd_jax.stages.diffusion import DiffusionLoss
+from vqd_jax.stages.lora import Adapter
+from vqd_jax.stages.vqvae import VQVAELoss
+from vqd_jax.train.dry_run import Words, tokenizer
+from vqd_jax.train.guard import Guard
+from vqd_jax.train.loop import Train
+from vqd_jax.train.optim import Optim
+from vqd_jax.train.profile import Profile
+
+MODULE = {"parent", "name"}  # every flax module has them
+# section: its one constructor, what others give that constructor, and what of the section goes elsewhere
+CONSUMERS = {
+    "emoji": (Emoji, {"cache", "resolution"}, set()),
+    "folder": (folder.folder, set(), set()),
+    "cub": (captioned.cub, set(), set()),
+    "flowers": (captioned.flowers, set(), set()),
+    "coco": (captioned.coco, set(), set()),
+    "imagenet": (uncaptioned.imagenet, set(), set()),
+    "ffhq": (uncaptioned.ffhq, set(), set()),
+    "crop": (RandomCrop, {"size"}, set()),
+    "vqvae": (VQVAE, {"code_width"} | MODULE, set()),
+    "codebook": (Codebook, set(), set()),
+    "discriminator": (PatchGAN, {"dtype"} | MODULE, set()),
+    "vqvae_loss": (VQVAELoss, set(), set()),
+    "vqvae_optim": (Optim, set(), set()),
+    "vqvae_train": (Train, set(), set()),
+    "denoiser": (Denoiser, {"codes", "grid", "T", "condition", "classes"} | MODULE, set()),
+    "adapter": (Adapter, set(), set()),
+    "learned_text": (LearnedText, {"dtype"} | MODULE, set()),
+    "clip_text": (ClipText, {"vocabulary", "length", "dtype"} | MODULE, {"folder"}),
+    "process": (schedules.absorbing, {"k"}, {"schedule", "final_mask", "log_alpha", "log_beta"}),
+    "diffusion_loss": (DiffusionLoss, set(), set()),
+    "diffusion_optim": (Optim, set(), set()),
+    "diffusion_train": (Train, set(), set()),
+    "sampling": (Prediction, set(), {"sampler", "calls"}),
+    "counts": (Counts, {"calls"}, set()),
+    "remask": (Remask, {"calls"}, set()),
+    "prior_rule": (PriorRule, {"calls"}, set()),
+    "evaluation": (protocols.changed, set(), set()),
+    "guard": (Guard, set(), set()),
+    "profile": (Profile, set(), set()),
+    "parallel": (parallelism, set(), set()),
+}
+SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")
+READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
+SOURCES = {p: p.read_text() for p in (ROOT / "vqd_jax").rglob("*.py") if p.name != "defaults.py"}
+
+
+def configs():
+    """Every file of configs/ and the variants that its header names."""
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for variant in dict.fromkeys(["", *re.findall(rf"configs/{path.name}:(\w+)", module.__doc__)]):
+            yield pytest.param(module, variant, id=f"{path.stem}:{variant}")
+
+
+def test_every_section_is_known_here():
+    sections = {name for name, value in defaults().items() if isinstance(value, ConfigDict)}
+    assert sections == CONSUMERS.keys() | READ
+    assert {name for name in defaults()} - sections == {"seed", "stages", "init_from"}
+
+
+@pytest.mark.parametrize("section", CONSUMERS)
+def test_a_section_is_what_its_constructor_takes(section):
+    make, given, elsewhere = CONSUMERS[section]
+    wanted = set(inspect.signature(make).parameters) - {"self"}
+    assert set(defaults()[section]) - elsewhere == wanted - given
+    for key in elsewhere:
+        assert any(f"config.{section}.{key}" in text for text in SOURCES.values()) or key in inspect.signature(build.sampling).parameters
+
+
+def test_what_is_read_key_by_key_is_all_read():
+    unread = [f"{section}.{key}" for section in READ for key in defaults()[section]
+              if not any(f"config.{section}.{key}" in text for text in SOURCES.values())]
+    assert not unread
+    for key in ("seed", "stages", "init_from"):
+        assert any(re.search(rf"config\.{key}\b", text) for text in SOURCES.values())
+
+
+def test_nothing_can_be_added_or_change_its_type():
+    c = defaults()
+    assert c.is_locked
+    for section in [c, *(c[name] for name in CONSUMERS), *(c[name] for name in READ)]:
+        with pytest.raises((AttributeError, KeyError)):
+            section.misspelt = 1
+    with pytest.raises(TypeError):
+        c.vqvae.channels = "wide"
+    with pytest.raises((AttributeError, KeyError)):
+        c.update({"denoiser": {"layer": 3}})
+    assert defaults().to_json() == c.to_json()
+
+
+@pytest.mark.parametrize("section", [s for s in CONSUMERS if s not in (*SETS, "sampling", "process", "evaluation")])
+def test_an_unknown_key_is_refused_by_the_constructor(section):
+    make, given, elsewhere = CONSUMERS[section]
+    others = dict(size=8, codes=4, grid=(1, 1), T=2, calls=8)
+    fields = {k: v for k, v in defaults()[section].items() if k not in elsewhere} | {k: others[k] for k in given & others.keys()}
+    fields |= {"counts": "uniform"} if section == "counts" else {}  # `build.sampling` puts something in the place of auto
+    make(**fields)
+    with pytest.raises(TypeError, match="misspelt"):
+        make(**fields, misspelt=1)
+
+
+CAPTIONS = ["a google style emoji of a red apple", "an openmoji style emoji of a teapot", "a twitter style emoji of a cat"]
+RECORDS = [Record(item=str(i), captions=(caption,), label=i) for i, caption in enumerate(CAPTIONS)]
+
+
+def shapes(config):
+    """Both stages and their parameters, traced only."""
+    side = config.data.image_size
+    image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.uint8)
+    codec = build.vqvae_stage(config)
+    codec_params, _ = jax.eval_shape(codec.init, jax.random.key(0), {"image": image})
+    words = tokenizer(config)
+    stage = build.diffusion_stage(config, words)
+    ids = jax.ShapeDtypeStruct((2, words.length), jnp.int32)
+    params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"image": image, "text": ids})
+    return codec, stage, codec_params, params
+
+
+@pytest.mark.parametrize("module,variant", configs())
+def test_every_config_builds(module, variant):
+    c = module.get_config(variant) if variant else module.get_config()
+    assert c.is_locked and set(c) == set(defaults())
+    codec, stage, codec_params, params = shapes(c)
+    assert stage.denoiser.codes == stage.process.k == codec.codebook.codes == c.codebook.codes
+    assert stage.denoiser.T == stage.process.T == c.process.T
+    assert ("discriminator" in codec_params) == bool(c.vqvae_loss.adversarial)
+    for name in ("vqvae", "diffusion"):
+        train = Train(**c[f"{name}_train"])
+        parallelism(**c.parallel).check_batch(train.batch_size)
+        optimizer = Optim(**c[f"{name}_optim"]).build(train.steps, train.batch_size)
+        jax.eval_shape(optimizer.init, codec_params if name == "vqvae" else params)
+    for training in (True, False):
+        assert build.transform(c, training=training).size == c.data.image_size
+    assert 1 <= c.sampling.calls <= c.process.T
+    assert protocols.changed(**c.evaluation).name == c.evaluation.name
+    with pytest.raises(UserError, match="variant"):
+        module.get_config("no_such_variant")
+
+
+def test_a_config_from_a_checkpoint_builds_the_same():
+    """There it is JSON, in which tuples are lists."""
+    c = defaults()
+    back = ConfigDict(json.loads(c.to_json()))
+    tokenizer = Words(300, 16)
+    assert build.vqvae_stage(back) == build.vqvae_stage(c)
+    assert build.diffusion_stage(back, tokenizer) == build.diffusion_stage(c, tokenizer)
+    assert hash(build.diffusion_stage(back, tokenizer)) == hash(build.diffusion_stage(c, tokenizer))
+
+
+def test_the_clip_encoder_builds_at_its_released_size():
+    c = defaults()
+    c.text.encoder = "clip"
+    *_, params = shapes(c)
+    encoder = params["conditioner"]["encoder"]
+    assert encoder["token_embedding"]["embedding"].shape == (49408, 512)
+    assert params["conditioner"]["null"].shape == (77, 512)
+
+
+@pytest.mark.parametrize("key,value,call", [
+    ("data.source", "lsun", lambda c: build.source(c, ROOT)), ("data.transform", "pad", lambda c: build.transform(c, training=True)),
+    ("process.schedule", "sigmoid", build.process), ("text.encoder", "t5", lambda c: build.tokenizer(c, RECORDS)),
+    ("vqvae.dtype", "float16", build.vqvae_stage)])
+def test_a_value_that_does_not_exist_is_one_sentence(key, value, call):
+    c = defaults()
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"{key.split('.')[1]} must be one of .*, got '{value}'"):
+        call(c)
+
+
+def test_the_final_share_of_masks_reaches_the_schedule():
+    c = defaults()
+    assert build.process(c) == schedules.paper(100, 512)
+    c.process.final_mask = 0.5
+    assert build.process(c) == schedules.paper(100, 512, final_mask=0.5)
+
+
+def test_images_that_the_codec_cannot_halve_are_one_sentence():
+    c = defaults()
+    c.data.image_size = 30
+    with pytest.raises(UserError, match="data.image_size 30 must be a multiple of 4"):
+        build.vqvae_stage(c)
+
+
+@pytest.mark.parametrize("dtype,want", [("auto", jnp.float32), ("float32", jnp.float32), ("bfloat16", jnp.bfloat16)])
+def test_auto_is_float32_on_a_cpu(dtype, want):
+    c = defaults()
+    c.vqvae.dtype = c.denoiser.dtype = dtype
+    tokenizer = Words(300, 16)
+    stage = build.diffusion_stage(c, tokenizer)
+    assert stage.denoiser.dtype == stage.codec.model.dtype == want
+
+
+@pytest.mark.parametrize("attention,want", [("auto", "parts"), ("whole", "whole"), ("parts", "parts")])
+def test_attention_is_in_parts_on_a_cpu(attention, want):
+    c = defaults()
+    c.denoiser.attention = attention
+    assert build.diffusion_stage(c, Words(300, 16)).denoiser.attention == want

@@ -1,0 +1,48 @@
+"""Every kind of damage is named; the sums are those that sha256sum prints."""
+import json
+import subprocess
+
+import pytest
+
+from vqd_jax.core.checksums import SUMS, fault, write_sums
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("top", "a/x", "a/deep/y", "ab/z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write_sums(tmp_path)
+    return tmp_path
+
+
+def test_the_sums_are_sha256(folder):
+    names = ["a/deep/y", "a/x", "ab/z", "top"]
+    printed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert json.loads((folder / SUMS).read_text()) == {k: v for v, k in map(str.split, printed.splitlines())}
+
+
+def test_whole_files_have_no_fault(folder):
+    (folder / "a/another").write_text("not ours")
+    assert fault(folder, "a") is None
+
+
+@pytest.mark.parametrize("name", ["top", "a/x", "a/deep/y"])
+def test_damage_is_named(folder, name):
+    (folder / name).write_text("other")
+    assert fault(folder, "a") == f"{name} has changed since it was written"
+    (folder / name).unlink()
+    assert fault(folder, "a") == f"{name} is missing"
+
+
+def test_other_subfolders_do_not_matter(folder):
+    (folder / "ab/z").unlink()
+    assert fault(folder, "a") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_sums_that_are_none(folder, text):
+    (folder / SUMS).write_text(text)
+    assert fault(folder, "a") == f"{SUMS} is not readable"
+    (folder / SUMS).unlink()
+    assert fault(folder, "a") == f"{folder / SUMS} cannot be read (No such file or directory)"

@@ -1,0 +1,74 @@
+"""What is gathered in one pass over batches is what the whole set gives at once."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.eval import collect as gather_
+from vqd_jax.eval.collect import Wanted, batches, evenly, gather
+from vqd_jax.eval.features import Extractor
+from vqd_jax.eval.frechet import Moments
+
+
+def images(n, size=4):
+    return np.random.default_rng(n).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def network(batch=8):
+    """Features that tell pictures apart: sums over a few pixels, as a stand-in of what real networks give."""
+    mix = np.random.default_rng(5).normal(size=(48, 6)).astype(np.float32)
+    return Extractor(name="mixed", params=mix, batch=batch,
+                     embed=lambda p, x: jnp.tanh(x.astype(jnp.float32).reshape(x.shape[0], -1) / 255 @ p))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("held", [0, 1, 7, 100])
+def test_one_pass_is_the_whole_set(rows, held, monkeypatch):
+    monkeypatch.setattr(gather_, "BLOCK", 5)
+    x, times = images(20), [i % 3 + 1 for i in range(20)]
+    extract = network()
+    seen = gather(batches(x, rows), 20, {"a": Wanted(extract=extract, held=held, moments=True), "b": Wanted(extract=extract)},
+                  description="", times=times)
+    whole = np.concatenate([extract(x[:8]), extract(x[8:16]), extract(x[16:])])
+    np.testing.assert_allclose(seen["b"].features, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen["a"].features, seen["b"].features[evenly(20, held)])
+    assert seen["a"].held == evenly(20, held) and len(set(seen["a"].held)) == min(held or 20, 20)
+    repeated = Moments.of(np.repeat(whole, times, axis=0))
+    assert seen["a"].moments.count == seen["a"].count == sum(times) and seen["b"].moments is None
+    np.testing.assert_allclose(seen["a"].moments.mean, repeated.mean, rtol=1e-6)
+    np.testing.assert_allclose(seen["a"].moments.covariance, repeated.covariance, rtol=1e-5, atol=1e-9)
+
+
+def test_devices_share_a_batch_and_change_nothing(monkeypatch):
+    assert jax.local_device_count() == 4
+    x, wanted = images(20), lambda: {"a": Wanted(extract=network(), moments=True)}
+    shared = gather(batches(x, 8), 20, wanted(), description="")["a"]
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    alone = gather(batches(x, 8), 20, wanted(), description="")["a"]
+    np.testing.assert_allclose(shared.features, alone.features, rtol=1e-6)
+    np.testing.assert_allclose(shared.moments.scatter, alone.moments.scatter, rtol=1e-5, atol=1e-9)
+
+
+def test_pictures_are_read_in_order_and_a_broken_one_is_told():
+    class Items:
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, i):
+            if i == 33:
+                raise UserError("picture 33 is broken")
+            return np.full((2, 2, 3), i, np.uint8)
+
+    seen = []
+    with pytest.raises(UserError, match="picture 33"):
+        for batch in batches(Items(), 8):
+            seen += batch[:, 0, 0, 0].tolist()
+    assert seen == list(range(32))
+
+
+@pytest.mark.parametrize("times", [[1, 2], [1, 0, 1]])
+def test_every_picture_counts(times):
+    with pytest.raises(UserError, match="each of 3 pictures must count at least once"):
+        gather(batches(images(3)), 3, {"a": Wanted(extract=network(), moments=True)}, description="", times=times)

@@ -1,0 +1,113 @@
+"""Repainting, varying and extending real emoji with the shipped model: what is known stays, what is not changes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import ROOT
+from vqd_jax.core.errors import UserError
+from vqd_jax.inference import inpaint, pipeline
+from vqd_jax.inference.inpaint import Canvas, paint, windows
+
+MODEL = ROOT / "pretrained" / "emoji"
+SAMPLERS = {"ancestral": {}, "counts": {"order": "confidence"}, "remask": {"eta": 0.2}, "released_fast": {}, "prior_rule": {"rule": 1}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pipeline.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def picture(model):
+    return model(["a google style emoji of a red apple"], calls=10)[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_outside_of_the_mask_nothing_changes(model, picture, name, seed):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    repaint = (y - 12) ** 2 + (x - rng.integers(8, 24)) ** 2 < 60  # a disc
+    out = paint(model, Canvas(picture, repaint), ["a twitter style emoji of a dog"] * 2, seed=seed, sampler=name, calls=5, **SAMPLERS[name])
+    cells = repaint.reshape(8, 4, 8, 4).any((1, 3)).repeat(4, 0).repeat(4, 1)
+    for image in out:
+        np.testing.assert_array_equal(image[~cells], picture[~cells])
+    assert (out[:, cells] != picture[cells]).any()
+
+
+def test_strength_says_how_much_changes(model, picture):
+    """With `counts`, which keeps what is not masked at the start; ancestral steps may doubt every token."""
+    start, prompts = model.encode(picture[None]), ["a twitter style emoji of a crab"] * 8
+    same = [(model.tokens(prompts, image=start.repeat(8, axis=0), strength=strength, sampler="counts", calls=5) == start).mean()
+            for strength in (0.1, 0.5, 1.0)]
+    assert same[0] >= 1 - round(6.4) / 64 and same[0] > same[1] > same[2]
+    everywhere = Canvas(picture, np.ones((32, 32), bool))
+    far = [np.abs(paint(model, everywhere, prompts, strength=strength, sampler="counts", calls=5).astype(float) - picture).mean()
+           for strength in (0.1, 1.0)]
+    assert 2 * far[0] < far[1]
+
+
+def test_a_larger_canvas_is_painted_window_by_window(model, picture):
+    image = np.pad(picture, ((0, 16), (8, 8), (0, 0)), constant_values=255)
+    repaint = np.ones(image.shape[:2], bool)
+    repaint[:32, 8:40] = False
+    out = paint(model, Canvas(image, repaint), ["a google style emoji of a tree"], calls=4)
+    assert out.shape == (1, 48, 48, 3)
+    np.testing.assert_array_equal(out[0, :32, 8:40], picture)
+    cells = out[0].reshape(12, 4, 12, 4, 3)
+    assert (cells[8:].std((1, 3)).max(-1) > 2).any()  # the border is painted, not left white
+    again = paint(model, Canvas(image, repaint), ["a google style emoji of a tree"], calls=4)
+    np.testing.assert_array_equal(out, again)
+
+
+def test_windows_cover_what_is_open_and_begin_where_most_is_known():
+    todo = np.ones((12, 20), bool)
+    todo[2:10, 2:10] = False
+    places = windows(todo, 8)
+    covered = np.zeros_like(todo)
+    for y, x in places:
+        covered[y:y + 8, x:x + 8] = True
+    assert covered[todo].all() and len(set(places)) == len(places)
+    first = todo[places[0][0]:places[0][0] + 8, places[0][1]:places[0][1] + 8]
+    assert 0 < first.sum() <= 32
+    assert windows(np.zeros((8, 8), bool), 8) == []
+
+
+@pytest.fixture
+def files(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "apple.png")
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:16] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(0 * mask).save(tmp_path / "black.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "apple.png").read_bytes()[:200])
+    return tmp_path
+
+
+def test_canvases_from_files(files, picture):
+    canvas = inpaint.read(str(files / "apple.png"), str(files / "mask.png"), [], 32)
+    np.testing.assert_array_equal(canvas.image, picture)
+    assert canvas.repaint[:16].all() and not canvas.repaint[16:].any()
+    assert inpaint.read(str(files / "apple.png"), None, [], 32).repaint.all()
+    larger = inpaint.read(str(files / "apple.png"), None, ["4", "0", "8", "12"], 32)
+    assert larger.image.shape == (44, 44, 3) and not larger.repaint[:32, 4:36].any() and larger.repaint.sum() == 44 * 44 - 32 * 32
+    np.testing.assert_array_equal(larger.image[:32, 4:36], picture)
+
+
+@pytest.mark.parametrize("arguments,sentence", [
+    (("gone.png", None, []), "there is no picture"), (("broken.png", None, []), "not a picture that can be read"),
+    (("apple.png", "black.png", []), "has no white"), (("apple.png", None, ["1", "2"]), "takes four numbers"),
+    (("apple.png", None, ["0", "0", "0", "0"]), "not all 0"), (("apple.png", None, ["-4", "0", "0", "0"]), "not negative"),
+])
+def test_bad_files_are_one_sentence(files, arguments, sentence):
+    init, mask, extend = arguments
+    with pytest.raises(UserError, match=sentence):
+        inpaint.read(str(files / init), mask and str(files / mask), extend, 32)
+
+
+def test_a_canvas_must_fit_the_cells(model, picture):
+    with pytest.raises(UserError, match="multiples of 4, got 33 x 32"):
+        paint(model, Canvas(np.zeros((32, 33, 3), np.uint8), np.ones((32, 33), bool)), ["a"])
+    with pytest.raises(UserError, match=r"strength must lie in \(0, 1\], got 2"):
+        paint(model, Canvas(picture, np.ones((32, 32), bool)), ["a"], strength=2.0)

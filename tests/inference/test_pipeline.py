@@ -1,0 +1,126 @@
+"""The shipped model as a library: batches on any number of devices, blended and negative prompts, watching, bad settings."""
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import ROOT
+from vqd_jax.core.errors import UserError
+from vqd_jax.inference import pipeline
+from vqd_jax.samplers.base import Known
+from vqd_jax.stages import jitted
+
+MODEL = ROOT / "pretrained" / "emoji"
+PROMPTS = [f"{style} style emoji of {what}" for what in ("a dog", "a tree", "a red apple")
+           for style in ("a google", "a twitter", "an openmoji")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pipeline.load(MODEL)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "counts", "order": "confidence"}], ids=["ancestral", "counts"])
+def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypatch):
+    """9 prompts, 2 at a time: on 4 devices, padded, and one after the other on one."""
+    assert jax.local_device_count() == 4
+    settings = {"calls": 4, "seed": 5} | settings
+    shared = list(model.batches(PROMPTS, 2, **settings))
+    assert [len(images) for images in shared] == [8, 1]
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    alone = list(model.batches(PROMPTS, 2, **settings))
+    assert [len(images) for images in alone] == [2, 2, 2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(shared), np.concatenate(alone))
+    tokens = model.tokens(PROMPTS[2:4], first=2, **settings)
+    np.testing.assert_array_equal(model.decode(tokens), alone[1])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_noise_of_an_image_does_not_know_the_batch(batch):
+    bits = lambda *args: jax.random.key_data(jitted.image_keys(*args))
+    every = bits(3, 0, 8)
+    parts = [bits(3, first, min(batch, 8 - first)) for first in range(0, 8, batch)]
+    np.testing.assert_array_equal(np.concatenate(parts), every)
+    assert len(np.unique(every, axis=0)) == 8 and (bits(4, 0, 8) != every).any()
+
+
+def test_traces_and_states_are_shared_too(model):
+    one = model.tokens(PROMPTS[:4], calls=3, trace=True)
+    two = model.tokens(PROMPTS[:4], calls=3, trace=True, devices=2)
+    assert one[1].shape == two[1].shape == (3, 4, 64)
+    half = model.tokens(PROMPTS[2:4], first=2, calls=3, trace=True)
+    np.testing.assert_array_equal(two[0][2:], half[0])
+    np.testing.assert_array_equal(two[1][:, 2:], half[1])
+
+
+def test_watching_sees_what_the_scan_does(model):
+    asked = dict(calls=5, seed=1, guidance=2.0, guidance_below=0.6)
+    _, states = model.tokens(PROMPTS[:2], **asked, trace=True)
+    compiled = jitted.compiled()
+    seen = list(model.watch(PROMPTS[:2], **asked))
+    assert len(seen) == 5
+    np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # to the bit
+    assert jitted.compiled() == compiled + 1  # one program does both
+    agree = np.mean([(s == t).mean() for (s, _), t in zip(seen, states)])  # two programs: the last bits may differ
+    assert agree > 0.9 and (seen[-1][0] < 512).all()
+    first, picture = seen[0]
+    grey = (picture == 190).all(-1).reshape(2, 8, 4, 8, 4).all((2, 4)).reshape(2, 64)
+    np.testing.assert_array_equal(grey, first == 512)
+    np.testing.assert_array_equal(seen[-1][1], model.decode(seen[-1][0]))
+
+
+@pytest.mark.parametrize("name,strength", [("ancestral", 1.0), ("counts", 0.5), ("remask", 0.5)])
+def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
+    """From the tokens of a picture, with some of them kept, at another place in the noise."""
+    image = model.tokens(PROMPTS[:3], calls=3)
+    known = Known(np.random.default_rng(0).random(image.shape) < 0.3, image)
+    asked = dict(known=known, image=image, strength=strength, calls=4, seed=2, first=5, sampler=name)
+    seen = [tokens for tokens, _ in model.watch(PROMPTS[3:6], **asked)]
+    assert len(seen) == 4 and len({s.tobytes() for s in seen}) > 1
+    np.testing.assert_array_equal(seen[-1], model.tokens(PROMPTS[3:6], **asked))
+    assert all((s[known.mask] == image[known.mask]).all() for s in seen)
+
+
+def test_a_blend_has_weights(model):
+    assert pipeline.split_prompt("a cat AND a dog :0.5") == [("a cat", 1.0), ("a dog", 0.5)]
+    assert pipeline.split_prompt("a SANDcastle: 3 towers") == [("a SANDcastle: 3 towers", 1.0)]
+    both, apple = "a google style emoji of a dog", "a google style emoji of a red apple"
+    plain = model.tokens([both] * 4, calls=6, guidance=1.5)
+    np.testing.assert_array_equal(model.tokens([f"{both} AND {apple} :0"] * 4, calls=6, guidance=1.5), plain)
+    assert (model.tokens([f"{both} AND {apple}"] * 4, calls=6, guidance=1.5) != plain).any()
+    with pytest.raises(UserError, match="positive sum"):
+        model.tokens([f"{both} AND {apple} :-2"])
+
+
+def test_a_negative_prompt_leads_away(model):
+    prompt = ["a google style emoji of a dog"] * 4
+    plain = model.tokens(prompt, calls=6, guidance=3.0)
+    assert (model.tokens(prompt, calls=6, guidance=3.0, negative_prompt="a tree") != plain).any()
+    same = model.tokens(prompt, calls=6, guidance=3.0, negative_prompt=prompt[0])  # away from itself: guidance of 1
+    assert (same == model.tokens(prompt, calls=6, guidance=1.0)).mean() > 0.9
+    empty = model.tokens(prompt, calls=6, guidance=3.0, null="empty")
+    assert (empty != plain).any()
+    np.testing.assert_array_equal(empty, model.tokens(prompt, calls=6, guidance=3.0, null="empty", negative_prompt=" "))
+    with pytest.raises(UserError, match="guidance of 1 is none"):
+        model.tokens(prompt, negative_prompt="a tree", guidance=1.0)
+
+
+@pytest.mark.parametrize("settings,sentence", [
+    ({"calls": 101}, r"calls must be in 1..100, got 101"), ({"calls": 0}, "calls must be in"),
+    ({"sampler": "fast"}, "sampling.sampler must be one of ancestral, .*got 'fast'"),
+    ({"order": "halton"}, "the sampler ancestral has no option 'order'"),
+    ({"sampler": "counts", "order": "spiral"}, "order of counts must be one of"),
+    ({"sampler": "counts", "polish": "many"}, "the option polish of counts is like 0, got 'many'"),
+    ({"sampler": "counts", "counts": ["a"] * 25}, "the option counts of counts is like 'auto', got .'a', 'a'"),
+    ({"sampler": "counts", "order": [[0]]}, "the option order of counts is like"),
+    ({"sampler": "counts", "noise": float("nan")}, "noise of counts is like 4.5, got nan"),
+    ({"sampler": "counts", "noise": 10**400}, "noise of counts is like 4.5, got 1000"), ({"sampler": "counts", "noise": True}, "got True"),
+    ({"negative_prompt": "x" * 1001}, "a prompt has 1,001 characters"),
+    ({"sampler": "counts", "calls": 65}, "calls must be in 1..64"), ({"sampler": "remask", "eta": 2.0}, r"eta in \[0, 1\], got 2"),
+    ({"temperature": 0.0}, "temperature positive"), ({"top_p": 1.5}, r"top_p in \(0, 1\]"), ({"top_k": -1}, "top_k must be 0 or more"),
+    ({"strength": 0.0}, r"strength must lie in \(0, 1\]"),
+])
+def test_bad_settings_are_one_sentence(model, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        model.tokens(["a dog"], **settings)

@@ -1,0 +1,142 @@
+"""What a file says of its pictures makes them again, all or one of them; what is watched ends as what is drawn."""
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import ROOT
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.image_grid import save_png
+from vqd_jax.eval.generate import digest
+from vqd_jax.inference import pipeline, request
+from vqd_jax.inference.inpaint import Canvas
+from vqd_jax.inference.request import Recipe
+
+MODEL = ROOT / "pretrained" / "emoji"
+PLAIN = dict(calls=3, guidance=2.5, temperature=0.8, top_p=0.9, negative_prompt="a tree")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pipeline.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    return digest(model)
+
+
+@pytest.fixture(scope="module")
+def recipes(model):
+    picture = model(["a google style emoji of a red apple"], calls=3)[0]
+    half = np.arange(32)[:, None].repeat(32, 1) < 16
+    wide, around = np.pad(picture, ((0, 0), (0, 16), (0, 0))), np.arange(48)[None].repeat(32, 0) >= 32
+    two = ("a twitter style emoji of a crab", "日本語の犬 \"'")
+    return {"plain": Recipe(prompts=two, num=2, seed=7, batch=2, settings=PLAIN),
+            "option": Recipe(prompts=two[:1], num=2, settings={"sampler": "counts", "calls": 3, "order": "halton", "temperature": 3.0}),
+            "masked": Recipe(prompts=two[:1], num=2, seed=2**32 - 1,
+                             canvas=Canvas(picture, half), settings={"calls": 3, "temperature": 3.0}),
+            "varied": Recipe(prompts=two, canvas=Canvas(picture, np.ones_like(half)), strength=0.5, settings={"calls": 3}),
+            "wider": Recipe(prompts=two[:1], canvas=Canvas(wide, around), settings={"calls": 3})}
+
+
+@pytest.mark.parametrize("name", ["plain", "option", "masked", "varied", "wider"])
+def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path):
+    asked = recipes[name]
+    images = request.draw(model, asked)
+    for picture in (None, len(images) - 1):
+        sheet = np.concatenate(images) if picture is None else images[picture]
+        save_png(tmp_path / "x.png", sheet, request.metadata(model, asked, weights, picture=picture, stage="diffusion"))
+        read, which = request.read_file(model, str(tmp_path / "x.png"), weights)
+        assert which == picture and read.wanted == asked.wanted
+        np.testing.assert_array_equal(request.draw(model, read), images)
+    assert len(images) == 1 or (images[0] != images[1]).any()
+
+
+@pytest.mark.parametrize("name", ["option", "masked", "varied"])
+def test_what_is_watched_ends_as_what_is_drawn(model, recipes, name):
+    seen = list(request.watch(model, recipes[name]))
+    assert len(seen) == request.calls(model, recipes[name]) == 3 and (seen[0] != seen[-1]).any()
+    np.testing.assert_array_equal(seen[-1], request.draw(model, recipes[name]))
+
+
+def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
+    seen = list(request.watch(model, recipes["wider"]))
+    np.testing.assert_array_equal(seen[-1], request.draw(model, recipes["wider"]))
+    for images in seen:
+        np.testing.assert_array_equal(images[0, :, :32], recipes["wider"].canvas.image[:, :32])
+
+
+@pytest.mark.parametrize("fields,sentence", [
+    ([], "a recipe is a JSON object"), ({"prompts": "a dog"}, "prompts must be a list of texts, got 'a dog'"),
+    ({"prompts": [3]}, "prompts must"),
+    ({"prompts": []}, "--prompt is missing"), ({"prompts": [" "]}, "a prompt is empty"),
+    ({"prompts": ["x" * 1001]}, "has 1,001 characters"),
+    ({"num": 0}, "num must be a whole number in 1..1e\\+06, got 0"), ({"num": 2.0}, "num must be a whole number"),
+    ({"num": True}, "num must"),
+    ({"seed": -1}, "seed must be a whole number in 0"), ({"seed": 2**32}, "seed must"),
+    ({"seed": "1"}, "seed must be a whole number.*'1'"),
+    ({"calls": 101}, r"calls must be in 1\.\.100, got 101"), ({"calls": 2.5}, "calls must be a whole number"),
+    ({"calls": 10**400}, "calls must be a whole number, got 1000"), ({"guidance": 10**400}, "guidance must be a number, got 1000"),
+    ({"sampler": "counts", "calls": 65}, r"calls must be in 1\.\.64"), ({"negative_prompt": "x" * 1001}, "has 1,001 characters"),
+    ({"guidance": float("nan")}, "guidance must be a number, got nan"), ({"guidance": "2"}, "guidance must be a number, got '2'"),
+    ({"temperature": 0}, "temperature positive"), ({"temperature": float("inf")}, "temperature must be a number, got inf"),
+    ({"ramp": 1}, "ramp must be true or false"), ({"sampler": 3}, "sampler must be a text"),
+    ({"sampler": "best"}, "must be one of ancestral"),
+    ({"negative_prompt": ["x"]}, "negative_prompt must be a text"), ({"guidance": 1, "negative_prompt": "y"}, "acts through guidance"),
+    ({"nonsense": 1}, "has no option 'nonsense'"), ({"strength": 0.5}, "are for changing a picture"),
+    ({"mask": "AAAA"}, "are for changing"),
+    ({"init_image": "%%%"}, "the init_image must be a picture file in base64"),
+    ({"init_image": 7}, "the init_image must be a picture file"),
+    ({"init_image": "AAAA"}, "the init_image is not a picture that can be read"),
+    ({"strength": 0, "init_image": "PNG"}, r"strength must lie"),
+    ({"strength": 1.5, "init_image": "PNG"}, r"strength must be a number in 0\.\.1"),
+    ({"init_image": "PNG", "mask": "PNG"}, "has no white"),
+])
+def test_bad_fields_are_one_sentence(model, fields, sentence):
+    import base64
+
+    from vqd_jax.data.packed import png
+
+    if isinstance(fields, dict):
+        black = "data:image/png;base64," + base64.b64encode(png(np.zeros((40, 40, 3), np.uint8))).decode()
+        fields = {"prompts": ["a dog"]} | {k: black if v == "PNG" else v for k, v in fields.items()}
+    with pytest.raises(UserError, match=sentence) as caught:
+        request.read(model, fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
+    """A file does not change its pictures when the workdir gets another plan."""
+    planned = dataclasses.replace(model, entropy={"random": np.geomspace(9.0, 0.01, 64)})
+    asked = Recipe(prompts=("a google style emoji of a dog",), num=2, settings={"sampler": "counts", "calls": 5})
+    images = request.draw(planned, asked)
+    save_png(tmp_path / "x.png", images[0], request.metadata(planned, asked, weights))
+    read, _ = request.read_file(model, str(tmp_path / "x.png"), weights)
+    counts = read.settings["counts"]
+    assert sum(counts) == 64 and len(counts) == 5 and len({*counts}) > 2
+    np.testing.assert_array_equal(request.draw(model, read), images)
+    save_png(tmp_path / "x.png", images[0], request.metadata(model, asked, weights))  # without a plan
+    even, _ = request.read_file(planned, str(tmp_path / "x.png"), weights)
+    np.testing.assert_array_equal(request.draw(planned, even), request.draw(model, asked))
+
+
+def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
+    path, good = tmp_path / "x.png", {"prompts": ["a dog"], "num": 2, "model": weights, "calls": 3, "picture": 1}
+    for text, sentence in ((None, "does not say how it was made"), ("{", "does not say how it was made"), ("[1]", "cannot be made again"),
+                           (json.dumps(good | {"model": "0"}), "drawn by another model"),
+                           (json.dumps(good | {"calls": 0}), "calls must be in"),
+                           (json.dumps(good | {"picture": 2}), r"picture must be a whole number in 0\.\.1, got 2")):
+        save_png(path, np.zeros((4, 4, 3), np.uint8), text and {request.KEY: text})
+        with pytest.raises(UserError, match=f"x.png.*{sentence}"):
+            request.read_file(model, str(path), weights)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match="does not say how"):
+        request.read_file(model, str(path), weights)
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.jpg")
+    with pytest.raises(UserError, match="does not say how"):
+        request.read_file(model, str(tmp_path / "x.jpg"), weights)
+    with pytest.raises(UserError, match="there is no picture"):
+        request.read_file(model, "gone.png", weights)

@@ -1,0 +1,121 @@
+"""The history of a run, through kills and resumes, in the file and as TensorBoard reads it."""
+import json
+import math
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.runtime.log import Log, read_metrics
+
+
+def events(folder):
+    """Every event, from the framing of TFRecord: length, its checksum, data, its checksum."""
+    for file in sorted((folder / "tensorboard").iterdir(), key=lambda f: f.stat().st_mtime_ns):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12:12 + length])
+            data = data[16 + length:]
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    log = Log(tmp_path / "run")
+    log.write(10, {"loss": jnp.float32(0.5), "rate": np.float64(2)}, prefix="train/")
+    log.write(20, {"psnr": 21})
+    first, second = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert abs(first.pop("time") - second.pop("time")) < 60
+    assert first == {"step": 10, "train/loss": 0.5, "train/rate": 2.0}
+    assert second == {"step": 20, "psnr": 21.0}
+    log.close()
+
+
+def test_tensorboard_has_scalars_and_pictures(tmp_path):
+    log = Log(tmp_path)
+    log.write(3, {"loss": 0.25}, prefix="eval/")
+    log.image(4, "samples", np.zeros((5, 7, 3), np.uint8))
+    log.close()
+    values = [(e.step, v) for e in events(tmp_path) for v in e.summary.value]
+    assert [(s, v.tag, v.simple_value) for s, v in values if not v.HasField("image")] == [(3, "eval/loss", 0.25)]
+    assert [(s, v.tag, v.image.height, v.image.width) for s, v in values if v.HasField("image")] == [
+        (4, "samples", 5, 7)]
+
+
+def test_numbers_that_json_lacks(tmp_path):
+    log = Log(tmp_path)
+    log.write(1, {"loss": math.nan, "other": math.inf})
+    log.close()
+    refuse = lambda name: pytest.fail(f"{name} is not JSON")
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert math.isnan(read_metrics(tmp_path)[0]["loss"])
+    Log(tmp_path).close()
+    assert math.isnan(read_metrics(tmp_path)[0]["loss"])
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_cut_line_is_dropped_and_writing_goes_on(tmp_path, cut):
+    log = Log(tmp_path)
+    for step in (1, 2):
+        log.write(step, {"x": step})
+    log.close()
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-cut])
+    left = [1, 2] if cut == 1 else [1]  # only the line break is gone
+    assert [r["step"] for r in read_metrics(tmp_path)] == left
+    log = Log(tmp_path)
+    log.write(3, {"x": 3})
+    log.close()
+    assert [(r["step"], r["x"]) for r in read_metrics(file)] == [(s, s) for s in [*left, 3]]
+
+
+def test_a_resumed_run_has_one_history(tmp_path):
+    log = Log(tmp_path)
+    for step in (1, 2, 3, 4):
+        log.write(step, {"x": step})
+    log.close()
+    log = Log(tmp_path)
+    log.rewind(2)
+    log.write(3, {"x": 30})
+    log.close()
+    assert [(r["step"], r["x"]) for r in read_metrics(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    seen = []
+    for e in events(tmp_path):
+        if e.session_log.status == SessionLog.START:
+            seen = [s for s in seen if s[0] < e.step]
+        seen += [(e.step, v.simple_value) for v in e.summary.value]
+    assert seen == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_rewinding_an_open_log_to_the_start(tmp_path):
+    log = Log(tmp_path)
+    log.write(1, {"x": 1})
+    log.rewind(0)
+    assert read_metrics(tmp_path) == []
+    log.write(1, {"x": 2})
+    log.close()
+    assert [r["x"] for r in read_metrics(tmp_path)] == [2]
+
+
+def test_facts_lie_beside_the_metrics_and_the_last_ones_count(tmp_path):
+    log = Log(tmp_path / "run")
+    for devices in (1, 2):
+        log.note("machine.json", {"devices": devices, "name": "é"})
+    assert json.loads((tmp_path / "run" / "machine.json").read_text()) == {"devices": 2, "name": "é"}
+    assert not [*(tmp_path / "run").glob("*.tmp")] and read_metrics(tmp_path / "run") == []
+    (tmp_path / "run" / "folder.json").mkdir()
+    with pytest.raises(UserError, match="cannot write a log to .*run"):
+        log.note("folder.json", {})
+    log.close()
+
+
+def test_bad_files_are_told(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl"):
+        read_metrics(tmp_path)
+    with pytest.raises(UserError, match="cannot read metrics from .*absent"):
+        read_metrics(tmp_path / "absent")
+    with pytest.raises(UserError, match="cannot write a log to .*metrics.jsonl"):
+        Log(tmp_path / "metrics.jsonl")

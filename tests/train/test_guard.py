@@ -1,0 +1,68 @@
+"""Which numbers are bad, and which batches are left out."""
+import json
+import math
+
+import pytest
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.train.guard import ENOUGH, WINDOW, Fault, Guard, Record
+
+GUARD = dict(spike=10.0, tries=2, hang=0.0, hang_seconds=1.0)
+
+
+@pytest.mark.parametrize("values,said", [({"loss": math.nan, "gradient_norm": 1.0}, "loss nan"),
+                                         ({"loss": math.inf, "gradient_norm": 1.0}, "loss inf"),
+                                         ({"loss": 1.0, "gradient_norm": -math.inf}, "gradient norm -inf")])
+def test_numbers_that_are_not_finite(values, said):
+    with pytest.raises(Fault, match=said) as fault:
+        Guard(**GUARD | {"spike": 0.0}).check(7, values, values["loss"], [])
+    assert fault.value.step == 7
+
+
+@pytest.mark.parametrize("usual,loss,bad", [(2.0, 21.9, False), (2.0, 22.1, True), (-1.0, 8.9, False), (-1.0, 9.1, True),
+                                            (2.0, -90.0, False)])
+def test_a_jump_is_measured_from_the_median(usual, loss, bad):
+    before = [usual] * ENOUGH + [500.0] * (ENOUGH - 1)  # fewer than half of them are odd
+    check = lambda spike, before: Guard(**GUARD | {"spike": spike}).check(1, {"loss": loss, "gradient_norm": 1.0}, loss, before)
+    if bad:
+        with pytest.raises(Fault, match=f"loss {loss:.4g} after {usual:.4g}"):
+            check(10.0, before)
+    else:
+        check(10.0, before)
+    check(0.0, before)
+    check(10.0, before[:ENOUGH - 1])  # too few to know
+
+
+@pytest.mark.parametrize("wrong", [{"spike": -1.0}, {"tries": 0}, {"hang": -1.0}, {"hang_seconds": -1.0}])
+def test_settings_that_mean_nothing(wrong):
+    with pytest.raises(UserError, match="guard"):
+        Guard(**GUARD | wrong)
+
+
+def test_steps_take_the_batches_that_are_left():
+    record = Record()
+    for skipped in ([3], [0, 1], [4, 5, 9]):
+        record.leave_out(skipped)
+        left = [batch for batch in range(40) if batch not in record.skipped]
+        assert [record.batch(step) for step in range(1, 30)] == left[:29]
+    assert record.skipped == [0, 1, 3, 4, 5, 9]
+
+
+def test_more_batches_each_time_but_none_before_the_checkpoint():
+    record = Record()
+    assert [record.up_to(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [[6], [5, 6], [4, 5, 6], [4, 5, 6]]
+    record.leave_out([5])
+    assert record.up_to(first=4, step=7, count=2) == [6, 7]
+
+
+def test_a_record_comes_back_from_json():
+    record = Record()
+    for i in range(WINDOW + 5):
+        record.add({"loss": i / 3, "other": math.nan if i == 70 else 1.0}, i / 3)
+    record.leave_out([2])
+    again = Record.of(json.loads(json.dumps(record.stored())))
+    assert again == record and len(again.losses) == WINDOW
+    again.add({"loss": 1.0}, 1.0)
+    assert len(again.losses) == WINDOW and again.losses[-1] == 1.0
+    assert again.means()["other"] == 1.0 and again.means() == {} and record.window
+    assert Record.of(None) == Record()

@@ -1,0 +1,489 @@
+"""The page's functions without a browser: what may be asked, the line of requests, the server, and that its picture is `sample`'s."""
+import base64
+import concurrent.futures
+import contextlib
+import gc
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import ROOT
+from vqd_jax.core.errors import UserError
+from vqd_jax.data.packed import png
+from vqd_jax.eval.generate import digest
+from vqd_jax.inference import pipeline
+from vqd_jax.inference import request as recipe
+from vqd_jax.stages import jitted
+from vqd_jax.web.demo import api
+from vqd_jax.web.demo import server as serving
+from vqd_jax.web.demo.queue import Line
+from vqd_jax.web.demo.server import Server
+
+MODEL = ROOT / "pretrained" / "emoji"
+CRAB = {"prompts": ["a twitter style emoji of a crab"], "num": 3, "calls": 3, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pipeline.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    return digest(model)
+
+
+def pixels(url):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+# ---- requests
+
+
+def test_a_request_is_seen_call_by_call_and_its_files_make_it_again(model, weights, tmp_path):
+    asked = api.read(model, CRAB)
+    *seen, done = api.draw(model, asked, weights)
+    assert [event["call"] for event in seen] == [1, 2, 3] and {event["calls"] for event in [*seen, done]} == {3} and done["done"]
+    assert seen[0]["pictures"] != seen[1]["pictures"] and all(len(event["pictures"]) == 3 for event in [*seen, done])
+    want = model(CRAB["prompts"] * 3, seed=5, calls=3)
+    for i, url in enumerate(done["pictures"]):
+        np.testing.assert_array_equal(pixels(url), want[i])
+        (tmp_path / "x.png").write_bytes(base64.b64decode(url.partition(",")[2]))
+        again, which = recipe.read_file(model, str(tmp_path / "x.png"), weights)
+        np.testing.assert_array_equal(recipe.draw(model, again)[which], want[i])
+
+
+def test_own_pictures_are_brought_to_size_and_only_the_mask_is_repainted(model, weights):
+    rng = np.random.default_rng(0)
+    large, mask = rng.integers(0, 256, (80, 100, 3), np.uint8), np.zeros((80, 100, 3), np.uint8)
+    mask[:, :50] = 255
+    asked = api.read(model, CRAB | {name: base64.b64encode(png(x)).decode() for name, x in (("init_image", large), ("mask", mask))})
+    *_, done = api.draw(model, asked, weights)
+    for url in done["pictures"]:
+        np.testing.assert_array_equal(pixels(url)[:, 16:], asked.canvas.image[:, 16:])
+        assert (pixels(url)[:, :16] != asked.canvas.image[:, :16]).any()
+
+
+@pytest.mark.parametrize("fields,sentence", [
+    ({"num": 17}, "at most 16 pictures are drawn at once, got 17"), ({"prompts": ["a", "b"], "num": 9}, "at most 16.*got 18"),
+    ({"prompts": ["a"] * 1000, "num": 1_000_000}, "at most 16.*got 1000000000"),
+    ({"prompts": [" AND ".join("abcdefghi")]}, "at most 8 prompts are blended in one, got 9"),
+    ({"prompts": ["a cat AND a dog :" + "9" * 400]}, r"the weight of 'a dog' must be a number in -50\.\.50, got inf"),
+    ({"guidance": 51}, r"guidance must be a number in -50\.\.50, got 51"),
+    ({"temperature": 11}, r"temperature must be a number in 0\.\.10"),
+    ({"batch": 2}, "at most 2 pictures"),
+])
+def test_what_is_asked_of_the_page_is_bounded(model, fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        api.read(model, CRAB | fields)
+
+
+@pytest.mark.parametrize("prompt", ["x" * 1000, "日本語の犬", "حصان", "👩‍🚀", "a\nb\x00c", "‮abc", "<b onload=x>", "%s ${x} '\""])
+def test_prompts_of_any_length_and_script_are_drawn(model, weights, prompt):
+    *_, done = api.draw(model, api.read(model, CRAB | {"prompts": [prompt]}), weights)
+    text = json.loads(Image.open(io.BytesIO(base64.b64decode(done["pictures"][0].partition(",")[2]))).text[recipe.KEY])
+    assert text["prompts"] == [prompt]
+
+
+def test_a_small_file_with_a_large_picture_is_refused(model):
+    """Its pixels would take a thousand times as much memory as the request."""
+    file = io.BytesIO()
+    Image.new("L", (5000, 4000)).save(file, "PNG")
+    assert len(file.getvalue()) < 100_000
+    with pytest.raises(UserError, match="the init_image is not a picture that can be read .*at most 16,777,216 are read"):
+        api.read(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
+
+
+def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
+    """Each kind has a compiled program; of many the memory keeps few, and what was forgotten is drawn as before."""
+    monkeypatch.setattr(api, "KINDS", 2)
+    drawn, kept = [], []
+    for calls in (1, 2, 3, 4, 1, 2):
+        *_, done = api.draw(model, api.read(model, CRAB | {"calls": calls}), weights)
+        drawn.append(done["pictures"])
+        kept.append(jitted.compiled())
+    assert max(kept) <= 3 and drawn[:2] == drawn[4:] and len({*map(tuple, drawn)}) == 4
+
+
+def test_what_the_page_is_told_of_a_model(model, weights):
+    about = api.about(model, str(MODEL), weights)
+    assert (about["name"], about["size"], about["calls"], about["model"]) == ("emoji", 32, 100, weights)
+    for name in about["samplers"]:
+        api.read(model, CRAB | {"sampler": name})
+    api.read(model, {"prompts": [about["example"]], **about["sampling"]})
+
+
+# ---- the line, with work that needs no model
+
+
+class Work:
+    """Counts events; a request is (name, how many), and waits for `go` at each."""
+
+    def __init__(self):
+        self.done, self.go = [], threading.Event()
+        self.go.set()
+
+    def __call__(self, request):
+        name, count = request
+        for i in range(count):
+            assert self.go.wait(20)
+            self.done.append((name, i))
+            yield {"call": i}
+        yield {"done": name}
+
+
+def heard(job):
+    return [event for event in job.follow() if "waiting" not in event]
+
+
+def test_requests_are_worked_on_in_order_one_at_a_time():
+    work = Work()
+    work.go.clear()
+    line = Line(work)
+    jobs = [line.join((i, 3)) for i in range(20)]
+    wait(lambda: line.before(jobs[1]) == 1 and line.before(jobs[0]) == 0)
+    assert [line.before(job) for job in jobs] == list(range(20))
+    assert next(jobs[7].follow()) == {"waiting": 7}
+    work.go.set()
+    assert [heard(job)[-1] for job in jobs] == [{"done": i} for i in range(20)]
+    assert work.done == [(i, j) for i in range(20) for j in range(3)]
+
+
+def test_who_leaves_is_not_drawn_further_and_the_others_are():
+    work = Work()
+    work.go.clear()
+    line = Line(work)
+    first, second, third = (line.join((name, 1000)) for name in "abc")
+    last = line.join(("d", 2))
+    line.leave(second)
+    wait(lambda: line.before(third) == 1)
+    line.leave(first)
+    line.leave(third)
+    work.go.set()
+    assert heard(last)[-1] == {"done": "d"}
+    assert len([w for w in work.done if w[0] == "a"]) <= 1 and {name for name, _ in work.done} <= {"a", "d"}
+
+
+def test_an_error_is_said_and_the_line_goes_on(caplog):
+    def work(request):
+        yield {"call": 1}
+        raise request
+
+    line = Line(work)
+    assert heard(line.join(UserError("a sentence")))[-1] == {"error": "a sentence"}
+    assert heard(line.join(ZeroDivisionError("x")))[-1]["error"].startswith("this could not be drawn")
+    assert "ZeroDivisionError" in caplog.text
+    assert heard(line.join(UserError("again")))[-1] == {"error": "again"}
+
+
+def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
+    work = Work()
+    line = Line(work)
+    first = line.join(("first", 10**9))
+    next(event for event in first.follow() if "call" in event)
+    second = line.join(("second", 1))
+    assert line.close(20.0) and heard(first)[-1].keys() == {"call"}
+    assert {name for name, _ in work.done} == {"first"} and second not in line._jobs
+    work = Work()
+    work.go.clear()
+    line = Line(work)
+    line.join(("hangs", 1))
+    wait(lambda: line._now)
+    assert not line.close(0.1)
+    work.go.set()
+
+
+def test_a_line_has_an_end():
+    work = Work()
+    work.go.clear()
+    line = Line(work, waiting=3)
+    first = line.join(("first", 1))
+    wait(lambda: not line._jobs)
+    jobs = [line.join((i, 1)) for i in range(3)]
+    with pytest.raises(UserError, match="3 requests are waiting already: try again later"):
+        line.join(("more", 1))
+    work.go.set()
+    assert [heard(job)[-1]["done"] for job in [first, *jobs]] == ["first", 0, 1, 2]
+
+
+def wait(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# ---- the server
+
+
+@contextlib.contextmanager
+def served(work, read=lambda fields: (fields["name"], fields["count"]), host="127.0.0.1"):
+    server = Server(host, 0, {"name": "toy"}, read, Line(work))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def ask(server, method, path, body=None, **headers):
+    """(status, headers, body) of a request."""
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
+    given = {"Content-Type": "application/json"} if body is not None else {}
+    connection.request(method, path, body, given | {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    out = answer.status, dict(answer.headers), answer.read()
+    connection.close()
+    return out
+
+
+def events(server, **fields):
+    status, _, body = ask(server, "POST", "/api/draw", json.dumps(fields))
+    assert status == 200
+    return [event for event in map(json.loads, body.splitlines()) if "waiting" not in event]
+
+
+def test_fifty_requests_of_ten_clients_are_all_answered_in_order_in_flat_memory():
+    order = []
+
+    def read(fields):
+        order.append(fields["name"])
+        return fields["name"], 20
+
+    class Big(Work):
+        def __call__(self, request):
+            for event in super().__call__(request):
+                yield event | {"pictures": [request[0] * 100_000]}
+
+    work = Big()
+    with served(work, read) as server, concurrent.futures.ThreadPoolExecutor(10) as clients:
+        peaks = []
+        tracemalloc.start()
+        for _ in range(3):
+            order.clear(), work.done.clear()
+            answers = [*clients.map(lambda i: events(server, name=f"{i:02d}"), range(50))]
+            assert [answer[-1]["done"] for answer in answers] == [f"{i:02d}" for i in range(50)]
+            del answers
+            drawn = list(dict.fromkeys(name for name, _ in work.done))
+            assert sorted(drawn) == [f"{i:02d}" for i in range(50)]
+            assert max(abs(drawn.index(name) - i) for i, name in enumerate(order)) < 10  # clients that read at once may join in turn
+            gc.collect()
+            peaks.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert peaks[-1] < peaks[0] + 2_000_000
+
+
+def test_a_client_that_goes_stops_the_work():
+    work = Work()
+    work.go.clear()
+    with served(work) as server:
+        body = json.dumps({"name": "gone", "count": 100_000})
+        connection = socket.create_connection(server.server_address[:2])
+        connection.sendall(f"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+                           f"\r\n\r\n{body}".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        connection.close()
+        wait(lambda: server.line._now is not None and server.line._now.left)
+        work.go.set()
+        assert events(server, name="next", count=1)[-1] == {"done": "next"}
+    assert len([w for w in work.done if w[0] == "gone"]) <= 1
+
+
+@pytest.mark.parametrize("path", ["/../../etc/passwd", "//etc/passwd", "/%2e%2e/setup.cfg", "/page.js/../../__main__.py", "/__main__.py",
+                                  "/file=x", "/pretrained/emoji/README.md", "/api/draw", "//["])
+def test_nothing_but_the_page_can_be_read(path):
+    with served(Work()) as server:
+        status, _, body = ask(server, "GET", path)
+        assert status == 404 and set(json.loads(body)) == {"error"}
+
+
+def test_the_page_is_all_here():
+    """Every file that the page names is served, none from elsewhere, and the browser is told to load nothing else."""
+    with served(Work()) as server:
+        todo, seen = ["/"], {}
+        while todo:
+            path = todo.pop()
+            status, headers, body = ask(server, "GET", path)
+            assert status == 200 and "default-src 'self'" in headers["Content-Security-Policy"]
+            seen[path] = text = body.decode()
+            assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", ""))
+            todo += [f"/{name}" for name in re.findall(r'(?:src|href)="([^"]+)"|from "\./([^"]+)"', text) for name in name if name
+                     if f"/{name}" not in seen]
+        assert {*seen} == {"/", "/page.css", "/page.js", "/editor.js", "/icon.svg"}
+        assert {*server.files} == {*seen} | {"/index.html", "/api/openapi.json"}
+
+
+def test_the_interface_is_described_as_it_is(model, weights):
+    """Every field of a request, its bounds, its example and the fields of events; nothing else is taken."""
+    with served(Work()) as server:
+        status, headers, body = ask(server, "GET", "/api/openapi.json")
+    said = json.loads(body)
+    fields, example = (said["components"]["schemas"]["Recipe"][name] for name in ("properties", "example"))
+    assert status == 200 and headers["Content-Type"] == "application/json"
+    assert {*said["paths"]} == {"/api/model", "/api/draw"} and {*example} <= {*fields}
+    text = json.loads(recipe.metadata(model, api.read(model, CRAB), weights)[recipe.KEY])
+    more = {"negative_prompt", "init_image", "mask", "strength"}
+    assert {*fields} == {*text} - {"model", "batch"} | more
+    assert fields["sampler"]["enum"] == [*api.SAMPLERS]
+    for name, field in fields.items():
+        for bound, outside in (("minimum", -1), ("maximum", 1)):
+            if bound in field:
+                api.read(model, example | {name: field[bound], "negative_prompt": ""} | ({"num": 1} if name != "num" else {}))
+                with pytest.raises(UserError, match=f"{name}|at most 16 pictures"):
+                    api.read(model, example | {name: field[bound] + outside})
+    *seen, done = api.draw(model, api.read(model, example | {"calls": 2}), weights)
+    events = said["components"]["schemas"]["Event"]["properties"]
+    assert {*seen[0]} | {*done} | {"waiting", "error"} == {*events}
+
+
+def test_only_the_own_page_is_answered():
+    fields = json.dumps({"name": "x", "count": 1})
+    with served(Work()) as server:
+        port = server.server_address[1]
+        for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+            assert ask(server, "GET", "/", Host=host)[0] == 200
+            assert ask(server, "POST", "/api/draw", fields, Host=host, Origin=f"http://{host}")[0] == 200
+        for headers in ({"Host": "example.org"}, {"Host": ""}, {"Host": "localhost.example.org"}, {"Host": "["}, {"Host": "127.0.0.1@x"},
+                        {"Origin": "http://example.org"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": "http://["}):
+            assert ask(server, "POST", "/api/draw", fields, **headers)[0] == 403
+        assert ask(server, "POST", "/api/draw", fields, Content_Type="text/plain")[0] == 415
+        assert ask(server, "PUT", "/api/draw", fields)[0] == 501
+
+
+def test_bad_and_large_requests_are_one_sentence(monkeypatch):
+    def read(fields):
+        raise UserError("calls must be in 1..100")
+
+    monkeypatch.setattr(serving, "LARGEST", 2**20)
+    with served(Work(), read) as server:
+        for body, status, sentence in (("{}", 400, "calls must be in 1..100"), ("{", 400, "the request is not JSON"),
+                                       (b"\xff", 400, "the request is not JSON"), ("[" * 100_000, 400, "the request is not JSON"),
+                                       (b"0" * (2**20 + 1), 413, "a request says its length, which is at most 1 MiB")):
+            got, _, answer = ask(server, "POST", "/api/draw", body)
+            assert (got, json.loads(answer)) == (status, {"error": sentence})
+        for length in (b"-5", b"+5", b"0x5", b"", b"1_0", "²".encode("latin-1"), b"9" * 5000):
+            with socket.create_connection(server.server_address[:2]) as connection:
+                connection.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\n\r\n" % length)
+                assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_connection_serves_again_unless_its_client_says_no(close):
+    body = b'{"name": "x", "count": 1}'
+    head = b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    with served(Work()) as server, socket.create_connection(server.server_address[:2], timeout=20) as connection:
+        for _ in range(1 if close else 3):
+            connection.sendall(head + (b"Connection: close\r\n" if close else b"") + b"\r\n" + body)
+            answer = b""
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 200") and b'{"done": "x"}' in answer
+        if close:
+            assert connection.recv(1) == b""
+
+
+def test_a_bug_is_answered_too(caplog):
+    with served(Work(), lambda fields: fields["name"]) as server:
+        status, _, body = ask(server, "POST", "/api/draw", "{}")
+    assert (status, json.loads(body)["error"]) == (500, "this request could not be read; the log of the server says why")
+    assert "KeyError" in caplog.text
+
+
+def test_who_sends_slowly_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", 0.5)
+    with served(Work()) as server, socket.create_connection(server.server_address[:2]) as slow:
+        slow.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+
+        def tried():
+            with contextlib.suppress(OSError):
+                slow.sendall(b" ")
+            return gone(slow)
+
+        wait(tried)
+        assert ask(server, "GET", "/")[0] == 200
+
+
+def test_there_is_an_end_of_places(monkeypatch):
+    """Who comes when all are taken is not kept waiting, and takes no thread; who comes later is answered."""
+    monkeypatch.setattr(serving, "CONNECTIONS", 3)
+    with served(Work()) as server:
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.create_connection(server.server_address[:2])) for _ in range(3)]
+            more = stack.enter_context(socket.create_connection(server.server_address[:2]))
+            wait(lambda: gone(more))
+            assert not any(map(gone, idle))
+        wait(lambda: server.places._value == 3)
+        assert ask(server, "GET", "/")[0] == 200
+
+
+def gone(connection):
+    """Whether the other side has closed this one, maybe after an answer."""
+    connection.settimeout(0.05)
+    try:
+        while connection.recv(1000):
+            pass
+        return True
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_pictures_are_read_one_at_a_time():
+    together, most = [], []
+
+    def read(fields):
+        together.append(1)
+        most.append(len(together))
+        time.sleep(0.01)
+        together.pop()
+        return "x", 1
+
+    with served(Work(), read) as server, concurrent.futures.ThreadPoolExecutor(8) as clients:
+        list(clients.map(lambda i: events(server), range(16)))
+    assert most == [1] * 16
+
+
+@pytest.mark.parametrize("arguments,sentence", [
+    (["--workdir={model}", "--port={taken}"], "cannot serve at 127.0.0.1:{taken}: Address already in use"),
+    (["--workdir={model}", "--host=999.1.1.1"], "cannot serve at 999.1.1.1"),
+])
+def test_the_command_says_what_is_wrong(arguments, sentence):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"model": MODEL, "taken": taken.getsockname()[1]}
+        done = subprocess.run([sys.executable, "-m", "vqd_jax", "demo", *(a.format(**names) for a in arguments)], cwd=ROOT,
+                              capture_output=True, text=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode != 0 and "Traceback" not in done.stderr and sentence.format(**names) in done.stderr
+
+
+def test_ctrl_c_ends_it_while_it_draws():
+    process = subprocess.Popen([sys.executable, "-m", "vqd_jax", "demo", f"--workdir={MODEL}", "--port=0"], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    try:
+        place = "127.0.0.1", int(re.search(r":(\d+)/", process.stdout.readline())[1])
+        connection = http.client.HTTPConnection(*place, timeout=300)
+        connection.request("POST", "/api/draw", json.dumps(CRAB | {"calls": 100}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        while '"call": 2' not in answer.readline().decode():
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (0, "\n", "")

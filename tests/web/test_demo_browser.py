@@ -1,0 +1,242 @@
+"""The page in headless Chromium, with the shipped model behind it: what a person does, and what then is on the screen and in the files."""
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import ROOT
+
+ENVIRONMENT = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def address():
+    process = subprocess.Popen([sys.executable, "-m", "vqd_jax", "demo", "--workdir=pretrained/emoji", "--port=0"], cwd=ROOT, env=ENVIRONMENT,
+                               stdout=subprocess.PIPE, text=True)
+    yield re.match(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+    process.terminate()
+    process.wait(30)
+
+
+class Page:
+    """The page as somebody sees it who has just opened it."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get(address)
+        self.until(lambda: self.state == "ready")
+        browser.find_element("css selector", "summary").click()
+        self.type("num", 2)
+        self.type("calls", 6)
+
+    @property
+    def state(self):
+        return self.script("return document.body.dataset.state")
+
+    def script(self, text, *arguments):
+        return self.browser.execute_script(text, *arguments)
+
+    def find(self, id):
+        return self.browser.find_element("id", id)
+
+    def all(self, selector):
+        return self.browser.find_elements("css selector", selector)
+
+    def type(self, id, value):
+        self.find(id).clear()
+        self.find(id).send_keys(str(value))
+
+    def until(self, true, seconds=300):
+        end = time.monotonic() + seconds
+        while not (found := true()):
+            assert time.monotonic() < end, self.find("status").text + self.find("error").text
+            time.sleep(0.02)
+        return found
+
+    def seen(self):
+        """Every state of the first picture until the request has ended, with the status beside it."""
+        self.script("""
+            window.seen = [];
+            new MutationObserver(() => {
+              const image = document.querySelector("figure img"), status = document.getElementById("status").textContent;
+              if (image && image.src && seen.at(-1)?.[0] !== image.src) seen.push([image.src, image.alt, status]);
+            }).observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ["src"]});""")
+
+    def finished(self):
+        self.until(lambda: self.state in ("done", "ended"))
+        assert self.find("error").text == ""
+        return self.script("return window.seen")
+
+    def pixels(self):
+        """Of the pictures, as they lie in their files."""
+        sources = [image.get_attribute("src") for image in self.all("figure img")]
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources]
+
+
+@pytest.fixture
+def page(browser, address):
+    return Page(browser, address)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A picture of one's own: three colours, from left to right."""
+    path = tmp_path_factory.mktemp("own") / "own.png"
+    Image.fromarray(np.array([[[200, 30, 30], [30, 200, 30], [30, 30, 200]]], np.uint8).repeat(96, 0).repeat(32, 1)).save(path)
+    return path
+
+
+def test_pictures_appear_while_they_are_denoised_and_the_file_makes_them_again(page, tmp_path):
+    page.type("prompt", "an openmoji style emoji of a tree")
+    page.type("seed", 3)
+    page.seen()
+    page.find("draw").click()
+    states = page.finished()
+    calls = [int(re.search(r"after call (\d+) of 6", alt)[1]) for _, alt, _ in states[:-1]]
+    assert len(calls) >= 3 and calls == sorted(set(calls))
+    assert states[-1][1] == "an openmoji style emoji of a tree, picture 1 of 2"
+    assert re.fullmatch(r"Done: 6 calls, \d+\.\d s\.", page.find("status").text)
+    page.all("figure a.button")[1].click()
+    file = page.browser.downloads / "an-openmoji-style-emoji-of-a-tree-3-2.png"
+    page.until(file.exists)
+    page.until(lambda: file.stat().st_size > 0)
+    text = json.loads(Image.open(file).text["vqd_jax"])
+    assert [text[name] for name in ("prompts", "seed", "num", "picture", "calls")] == [["an openmoji style emoji of a tree"], 3, 2, 1, 6]
+    subprocess.run([sys.executable, "-m", "vqd_jax", "sample", "--workdir=pretrained/emoji", f"--like={file}", f"--out={tmp_path / 'x.png'}"],
+                   cwd=ROOT, env=ENVIRONMENT, check=True, timeout=600)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(Image.open(file)))
+
+
+def test_a_brush_repaints_a_part_of_a_picture_that_was_dropped(page, picture):
+    from selenium.webdriver import ActionChains
+
+    page.script("""
+        const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0)), dropped = new DataTransfer();
+        dropped.items.add(new File([bytes], "own.png"));
+        document.getElementById("start").dispatchEvent(new DragEvent("drop", {dataTransfer: dropped, bubbles: true, cancelable: true}));
+        """, base64.b64encode(picture.read_bytes()).decode())
+    page.until(lambda: page.find("canvas").is_displayed())
+    canvas, side = page.find("canvas"), page.find("canvas").size["width"]
+    stroke = ActionChains(page.browser).move_to_element_with_offset(canvas, -side * 3 // 8, 0).click_and_hold()
+    stroke.move_by_offset(0, side // 8).release().perform()
+    page.find("draw").click()
+    page.finished()
+    for pixels in page.pixels():
+        assert (np.abs(pixels[:, 12:20].astype(int) - (30, 200, 30)) <= 8).all() and (pixels[:, 24:] == (30, 30, 200)).all()
+        assert (pixels[12:24, :8] != (200, 30, 30)).any()
+
+
+def test_a_click_varies_a_picture_and_each_is_told_apart(page):
+    page.type("temperature", 3)  # or it would be the same again, which the model knows by heart
+    page.find("draw").click()
+    page.finished()
+    before, seed = page.pixels(), page.find("seed").get_attribute("value")
+    assert page.find("tip").is_displayed()
+    page.type("prompt", "a google style emoji of a robot")  # the picture's own counts
+    page.all("figure button.picture")[0].click()
+    page.until(lambda: page.state == "running")
+    page.finished()
+    assert page.all("figure img")[0].get_attribute("alt") == "a twitter style emoji of a crab, picture 1 of 2"
+    assert page.find("seed").get_attribute("value") != seed and len(page.pixels()) == 2
+    assert all((after != before[0]).any() for after in page.pixels())
+
+
+def test_everything_can_be_done_with_the_keyboard(page, picture):
+    from selenium.webdriver import ActionChains, Keys
+
+    press = lambda keys: ActionChains(page.browser).send_keys(keys).perform()
+    active = lambda: page.browser.switch_to.active_element
+    page.find("file").send_keys(str(picture))
+    page.until(lambda: active().get_attribute("id") == "canvas")  # where one goes on
+    press(Keys.ARROW_LEFT * 3 + " ")
+    page.find("prompt").click()
+    names = []
+    for _ in range(40):
+        press(Keys.TAB)
+        names.append(active().get_attribute("id"))
+        if names[-1] == "draw":
+            break
+    assert {"num", "seed", "another", "negative", "calls", "guidance", "temperature", "sampler", "file", "canvas", "brush", "strength",
+            "unbrush", "remove", "draw"} <= {*names}
+    press(Keys.ENTER)
+    page.until(lambda: page.state == "running")
+    page.finished()
+    for pixels in page.pixels():
+        assert (pixels[:, 24:] == (30, 30, 200)).all() and (pixels[14:18, 8:12] != picture_cell(picture)).any()
+
+
+def picture_cell(picture):
+    return np.asarray(Image.open(picture).resize((32, 32), Image.Resampling.BOX))[14:18, 8:12]
+
+
+def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
+    said = lambda: page.until(lambda: page.find("error").text)
+    for id, value, sentence in (("calls", 101, "Calls must be in 1..100, got 101."), ("num", 17, "At most 16 pictures are drawn at once"),
+                                ("prompt", " ", "A prompt is empty: write what the picture should show."),
+                                ("seed", "", "Seed must be a number."),
+                                ("temperature", 0, "positive"), ("prompt", "x" * 1001, "A prompt has 1,001 characters")):
+        before = page.find(id).get_attribute("value")
+        page.script("arguments[0].value = arguments[1]", page.find(id), str(value))
+        page.find("draw").click()
+        assert sentence in said()
+        page.until(lambda: page.find("draw").is_enabled())
+        page.script("arguments[0].value = arguments[1]", page.find(id), before)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    page.find("file").send_keys(str(tmp_path / "broken.png"))
+    page.until(lambda: page.find("error").text == "broken.png is not a picture that can be read.")
+
+
+def test_stopping_stops_and_the_next_request_is_drawn(page):
+    page.type("calls", 100)
+    page.find("draw").click()
+    page.until(lambda: page.find("status").text.startswith("Call "))
+    page.find("stop").click()
+    page.until(lambda: page.find("status").text == "Stopped.")
+    page.type("calls", 6)
+    page.find("draw").click()
+    page.until(lambda: page.state == "running")
+    page.finished()
+
+
+def test_who_waits_sees_how_many_are_before_and_is_drawn_when_they_go(page, address):
+    body = json.dumps({"prompts": ["a twitter style emoji of a crab"], "num": 16, "calls": 100})
+    with contextlib.ExitStack() as others:
+        for _ in range(2):
+            connection = others.enter_context(contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc)))
+            connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
+            others.enter_context(connection.getresponse())
+        page.find("draw").click()
+        page.until(lambda: page.find("status").text == "Waiting: 2 requests are before this one.")
+    page.finished()
+
+
+def test_it_fits_a_phone_names_every_picture_and_loads_nothing_from_elsewhere(page, picture):
+    page.browser.set_window_size(390, 844)
+    try:
+        page.find("file").send_keys(str(picture))
+        page.until(lambda: page.find("canvas").is_displayed())
+        page.find("draw").click()
+        page.finished()
+        assert page.script("return document.documentElement.scrollWidth <= innerWidth && innerWidth <= 390")
+        assert page.script("return [...document.querySelectorAll('button, a.button, input, select')].filter(e => e.offsetParent)"
+                           ".every(e => e.getBoundingClientRect().height >= 32)")
+    finally:
+        page.browser.set_window_size(1200, 1000)
+    assert all(image.get_attribute("alt") for image in page.all("img")) and page.find("canvas").get_attribute("aria-label")
+    assert page.script("return [...document.querySelectorAll('input, select, textarea')].every(e => e.labels.length)")
+    events = [json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance")]
+    urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert any(url.endswith("/api/draw") for url in urls)
+    assert not [url for url in urls if not url.startswith(("http://127.0.0.1:", "data:"))]
+    assert not [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE" and "400 (Bad" not in entry["message"]]

@@ -1,0 +1,49 @@
+"""Trains: `python -m vqd_jax.main --config=configs/emoji.py [--workdir=DIR] [--config.section.key=value]`.
+
+Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done. On several
+machines the same command runs on each, with --coordinator=HOST:PORT --processes=N --process=I added, as launch/ does.
+"""
+
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from vqd_jax.cli import runner
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> by default.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "To train in several processes: HOST:PORT of the first one, or auto on a TPU pod.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+
+
+def main(argv: Any) -> None:
+    import jax
+
+    from vqd_jax.config import build
+    from vqd_jax.core.files import clean
+    from vqd_jax.inference import pipeline
+    from vqd_jax.runtime import distributed
+    from vqd_jax.train.experiment import Experiment
+
+    flag = flags.FLAGS["config"]
+    workdir = runner.workdir(config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value)
+    distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    pipeline.compilation_cache()
+    lock = None if jax.process_index() else distributed.lock(workdir)
+    for folder in (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))) if lock else ():
+        clean(folder)
+    experiment = Experiment(_CONFIG.value, workdir)
+    experiment.run()
+    experiment.finish()
+    if lock:
+        lock.close()
+
+
+def run() -> None:
+    from vqd_jax.runtime import distributed, signals
+
+    signals.listen()
+    with distributed.ending_at_once():
+        runner.run(main, again="goes on from the last checkpoint")

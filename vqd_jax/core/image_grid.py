@@ -1,0 +1,117 @@
+"""Sheets of pictures as uint8 arrays, with captions underneath, and PNG files that say how they were made."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import whole
+
+Pictures = UInt8[np.ndarray, "b H W 3"]
+Sheet = UInt8[np.ndarray, "height width 3"]
+
+CAPTION_WIDTH = 96  # pixels: pictures with captions are enlarged at least to this
+FONT_SIZE = 12
+LINE = 14
+LINES = 6
+WHITE, INK = 255, (40, 40, 40)
+
+
+def grid(images: Pictures, columns: int, *, captions: Sequence[str] | None = None, scale: int = 1,
+         gap: int = 2) -> Sheet:
+    """The pictures in rows of `columns` on white, each `scale` times enlarged, captions wrapped to their width.
+
+    With captions, small pictures are enlarged further, by a whole factor, until text fits under them.
+    """
+    n, h, w, _ = images.shape
+    if n == 0 or columns < 1 or scale < 1 or gap < 0:
+        raise UserError(f"a grid needs a picture, a column, a scale of at least 1 and no negative gap, "
+                        f"got {n} pictures, {columns} columns, scale {scale}, gap {gap}")
+    if captions is not None and len(captions) != n:
+        raise UserError(f"a grid needs one caption per picture, got {len(captions)} for {n}")
+    if captions is not None:
+        scale = max(scale, -(-CAPTION_WIDTH // w))
+        gap = max(gap, 6)  # or neighbours' captions read as one
+    h, w = h * scale, w * scale
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    font = ImageFont.load_default(FONT_SIZE)
+    texts = [_wrap(text, w, font) for text in captions] if captions is not None else [[]] * n
+    row_of_texts = [texts[r * columns:(r + 1) * columns] for r in range(rows)]
+    heights = [h + LINE * max(map(len, row)) + (4 if any(row) else 0) for row in row_of_texts]
+    sheet = Image.new("RGB", (columns * (w + gap) + gap, sum(heights) + (rows + 1) * gap), (WHITE,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    for i in range(n):
+        r, c = divmod(i, columns)
+        x, y = gap + c * (w + gap), gap + sum(heights[:r]) + r * gap
+        sheet.paste(Image.fromarray(images[i]), (x, y))
+        for k, line in enumerate(texts[i]):
+            draw.text((x + w // 2, y + h + 2 + k * LINE), line, fill=INK, font=font, anchor="ma")
+    return np.array(sheet)
+
+
+def side_by_side(originals: Pictures, reconstructions: Pictures, *, columns: int = 8, scale: int = 1,
+                 gap: int = 2) -> Sheet:
+    """Rows of originals, each above the row of their reconstructions."""
+    columns = min(columns, len(originals))
+    pad = np.full((-len(originals) % columns, *originals.shape[1:]), WHITE, np.uint8)
+    in_rows = lambda x: np.concatenate([x, pad]).reshape(-1, columns, *x.shape[1:])
+    both = np.stack([in_rows(originals), in_rows(reconstructions)], axis=1)
+    return grid(both.reshape(-1, *originals.shape[1:]), columns, scale=scale, gap=gap)
+
+
+def save_png(path: str | os.PathLike, image: Sheet, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a PNG file, whole or not at all, with `metadata` as its text; folders on the way are made."""
+    content = png_file(image, metadata)  # Pillow itself does not say why a file could not be written
+    with whole(Path(path), "the picture") as part:
+        part.write_bytes(content)
+
+
+def png_file(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file, with `metadata` as its text."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, value)  # UTF-8
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, format="PNG", pnginfo=info)
+    return content.getvalue()
+
+
+def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:
+    """Write a figure of matplotlib, whole or not at all, in the format that the name's ending says; `what` is for the sentence if not."""
+    content = io.BytesIO()
+    try:
+        figure.savefig(content, format=path.suffix[1:] or None, dpi=120, metadata={"Software": "vqd_jax"})
+    except ValueError as error:  # a format that matplotlib does not know
+        raise UserError(f"cannot write {what} {path}: {error}") from error
+    with whole(path, what) as part:
+        part.write_bytes(content.getvalue())
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than `width`; words that are wider are cut, and what exceeds LINES ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        together = f"{lines[-1]} {word}".strip()
+        if font.getlength(together) <= width:
+            lines[-1] = together
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) > LINES:
+        lines = lines[:LINES]
+        while lines[-1] and font.getlength(lines[-1] + "…") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "…"
+    return lines

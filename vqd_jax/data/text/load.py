@@ -1,0 +1,38 @@
+"""The interface that every tokenizer has, and the way back from the JSON that one wrote into a checkpoint.
+
+A tokenizer has a fixed `length`, so that every batch of captions has one shape and a model compiles once.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.data.text import bpe, clip, labels
+
+KINDS = {bpe.KIND: bpe.BytePair, clip.KIND: clip.ClipTokenizer, labels.CLASSES: labels.Classes, labels.NOTHING: labels.Nothing}
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    length: int
+    pad: int
+
+    @property
+    def vocabulary(self) -> int: ...
+    def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "b m"]: ...
+    def to_json(self) -> str: ...
+
+
+def load_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer that `to_json` wrote; UserError if the text is not such JSON."""
+    try:
+        kind = json.loads(text)["kind"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"The stored tokenizer is not JSON with a \"kind\" of {' or '.join(KINDS)}.") from error
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"The stored tokenizer is of the kind {kind!r}; known kinds are {' and '.join(KINDS)}.")
+    return KINDS[kind].from_json(text)

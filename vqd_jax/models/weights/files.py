@@ -1,0 +1,76 @@
+"""Weight files of any kind as trees of numpy arrays: torch's pickles, TorchScript archives and safetensors; no code is run."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.models.weights.torch_files import read_torch
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """What the file holds; UserError if it is missing, damaged or not a dictionary of tensors."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no weight file {path}")
+    tree = _safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    if isinstance(tree, np.ndarray):
+        return {"": tree}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds a {type(tree).__name__}; a dictionary of tensors is accepted")
+    return tree
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a tree of dictionaries under dotted names; everything else is left out."""
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, np.ndarray):
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def without(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The entries that begin with the prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
+    """The metadata of a safetensors file, and the names of its arrays; UserError if it is damaged, or shorter than they say."""
+    from safetensors import safe_open
+
+    with _readable(path), safe_open(path, "numpy") as file:
+        return file.metadata() or {}, list(file.keys())
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """The arrays as they are; UserError if they cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, dict(metadata))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    with _readable(path):
+        return load_file(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error

@@ -1,0 +1,161 @@
+"""A table engine for foreign weights: rules say where each source array goes and how it is turned.
+
+Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or there is an error
+that names the keys. `invert` reads the same rules the other way.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vqd_jax.core.errors import UserError
+
+_SHOWN = 4
+
+
+def identity(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def linear(x: np.ndarray) -> np.ndarray:
+    """PyTorch (out, in) -> Flax (in, out)."""
+    return x.T
+
+
+def conv(x: np.ndarray) -> np.ndarray:
+    """PyTorch OIHW -> Flax HWIO; also right for depthwise kernels (C, 1, h, w) -> (h, w, 1, C)."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def pointwise(x: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution (O, I, 1, 1), or a linear layer (O, I), to a linear layer (I, O)."""
+    if x.ndim == 4 and x.shape[2:] != (1, 1):
+        raise ValueError("not a 1x1 convolution")
+    return x.reshape(x.shape[:2]).T
+
+
+_BACK = {identity: identity, linear: linear, pointwise: linear, conv: lambda x: x.transpose(3, 2, 0, 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One line of a table.
+
+    source: regular expression of whole source keys; target: path "a/b/kernel", which may use the groups (\\1).
+    Several sources of one target are ordered by the integer `part` (also a template) and put together by `join`,
+    for example `part="0", join=concatenate` for fused projections or `part=r"\\1", join=np.stack` for stacked layers.
+    """
+
+    source: str
+    target: str
+    transform: Callable[[np.ndarray], np.ndarray] = identity
+    part: str | None = None
+    join: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None
+
+
+def convert(source: Mapping[str, np.ndarray], rules: Sequence[Rule], target: Mapping[str, Any], *,
+            drop: Sequence[str] = (), name: str) -> dict[str, Any]:
+    """Fill the tree `target` (of anything with shape and dtype, such as `jax.eval_shape` gives) from `source`.
+
+    drop: patterns of source keys that are known and not wanted. name: of the weights, for messages.
+    Returns numpy arrays of the target's dtypes. Raises UserError naming keys that are unknown, missing or misshapen.
+    """
+    leaves = flatten_dict(target, sep="/")
+    pieces: dict[str, dict[int, np.ndarray]] = {}
+    rule_of: dict[str, Rule] = {}
+    unknown = []
+    for key, array in source.items():
+        if any(re.fullmatch(pattern, key) for pattern in drop):
+            continue
+        for rule in rules:
+            if match := re.fullmatch(rule.source, key):
+                break
+        else:
+            unknown.append(key)
+            continue
+        path = match.expand(rule.target)
+        part = 0 if rule.part is None else int(match.expand(rule.part))
+        if part in pieces.setdefault(path, {}):
+            raise UserError(f"{name}: key {key!r} is the second one for {path!r}; one is accepted")
+        try:
+            pieces[path][part] = rule.transform(array)
+        except ValueError as error:
+            raise UserError(f"{name}: key {key!r} has shape {array.shape}, which does not fit {path!r}") from error
+        rule_of[path] = rule
+    if unknown:
+        raise UserError(f"{name}: the file has {_listed(unknown)} that no rule of this format knows")
+    if missing := sorted(leaves.keys() - pieces.keys()):
+        raise UserError(f"{name}: the file has nothing for {_listed(missing)} of the model")
+    if surplus := sorted(pieces.keys() - leaves.keys()):
+        raise UserError(f"{name}: the file has weights for {_listed(surplus)}, which the model does not have")
+    return unflatten_dict({path: _leaf(pieces[path], rule_of[path], leaf, f"{name}: {path!r}")
+                           for path, leaf in leaves.items()}, sep="/")
+
+
+def invert(tree: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """The source from which `convert` fills that tree: of several rules for a leaf the first, of its names as `back` has them.
+
+    Parts are cut from the last axis, evenly; what was a 1x1 convolution is a linear layer (O, I).
+    """
+    patterns = [(rule, *back(rule.source, rule.target)) for rule in rules]
+    out = {}
+    for path, array in flatten_dict(tree, sep="/").items():
+        found = [(rule, match.expand(name)) for rule, pattern, name in patterns if (match := re.fullmatch(pattern, path))]
+        found = [entry for entry in found if entry[0].part is not None] or found[:1]
+        if not found:
+            raise ValueError(f"no rule fills {path!r}")
+        for (rule, key), part in zip(found, np.split(array, len(found), axis=-1), strict=True):
+            out[key] = np.ascontiguousarray(_BACK[rule.transform](part))
+    return out
+
+
+def back(pattern: str, template: str) -> tuple[str, str]:
+    r"""The pattern and template that undo those of `re.sub`; of alternatives the first is taken, what is optional is there.
+
+    r"(?:ab|c)\.(\d+)\.e?" and r"\1/f" give r"(\d+)/f" and r"ab.\1.e".
+    """
+    groups, numbers = re.findall(r"\((?!\?)[^()]*\)", pattern), itertools.count(1)
+    name = re.sub(r"\((?!\?)[^()]*\)", lambda _: rf"\{next(numbers)}", pattern)
+    while (simpler := re.sub(r"\(\?:([^()|]*)(?:\|[^()]*)?\)", r"\1", name)) != name:
+        name = simpler
+    name = name.partition("|")[0].lstrip("^").replace("?", "").replace(r"\.", ".")
+    return re.sub(r"\\\\(\d)", lambda match: groups[int(match[1]) - 1], re.escape(template)), name
+
+
+def rename(source: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """The source with each (pattern, template) put through its keys, in that order."""
+    out = {}
+    for key, array in source.items():
+        for pattern, template in names:
+            key = re.sub(pattern, template, key)
+        out[key] = array
+    return out
+
+
+def _leaf(pieces: dict[int, np.ndarray], rule: Rule, leaf: Any, where: str) -> np.ndarray:
+    arrays = [pieces[part] for part in sorted(pieces)]
+    if rule.join is not None and sorted(pieces) != list(range(len(pieces))):
+        raise UserError(f"{where} has only the parts {sorted(pieces)}")
+    if rule.join is not None:
+        try:
+            array = rule.join(arrays)
+        except ValueError as error:
+            shapes = [a.shape for a in arrays]
+            raise UserError(f"{where}: its parts have the shapes {shapes}, which do not join") from error
+    else:
+        array, = arrays
+    if array.shape != tuple(leaf.shape):
+        raise UserError(f"{where} has shape {array.shape} in the file and {tuple(leaf.shape)} in the model")
+    if not np.issubdtype(np.asarray(array).dtype, np.number) and array.dtype.name != "bfloat16":
+        raise UserError(f"{where} holds {array.dtype} in the file; numbers are accepted")
+    return np.ascontiguousarray(array, dtype=leaf.dtype).reshape(array.shape)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, keys[:_SHOWN]))
+    return shown if len(keys) <= _SHOWN else f"{shown} and {len(keys) - _SHOWN} more keys"
