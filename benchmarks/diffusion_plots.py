@@ -1,4 +1,6 @@
-"""The figures of docs/diffusion.md: `python benchmarks/diffusion_plots.py` (a minute on a CPU; needs matplotlib)."""
+"""The figures of docs/diffusion.md: `python benchmarks/diffusion_plots.py` (a minute on a CPU;
+needs matplotlib).
+"""
 
 from pathlib import Path
 
@@ -31,8 +33,14 @@ def schedule_figure() -> None:
     for axis, name in zip(axes, ("paper", "released", "cosine", "uniform")):
         process = getattr(schedules, name)(T, K)
         unmasked, intact = np.array(process.unmasked), np.array(process.intact)
-        axis.stackplot(np.arange(T + 1), unmasked * intact, unmasked * (1 - intact), 1 - unmasked,
-                       labels=("intact", "replaced", "[MASK]"), colors=("#3366cc", "#dd6b20", "#c9ced6"))
+        axis.stackplot(
+            np.arange(T + 1),
+            unmasked * intact,
+            unmasked * (1 - intact),
+            1 - unmasked,
+            labels=("intact", "replaced", "[MASK]"),
+            colors=("#3366cc", "#dd6b20", "#c9ced6"),
+        )
         shape(axis, title=name, xlabel="t", ylim=(0, 1), xlim=(0, T))
     axes[0].set_ylabel("probability")
     axes[0].legend(fontsize=8, loc="lower left")
@@ -40,21 +48,33 @@ def schedule_figure() -> None:
 
 
 def masked_figure() -> None:
-    """Tokens that are still masked before each call, of the released fast sampler and of the exact one."""
+    """Tokens that are still masked before each call, of the released fast sampler and of the exact
+    one.
+    """
     process = schedules.released(T, K)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(4))
     figure, axis = pyplot.subplots(figsize=(5.6, 3.2), layout="constrained")
-    for name, sampler, color in (("exact, 25 calls", Ancestral(calls=25), "#3366cc"),
-                                 ("released, 26 calls", ReleasedFast(calls=26), "#dd6b20"),
-                                 ("released, 11 calls", ReleasedFast(calls=11), "#b83280")):
+    for name, sampler, color in (
+        ("exact, 25 calls", Ancestral(calls=25), "#3366cc"),
+        ("released, 26 calls", ReleasedFast(calls=26), "#dd6b20"),
+        ("released, 11 calls", ReleasedFast(calls=11), "#b83280"),
+    ):
         start = sampler.start(keys, process, N)
         _, states = sampler(keys, process, lambda z, t: jnp.zeros((*z.shape, K)), start, trace=True)
         before = np.concatenate([np.asarray(start)[None], np.asarray(states)[:-1]])
         share = (before == K).mean((1, 2))
         axis.plot(times(sampler, process, N), share, "o-", markersize=3, color=color, label=name)
-        axis.annotate(f"{share[-1]:.0%}", (times(sampler, process, N)[-1], share[-1]), textcoords="offset points", xytext=(-6, 5),
-                      color=color, fontsize=9)
-    axis.plot([T, 0], [1, 0], color="black", linewidth=0.8, linestyle=":", label="what the schedule says")
+        axis.annotate(
+            f"{share[-1]:.0%}",
+            (times(sampler, process, N)[-1], share[-1]),
+            textcoords="offset points",
+            xytext=(-6, 5),
+            color=color,
+            fontsize=9,
+        )
+    axis.plot(
+        [T, 0], [1, 0], color="black", linewidth=0.8, linestyle=":", label="what the schedule says"
+    )
     axis.invert_xaxis()
     shape(axis, xlabel="t that the network is told", ylabel="share of [MASK] before the call")
     axis.legend(frameon=False, fontsize=8)

@@ -1,13 +1,17 @@
-"""The published models at their full size on this machine: Base from a .pth to a picture, ITHQ's compiled without its weights.
+"""The published models at their full size on this machine: Base from a .pth to a picture, ITHQ's
+compiled without its weights.
 
-  pip install torch==2.13.0; pip download --no-deps open_clip_torch      (the second brings CLIP's vocabulary)
-  python benchmarks/full_size.py --vocabulary=bpe_simple_vocab_16e6.txt.gz --work=DIR --out=results/full_size.json
+  pip install torch==2.13.0; pip download --no-deps open_clip_torch      (the second brings CLIP's
+  vocabulary) python benchmarks/full_size.py --vocabulary=bpe_simple_vocab_16e6.txt.gz --work=DIR
+  --out=results/full_size.json
 
-`base` writes a synthetic checkpoint, with random weights, of the layout and the size of the published text models of CUB-200 and
-MS-COCO (389 million parameters, "model" and "ema", CLIP's text tower, the codec of 8192 codes, the remap file, the YAML), converts
-it and samples from it with the commands that a user types. Each runs as a process of its own; its memory is the largest resident
-set that the system saw, mapped files included. `ithq` lowers and compiles sampling and the training step of the largest model (1.36
-thousand million) from shapes alone, for the CPU, and compares XLA's count of operations with one by hand.
+`base` writes a synthetic checkpoint, with random weights, of the layout and the size of the
+published text models of CUB-200 and MS-COCO (389 million parameters, "model" and "ema", CLIP's text
+tower, the codec of 8192 codes, the remap file, the YAML), converts it and samples from it with the
+commands that a user types. Each runs as a process of its own; its memory is the largest resident
+set that the system saw, mapped files included. `ithq` lowers and compiles sampling and the training
+step of the largest model (1.36 thousand million) from shapes alone, for the CPU, and compares XLA's
+count of operations with one by hand.
 """
 
 import argparse
@@ -70,18 +74,45 @@ def write(folder: Path) -> None:
     import official
 
     say("making random weights")
-    network = official.Transformer(codes=2887, side=32, positions=(32, 32), d=1024, heads=16, layers=19, ratio=4, mlp="fc",
-                                   condition="text", T=100, text_width=512)
+    network = official.Transformer(
+        codes=2887,
+        side=32,
+        positions=(32, 32),
+        d=1024,
+        heads=16,
+        layers=19,
+        ratio=4,
+        mlp="fc",
+        condition="text",
+        T=100,
+        text_width=512,
+    )
     assert sum(p.numel() for p in network.parameters()) == BASE
-    codec = official.randomise(official.Codec(kind="gumbel", codes=8192, width=256, ch=128, mult=(1, 1, 2, 4), blocks=2, attention=(3,),
-                                              z=256), scale=0.5)
+    codec = official.randomise(
+        official.Codec(
+            kind="gumbel",
+            codes=8192,
+            width=256,
+            ch=128,
+            mult=(1, 1, 2, 4),
+            blocks=2,
+            attention=(3,),
+            z=256,
+        ),
+        scale=0.5,
+    )
     with torch.no_grad():
         network.to_logits[1].weight.mul_(20)  # with PyTorch's own start all logits would be alike
-    half = lambda name, x: x.half() if re.search(r"(in_proj|out_proj|c_fc|c_proj|text_projection)", name) else x
+    half = lambda name, x: (
+        x.half() if re.search(r"(in_proj|out_proj|c_fc|c_proj|text_projection)", name) else x
+    )
     clip = {name: half(name, x) for name, x in official.clip(512, 12, scale=0.03).items()}
     say("writing model.pth")
-    null = torch.randn(77, 512, dtype=torch.float64) / 512 ** 0.5
-    torch.save(official.checkpoint(network, codec, T=100, codes=2887, clip=clip, null=null), folder / "model.pth")
+    null = torch.randn(77, 512, dtype=torch.float64) / 512**0.5
+    torch.save(
+        official.checkpoint(network, codec, T=100, codes=2887, clip=clip, null=null),
+        folder / "model.pth",
+    )
     remap = torch.zeros(8192, dtype=torch.int64)
     remap[torch.linspace(1, 8191, 2886).round().long()] = torch.arange(1, 2887)
     torch.save(remap, folder / "remap.pt")
@@ -94,12 +125,24 @@ def base(work: Path, vocabulary: Path) -> dict:
     out = {"write": run([sys.executable, __file__, f"--write={work}"])}
     out["write"]["checkpoint_gb"] = (work / "model.pth").stat().st_size / 1e9
     shutil.rmtree(work / "run", ignore_errors=True)
-    out["convert"] = run(product("convert", work / "model.pth", f"--workdir={work / 'run'}", f"--yaml={work / 'config.yaml'}",
-                                 f"--remap={work / 'remap.pt'}", f"--tokenizer={vocabulary}"))
+    out["convert"] = run(
+        product(
+            "convert",
+            work / "model.pth",
+            f"--workdir={work / 'run'}",
+            f"--yaml={work / 'config.yaml'}",
+            f"--remap={work / 'remap.pt'}",
+            f"--tokenizer={vocabulary}",
+        )
+    )
     (work / "model.pth").unlink()
-    assert f"denoiser: {BASE:,} parameters, condition text" in out["convert"]["output"], out["convert"]["output"]
+    assert f"denoiser: {BASE:,} parameters, condition text" in out["convert"]["output"], out[
+        "convert"
+    ]["output"]
     assert "8192 codes, 2887 tokens" in out["convert"]["output"], out["convert"]["output"]
-    out["workdir_gb"] = sum(f.stat().st_size for f in (work / "run").rglob("*") if f.is_file()) / 1e9
+    out["workdir_gb"] = (
+        sum(f.stat().st_size for f in (work / "run").rglob("*") if f.is_file()) / 1e9
+    )
     shutil.rmtree(work / "xla", ignore_errors=True)
     out["sample"] = [sample(work, calls) for calls in (FEW, MORE) * 3]  # the first two compile
     for kind in ("seconds", "cpu_seconds"):
@@ -113,8 +156,18 @@ def sample(work: Path, calls: int) -> dict:
     """One picture, with the settings that a user gets who asks for nothing but the calls."""
     picture = work / "sample.png"
     picture.unlink(missing_ok=True)
-    row = run(product("sample", f"--workdir={work / 'run'}", "--num=1", f"--calls={calls}", f"--prompt={PROMPT}", "--scale=1",
-                      f"--out={picture}"), {"JAX_COMPILATION_CACHE_DIR": str(work / "xla")})
+    row = run(
+        product(
+            "sample",
+            f"--workdir={work / 'run'}",
+            "--num=1",
+            f"--calls={calls}",
+            f"--prompt={PROMPT}",
+            "--scale=1",
+            f"--out={picture}",
+        ),
+        {"JAX_COMPILATION_CACHE_DIR": str(work / "xla")},
+    )
     assert min(size_of(picture)) >= 256 and row["peak_gb"] < LIMIT, row
     return {"calls": calls} | row
 
@@ -132,18 +185,33 @@ def product(command: str, *arguments: object) -> list[str]:
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> dict:
-    """Seconds, largest resident set and last lines of a process; whoever starts it must be small, for a child begins as a copy."""
+    """Seconds, largest resident set and last lines of a process; whoever starts it must be small,
+    for a child begins as a copy.
+    """
     say(" ".join(command[1:])[:160])
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | (environment or {}))
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | (environment or {}),
+    )
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{output}\nfailed: {' '.join(command)}")
-    row = {"seconds": time.perf_counter() - started, "cpu_seconds": usage.ru_utime + usage.ru_stime,
-           "peak_gb": usage.ru_maxrss * 1024 / 1e9, "output": output[-2000:]}
-    say(f"{row['seconds']:.1f} s, {row['cpu_seconds']:.1f} s of processors, at most {row['peak_gb']:.2f} GB")
+    row = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_gb": usage.ru_maxrss * 1024 / 1e9,
+        "output": output[-2000:],
+    }
+    say(
+        f"{row['seconds']:.1f} s, {row['cpu_seconds']:.1f} s of processors, at most "
+        f"{row['peak_gb']:.2f} GB"
+    )
     return row
 
 
@@ -158,8 +226,14 @@ def ithq() -> dict:
     count = sum(x.size for x in jax.tree.leaves(model.params["denoiser"]))
     assert count == ITHQ, count
     say(f"ITHQ: {count:,} parameters in the denoiser")
-    out = {"parameters": count, "forward_tflop_by_hand": forward(c) / 1e12, "6nd_tflop": 6 * ITHQ * 1024 / 1e12}
-    out["programs"] = [compiled(name, lower, passes * forward(c)) for name, lower, passes in programs(c, model)]
+    out = {
+        "parameters": count,
+        "forward_tflop_by_hand": forward(c) / 1e12,
+        "6nd_tflop": 6 * ITHQ * 1024 / 1e12,
+    }
+    out["programs"] = [
+        compiled(name, lower, passes * forward(c)) for name, lower, passes in programs(c, model)
+    ]
     say(f"6ND of a picture is {out['6nd_tflop']:.2f} TFLOP")
     return out
 
@@ -169,16 +243,23 @@ def shapes(c) -> argparse.Namespace:
     from vqd_jax.config import build
     from vqd_jax.train import dry_run
 
-    c.denoiser.attention = "whole"  # as on accelerators; XLA would count the body of a loop over heads once
-    stage, codec, shape = build.diffusion_stage(c, dry_run.tokenizer(c)), build.vqvae_stage(c), dry_run.shape
+    c.denoiser.attention = (
+        "whole"  # as on accelerators; XLA would count the body of a loop over heads once
+    )
+    stage, codec, shape = (
+        build.diffusion_stage(c, dry_run.tokenizer(c)),
+        build.vqvae_stage(c),
+        dry_run.shape,
+    )
     params, _ = dry_run.of_init(stage.init, {"text": shape(1, dry_run.CLIP[1], dtype="int32")})
     weights = dry_run.codec_weights(codec, {"image": shape(1, 256, 256, 3, dtype="uint8")})
     return argparse.Namespace(stage=stage, codec=codec, params=params, codec_weights=weights)
 
 
 def programs(c, model: argparse.Namespace):
-    """(name, what lowers it, how often it passes a picture forward through the denoiser) of sampling and training as the commands
-    build them. XLA counts the body of a scan once, so one call of sampling and one part of an accumulated batch.
+    """(name, what lowers it, how often it passes a picture forward through the denoiser) of
+    sampling and training as the commands build them. XLA counts the body of a scan once, so one
+    call of sampling and one part of an accumulated batch.
     """
     import jax
 
@@ -196,16 +277,29 @@ def programs(c, model: argparse.Namespace):
         conditions = Conditions(shape(2, 1, 77, dtype="int32"), shape(2, 1, dtype="bool"))
         knobs = {"scales": shape(1, 1), "temperature": shape(), "top_p": shape()}
         program = jax.jit(lambda *x, switches=switches: stage.sample(*x, sampler, switches))
-        yield f"sampling, {name}", lambda program=program, x=(params, keys, conditions, knobs): program.lower(*x), rows
-    yield "decoding a picture", lambda: jax.jit(model.codec.decode).lower(model.codec_weights, shape(1, 1024, dtype="int32")), 0
+        yield (
+            f"sampling, {name}",
+            lambda program=program, x=(params, keys, conditions, knobs): program.lower(*x),
+            rows,
+        )
+    yield (
+        "decoding a picture",
+        lambda: jax.jit(model.codec.decode).lower(
+            model.codec_weights, shape(1, 1024, dtype="int32")
+        ),
+        0,
+    )
 
     c = c.copy_and_resolve_references()
     c.vqvae.dtype = c.denoiser.dtype = "float32"
     for rows, parts in ((1, 1), (c.diffusion_train.batch_size, c.diffusion_train.accumulate or 1)):
         c.diffusion_train.batch_size, c.diffusion_train.accumulate = rows, parts
         step = dry_run.rehearse(c, "diffusion")
-        yield (f"training step, {rows} picture{'s' * (rows > 1)}", lambda step=step: step.lower(parallelism(devices=1)),
-               (3 + c.denoiser.remat) * rows / parts)
+        yield (
+            f"training step, {rows} picture{'s' * (rows > 1)}",
+            lambda step=step: step.lower(parallelism(devices=1)),
+            (3 + c.denoiser.remat) * rows / parts,
+        )
 
 
 def compiled(name: str, lower, by_hand: float) -> dict:
@@ -214,21 +308,38 @@ def compiled(name: str, lower, by_hand: float) -> dict:
     middle = time.perf_counter()
     program = lowered.compile()
     memory, flops = program.memory_analysis(), program.cost_analysis()["flops"]
-    row = {"program": name, "lower_seconds": middle - started, "compile_seconds": time.perf_counter() - middle,
-           "arguments_gb": memory.argument_size_in_bytes / 1e9, "outputs_gb": memory.output_size_in_bytes / 1e9,
-           "in_place_gb": memory.alias_size_in_bytes / 1e9, "temporaries_gb": memory.temp_size_in_bytes / 1e9, "tflop": flops / 1e12,
-           "tflop_by_hand": by_hand / 1e12}
-    say(f"{name}: lowered in {row['lower_seconds']:.0f} s, compiled in {row['compile_seconds']:.0f} s; arguments {row['arguments_gb']:.2f} "
-        f"GB, outputs {row['outputs_gb']:.2f} GB ({row['in_place_gb']:.2f} in place), temporaries {row['temporaries_gb']:.2f} GB; "
-        f"{row['tflop']:.2f} TFLOP" + (f", {row['tflop_by_hand']:.2f} by hand" if by_hand else ""))
+    row = {
+        "program": name,
+        "lower_seconds": middle - started,
+        "compile_seconds": time.perf_counter() - middle,
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "outputs_gb": memory.output_size_in_bytes / 1e9,
+        "in_place_gb": memory.alias_size_in_bytes / 1e9,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "tflop": flops / 1e12,
+        "tflop_by_hand": by_hand / 1e12,
+    }
+    say(
+        f"{name}: lowered in {row['lower_seconds']:.0f} s, compiled in "
+        f"{row['compile_seconds']:.0f} s; arguments {row['arguments_gb']:.2f} "
+        f"GB, outputs {row['outputs_gb']:.2f} GB ({row['in_place_gb']:.2f} in place), temporaries "
+        f"{row['temporaries_gb']:.2f} GB; "
+        f"{row['tflop']:.2f} TFLOP" + (f", {row['tflop_by_hand']:.2f} by hand" if by_hand else "")
+    )
     return row
 
 
 def forward(c) -> float:
-    """Operations of the matrix products over the tokens when the denoiser sees one picture, two for each multiply and add."""
+    """Operations of the matrix products over the tokens when the denoiser sees one picture, two for
+    each multiply and add.
+    """
     n, m, e, d, k = 1024, 77, c.clip_text.width, c.denoiser.width, c.codebook.codes
-    layer = n * (4 + 2 + 2 * c.denoiser.mlp_ratio) * d * d  # self-attention, queries and outputs of cross-attention, MLP
-    layer += 2 * n * (n + m) * d + m * 2 * e * d              # both attentions themselves, keys and values of the text
+    layer = (
+        n * (4 + 2 + 2 * c.denoiser.mlp_ratio) * d * d
+    )  # self-attention, queries and outputs of cross-attention, MLP
+    layer += (
+        2 * n * (n + m) * d + m * 2 * e * d
+    )  # both attentions themselves, keys and values of the text
     return 2.0 * (c.denoiser.layers * layer + n * d * k)
 
 
@@ -239,18 +350,39 @@ def say(text: str) -> None:
 def versions() -> dict:
     from importlib.metadata import version
 
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"commit": commit.stdout.strip() or None, "python": platform.python_version(), "cpus": os.cpu_count(), "memory_gb": memory,
-            "machine": platform.processor() or platform.machine(), "load_average": os.getloadavg(),
-            "versions": {name: version(name) for name in ("jax", "flax", "numpy", "orbax-checkpoint", "torch")}}
+    return {
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "memory_gb": memory,
+        "machine": platform.processor() or platform.machine(),
+        "load_average": os.getloadavg(),
+        "versions": {
+            name: version(name) for name in ("jax", "flax", "numpy", "orbax-checkpoint", "torch")
+        },
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("results/full_size.json"))
-    parser.add_argument("--work", type=Path, default=Path("runs/full_size"), help="needs 8 GB; the checkpoint is deleted once it is read")
-    parser.add_argument("--vocabulary", type=Path, help="bpe_simple_vocab_16e6.txt.gz, or a folder with vocab.json and merges.txt")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/full_size"),
+        help="needs 8 GB; the checkpoint is deleted once it is read",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        help="bpe_simple_vocab_16e6.txt.gz, or a folder with vocab.json and merges.txt",
+    )
     parser.add_argument("--parts", nargs="*", default=["base", "ithq"], choices=["base", "ithq"])
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--ithq", type=Path, help=argparse.SUPPRESS)
@@ -275,7 +407,9 @@ def main() -> None:
             measured = process | json.loads(file.read_text())
         results[part] = before | measured
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1).replace(str(args.work.resolve()), "DIR") + "\n")
+        args.out.write_text(
+            json.dumps(results, indent=1).replace(str(args.work.resolve()), "DIR") + "\n"
+        )
     say(args.out)
 
 

@@ -1,11 +1,14 @@
-"""Trains small runs that are killed again and again, and compares their ends, bit for bit, with one that was not.
+"""Trains small runs that are killed again and again, and compares their ends, bit for bit, with one
+that was not.
 
   python benchmarks/kill.py --kills=100 --out=results/kill.json
 
-Each run, both stages on emoji, gets a signal, SIGKILL or SIGTERM, at every kind of moment at which it writes (the data set, inside
-saves, tokens, pictures, between the stages …) and at random ones, 20 in all, and goes on by the same command. Compared are parameters,
-averages, optimizer and record in the checkpoints, their sums, metrics.jsonl without times, tokens, pictures, the data set and what files
-there are. `tests/killing.py` has the moments. Runs that differ stay in the workdir. `--seed` chooses when and where.
+Each run, both stages on emoji, gets a signal, SIGKILL or SIGTERM, at every kind of moment at which
+it writes (the data set, inside saves, tokens, pictures, between the stages …) and at random ones,
+20 in all, and goes on by the same command. Compared are parameters, averages, optimizer and record
+in the checkpoints, their sums, metrics.jsonl without times, tokens, pictures, the data set and what
+files there are. `tests/killing.py` has the moments. Runs that differ stay in the workdir. `--seed`
+chooses when and where.
 """
 
 import argparse
@@ -31,10 +34,14 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/kill"), help="must not exist yet")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/kill"), help="must not exist yet"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/kill.json"))
     parser.add_argument("--python", default=sys.executable, help="the interpreter that trains")
     args = parser.parse_args()
@@ -54,28 +61,70 @@ def main() -> None:
         for kill in [*killing.schedule(EACH, args.seed + run, SIGNALS), None]:
             starts.append(done := killing.start(workdir, kill, programs, args.python))
             if kill:
-                rows.append({"run": run, "signal": kill.signal.name, "landed": done.landed or "missed", "status": done.status,
-                             "seconds": round(done.seconds, 1), "seconds_to_end": round(done.grace, 1)})
-                say(f"{len(rows):4} {kill.signal.name} {rows[-1]['landed']}: status {done.status} after {done.grace:.1f} s")
-        found.append(wrong(starts) + (killing.differences(work / "reference", workdir) if not starts[-1].status else []))
+                rows.append(
+                    {
+                        "run": run,
+                        "signal": kill.signal.name,
+                        "landed": done.landed or "missed",
+                        "status": done.status,
+                        "seconds": round(done.seconds, 1),
+                        "seconds_to_end": round(done.grace, 1),
+                    }
+                )
+                say(
+                    f"{len(rows):4} {kill.signal.name} {rows[-1]['landed']}: status {done.status} "
+                    f"after {done.grace:.1f} s"
+                )
+        found.append(
+            wrong(starts)
+            + (killing.differences(work / "reference", workdir) if not starts[-1].status else [])
+        )
         say(f"run {run}: {'; '.join(found[-1]) or 'as without kills, bit for bit'}")
         if not found[-1]:
             shutil.rmtree(workdir)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(provenance() | {"seed": args.seed, "kills": len(rows), "minutes": (time.monotonic() - began) / 60,
-                                                   "differences": found, "landed": table(rows), "rows": rows}, indent=1) + "\n")
+    args.out.write_text(
+        json.dumps(
+            provenance()
+            | {
+                "seed": args.seed,
+                "kills": len(rows),
+                "minutes": (time.monotonic() - began) / 60,
+                "differences": found,
+                "landed": table(rows),
+                "rows": rows,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
     say(json.dumps(table(rows), indent=1))
     say(args.out)
     sys.exit(any(found))
 
 
 def wrong(starts: list[killing.Start]) -> list[str]:
-    """Starts that did not end as they should: killed, with status 0 within 30 s of a SIGTERM, or, the last one, finished."""
+    """Starts that did not end as they should: killed, with status 0 within 30 s of a SIGTERM, or,
+    the last one, finished.
+    """
     out = []
     for i, done in enumerate(starts):
-        wanted = -signal.SIGKILL if done.kill and done.reached and done.kill.signal == signal.SIGKILL else 0
-        if done.status != wanted or done.grace > 30 or "Traceback" in done.output or done.kill and not done.reached:
-            out.append(f"start {i} ({done.landed or 'no kill'}) ended with {done.status} after {done.grace:.1f} s: {done.output[-2000:]}")
+        wanted = (
+            -signal.SIGKILL
+            if done.kill and done.reached and done.kill.signal == signal.SIGKILL
+            else 0
+        )
+        if (
+            done.status != wanted
+            or done.grace > 30
+            or "Traceback" in done.output
+            or done.kill
+            and not done.reached
+        ):
+            out.append(
+                f"start {i} ({done.landed or 'no kill'}) ended with {done.status} after "
+                f"{done.grace:.1f} s: {done.output[-2000:]}"
+            )
     return out
 
 
@@ -83,14 +132,24 @@ def table(rows: list[dict]) -> dict[str, dict[str, int]]:
     """Where the kills landed: signal -> count."""
     counts = collections.Counter((row["landed"], row["signal"]) for row in rows)
     places = dict.fromkeys(row["landed"] for row in rows)
-    return {place: {name: n for (at, name), n in sorted(counts.items()) if at == place} for place in places}
+    return {
+        place: {name: n for (at, name), n in sorted(counts.items()) if at == place}
+        for place in places
+    }
 
 
 def provenance() -> dict[str, object]:
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {"commit": commit.stdout.strip() or None, "python": platform.python_version(), "cpus": os.cpu_count(),
-            "machine": platform.processor() or platform.machine(), "load_average": os.getloadavg(),
-            "versions": {name: version(name) for name in ("jax", "flax", "numpy", "orbax-checkpoint")}}
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    return {
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "load_average": os.getloadavg(),
+        "versions": {name: version(name) for name in ("jax", "flax", "numpy", "orbax-checkpoint")},
+    }
 
 
 def say(text: object) -> None:

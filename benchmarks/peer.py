@@ -1,6 +1,8 @@
-"""What the benchmarks beside PyTorch share: sizes, the same weights on both sides, the machine and what it can do.
+"""What the benchmarks beside PyTorch share: sizes, the same weights on both sides, the machine and
+what it can do.
 
-The peer is diffusers 0.30.3 on torch 2.13; where neither is installed, or no GPU is there for torch, ours is measured alone.
+The peer is diffusers 0.30.3 on torch 2.13; where neither is installed, or no GPU is there for
+torch, ours is measured alone.
 """
 
 import argparse
@@ -41,7 +43,7 @@ class Tokenizer:
     def __call__(self, texts, **options):
         ids = np.zeros((len(texts), self.length), np.int32)
         for row, text in zip(ids, texts):
-            row[:len(text)] = [ord(c) % self.vocabulary for c in text][:self.length]
+            row[: len(text)] = [ord(c) % self.vocabulary for c in text][: self.length]
         if not options:
             return ids
         import torch
@@ -53,7 +55,9 @@ class Tokenizer:
 
 
 def config(size: str) -> ConfigDict:
-    """The published loss, schedule and optimizer, and the tower of CLIP, at a size; base with the published codec."""
+    """The published loss, schedule and optimizer, and the tower of CLIP, at a size; base with the
+    published codec.
+    """
     layers, width, heads, codes, side = SIZES[size]
     c = defaults()
     c.text.encoder = "clip"
@@ -71,13 +75,21 @@ def config(size: str) -> ConfigDict:
 def ours(c: ConfigDict, encoder: Any = None) -> tuple[Any, Any]:
     """(stage, weights) of a config, with random weights; `encoder` in place of the tower."""
     stage = build.diffusion_stage(c, Tokenizer())
-    stage = dataclasses.replace(stage, conditioner=stage.conditioner.clone(encoder=encoder)) if encoder else stage
-    shapes, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": jnp.zeros((1, 77), jnp.int32)})
+    stage = (
+        dataclasses.replace(stage, conditioner=stage.conditioner.clone(encoder=encoder))
+        if encoder
+        else stage
+    )
+    shapes, _ = jax.eval_shape(
+        stage.init, jax.random.key(0), {"text": jnp.zeros((1, 77), jnp.int32)}
+    )
     rng = np.random.default_rng(0)  # with weights of 0.02 all logits would be alike
 
     def draw(path, x):
         centre = float(path[-1].key == "scale")
-        return jnp.asarray(centre + (1.0 if path[-1].key == "null" else 0.05) * rng.normal(size=x.shape), x.dtype)
+        return jnp.asarray(
+            centre + (1.0 if path[-1].key == "null" else 0.05) * rng.normal(size=x.shape), x.dtype
+        )
 
     return stage, jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -87,23 +99,42 @@ def network(size: str, params: Any) -> Any:
     import torch
     import transformers.utils
 
-    transformers.utils.FLAX_WEIGHTS_NAME = "flax_model.msgpack"  # what diffusers 0.30 misses in transformers 5
+    transformers.utils.FLAX_WEIGHTS_NAME = (
+        "flax_model.msgpack"  # what diffusers 0.30 misses in transformers 5
+    )
     from diffusers import Transformer2DModel
 
     layers, width, heads, codes, side = SIZES[size]
     model = Transformer2DModel(
-        num_attention_heads=heads, attention_head_dim=width // heads, num_layers=layers, cross_attention_dim=512, attention_bias=True,
-        sample_size=side, num_vector_embeds=codes + 1, activation_fn="geglu-approximate", num_embeds_ada_norm=100, norm_type="ada_norm")
-    model.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in to_diffusers(params["denoiser"], layers).items()})
+        num_attention_heads=heads,
+        attention_head_dim=width // heads,
+        num_layers=layers,
+        cross_attention_dim=512,
+        attention_bias=True,
+        sample_size=side,
+        num_vector_embeds=codes + 1,
+        activation_fn="geglu-approximate",
+        num_embeds_ada_norm=100,
+        norm_type="ada_norm",
+    )
+    model.load_state_dict(
+        {
+            name: torch.from_numpy(np.array(x))
+            for name, x in to_diffusers(params["denoiser"], layers).items()
+        }
+    )
     return model
 
 
 def to_diffusers(p, layers: int) -> dict[str, np.ndarray]:
     """This package's denoiser as the state dict of Transformer2DModel."""
-    out = {"latent_image_embedding.emb.weight": p["tokens"]["embedding"],
-           "latent_image_embedding.height_emb.weight": p["rows"]["embedding"],
-           "latent_image_embedding.width_emb.weight": p["columns"]["embedding"], "norm_out.weight": p["norm"]["scale"],
-           "norm_out.bias": p["norm"]["bias"]}
+    out = {
+        "latent_image_embedding.emb.weight": p["tokens"]["embedding"],
+        "latent_image_embedding.height_emb.weight": p["rows"]["embedding"],
+        "latent_image_embedding.width_emb.weight": p["columns"]["embedding"],
+        "norm_out.weight": p["norm"]["scale"],
+        "norm_out.bias": p["norm"]["bias"],
+    }
 
     def linear(name, layer, part=0, parts=1):
         for key, x in (("weight", layer["kernel"].T), ("bias", layer["bias"])):
@@ -115,7 +146,10 @@ def to_diffusers(p, layers: int) -> dict[str, np.ndarray]:
         for norm in ("norm1", "norm2"):
             out[f"{name}.{norm}.emb.weight"] = b[norm]["table"]["embedding"]
             linear(f"{name}.{norm}.linear", b[norm]["linear"])
-        out[f"{name}.norm3.weight"], out[f"{name}.norm3.bias"] = b["norm3"]["scale"], b["norm3"]["bias"]
+        out[f"{name}.norm3.weight"], out[f"{name}.norm3.bias"] = (
+            b["norm3"]["scale"],
+            b["norm3"]["bias"],
+        )
         for j, key in enumerate(("to_q", "to_k", "to_v")):
             linear(f"{name}.attn1.{key}", b["self_attention"]["qkv"], j, 3)
         linear(f"{name}.attn1.to_out.0", b["self_attention"]["out"])
@@ -155,7 +189,9 @@ def best_threads(f: Callable[[], Any]) -> int:
 
 
 def measured_peak() -> float:
-    """FLOP/s of the best of twenty products of two square matrices, float32 on a CPU and bfloat16 elsewhere."""
+    """FLOP/s of the best of twenty products of two square matrices, float32 on a CPU and bfloat16
+    elsewhere.
+    """
     n, dtype = (2048, jnp.float32) if jax.default_backend() == "cpu" else (8192, jnp.bfloat16)
     x = jax.random.normal(jax.random.key(0), (n, n), dtype)
     product = jax.jit(jnp.matmul)
@@ -171,8 +207,12 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def options(**defaults: Any) -> argparse.ArgumentParser:
     """What both scripts are told."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, **defaults)
-    parser.add_argument("--device", choices=["cpu", "gpu", "tpu"], help="the best one there by default")
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter, **defaults
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu", "tpu"], help="the best one there by default"
+    )
     parser.add_argument("--sizes", nargs="*", default=["S", "small"], choices=SIZES)
     return parser
 
@@ -201,7 +241,10 @@ def there() -> bool:
 def write(out: Path, part: str, rows: list[dict]) -> None:
     """Into the results of this Python and machine, with what produced them."""
     made = provenance()
-    key = f"python {'.'.join(platform.python_version_tuple()[:2])}, {made['machine'] if made['device'] == 'cpu' else made['device']}"
+    key = (
+        f"python {'.'.join(platform.python_version_tuple()[:2])}, "
+        f"{made['machine'] if made['device'] == 'cpu' else made['device']}"
+    )
     results = json.loads(out.read_text()) if out.exists() else {}
     results[key] = results.get(key, {}) | made | {part: rows}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -209,13 +252,25 @@ def write(out: Path, part: str, rows: list[dict]) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """The code, the versions and the machine, and how busy it was: processes that wanted to run in the last one and 15 minutes."""
-    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
+    """The code, the versions and the machine, and how busy it was: processes that wanted to run in
+    the last one and 15 minutes.
+    """
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+    )
     versions = {}
     for name in ("jax", "flax", "optax", "torch", "diffusers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
-    return {"commit": commit.stdout.strip() or None, **versions, "cpus": cores(), "device": jax.devices()[0].device_kind,
-            "machine": model[1] if model else platform.machine(), "load": [round(load, 1) for load in os.getloadavg()[::2]]}
+    return {
+        "commit": commit.stdout.strip() or None,
+        **versions,
+        "cpus": cores(),
+        "device": jax.devices()[0].device_kind,
+        "machine": model[1] if model else platform.machine(),
+        "load": [round(load, 1) for load in os.getloadavg()[::2]],
+    }

@@ -1,11 +1,13 @@
-"""Every sampler at several numbers of calls and temperatures on one trained model: quality and speed, as JSON and a plot.
+"""Every sampler at several numbers of calls and temperatures on one trained model: quality and
+speed, as JSON and a plot.
 
   python benchmarks/samplers.py --workdir=pretrained/emoji --out=results/samplers.json
 
-The cells that training left out are cut in two by their position: settings are chosen on the first half (validation) and
-reported on the second (test), beside cells that were trained on. The file is written after every row, and rows that are in
-it are not computed again, so the run can be stopped. `--speed` adds how fast each is, for which the machine should be idle;
-`--plot` only draws. Planned counts need a plan in the workdir (vqd plan).
+The cells that training left out are cut in two by their position: settings are chosen on the first
+half (validation) and reported on the second (test), beside cells that were trained on. The file is
+written after every row, and rows that are in it are not computed again, so the run can be stopped.
+`--speed` adds how fast each is, for which the machine should be idle; `--plot` only draws. Planned
+counts need a plan in the workdir (vqd plan).
 """
 
 import argparse
@@ -32,17 +34,23 @@ SAMPLERS = {
     "planned": dict(sampler="counts", counts="planned"),
     "halton planned": dict(sampler="counts", order="halton", counts="planned"),
     "planned, polished": dict(sampler="counts", counts="planned", polish=0.25),
-    "planned, polished, from x_T": dict(sampler="counts", counts="planned", polish=0.25, origin="process"),
+    "planned, polished, from x_T": dict(
+        sampler="counts", counts="planned", polish=0.25, origin="process"
+    ),
 }
 CALLS = (4, 8, 16, 25, 50, 100)
 TEMPERATURES = (0.7, 0.9, 1.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", default="pretrained/emoji")
     parser.add_argument("--out", type=Path, default=Path("results/samplers.json"))
-    parser.add_argument("--images", type=int, default=144, help="pictures per part: seen, validation and test cells")
+    parser.add_argument(
+        "--images", type=int, default=144, help="pictures per part: seen, validation and test cells"
+    )
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--calls", nargs="*", type=int, default=CALLS)
     parser.add_argument("--temperatures", nargs="*", type=float, default=TEMPERATURES)
@@ -61,14 +69,29 @@ def main() -> None:
 def measure(args: argparse.Namespace, done: dict) -> None:
     model = pipeline.load(args.workdir)
     protocol = protocols.changed(**dict(model.config.evaluation) | {"images": args.images})
-    scores = evaluation.Evaluation(model=model, judge=judge.judge(protocol), settings={},
-                                   cache=evaluation.cache(args.cache, Path(args.workdir)))
+    scores = evaluation.Evaluation(
+        model=model,
+        judge=judge.judge(protocol),
+        settings={},
+        cache=evaluation.cache(args.cache, Path(args.workdir)),
+    )
     held_out = batches.indices(scores.source, "held_out_cells")
-    several = lambda cells: batches.spread(cells * -(-args.images // len(cells)), args.images)  # pictures of a cell, by other noise
-    parts = {"seen": batches.spread(batches.indices(scores.source, "train"), args.images),
-             "validation": several(held_out[::2]), "test": several(held_out[1::2])}
-    done |= {"provenance": provenance(Path(args.workdir)), "protocol": {"images": {k: len(v) for k, v in parts.items()},
-             "seed": protocol.seed, "sampling": dict(model.config.sampling)}}
+    several = lambda cells: batches.spread(
+        cells * -(-args.images // len(cells)), args.images
+    )  # pictures of a cell, by other noise
+    parts = {
+        "seen": batches.spread(batches.indices(scores.source, "train"), args.images),
+        "validation": several(held_out[::2]),
+        "test": several(held_out[1::2]),
+    }
+    done |= {
+        "provenance": provenance(Path(args.workdir)),
+        "protocol": {
+            "images": {k: len(v) for k, v in parts.items()},
+            "seed": protocol.seed,
+            "sampling": dict(model.config.sampling),
+        },
+    }
     done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
     prompts = lambda cells: [pipeline.literal(scores.source.records[i].captions[0]) for i in cells]
     known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
@@ -81,12 +104,23 @@ def measure(args: argparse.Namespace, done: dict) -> None:
                     continue
                 row = {"sampler": name, "calls": calls, "temperature": temperature}
                 for part, cells in parts.items():
-                    made = model.batches(prompts(cells), batches.ROWS, seed=protocol.seed, temperature=temperature, **chosen)
+                    made = model.batches(
+                        prompts(cells),
+                        batches.ROWS,
+                        seed=protocol.seed,
+                        temperature=temperature,
+                        **chosen,
+                    )
                     row[part] = scores.score(np.concatenate([*made]), cells)
                 done["rows"].append(row)
                 save(done, args.out)
-                print(f"{name:27} {calls:3} calls  temperature {temperature}: retrieval@1 {row['seen']['retrieval@1']:.3f} seen "
-                      f"{row['validation']['retrieval@1']:.3f} validation {row['test']['retrieval@1']:.3f} test", flush=True)
+                print(
+                    f"{name:27} {calls:3} calls  temperature {temperature}: retrieval@1 "
+                    f"{row['seen']['retrieval@1']:.3f} seen "
+                    f"{row['validation']['retrieval@1']:.3f} validation "
+                    f"{row['test']['retrieval@1']:.3f} test",
+                    flush=True,
+                )
             jax.clear_caches()
 
 
@@ -116,7 +150,9 @@ def speed(args: argparse.Namespace, done: dict) -> None:
                 seconds.append(time.perf_counter() - started)
             rates.setdefault(name, {})[str(calls)] = len(prompts) / min(seconds)
             save(done, args.out)
-            print(f"{name:27} {calls:3} calls: {len(prompts) / min(seconds):.1f} images/s", flush=True)
+            print(
+                f"{name:27} {calls:3} calls: {len(prompts) / min(seconds):.1f} images/s", flush=True
+            )
             jax.clear_caches()
 
 
@@ -128,7 +164,9 @@ def save(done: dict, out: Path) -> None:
 
 
 def plot(rows: list[dict], out: Path) -> None:
-    """Quality against calls, each sampler at the temperature that is best for it on validation cells."""
+    """Quality against calls, each sampler at the temperature that is best for it on validation
+    cells.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,21 +175,39 @@ def plot(rows: list[dict], out: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     panels = (("validation", "vgg_kid"), ("test", "vgg_kid"), ("test", "retrieval@1"))
     names = dict.fromkeys(row["sampler"] for row in rows)
-    for color, name in zip((*pyplot.get_cmap("tab10").colors, "black"), names, strict=len(names) > 10):
+    for color, name in zip(
+        (*pyplot.get_cmap("tab10").colors, "black"), names, strict=len(names) > 10
+    ):
         best = {}
         for row in (row for row in rows if row["sampler"] == name):
             calls = row["calls"]
-            if calls not in best or row["validation"]["vgg_kid"] < best[calls]["validation"]["vgg_kid"]:
+            if (
+                calls not in best
+                or row["validation"]["vgg_kid"] < best[calls]["validation"]["vgg_kid"]
+            ):
                 best[calls] = row
         for axis, (part, metric) in zip(axes, panels):
-            axis.plot(sorted(best), [best[calls][part][metric] for calls in sorted(best)], "o-", markersize=4, color=color, label=name)
+            axis.plot(
+                sorted(best),
+                [best[calls][part][metric] for calls in sorted(best)],
+                "o-",
+                markersize=4,
+                color=color,
+                label=name,
+            )
     for axis, (part, metric) in zip(axes, panels):
-        axis.set(title=f"{ {'vgg_kid': 'VGG-KID'}.get(metric, metric)}, {part} cells", xlabel="network calls", xscale="log")
+        axis.set(
+            title=f"{ {'vgg_kid': 'VGG-KID'}.get(metric, metric) }, {part} cells",
+            xlabel="network calls",
+            xscale="log",
+        )
         axis.set_xticks(CALLS, CALLS)
         axis.minorticks_off()
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right center"
+    )
     figure.savefig(out, dpi=120, metadata={"Software": "vqd_jax"})
     print(out)
 

@@ -1,15 +1,19 @@
-"""Images per second of the sampler, side by side with diffusers' VQDiffusionPipeline with the same weights; and a step alone.
+"""Images per second of the sampler, side by side with diffusers' VQDiffusionPipeline with the same
+weights; and a step alone.
 
   pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax)
   python benchmarks/sampling.py --out=results/sampling.json
-  python benchmarks/sampling.py --device=gpu --sizes=base --parts step pictures --batches 1 8 32      (elsewhere)
+  python benchmarks/sampling.py --device=gpu --sizes=base --parts step pictures --batches 1 8 32
+  (elsewhere)
 
-Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The network has the same random
-weights on both sides, and the largest difference of their log-probabilities is printed. Rounds alternate, so that a noisy
-machine slows both; the peer runs with the number of threads that suits it best, and its batches whole or picture by picture.
-`step` is what a call does after the network: drawing z_s from its logits, here by branches, and densely over all k + 1 states.
-`pictures` is ours alone from captions to uint8 pictures, without guidance and with it in calls where at most half of the tokens are masked,
-and the share of the machine's peak that its matrix products and convolutions take.
+Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The
+network has the same random weights on both sides, and the largest difference of their
+log-probabilities is printed. Rounds alternate, so that a noisy machine slows both; the peer runs
+with the number of threads that suits it best, and its batches whole or picture by picture. `step`
+is what a call does after the network: drawing z_s from its logits, here by branches, and densely
+over all k + 1 states. `pictures` is ours alone from captions to uint8 pictures, without guidance
+and with it in calls where at most half of the tokens are masked, and the share of the machine's
+peak that its matrix products and convolutions take.
 """
 
 import argparse
@@ -40,7 +44,9 @@ def theirs(size: str, params):
 
     network = peer.network(size, params)
     from diffusers import VQDiffusionPipeline, VQDiffusionScheduler
-    from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
+    from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import (
+        LearnedClassifierFreeSamplingEmbeddings,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     class Codec(torch.nn.Module):
@@ -55,16 +61,31 @@ def theirs(size: str, params):
             self.tokens = tokens
             return argparse.Namespace(sample=torch.zeros(len(tokens), 3, 1, 1))
 
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=peer.Tokenizer.vocabulary, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
-                                        num_attention_heads=8, bos_token_id=0, eos_token_id=1, pad_token_id=0))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=peer.Tokenizer.vocabulary,
+            hidden_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=8,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
     null = LearnedClassifierFreeSamplingEmbeddings(learnable=True, hidden_size=512, length=77)
     with torch.no_grad():
         null.embeddings.copy_(torch.from_numpy(np.array(params["conditioner"]["null"])))
     pipe = VQDiffusionPipeline.__new__(VQDiffusionPipeline)
     super(VQDiffusionPipeline, pipe).__init__()
-    parts = dict(vqvae=Codec(), transformer=network.eval(), text_encoder=text.eval(), tokenizer=peer.Tokenizer(),
-                 scheduler=VQDiffusionScheduler(num_vec_classes=network.config.num_vector_embeds),
-                 learned_classifier_free_sampling_embeddings=null)
+    parts = dict(
+        vqvae=Codec(),
+        transformer=network.eval(),
+        text_encoder=text.eval(),
+        tokenizer=peer.Tokenizer(),
+        scheduler=VQDiffusionScheduler(num_vec_classes=network.config.num_vector_embeds),
+        learned_classifier_free_sampling_embeddings=null,
+    )
     for name, part in parts.items():  # register_modules refuses stand-ins
         object.__setattr__(pipe, name, part)
         pipe.register_to_config(**{name: (None, None)})
@@ -75,13 +96,18 @@ def theirs(size: str, params):
 def arguments(batch: int, guidance: float) -> tuple[Conditions, np.ndarray]:
     """Captions, each with the null at its side, and their scales."""
     ids = np.stack([peer.Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
-    return Conditions(ids, np.array([[False] * batch, [True] * batch])), np.full((1, batch), guidance, np.float32)
+    return Conditions(ids, np.array([[False] * batch, [True] * batch])), np.full(
+        (1, batch), guidance, np.float32
+    )
 
 
 def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
-    """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a batch one by one.
+    """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a
+    batch one by one.
 
-    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch; `vqd sample` gives each its --batch."""
+    Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch; `vqd sample`
+    gives each its --batch.
+    """
 
     stage, params = peer.ours(peer.config(size))
     pipe = theirs(size, params)
@@ -89,8 +115,15 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
 
     def mine(batch: int):
-        return jitted.sample(stage, params, *arguments(batch, GUIDANCE), seed=0, sampler=sampler, prediction=prediction,
-                               devices=here(batch))
+        return jitted.sample(
+            stage,
+            params,
+            *arguments(batch, GUIDANCE),
+            seed=0,
+            sampler=sampler,
+            prediction=prediction,
+            devices=here(batch),
+        )
 
     def other(batch: int):
         prompts = [f"a photo of bird number {i}" for i in range(batch)]
@@ -108,11 +141,27 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
         rate = {name: batch / statistics.median(values) for name, values in seconds.items()}
         rate["diffusers"] = max(rate["diffusers"], one_by_one)
         one_by_one = rate["diffusers"] if batch == 1 else one_by_one
-        rows.append({"size": size, "batch": batch, "devices": len(here(batch)), "calls": CALLS, "guidance": GUIDANCE,
-                     "peer_threads": threads, "images_per_second": rate, "ratio": rate["vqd_jax"] / rate["diffusers"], "seconds": seconds,
-                     "difference_of_log_p": differ})
-        print(f"{size:6} batch {batch} on {rows[-1]['devices']}: {rate['vqd_jax']:.3f} images/s, diffusers {rate['diffusers']:.3f} "
-              f"({threads} threads), {rows[-1]['ratio']:.2f} times; log p differ by at most {differ:.1e}", flush=True)
+        rows.append(
+            {
+                "size": size,
+                "batch": batch,
+                "devices": len(here(batch)),
+                "calls": CALLS,
+                "guidance": GUIDANCE,
+                "peer_threads": threads,
+                "images_per_second": rate,
+                "ratio": rate["vqd_jax"] / rate["diffusers"],
+                "seconds": seconds,
+                "difference_of_log_p": differ,
+            }
+        )
+        print(
+            f"{size:6} batch {batch} on {rows[-1]['devices']}: {rate['vqd_jax']:.3f} images/s, "
+            f"diffusers {rate['diffusers']:.3f} "
+            f"({threads} threads), {rows[-1]['ratio']:.2f} times; log p differ by at most "
+            f"{differ:.1e}",
+            flush=True,
+        )
     return rows
 
 
@@ -121,11 +170,25 @@ def difference(stage, params, pipe) -> float:
     import torch
 
     rng, n, k = np.random.default_rng(0), int(np.prod(stage.denoiser.grid)), stage.denoiser.codes
-    z, text = rng.integers(0, k + 1, (2, n)).astype(np.int32), rng.normal(size=(2, 77, 512)).astype(np.float32)
-    a = jax.nn.log_softmax(stage.denoiser.apply({"params": params["denoiser"]}, jnp.asarray(z), jnp.full(2, 30), jnp.asarray(text),
-                                                jnp.ones((2, 77), bool)))
+    z, text = (
+        rng.integers(0, k + 1, (2, n)).astype(np.int32),
+        rng.normal(size=(2, 77, 512)).astype(np.float32),
+    )
+    a = jax.nn.log_softmax(
+        stage.denoiser.apply(
+            {"params": params["denoiser"]},
+            jnp.asarray(z),
+            jnp.full(2, 30),
+            jnp.asarray(text),
+            jnp.ones((2, 77), bool),
+        )
+    )
     with torch.no_grad():
-        b = pipe.transformer(torch.from_numpy(z).long(), encoder_hidden_states=torch.from_numpy(text), timestep=torch.tensor(29)).sample
+        b = pipe.transformer(
+            torch.from_numpy(z).long(),
+            encoder_hidden_states=torch.from_numpy(text),
+            timestep=torch.tensor(29),
+        ).sample
     return float(np.abs(np.asarray(a) - b.numpy().swapaxes(1, 2)).max())
 
 
@@ -133,34 +196,65 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
     """A row per batch and kind of guidance."""
     c = peer.config(size)
     (stage, params), side = peer.ours(c), c.data.image_size
-    shapes = codec_weights(stage.codec, {"image": jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)})
-    codec = jax.tree.map(lambda x: 0.05 * jax.random.normal(jax.random.key(1), x.shape, x.dtype), shapes)
+    shapes = codec_weights(
+        stage.codec, {"image": jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)}
+    )
+    codec = jax.tree.map(
+        lambda x: 0.05 * jax.random.normal(jax.random.key(1), x.shape, x.dtype), shapes
+    )
     peak, known, rows = peer.measured_peak(), chip(jax.devices()[0].device_kind), []
     for guidance in (1.0, GUIDANCE):
-        how = dict(seed=0, sampler=Ancestral(calls=CALLS), prediction=Prediction(guidance=guidance, guidance_below=0.5))
-        draw = lambda weights, *given, how=how: jitted.decode(stage.codec, weights[1], jitted.sample(stage, weights[0], *given, **how))
+        how = dict(
+            seed=0,
+            sampler=Ancestral(calls=CALLS),
+            prediction=Prediction(guidance=guidance, guidance_below=0.5),
+        )
+        draw = lambda weights, *given, how=how: jitted.decode(
+            stage.codec, weights[1], jitted.sample(stage, weights[0], *given, **how)
+        )
         for batch in batches:
             given = (params, codec), *arguments(batch, guidance)
             draw(*given)
-            seconds = [peer.clock(lambda draw=draw, given=given: draw(*given)) for _ in range(rounds)]
+            seconds = [
+                peer.clock(lambda draw=draw, given=given: draw(*given)) for _ in range(rounds)
+            ]
             median, count = statistics.median(seconds), operations(stage, *given, **how)
-            rows.append({"size": size, "batch": batch, "calls": CALLS, "guidance": guidance, "images_per_second": batch / median,
-                         "flops": count, "seconds": seconds, "share_of_measured_peak": count / median / peak, "measured_peak": peak}
-                        | ({"mfu": count / median / known.peak} if known else {}))
-            print(f"{size:6} batch {batch}, guidance {guidance:g}: {batch / median:.3f} images/s, {median * 1e3:.0f} ms, "
-                  f"{count / batch / 1e12:.2f} TFLOP a picture, {count / median / peak:.0%} of the measured peak"
-                  + (f", MFU {count / median / known.peak:.0%}" if known else ""), flush=True)
+            rows.append(
+                {
+                    "size": size,
+                    "batch": batch,
+                    "calls": CALLS,
+                    "guidance": guidance,
+                    "images_per_second": batch / median,
+                    "flops": count,
+                    "seconds": seconds,
+                    "share_of_measured_peak": count / median / peak,
+                    "measured_peak": peak,
+                }
+                | ({"mfu": count / median / known.peak} if known else {})
+            )
+            print(
+                f"{size:6} batch {batch}, guidance {guidance:g}: {batch / median:.3f} images/s, "
+                f"{median * 1e3:.0f} ms, "
+                f"{count / batch / 1e12:.2f} TFLOP a picture, {count / median / peak:.0%} of the "
+                "measured peak" + (f", MFU {count / median / known.peak:.0%}" if known else ""),
+                flush=True,
+            )
     return rows
 
 
-def operations(stage, weights, conditions: Conditions, scales: np.ndarray, *, seed: int, sampler, prediction) -> int:
+def operations(
+    stage, weights, conditions: Conditions, scales: np.ndarray, *, seed: int, sampler, prediction
+) -> int:
     """Of the products and convolutions of sampling and decoding a batch."""
     switches = prediction.switches(guided=bool((scales != 1).any()))
     knobs = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
 
     def program(weights, conditions):
         keys = jitted.image_keys(seed, 0, scales.shape[1])
-        return stage.codec.decode(weights[1], stage.sample(weights[0], keys, conditions, knobs, sampler, switches))
+        return stage.codec.decode(
+            weights[1], stage.sample(weights[0], keys, conditions, knobs, sampler, switches)
+        )
 
     return flops(jax.make_jaxpr(program)(weights, conditions).jaxpr)
 
@@ -170,11 +264,17 @@ def steps(size: str, batches: list[int], rounds: int) -> list[dict]:
 
 
 def step(size: str, batch: int, rounds: int) -> dict:
-    """Seconds and temporary memory of drawing z_s from logits, both ways, for strided steps of the schedule."""
+    """Seconds and temporary memory of drawing z_s from logits, both ways, for strided steps of the
+    schedule.
+    """
     *_, k, side = peer.SIZES[size]
     process, n = schedules.released(100, k), side * side
     logits = jax.random.normal(jax.random.key(1), (batch, n, k))
-    z = jnp.where(jax.random.bernoulli(jax.random.key(2), 0.5, (batch, n)), k, jax.random.randint(jax.random.key(3), (batch, n), 0, k))
+    z = jnp.where(
+        jax.random.bernoulli(jax.random.key(2), 0.5, (batch, n)),
+        k,
+        jax.random.randint(jax.random.key(3), (batch, n), 0, k),
+    )
     keys = jitted.image_keys(0, 0, batch)
     stretch = ancestral_stretch(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
     numbers = jax.tree.map(lambda x: x[12], stretch.numbers)
@@ -188,20 +288,39 @@ def step(size: str, batch: int, rounds: int) -> dict:
         gumbel = jax.vmap(lambda key: jax.random.gumbel(key, log_p.shape[1:]))(keys)
         return (log_p + gumbel).argmax(-1)
 
-    compiled = {name: jax.jit(f).lower(keys, logits, z).compile() for name, f in (("branches", branch), ("dense", dense))}
+    compiled = {
+        name: jax.jit(f).lower(keys, logits, z).compile()
+        for name, f in (("branches", branch), ("dense", dense))
+    }
     seconds = {name: [] for name in compiled}
     for program in compiled.values():
         jax.block_until_ready(program(keys, logits, z))
     for _ in range(rounds):
         for name, program in compiled.items():
-            seconds[name].append(peer.clock(lambda program=program: jax.block_until_ready(program(keys, logits, z))))
+            seconds[name].append(
+                peer.clock(lambda program=program: jax.block_until_ready(program(keys, logits, z)))
+            )
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    memory = {name: program.memory_analysis().temp_size_in_bytes / 2**20 for name, program in compiled.items()}
-    row = {"size": size, "batch": batch, "seconds": median, "ratio": median["dense"] / median["branches"], "temporary_mib": memory,
-           "logits_mib": logits.nbytes / 2**20}
-    print(f"{size:6} batch {batch}: a step takes {median['branches'] * 1e3:.1f} ms, densely {median['dense'] * 1e3:.1f} ms, "
-          f"{row['ratio']:.1f} times; memory {memory['branches']:.0f} and {memory['dense']:.0f} MiB beside "
-          f"{row['logits_mib']:.0f} of logits", flush=True)
+    memory = {
+        name: program.memory_analysis().temp_size_in_bytes / 2**20
+        for name, program in compiled.items()
+    }
+    row = {
+        "size": size,
+        "batch": batch,
+        "seconds": median,
+        "ratio": median["dense"] / median["branches"],
+        "temporary_mib": memory,
+        "logits_mib": logits.nbytes / 2**20,
+    }
+    print(
+        f"{size:6} batch {batch}: a step takes {median['branches'] * 1e3:.1f} ms, densely "
+        f"{median['dense'] * 1e3:.1f} ms, "
+        f"{row['ratio']:.1f} times; memory {memory['branches']:.0f} and {memory['dense']:.0f} MiB "
+        "beside "
+        f"{row['logits_mib']:.0f} of logits",
+        flush=True,
+    )
     return row
 
 
@@ -210,14 +329,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/sampling.json"))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", nargs="*", default=["step", "whole"], choices=["step", "whole", "pictures"])
+    parser.add_argument(
+        "--parts", nargs="*", default=["step", "whole"], choices=["step", "whole", "pictures"]
+    )
     args = parser.parse_args()
     peer.start(args.device)
     devices = jax.local_device_count()
     for part in args.parts:
         measure = {"step": steps, "whole": whole, "pictures": pictures}[part]
         name = part if devices == 1 else f"{part} on {devices} devices"
-        peer.write(args.out, name, [row for size in args.sizes for row in measure(size, args.batches, args.rounds)])
+        peer.write(
+            args.out,
+            name,
+            [row for size in args.sizes for row in measure(size, args.batches, args.rounds)],
+        )
     print(args.out)
 
 

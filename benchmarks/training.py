@@ -1,14 +1,18 @@
-"""Images per second of a training step, side by side with PyTorch: diffusers' Transformer2DModel and the published loss.
+"""Images per second of a training step, side by side with PyTorch: diffusers' Transformer2DModel
+and the published loss.
 
-  pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax; on a GPU a torch with CUDA)
-  python benchmarks/training.py --out=results/training.json
-  python benchmarks/training.py --device=gpu --sizes=base --batches 32 64      (elsewhere; without torch ours alone)
+  pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax; on a GPU a
+  torch with CUDA) python benchmarks/training.py --out=results/training.json python
+  benchmarks/training.py --device=gpu --sizes=base --batches 32 64      (elsewhere; without torch
+  ours alone)
 
-Both do a whole step: draw times by importance, noise the tokens, the network, the loss and its gradient, clipping, AdamW and the average of
-the weights. Ours is the step that `vqd_jax.main` compiles, with the config's defaults; the peer's loss is the published one, dense over all
-k + 1 states. Text states are given on both sides, in place of a frozen tower. Weights, tokens and texts are the same, and with the same
-times and noise the losses and the gradients are compared before anything is timed. `network` is the forward and backward pass of the
-network alone. Rounds alternate, so that a noisy machine slows both; ratios are of rounds.
+Both do a whole step: draw times by importance, noise the tokens, the network, the loss and its
+gradient, clipping, AdamW and the average of the weights. Ours is the step that `vqd_jax.main`
+compiles, with the config's defaults; the peer's loss is the published one, dense over all k + 1
+states. Text states are given on both sides, in place of a frozen tower. Weights, tokens and texts
+are the same, and with the same times and noise the losses and the gradients are compared before
+anything is timed. `network` is the forward and backward pass of the network alone. Rounds
+alternate, so that a noisy machine slows both; ratios are of rounds.
 """
 
 import copy
@@ -63,13 +67,17 @@ class Case:
         c.denoiser.remat = remat
         stage, params = peer.ours(c, Given())
         rng, n = np.random.default_rng(1), int(np.prod(stage.denoiser.grid))
-        batch = {"tokens": rng.integers(0, stage.process.k, (rows, n)).astype(np.int32),
-                 "text": rng.integers(0, len(STATES), (rows, 77)).astype(np.int32)}
+        batch = {
+            "tokens": rng.integers(0, stage.process.k, (rows, n)).astype(np.int32),
+            "text": rng.integers(0, len(STATES), (rows, 77)).astype(np.int32),
+        }
         return cls(size, c, stage, params, batch)
 
     @property
     def flops(self) -> int:
-        return of_step(self.stage, None, jax.tree.map(lambda x: x[0], self.batch), len(self.batch["text"]))
+        return of_step(
+            self.stage, None, jax.tree.map(lambda x: x[0], self.batch), len(self.batch["text"])
+        )
 
 
 def mine(case: Case) -> Callable[[], Any]:
@@ -77,9 +85,24 @@ def mine(case: Case) -> Callable[[], Any]:
     c, rows, parallel = case.config, len(case.batch["text"]), sharding.parallelism(devices=1)
     train = Train(**c.diffusion_train)
     optimizer = Optim(**c.diffusion_optim).build(train.steps, rows, case.stage.unchanged)
-    step = parallel.compile(make_step(case.stage, optimizer, train.ema, train.accumulate or cached_parts(rows, case.stage.tokens)))
+    step = parallel.compile(
+        make_step(
+            case.stage,
+            optimizer,
+            train.ema,
+            train.accumulate or cached_parts(rows, case.stage.tokens),
+        )
+    )
     extra = case.stage.from_weights(case.params)[1]
-    state = parallel.place(State(step=np.int32(0), params=case.params, ema=case.params, opt_state=optimizer.init(case.params), extra=extra))
+    state = parallel.place(
+        State(
+            step=np.int32(0),
+            params=case.params,
+            ema=case.params,
+            opt_state=optimizer.init(case.params),
+            extra=extra,
+        )
+    )
     batch, frozen, held = parallel.shard(case.batch), parallel.place({}), {"state": state}
 
     def one():
@@ -99,7 +122,9 @@ def forward_and_backward(case: Case) -> Callable[[], Any]:
 
 
 class Torch:
-    """The peer: the network of diffusers, a learned null, the published loss, and what a step does with the gradient."""
+    """The peer: the network of diffusers, a learned null, the published loss, and what a step does
+    with the gradient.
+    """
 
     def __init__(self, case: Case, device: str, compiled: bool):
         import torch
@@ -120,12 +145,27 @@ class Torch:
         self.average = copy.deepcopy([x.detach() for x in self.weights])
         c = case.config
         self.clip, self.decay = c.diffusion_optim.clip, c.diffusion_train.ema
-        self.optimizer = torch.optim.AdamW(self.weights, lr=c.diffusion_optim.learning_rate, betas=tuple(c.diffusion_optim.betas),
-                                           weight_decay=c.diffusion_optim.weight_decay, fused=True)
-        self.loss = Published(torch, case.stage.process.k, case.stage.process.T, c.diffusion_loss.auxiliary, device)
-        self.states, self.tokens, self.text = (self.tensor(x) for x in (STATES, case.batch["tokens"].astype(np.int64),
-                                                                       case.batch["text"].astype(np.int64)))
-        self.square, self.count = (torch.zeros(case.stage.process.T, device=device) for _ in range(2))
+        self.optimizer = torch.optim.AdamW(
+            self.weights,
+            lr=c.diffusion_optim.learning_rate,
+            betas=tuple(c.diffusion_optim.betas),
+            weight_decay=c.diffusion_optim.weight_decay,
+            fused=True,
+        )
+        self.loss = Published(
+            torch, case.stage.process.k, case.stage.process.T, c.diffusion_loss.auxiliary, device
+        )
+        self.states, self.tokens, self.text = (
+            self.tensor(x)
+            for x in (
+                STATES,
+                case.batch["tokens"].astype(np.int64),
+                case.batch["text"].astype(np.int64),
+            )
+        )
+        self.square, self.count = (
+            torch.zeros(case.stage.process.T, device=device) for _ in range(2)
+        )
 
     def tensor(self, x):
         return self.torch.from_numpy(np.array(x)).to(self.device)
@@ -165,7 +205,9 @@ class Torch:
         return float(loss)
 
     def forward_and_backward(self):
-        """What `forward_and_backward` is of ours: without the normalisation in float64 that diffusers does at the end."""
+        """What `forward_and_backward` is of ours: without the normalisation in float64 that
+        diffusers does at the end.
+        """
         n, torch = self.network, self.torch
         self.optimizer.zero_grad()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
@@ -179,7 +221,9 @@ class Torch:
 
 
 class Published:
-    """The loss of the released code, for log-probabilities (b, k, n); times from 0, states (b, k + 1, n) as logs, clamped to [-70, 0]."""
+    """The loss of the released code, for log-probabilities (b, k, n); times from 0, states (b, k +
+    1, n) as logs, clamped to [-70, 0].
+    """
 
     def __init__(self, torch, k: int, T: int, auxiliary: float, device: str):
         self.torch, self.k, self.T, self.auxiliary = torch, k, T, auxiliary
@@ -187,7 +231,10 @@ class Published:
         keep, mask = 0.99999 + rise * (9e-6 - 0.99999), 9e-6 + rise * (0.99999 - 9e-6)
         keep, mask = np.concatenate([[1], keep]), np.concatenate([[0], mask])  # of 0, 1 … T steps
         one_keep, one_mask = keep[1:] / keep[:-1], 1 - (1 - mask[1:]) / (1 - mask[:-1])
-        self.one, self.whole = (self.table(*x, device) for x in ((one_keep, one_mask), (np.append(keep[1:], 1), np.append(mask[1:], 0))))
+        self.one, self.whole = (
+            self.table(*x, device)
+            for x in ((one_keep, one_mask), (np.append(keep[1:], 1), np.append(mask[1:], 0)))
+        )
 
     def table(self, keep, mask, device):
         """Logs of: kept, replaced by one of k, masked, not masked."""
@@ -197,13 +244,24 @@ class Published:
 
     def states(self, z):
         """Tokens as log-probabilities."""
-        return self.torch.nn.functional.one_hot(z, self.k + 1).swapaxes(1, 2).float().clamp(min=1e-30).log()
+        return (
+            self.torch.nn.functional.one_hot(z, self.k + 1)
+            .swapaxes(1, 2)
+            .float()
+            .clamp(min=1e-30)
+            .log()
+        )
 
     def forward(self, log_x, table, t):
         """log q(x_t) from log q(x_0), or of one step."""
         keep, replace, mask, live = (table[i][t][:, None, None] for i in range(4))
-        return self.torch.cat([self.torch.logaddexp(log_x[:, :-1] + keep, replace.expand_as(log_x[:, :-1])),
-                               self.torch.logaddexp(log_x[:, -1:] + live, mask.expand_as(log_x[:, -1:]))], 1)
+        return self.torch.cat(
+            [
+                self.torch.logaddexp(log_x[:, :-1] + keep, replace.expand_as(log_x[:, :-1])),
+                self.torch.logaddexp(log_x[:, -1:] + live, mask.expand_as(log_x[:, -1:])),
+            ],
+            1,
+        )
 
     def noised(self, z, t):
         log_p = self.forward(self.states(z), self.whole, t)
@@ -215,14 +273,23 @@ class Published:
         states, bottom = self.states(z), torch.full_like(log_p[:, -1:], np.log(1e-30))
         mask = lambda table: table[2][t][:, None, None]
         to_z = torch.where(masked, mask(self.whole), self.forward(states, self.whole, t)[:, :-1])
-        step = torch.cat([torch.where(masked, mask(self.one), self.forward(states, self.one, t)[:, :-1]),
-                          torch.where(masked, torch.zeros_like(bottom), bottom)], 1)
+        step = torch.cat(
+            [
+                torch.where(masked, mask(self.one), self.forward(states, self.one, t)[:, :-1]),
+                torch.where(masked, torch.zeros_like(bottom), bottom),
+            ],
+            1,
+        )
         x = torch.cat([log_p[:, :-1] - to_z, bottom], 1)
         norm = x.logsumexp(1, keepdim=True)
-        return (self.forward(x - norm, self.whole, (t - 1) % (self.T + 1)) + step + norm).clamp(-70, 0)
+        return (self.forward(x - norm, self.whole, (t - 1) % (self.T + 1)) + step + norm).clamp(
+            -70, 0
+        )
 
     def __call__(self, log_p, x, z, t, p):
-        """(loss, the bound of each row): `x` clean and `z` noised tokens at times t, drawn with probabilities p."""
+        """(loss, the bound of each row): `x` clean and `z` noised tokens at times t, drawn with
+        probabilities p.
+        """
         torch = self.torch
         log_p = torch.cat([log_p, torch.full_like(log_p[:, :1], -70)], 1).clamp(-70, 0)
         clean, model = self.states(x), self.posterior(log_p, z, t)
@@ -237,38 +304,73 @@ class Published:
 
 
 def agreement(case: Case, theirs: Torch) -> dict[str, float]:
-    """With the same times, noise and dropped captions: both losses, and by how much gradients differ, as a share of their norm.
+    """With the same times, noise and dropped captions: both losses, and by how much gradients
+    differ, as a share of their norm.
 
     In float32 the losses must be equal to 1e-4, or nothing is timed.
     """
     stage, rows = case.stage, Rows.here(len(case.batch["text"]))
     key, (params, extra) = jax.random.key(3), stage.from_weights(case.params)
-    gradient = jax.jit(lambda p: jax.value_and_grad(stage.loss, has_aux=True)(p, extra, None, case.batch, key, 0, rows))
+    gradient = jax.jit(
+        lambda p: jax.value_and_grad(stage.loss, has_aux=True)(
+            p, extra, None, case.batch, key, 0, rows
+        )
+    )
     (loss, (seen, _)), grads = gradient(params)
-    each = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(rows.keys(key))  # as the stage draws
+    each = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(
+        rows.keys(key)
+    )  # as the stage draws
     z = stage.diffuse(each(1), case.batch["tokens"], seen["t"])
     drop = jax.vmap(lambda k: jax.random.bernoulli(k, stage.weights.drop_caption))(each(2))
     t = theirs.tensor(seen["t"]).long() - 1
-    other, bound = theirs.gradient(theirs.tensor(z).long(), t, theirs.tensor(drop), theirs.torch.full(t.shape, 0.01, device=t.device))
-    want = {name: w.grad.cpu().numpy() for name, w in zip(theirs.names, theirs.weights)} | {"null": theirs.null.grad.cpu().numpy()}
-    got = peer.to_diffusers(grads["denoiser"], stage.denoiser.layers) | {"null": np.asarray(grads["conditioner"]["null"])}
-    norm = lambda tree: float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values())))
+    other, bound = theirs.gradient(
+        theirs.tensor(z).long(),
+        t,
+        theirs.tensor(drop),
+        theirs.torch.full(t.shape, 0.01, device=t.device),
+    )
+    want = {name: w.grad.cpu().numpy() for name, w in zip(theirs.names, theirs.weights)} | {
+        "null": theirs.null.grad.cpu().numpy()
+    }
+    got = peer.to_diffusers(grads["denoiser"], stage.denoiser.layers) | {
+        "null": np.asarray(grads["conditioner"]["null"])
+    }
+    norm = lambda tree: float(
+        np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values()))
+    )
     apart = norm({name: got[name] - want[name] for name in want}) / norm(want)
     if stage.denoiser.dtype == jnp.float32 and abs(float(other) / float(loss) - 1) > 1e-4:
-        raise SystemExit(f"error: the losses differ: {float(loss)} here, {float(other)} of the peer")
-    return {"loss": float(loss), "loss_of_peer": float(other), "relative_difference_of_gradients": apart}
+        raise SystemExit(
+            f"error: the losses differ: {float(loss)} here, {float(other)} of the peer"
+        )
+    return {
+        "loss": float(loss),
+        "loss_of_peer": float(other),
+        "relative_difference_of_gradients": apart,
+    }
 
 
 PARTS = {"step": (mine, "step"), "network": (forward_and_backward, "forward_and_backward")}
 
 
-def measure(case: Case, parts: list[str], rounds: int, peak: float, compiled: bool) -> dict[str, Any]:
+def measure(
+    case: Case, parts: list[str], rounds: int, peak: float, compiled: bool
+) -> dict[str, Any]:
     """A row of results: the step and the network alone, ours and, where it is there, the peer's."""
     rows = len(case.batch["text"])
-    row = {"size": case.size, "batch": rows, "dtype": jnp.dtype(case.stage.denoiser.dtype).name, "flops": case.flops, "measured_peak": peak}
+    row = {
+        "size": case.size,
+        "batch": rows,
+        "dtype": jnp.dtype(case.stage.denoiser.dtype).name,
+        "flops": case.flops,
+        "measured_peak": peak,
+    }
     theirs = Torch(case, "cuda" if peer.on_gpu() else "cpu", compiled) if peer.there() else None
     if theirs:
-        row |= {"agreement": agreement(case, theirs), "peer_threads": peer.best_threads(theirs.step)}
+        row |= {
+            "agreement": agreement(case, theirs),
+            "peer_threads": peer.best_threads(theirs.step),
+        }
     for part in parts:
         ours, other = PARTS[part]
         sides = {"vqd_jax": ours(case)} | ({"diffusers": getattr(theirs, other)} if theirs else {})
@@ -277,21 +379,26 @@ def measure(case: Case, parts: list[str], rounds: int, peak: float, compiled: bo
     return row
 
 
-def compare(sides: dict[str, Callable], rows: int, flops: int, peak: float, rounds: int) -> dict[str, Any]:
+def compare(
+    sides: dict[str, Callable], rows: int, flops: int, peak: float, rounds: int
+) -> dict[str, Any]:
     """Each side once a round, in turn."""
     for one in sides.values():
         jax.block_until_ready([one(), one()])
     seconds, processor = ({name: [] for name in sides} for _ in range(2))
     for i in range(rounds):
-        for name, one in [*sides.items()][::1 if i % 2 else -1]:
+        for name, one in [*sides.items()][:: 1 if i % 2 else -1]:
             began = time.process_time()
             seconds[name].append(peer.clock(one))
             processor[name].append(time.process_time() - began)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     known = chip(jax.devices()[0].device_kind)
-    out = {"images_per_second": {name: rows / s for name, s in median.items()},
-           "share_of_measured_peak": {name: flops / s / peak for name, s in median.items()}, "seconds": seconds,
-           "processor_seconds": processor}
+    out = {
+        "images_per_second": {name: rows / s for name, s in median.items()},
+        "share_of_measured_peak": {name: flops / s / peak for name, s in median.items()},
+        "seconds": seconds,
+        "processor_seconds": processor,
+    }
     if known:
         out["mfu"] = {name: flops / s / known.peak for name, s in median.items()}
     if len(sides) == 2:
@@ -303,29 +410,47 @@ def compare(sides: dict[str, Callable], rows: int, flops: int, peak: float, roun
 def told(part: dict[str, Any]) -> str:
     shares = part.get("mfu", part["share_of_measured_peak"])
     kind = "mfu" if "mfu" in part else "of the measured peak"
-    text = ", ".join(f"{name} {rate:.2f} images/s ({shares[name]:.0%} {kind})" for name, rate in part["images_per_second"].items())
+    text = ", ".join(
+        f"{name} {rate:.2f} images/s ({shares[name]:.0%} {kind})"
+        for name, rate in part["images_per_second"].items()
+    )
     for name in ("ratio", "ratio_of_processor_time"):
         if name in part:
             low, high = part[name]["quartiles"]
-            text += f", {name.replace('_', ' ')} {part[name]['median']:.2f} ({low:.2f} to {high:.2f})"
+            text += (
+                f", {name.replace('_', ' ')} {part[name]['median']:.2f} ({low:.2f} to {high:.2f})"
+            )
     return text
 
 
 def main() -> None:
     parser = peer.options(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/training.json"))
-    parser.add_argument("--batches", nargs="*", type=int, help="4 at S, 32 at the others by default")
+    parser.add_argument(
+        "--batches", nargs="*", type=int, help="4 at S, 32 at the others by default"
+    )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--remat", action="store_true", help="compute layers again in the backward pass of ours, as base does as published")
+    parser.add_argument(
+        "--remat",
+        action="store_true",
+        help="compute layers again in the backward pass of ours, as base does as published",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
     args = parser.parse_args()
     peer.start(args.device)
     peak, rows = peer.measured_peak(), []
-    print(f"{jax.devices()[0].device_kind}: products of matrices at {peak / 1e9:.0f} GFLOP/s", flush=True)
+    print(
+        f"{jax.devices()[0].device_kind}: products of matrices at {peak / 1e9:.0f} GFLOP/s",
+        flush=True,
+    )
     for size in args.sizes:
         for batch in args.batches or [BATCHES[size]]:
-            rows.append(measure(Case.make(size, batch, args.remat), args.parts, args.rounds, peak, args.compile))
+            rows.append(
+                measure(
+                    Case.make(size, batch, args.remat), args.parts, args.rounds, peak, args.compile
+                )
+            )
             peer.write(args.out, "training", rows)
     print(args.out)
 

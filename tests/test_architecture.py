@@ -1,4 +1,7 @@
-"""How the package hangs together: who may import whom, what is never imported early, what every file says of itself."""
+"""How the package hangs together: who may import whom, what is never imported early, what every
+file says of itself.
+"""
+
 import ast
 import configparser
 import re
@@ -59,14 +62,18 @@ COMMANDS = {name for name in TREES if part(name) == "cli"}
 
 
 def test_the_top_has_at_most_16_entries_and_no_other_folder():
-    entries = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    entries = {
+        path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")
+    }
     assert entries == {*ALLOWED, "__init__"} and len(entries) <= 16
 
 
 @pytest.mark.parametrize("name", [n for n in TREES if n != "vqd_jax"])
 def test_imports_follow_the_order_of_the_folders(name):
     ours = {i for i in imports(TREES[name]) if i.startswith("vqd_jax.")}
-    assert {part(i) for i in ours} - {part(name)} - {""} <= {*ALLOWED[part(name)].split()} | ({"__version__"} if name == "vqd_jax.__main__" else set())
+    assert {part(i) for i in ours} - {part(name)} - {""} <= {*ALLOWED[part(name)].split()} | (
+        {"__version__"} if name == "vqd_jax.__main__" else set()
+    )
 
 
 def test_the_order_has_no_circle():
@@ -79,7 +86,9 @@ def test_the_order_has_no_circle():
 def test_no_module_imports_one_that_imports_it():
     """Between modules, too, also through others and inside functions."""
     names = set(TREES)
-    graph = {name: {i for i in imports(tree) if i in names} - {name} for name, tree in TREES.items()}
+    graph = {
+        name: {i for i in imports(tree) if i in names} - {name} for name, tree in TREES.items()
+    }
     done = set()
     while ready := {name for name, below in graph.items() if below - {"vqd_jax"} <= done} - done:
         done |= ready
@@ -89,12 +98,22 @@ def test_no_module_imports_one_that_imports_it():
 def test_the_tests_import_one_command_line_at_most():
     """The flags of two, of the same name, would clash in the process that runs both tests."""
     trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("*.py")]
-    assert len({i for tree in trees for i in imports(tree)} & (COMMANDS - {"vqd_jax.cli", "vqd_jax.cli.runner"})) <= 1
+    assert (
+        len(
+            {i for tree in trees for i in imports(tree)}
+            & (COMMANDS - {"vqd_jax.cli", "vqd_jax.cli.runner"})
+        )
+        <= 1
+    )
 
 
 def test_no_test_imports_a_test():
     for path in (ROOT / "tests").rglob("*.py"):
-        assert not [i for i in imports(ast.parse(path.read_text())) if any(p.startswith("test_") for p in i.split("."))], path
+        assert not [
+            i
+            for i in imports(ast.parse(path.read_text()))
+            if any(p.startswith("test_") for p in i.split("."))
+        ], path
 
 
 def test_the_probe_sees_a_wrong_import():
@@ -106,18 +125,40 @@ def test_the_probe_sees_a_wrong_import():
 @pytest.mark.parametrize("name", TREES)
 def test_heavy_libraries_are_imported_where_they_are_used(name):
     early = {i.split(".")[0] for i in imports(TREES[name], top_only=True)}
-    assert not early & {"torch", "tensorflow", "tensorflow_datasets", "transformers", "orbax", "matplotlib", "gradio"}
+    assert not early & {
+        "torch",
+        "tensorflow",
+        "tensorflow_datasets",
+        "transformers",
+        "orbax",
+        "matplotlib",
+        "gradio",
+    }
 
 
 def test_only_build_and_the_command_lines_see_the_config():
-    seeing = {name for name, tree in TREES.items() if any(i.startswith("ml_collections") for i in imports(tree))}
-    assert seeing - COMMANDS <= {"vqd_jax.config.build", "vqd_jax.config.defaults", "vqd_jax.config.paper", "vqd_jax.inference.pipeline", "vqd_jax.train.experiment"}
+    seeing = {
+        name
+        for name, tree in TREES.items()
+        if any(i.startswith("ml_collections") for i in imports(tree))
+    }
+    assert seeing - COMMANDS <= {
+        "vqd_jax.config.build",
+        "vqd_jax.config.defaults",
+        "vqd_jax.config.paper",
+        "vqd_jax.inference.pipeline",
+        "vqd_jax.train.experiment",
+    }
 
 
 def test_pure_parts_know_no_network():
     for name in TREES:
         if part(name) in ("diffusion", "samplers"):
-            assert not [i for i in imports(TREES[name]) if i.split(".")[0] in ("flax", "optax", "orbax", "ml_collections")], name
+            assert not [
+                i
+                for i in imports(TREES[name])
+                if i.split(".")[0] in ("flax", "optax", "orbax", "ml_collections")
+            ], name
 
 
 @pytest.mark.parametrize("entry", ["main", "cli.sample", "cli.evaluate", "inference.pipeline"])
@@ -140,20 +181,40 @@ def test_console_scripts_exist():
     for line in setup["options.entry_points"]["console_scripts"].split("\n"):
         if line:
             name, function = re.fullmatch(r"[\w-]+ = ([\w.]+):(\w+)", line).groups()
-            assert any(isinstance(node, ast.FunctionDef) and node.name == function for node in TREES[name].body), line
+            assert any(
+                isinstance(node, ast.FunctionDef) and node.name == function
+                for node in TREES[name].body
+            ), line
 
 
 def test_nothing_names_a_path_of_one_machine():
     folders = ["vqd_jax", "tests", "configs", "benchmarks", "launch", "docs", "results"]
-    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".sh", ".sbatch", ".md", ".json")]
+    files = [
+        p
+        for f in folders
+        for p in (ROOT / f).rglob("*")
+        if p.suffix in (".py", ".sh", ".sbatch", ".md", ".json")
+    ]
     files += [p for p in (ROOT / "README.md", ROOT / "setup.cfg") if p.exists()]
     place = re.compile(r"(?<![\w.$}])/" + r"(work|root|home/\w+|mnt/\w+)\b|\.\./" + "shared")
-    found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in files for m in place.finditer(p.read_text())]
+    found = [
+        f"{p.relative_to(ROOT)}: {m.group()}" for p in files for m in place.finditer(p.read_text())
+    ]
     assert not found
 
 
 def test_the_links_of_the_documents_lead_somewhere():
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "pretrained").rglob("*.md")]
-    links = [(path, target) for path in files for target in re.findall(r"\]\(([^)#]+)", path.read_text())
-             if not re.match("https?:", target)]
-    assert len(links) > 20 and not [(str(path), target) for path, target in links if not (path.parent / target).exists()]
+    files = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "pretrained").rglob("*.md"),
+    ]
+    links = [
+        (path, target)
+        for path in files
+        for target in re.findall(r"\]\(([^)#]+)", path.read_text())
+        if not re.match("https?:", target)
+    ]
+    assert len(links) > 20 and not [
+        (str(path), target) for path, target in links if not (path.parent / target).exists()
+    ]

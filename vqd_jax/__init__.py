@@ -1,6 +1,7 @@
 """VQ-Diffusion in JAX: text to image by discrete diffusion over the tokens of a VQ-VAE.
 
-`load` opens a trained model, `TextToImage` is its class; the command line is `vqd` (or `python -m vqd_jax`).
+`load` opens a trained model, `TextToImage` is its class; the command line is `vqd` (or `python -m
+vqd_jax`).
 """
 
 from importlib import import_module

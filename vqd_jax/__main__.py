@@ -1,4 +1,6 @@
-"""The command line: `vqd COMMAND --flag=value …`, the same as `python -m vqd_jax COMMAND`; `vqd --help` lists the commands."""
+"""The command line: `vqd COMMAND --flag=value …`, the same as `python -m vqd_jax COMMAND`; `vqd
+--help` lists the commands.
+"""
 
 import importlib
 import sys
@@ -22,7 +24,10 @@ COMMANDS = {
 def usage() -> str:
     """The help text with one line for each command."""
     rows = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
-    return f"usage: vqd COMMAND [--flag=value …]\n\n{rows}\n\n`vqd COMMAND --help` lists the flags of a command."
+    return (
+        f"usage: vqd COMMAND [--flag=value …]\n\n{rows}\n\n`vqd COMMAND --help` lists the "
+        "flags of a command."
+    )
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Every command line as a subprocess, on real emoji: it runs, it resumes bit for bit, and bad input gets one sentence."""
+"""Every command line as a subprocess, on real emoji: it runs, it resumes bit for bit, and bad input
+gets one sentence.
+"""
 
 import fcntl
 import json
@@ -19,8 +21,16 @@ from vqd_jax.train.meter import kept
 
 
 def train(workdir, cache, *extra, ok=True, variant=""):
-    return run("vqd_jax.main", f"--config=configs/emoji.py{variant}", f"--workdir={workdir}", f"--config.data.cache={cache}",
-               "--config.emoji.max_items=24", *(f"--config.{key}" for key in TINY), *extra, ok=ok)
+    return run(
+        "vqd_jax.main",
+        f"--config=configs/emoji.py{variant}",
+        f"--workdir={workdir}",
+        f"--config.data.cache={cache}",
+        "--config.emoji.max_items=24",
+        *(f"--config.{key}" for key in TINY),
+        *extra,
+        ok=ok,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +46,11 @@ def trained(cache, tmp_path_factory):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_main_ends_with_pictures_and_says_where(trained):
@@ -53,13 +67,17 @@ def test_main_ends_with_pictures_and_says_where(trained):
 
 
 def measured(workdir, stage):
-    """When the stage began, as its log has it, and its last line of training, whose goodput is what can be read from the disk."""
+    """When the stage began, as its log has it, and its last line of training, whose goodput is what
+    can be read from the disk.
+    """
     rows = read_metrics(workdir / stage / "metrics.jsonl")
     assert rows[0].keys() == {"step", "time"} and rows[0]["step"] == 0
     seconds, step = kept(rows)
     line = [row for row in rows if "train/loss" in row][-1]
     assert step == line["step"] == 6
-    assert line["train/goodput"] == pytest.approx(seconds / (line["time"] - rows[0]["time"]), rel=0.05)
+    assert line["train/goodput"] == pytest.approx(
+        seconds / (line["time"] - rows[0]["time"]), rel=0.05
+    )
     return rows[0]["time"], line
 
 
@@ -67,19 +85,32 @@ def test_a_run_says_how_fast_it_is(trained):
     workdir, done = trained
     for stage in ("vqvae", "diffusion"):
         _, line = measured(workdir, stage)
-        assert TIMINGS - line.keys() == {"train/mfu", "train/device_memory", "train/device_memory_peak"}  # a CPU has none
+        assert TIMINGS - line.keys() == {
+            "train/mfu",
+            "train/device_memory",
+            "train/device_memory_peak",
+        }  # a CPU has none
         assert 0 < line["train/goodput"] < 1 and 0 <= line["train/input_wait"] < 1
-        assert line["train/step_time"] == pytest.approx(8 / line["train/examples_per_second"])  # a line for each step
-        number, unit = re.search(rf"{stage}: (\S+) ([MG])FLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", done.stdout).groups()
+        assert line["train/step_time"] == pytest.approx(
+            8 / line["train/examples_per_second"]
+        )  # a line for each step
+        number, unit = re.search(
+            rf"{stage}: (\S+) ([MG])FLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", done.stdout
+        ).groups()
         operations = float(number) * {"M": 1e6, "G": 1e9}[unit]
-        assert line["train/flops_per_second"] * line["train/step_time"] == pytest.approx(operations, rel=0.01)
+        assert line["train/flops_per_second"] * line["train/step_time"] == pytest.approx(
+            operations, rel=0.01
+        )
 
 
 def test_a_finished_run_is_skipped(trained, cache):
     workdir, _ = trained
     before = contents(workdir / "diffusion" / "checkpoints")
     done = train(workdir, cache)
-    assert "vqvae: all 6 steps are done" in done.stdout and "diffusion: all 6 steps are done" in done.stdout
+    assert (
+        "vqvae: all 6 steps are done" in done.stdout
+        and "diffusion: all 6 steps are done" in done.stdout
+    )
     assert contents(workdir / "diffusion" / "checkpoints") == before
 
 
@@ -93,13 +124,22 @@ def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, st
         shutil.rmtree(again / "diffusion")
     done = train(again, cache, "--config.profile.steps=2")
     assert f"{stage}: 3 of 6 steps" in done.stdout
-    assert "trace of steps 5 to 6" in done.stdout and len([*(again / stage / "profile").rglob("*.trace.json.gz")]) == 1
+    assert (
+        "trace of steps 5 to 6" in done.stdout
+        and len([*(again / stage / "profile").rglob("*.trace.json.gz")]) == 1
+    )
     assert measured(again, stage)[0] == measured(workdir, stage)[0]  # all that lies between counts
     for name in {stage, "diffusion"}:
         for item in ("state", "weights"):
-            one, two = (Checkpoints(w / name / "checkpoints", read_only=True).restore(item) for w in (workdir, again))
+            one, two = (
+                Checkpoints(w / name / "checkpoints", read_only=True).restore(item)
+                for w in (workdir, again)
+            )
             jax.tree.map(np.testing.assert_array_equal, one, two)
-        untimed = lambda w: [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(w / name / "metrics.jsonl")]
+        untimed = lambda w: [
+            {k: v for k, v in row.items() if k not in TIMINGS}
+            for row in read_metrics(w / name / "metrics.jsonl")
+        ]
         assert untimed(workdir) == untimed(again)
     assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
 
@@ -110,8 +150,11 @@ def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cac
     shutil.copytree(trained[0], workdir)
     begun = contents(workdir)
     train(workdir, cache, variant=":autoregressive")
-    assert {k: v for k, v in contents(workdir).items() if not k.startswith(("autoregressive", "samples-auto", "report"))} == {
-        k: v for k, v in begun.items() if k != "report.html"}
+    assert {
+        k: v
+        for k, v in contents(workdir).items()
+        if not k.startswith(("autoregressive", "samples-auto", "report"))
+    } == {k: v for k, v in begun.items() if k != "report.html"}
     assert Image.open(workdir / "samples-autoregressive.png").size[0] > 300
     checkpoints = Checkpoints(workdir / "autoregressive" / "checkpoints", read_only=True)
     state = checkpoints.restore("state")
@@ -121,16 +164,35 @@ def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cac
 
     made = []
     for stage in ((), ("--stage=autoregressive", f"--trace={tmp_path / 'trace.png'}")):
-        run("vqd_jax", "sample", f"--workdir={workdir}", "--prompt=a dog", "--num=2", *stage, f"--out={tmp_path / 'x.png'}")
+        run(
+            "vqd_jax",
+            "sample",
+            f"--workdir={workdir}",
+            "--prompt=a dog",
+            "--num=2",
+            *stage,
+            f"--out={tmp_path / 'x.png'}",
+        )
         made.append(json.loads(Image.open(tmp_path / "x.png").text["vqd_jax"]))
     assert [(m["sampler"], m["calls"]) for m in made] == [("ancestral", 3), ("autoregressive", 64)]
     shutil.rmtree(workdir / "diffusion")
-    run("vqd_jax", "evaluate", f"--workdir={workdir}", f"--cache={cache}", f"--out={tmp_path / 'r.json'}")
+    run(
+        "vqd_jax",
+        "evaluate",
+        f"--workdir={workdir}",
+        f"--cache={cache}",
+        f"--out={tmp_path / 'r.json'}",
+    )
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["provenance"]["steps"] == {"vqvae": 6, "autoregressive": 6}
-    assert result["sampling"]["sampler"] == "autoregressive" and 0 < result["bound"]["train"]["bits_per_token"] < 8
-    for extra, sentence in ((["--calls=5"], "for this autoregressive model calls can only be 64, got 5"),
-                            (["--stage=diffusion"], "has no stage diffusion, only autoregressive")):
+    assert (
+        result["sampling"]["sampler"] == "autoregressive"
+        and 0 < result["bound"]["train"]["bits_per_token"] < 8
+    )
+    for extra, sentence in (
+        (["--calls=5"], "for this autoregressive model calls can only be 64, got 5"),
+        (["--stage=diffusion"], "has no stage diffusion, only autoregressive"),
+    ):
         bad = run("vqd_jax", "sample", f"--workdir={workdir}", "--prompt=a dog", *extra, ok=False)
         assert bad.returncode != 0 and "Traceback" not in bad.stderr and sentence in bad.stderr
 
@@ -139,8 +201,20 @@ def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_p
     workdir, _ = trained
     before, made = contents(workdir), []
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
-        run("vqd_jax", "sample", f"--workdir={workdir}", "--prompt=a google style emoji of a red apple", "--prompt=日本語の犬", "--num=3",
-            "--batch=2", "--guidance=3", "--temperature=0.9", "--top_p=0.9", f"--seed={seed}", f"--out={tmp_path / name}")
+        run(
+            "vqd_jax",
+            "sample",
+            f"--workdir={workdir}",
+            "--prompt=a google style emoji of a red apple",
+            "--prompt=日本語の犬",
+            "--num=3",
+            "--batch=2",
+            "--guidance=3",
+            "--temperature=0.9",
+            "--top_p=0.9",
+            f"--seed={seed}",
+            f"--out={tmp_path / name}",
+        )
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1] != made[2]
     assert json.loads(Image.open(tmp_path / "a.png").text["vqd_jax"])["guidance"] == 3
@@ -150,21 +224,60 @@ def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_p
 def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
     workdir = tmp_path / "emoji"
     shutil.copytree(trained[0], workdir)
-    planned = run("vqd_jax", "plan", f"--workdir={workdir}", f"--cache={cache}", "--calls=5", "--images=8", "--points=3")
-    assert "tokens at the 5 calls" in planned.stdout and Image.open(workdir / "diffusion" / "plan.png").size[0] > 300
+    planned = run(
+        "vqd_jax",
+        "plan",
+        f"--workdir={workdir}",
+        f"--cache={cache}",
+        "--calls=5",
+        "--images=8",
+        "--points=3",
+    )
+    assert (
+        "tokens at the 5 calls" in planned.stdout
+        and Image.open(workdir / "diffusion" / "plan.png").size[0] > 300
+    )
     before = contents(workdir)
-    run("vqd_jax", "sample", f"--workdir={workdir}", "--prompt=a cat AND a dog :0.5", "--negative_prompt=a tree", "--num=2",
-        "--sampler=counts", "--calls=5", "--option=order=halton", "--ramp", "--guidance_below=0.9", "--top_k=9",
-        f"--trace={tmp_path / 'trace.png'}", f"--out={tmp_path / 'two.png'}")
+    run(
+        "vqd_jax",
+        "sample",
+        f"--workdir={workdir}",
+        "--prompt=a cat AND a dog :0.5",
+        "--negative_prompt=a tree",
+        "--num=2",
+        "--sampler=counts",
+        "--calls=5",
+        "--option=order=halton",
+        "--ramp",
+        "--guidance_below=0.9",
+        "--top_k=9",
+        f"--trace={tmp_path / 'trace.png'}",
+        f"--out={tmp_path / 'two.png'}",
+    )
     used = json.loads(Image.open(tmp_path / "two.png").text["vqd_jax"])
-    assert used["sampler"] == "counts" and used["order"] == "halton" and used["negative_prompt"] == "a tree" and used["ramp"] is True
+    assert (
+        used["sampler"] == "counts"
+        and used["order"] == "halton"
+        and used["negative_prompt"] == "a tree"
+        and used["ramp"] is True
+    )
     assert Image.open(tmp_path / "trace.png").size[0] > 5 * 96  # one picture for each call
     Image.new("RGB", (40, 32), "orange").save(tmp_path / "orange.png")
     mask = Image.new("L", (40, 32))
     mask.paste(255, (8, 8, 24, 20))
     mask.save(tmp_path / "mask.png")
-    run("vqd_jax", "sample", f"--workdir={workdir}", "--prompt=a dog", "--num=1", f"--init_image={tmp_path / 'orange.png'}",
-        f"--mask={tmp_path / 'mask.png'}", "--extend=0,0,8,4", "--scale=1", f"--out={tmp_path / 'edited.png'}")
+    run(
+        "vqd_jax",
+        "sample",
+        f"--workdir={workdir}",
+        "--prompt=a dog",
+        "--num=1",
+        f"--init_image={tmp_path / 'orange.png'}",
+        f"--mask={tmp_path / 'mask.png'}",
+        "--extend=0,0,8,4",
+        "--scale=1",
+        f"--out={tmp_path / 'edited.png'}",
+    )
     edited = np.asarray(Image.open(tmp_path / "edited.png").convert("RGB"))
     orange = (edited == (255, 165, 0)).all(-1)
     assert orange.sum() >= 40 * 32 - 16 * 12 and contents(workdir) == before
@@ -173,27 +286,54 @@ def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
 def test_evaluation_writes_one_json(trained, cache, tmp_path):
     workdir, _ = trained
     before = contents(workdir)
-    run("vqd_jax", "evaluate", f"--workdir={workdir}", f"--cache={cache}", f"--out={tmp_path / 'r.json'}")
+    run(
+        "vqd_jax",
+        "evaluate",
+        f"--workdir={workdir}",
+        f"--cache={cache}",
+        f"--out={tmp_path / 'r.json'}",
+    )
     result = json.loads((tmp_path / "r.json").read_text())
     for split in ("seen_cells", "held_out_cells"):
         for row in ("generated", "ceiling"):
-            assert set(result[split][row]) >= {"retrieval@1", "retrieval@5", "style_accuracy", "vgg_kid"}
+            assert set(result[split][row]) >= {
+                "retrieval@1",
+                "retrieval@5",
+                "style_accuracy",
+                "vgg_kid",
+            }
     bound = result["bound"]["train"]
     assert bound["bits_per_token"] == pytest.approx(bound["nats_per_token"] / np.log(2))
-    assert 0 < bound["bits_per_token"] < 60  # an untrained model does not even know that tokens are mostly intact
-    assert {"psnr", "ssim", "lpips", "lpips_alex", "codes_in_use", "perplexity"} == set(result["reconstruction"])
-    assert result["protocol"]["images"] == 8 and result["provenance"]["steps"] == {"vqvae": 6, "diffusion": 6}
+    assert (
+        0 < bound["bits_per_token"] < 60
+    )  # an untrained model does not even know that tokens are mostly intact
+    assert {"psnr", "ssim", "lpips", "lpips_alex", "codes_in_use", "perplexity"} == set(
+        result["reconstruction"]
+    )
+    assert result["protocol"]["images"] == 8 and result["provenance"]["steps"] == {
+        "vqvae": 6,
+        "diffusion": 6,
+    }
     assert (tmp_path / "r.png").exists() and contents(workdir) == before
 
 
 def test_a_run_ends_with_its_report_and_the_command_writes_the_same(trained, tmp_path):
     workdir, done = trained
     before = contents(workdir)
-    assert f"all of it on one page: {workdir}/report.html" in done.stdout and "stays as it is" not in done.stdout
+    assert (
+        f"all of it on one page: {workdir}/report.html" in done.stdout
+        and "stays as it is" not in done.stdout
+    )
     run("vqd_jax", "report", f"--workdir={workdir}", f"--out={tmp_path / 'new' / 'page.html'}")
     page = (tmp_path / "new" / "page.html").read_text()
     assert page == (workdir / "report.html").read_text() and contents(workdir) == before
-    assert re.findall(r'<section id="([\w-]+)"', page) == ["curves", "pictures", "codebook", "time-and-hardware", "config"]
+    assert re.findall(r'<section id="([\w-]+)"', page) == [
+        "curves",
+        "pictures",
+        "codebook",
+        "time-and-hardware",
+        "config",
+    ]
     codes = [np.load(path) for path in sorted((workdir / "vqvae").glob("codes-*.npy"))]
     assert [use.shape for use in codes] == [(32,)] * 2 and {use.sum() for use in codes} == {8 * 64}
 
@@ -207,8 +347,13 @@ def test_curves_are_drawn(trained, tmp_path):
 @pytest.mark.slow
 def test_a_folder_with_random_crops_trains(cache, tmp_path):
     folder = folder_of_emoji(tmp_path / "pictures", broken=0)
-    done = train(tmp_path / "run", tmp_path / "cache", "--config.data.source=folder", f"--config.folder.path={folder}",
-                 "--config.data.transform=crop")
+    done = train(
+        tmp_path / "run",
+        tmp_path / "cache",
+        "--config.data.source=folder",
+        f"--config.folder.path={folder}",
+        "--config.data.transform=crop",
+    )
     assert (tmp_path / "run" / "samples.png").exists() and "images: " in done.stdout
 
 
@@ -218,22 +363,64 @@ BAD = [
     (["sample", "--workdir={workdir}", "--label=3"], "--label is for class models"),
     (["sample", "--prompt=x"], "--workdir is missing"),
     (["sample", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
-    (["sample", "--workdir={workdir}", "--prompt=" + "x" * 10_000], "a prompt has 10,000 characters"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--calls=11"], "calls must be in 1..10, got 11"),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=" + "x" * 10_000],
+        "a prompt has 10,000 characters",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--calls=11"],
+        "calls must be in 1..10, got 11",
+    ),
     (["sample", "--workdir={workdir}", "--prompt=x", "--temperature=0"], "temperature positive"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--num=0"], "--num=0"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=best"], "--sampler=best"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=autoregressive"], "the sampler autoregressive is for such models"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--stage=autoregressive"], "has no stage autoregressive, only diffusion"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--option=order"], "--option takes NAME=VALUE"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--option=order=halton"], "the sampler ancestral has no option 'order'"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=eta=1"], "only counts, noise, order, origin, polish"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--calls=65"], "calls must be in 1..64"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=counts=planned"], "there is no plan for the order"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--guidance=1", "--negative_prompt=y"], "a negative prompt acts through guidance"),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--sampler=autoregressive"],
+        "the sampler autoregressive is for such models",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--stage=autoregressive"],
+        "has no stage autoregressive, only diffusion",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--option=order"],
+        "--option takes NAME=VALUE",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--option=order=halton"],
+        "the sampler ancestral has no option 'order'",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--option=eta=1"],
+        "only counts, noise, order, origin, polish",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--sampler=counts", "--calls=65"],
+        "calls must be in 1..64",
+    ),
+    (
+        [
+            "sample",
+            "--workdir={workdir}",
+            "--prompt=x",
+            "--sampler=counts",
+            "--option=counts=planned",
+        ],
+        "there is no plan for the order",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--guidance=1", "--negative_prompt=y"],
+        "a negative prompt acts through guidance",
+    ),
     (["sample", "--workdir={workdir}", "--prompt=x AND  ", "--num=1"], "a prompt is empty"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--mask=m.png"], "--mask needs a picture: give it with --init_image"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--init_image=gone.png"], "there is no picture gone.png"),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--mask=m.png"],
+        "--mask needs a picture: give it with --init_image",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--init_image=gone.png"],
+        "there is no picture gone.png",
+    ),
     (["plan", "--workdir={workdir}", "--calls=65"], "a plan for 64 tokens has 1..64 calls, got 65"),
     (["plan", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "{workdir}"),
@@ -241,22 +428,46 @@ BAD = [
     (["explain", "--prompt=x"], "--workdir is missing"),
     (["explain", "--workdir={workdir}"], "--prompt is missing"),
     (["explain", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
-    (["explain", "--workdir={workdir}", "--prompt=x", "--prompt=y"], "one picture is explained at a time"),
-    (["explain", "--workdir={workdir}", "--prompt=x", "--calls=11"], "calls must be in 1..10, got 11"),
-    (["explain", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "cannot write the explanation to {workdir}"),
+    (
+        ["explain", "--workdir={workdir}", "--prompt=x", "--prompt=y"],
+        "one picture is explained at a time",
+    ),
+    (
+        ["explain", "--workdir={workdir}", "--prompt=x", "--calls=11"],
+        "calls must be in 1..10, got 11",
+    ),
+    (
+        ["explain", "--workdir={workdir}", "--prompt=x", "--out={workdir}"],
+        "cannot write the explanation to {workdir}",
+    ),
     (["report"], "--workdir is missing"),
     (["report", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["report", "--workdir=tests"], "there is nothing to report in tests"),
     (["report", "--workdir={workdir}", "--out={workdir}"], "cannot write the report {workdir}"),
     (["sample", "--workdir={workdir}", "--like=gone.png"], "there is no picture gone.png"),
-    (["sample", "--workdir={workdir}", "--like=README.md"], "README.md does not say how it was made"),
-    (["sample", "--workdir={workdir}", "--like=docs/plan.png"], "docs/plan.png does not say how it was made"),
-    (["sample", "--workdir={workdir}", "--like=x.png", "--seed=1", "--calls=2"], "takes everything from the file: leave out --seed"),
-    (["sample", "--workdir={workdir}", "--like=x.png", "--prompt=x"], "takes everything from the file: leave out --prompt"),
+    (
+        ["sample", "--workdir={workdir}", "--like=README.md"],
+        "README.md does not say how it was made",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--like=docs/plan.png"],
+        "docs/plan.png does not say how it was made",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--like=x.png", "--seed=1", "--calls=2"],
+        "takes everything from the file: leave out --seed",
+    ),
+    (
+        ["sample", "--workdir={workdir}", "--like=x.png", "--prompt=x"],
+        "takes everything from the file: leave out --prompt",
+    ),
     (["demo"], "--workdir is missing"),
     (["demo", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["demo", "--workdir=tests"], "there is no finished checkpoint"),
-    (["demo", "--workdir={workdir}", "--stage=autoregressive"], "has no stage autoregressive, only diffusion"),
+    (
+        ["demo", "--workdir={workdir}", "--stage=autoregressive"],
+        "has no stage autoregressive, only diffusion",
+    ),
     (["demo", "--workdir={workdir}", "--adapter=gone.safetensors"], "gone.safetensors"),
     (["demo", "--workdir={workdir}", "--port=99999"], "--port=99999"),
     (["demo", "--workdir={workdir}", "stray"], "unexpected argument 'stray'"),
@@ -267,33 +478,86 @@ BAD = [
     (["train", "--config=configs/none.py"], "there is no config file configs/none.py"),
     (["train", "--config=configs/emoji.py:none"], "no variant 'none'"),
     (["train", "--config=configs/emoji.py", "--config.denoiser.lyers=2"], "no key 'lyers'"),
-    (["train", "--config=configs/emoji.py", "--config.data.source=none", "--workdir={tmp}"], "data.source must be one of"),
-    (["train", "--config=configs/emoji.py", "--config.data.source=folder", "--config.folder.path={tmp}/none", "--workdir={tmp}"],
-     "does not exist"),
-    (["train", "--config=configs/emoji.py", "--config.data.source=folder", "--config.folder.path={tmp}/broken", "--workdir={tmp}"],
-     "0.png"),
-    (["train", "--config=configs/emoji.py", "--workdir={tmp}", "--config.stages=('diffusion',)", "--config.data.cache={cache}"],
-     "run the vqvae stage first"),
-    (["train", "--config=configs/emoji.py", "--workdir={tmp}", "--config.denoiser.attention=some", "--config.data.cache={cache}"],
-     "denoiser.attention must be whole or parts, got 'some'"),  # before the codec is trained
-    (["train", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"], "a workdir is a local folder, got gs://bucket/emoji"),
-    (["train", "--config=configs/emoji.py", "--workdir={tmp}", "--processes=2"], "--processes and --process need --coordinator=HOST:PORT"),
+    (
+        ["train", "--config=configs/emoji.py", "--config.data.source=none", "--workdir={tmp}"],
+        "data.source must be one of",
+    ),
+    (
+        [
+            "train",
+            "--config=configs/emoji.py",
+            "--config.data.source=folder",
+            "--config.folder.path={tmp}/none",
+            "--workdir={tmp}",
+        ],
+        "does not exist",
+    ),
+    (
+        [
+            "train",
+            "--config=configs/emoji.py",
+            "--config.data.source=folder",
+            "--config.folder.path={tmp}/broken",
+            "--workdir={tmp}",
+        ],
+        "0.png",
+    ),
+    (
+        [
+            "train",
+            "--config=configs/emoji.py",
+            "--workdir={tmp}",
+            "--config.stages=('diffusion',)",
+            "--config.data.cache={cache}",
+        ],
+        "run the vqvae stage first",
+    ),
+    (
+        [
+            "train",
+            "--config=configs/emoji.py",
+            "--workdir={tmp}",
+            "--config.denoiser.attention=some",
+            "--config.data.cache={cache}",
+        ],
+        "denoiser.attention must be whole or parts, got 'some'",
+    ),  # before the codec is trained
+    (
+        ["train", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"],
+        "a workdir is a local folder, got gs://bucket/emoji",
+    ),
+    (
+        ["train", "--config=configs/emoji.py", "--workdir={tmp}", "--processes=2"],
+        "--processes and --process need --coordinator=HOST:PORT",
+    ),
 ]
 
 
 @pytest.mark.parametrize("command,sentence", BAD, ids=[" ".join(c)[:60] for c, _ in BAD])
 def test_bad_input_gets_one_sentence(trained, cache, tmp_path, command, sentence):
     folder_of_emoji(tmp_path / "broken", broken=2)
-    fill = lambda text: text.format(workdir=trained[0], tmp=tmp_path, cache=cache) if "{" in text else text
+    fill = lambda text: (
+        text.format(workdir=trained[0], tmp=tmp_path, cache=cache) if "{" in text else text
+    )
     done = run("vqd_jax", *map(fill, command), ok=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
     assert fill(sentence) in done.stderr
 
 
-@pytest.mark.parametrize("changed,sentence", [
-    (["--config.denoiser.layers=2", "--config.process.T=12"],
-     "diffusion/checkpoints has other settings: process.T is 10 there and 12 here; denoiser.layers is 1 there and 2 here"),
-    (["--config.codebook.codes=64"], "vqvae/checkpoints has other settings: codebook.codes is 32 there and 64 here")])
+@pytest.mark.parametrize(
+    "changed,sentence",
+    [
+        (
+            ["--config.denoiser.layers=2", "--config.process.T=12"],
+            "diffusion/checkpoints has other settings: process.T is 10 there and 12 here; "
+            "denoiser.layers is 1 there and 2 here",
+        ),
+        (
+            ["--config.codebook.codes=64"],
+            "vqvae/checkpoints has other settings: codebook.codes is 32 there and 64 here",
+        ),
+    ],
+)
 def test_a_checkpoint_of_another_model_is_not_gone_on_with(trained, cache, changed, sentence):
     before = contents(trained[0])
     done = train(trained[0], cache, *changed, ok=False)
@@ -308,7 +572,9 @@ def test_one_training_at_a_time_in_a_workdir(trained, cache):
         done = train(trained[0], cache, ok=False)
     assert done.returncode == 2 and f"another process is training in {trained[0]}" in done.stderr
     assert contents(trained[0]) == before
-    assert "all 6 steps are done" in train(trained[0], cache).stdout  # the lock went with whoever held it
+    assert (
+        "all 6 steps are done" in train(trained[0], cache).stdout
+    )  # the lock went with whoever held it
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, cache, tmp_path):
@@ -316,15 +582,28 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, 
     shutil.copytree(trained[0], broken)
 
     def truncate(step):
-        largest = max((broken / "diffusion" / "checkpoints" / step / "weights").rglob("*"), key=lambda p: p.stat().st_size)
+        largest = max(
+            (broken / "diffusion" / "checkpoints" / step / "weights").rglob("*"),
+            key=lambda p: p.stat().st_size,
+        )
         largest.write_bytes(largest.read_bytes()[:-10])
 
     truncate("6")
-    done = run("vqd_jax", "sample", f"--workdir={broken}", "--prompt=x", "--num=1", f"--out={tmp_path / 'x.png'}")
+    done = run(
+        "vqd_jax",
+        "sample",
+        f"--workdir={broken}",
+        "--prompt=x",
+        "--num=1",
+        f"--out={tmp_path / 'x.png'}",
+    )
     assert "checkpoint step 6" in done.stderr and "step 3 is used" in done.stderr
     done = train(broken, cache)
     assert "diffusion: 3 of 6 steps" in done.stdout and "step 3 is used" in done.stderr
-    states = [Checkpoints(w / "diffusion" / "checkpoints", read_only=True).restore("state") for w in (trained[0], broken)]
+    states = [
+        Checkpoints(w / "diffusion" / "checkpoints", read_only=True).restore("state")
+        for w in (trained[0], broken)
+    ]
     jax.tree.map(np.testing.assert_array_equal, *states)
     truncate("6")
     truncate("3")

@@ -1,4 +1,5 @@
 """The curves of a run are drawn by the command in its docstring."""
+
 import subprocess
 import sys
 
@@ -13,8 +14,12 @@ pytest.importorskip("matplotlib")
 
 
 def draw(*arguments):
-    return subprocess.run([sys.executable, "-m", "vqd_jax", "curves", *arguments],
-                          check=False, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "vqd_jax", "curves", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_command_draws_every_stage(tmp_path):
@@ -37,8 +42,10 @@ def test_the_command_draws_every_stage(tmp_path):
 def test_bad_input_is_one_sentence(tmp_path):
     result = draw(f"--workdir={tmp_path}", "--out=x.png")
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr == (f"error: there are no metrics to draw in {tmp_path}, "
-                             f"expected metrics.jsonl in it or in a folder inside it\n")
+    assert result.stderr == (
+        f"error: there are no metrics to draw in {tmp_path}, "
+        f"expected metrics.jsonl in it or in a folder inside it\n"
+    )
     log = Log(tmp_path)
     log.write(1, {"loss": 1})
     log.close()

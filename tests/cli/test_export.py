@@ -1,4 +1,7 @@
-"""One file for a whole model: there and back every array, config, tokenizer and picture is the same, and damage is named."""
+"""One file for a whole model: there and back every array, config, tokenizer and picture is the
+same, and damage is named.
+"""
+
 import json
 import re
 
@@ -19,7 +22,9 @@ from vqd_jax.models.weights import exported as own
 def failure(name, *args):
     """The sentence with which a command ends."""
     done = command(name, *args)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert (
+        done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    ), done.stderr
     return done.stderr
 
 
@@ -29,21 +34,33 @@ def same_workdirs(one, two, stages=("vqvae", "diffusion")):
         assert step == again
         same_arrays(first["weights"], second["weights"])
         first["config"]["data"]["cache"] = ""  # a path of the machine that trained stays there
-        assert first["config"] == second["config"] and first.get("tokenizer") == second.get("tokenizer")
+        assert first["config"] == second["config"] and first.get("tokenizer") == second.get(
+            "tokenizer"
+        )
 
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    return ClipTokenizer.load(write_folder(tmp_path_factory.mktemp("vocabulary"), VOCABULARY, MERGES))
+    return ClipTokenizer.load(
+        write_folder(tmp_path_factory.mktemp("vocabulary"), VOCABULARY, MERGES)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back_everything_is_the_same(name, vocabulary, tmp_path):
-    workdir = make_workdir(tmp_path / "run", MODELS[name], vocabulary if name == "clip" else None, converted=name == "none",
-                           plan=name == "text")
+    workdir = make_workdir(
+        tmp_path / "run",
+        MODELS[name],
+        vocabulary if name == "clip" else None,
+        converted=name == "none",
+        plan=name == "text",
+    )
     said = made("export", f"--workdir={workdir}")
     file = tmp_path / "run.safetensors"
-    assert str(file) in said and ("and the plan" if name == "text" else "no plan, as the workdir has none") in said
+    assert (
+        str(file) in said
+        and ("and the plan" if name == "text" else "no plan, as the workdir has none") in said
+    )
     made("convert", file, f"--workdir={tmp_path / 'again'}")
     same_workdirs(workdir, tmp_path / "again")
     before, after = pipeline.load(workdir), pipeline.load(tmp_path / "again")
@@ -60,9 +77,18 @@ def test_the_file_is_readable_without_this_project(tmp_path):
     with safe_open(tmp_path / "new" / "x.safetensors", "numpy") as file:
         metadata, names = file.metadata(), set(file.keys())
     weights = items(workdir, "diffusion")[1]["weights"]
-    assert {"vqvae/codes", "vqvae/remap", "vqvae/projection/kernel", "vqvae/vqvae/last/kernel", "diffusion/denoiser/head/kernel"} <= names
+    assert {
+        "vqvae/codes",
+        "vqvae/remap",
+        "vqvae/projection/kernel",
+        "vqvae/vqvae/last/kernel",
+        "diffusion/denoiser/head/kernel",
+    } <= names
     assert len(names) == len(jax.tree.leaves((weights, items(workdir, "vqvae")[1]["weights"])))
-    assert json.loads(metadata["diffusion.config"])["denoiser"]["layers"] == 2 and json.loads(metadata["diffusion.step"]) == 9
+    assert (
+        json.loads(metadata["diffusion.config"])["denoiser"]["layers"] == 2
+        and json.loads(metadata["diffusion.step"]) == 9
+    )
     assert json.loads(metadata["diffusion.tokenizer"]) == {"kind": "nothing"}
 
 
@@ -94,12 +120,17 @@ def test_a_codec_alone(tmp_path):
 
 @pytest.mark.parametrize("stages", [("autoregressive",), ("diffusion", "autoregressive")], ids=str)
 def test_the_autoregressive_twin_travels_too(stages, tmp_path):
-    workdir = make_workdir(tmp_path / "run", {"learned_text.width": 12, "learned_text.heads": 3}, stages=stages)
+    workdir = make_workdir(
+        tmp_path / "run", {"learned_text.width": 12, "learned_text.heads": 3}, stages=stages
+    )
     said = made("export", f"--workdir={workdir}")
     assert f"codec and {' and '.join(stages)}, no plan" in said
     made("convert", tmp_path / "run.safetensors", f"--workdir={tmp_path / 'again'}")
     same_workdirs(workdir, tmp_path / "again", ["vqvae", *stages])
-    pictures = [pipeline.load(w, stage="autoregressive")(["a red apple"]) for w in (workdir, tmp_path / "again")]
+    pictures = [
+        pipeline.load(w, stage="autoregressive")(["a red apple"])
+        for w in (workdir, tmp_path / "again")
+    ]
     np.testing.assert_array_equal(*pictures)
     if len(stages) == 1:
         assert "has no denoiser" in failure("export", f"--workdir={workdir}", "--format=diffusers")
@@ -111,15 +142,39 @@ def test_nothing_is_written_over(tmp_path):
     (tmp_path / "run-diffusers").mkdir()
     (tmp_path / "run-small" / "vqvae").mkdir(parents=True)
     (tmp_path / "run-small" / "vqvae" / "metrics.jsonl").write_text("mine")
-    for form, ending in (("safetensors", ".safetensors"), ("diffusers", "-diffusers"), ("workdir", "-small")):
-        assert f"{tmp_path / 'run'}{ending} exists already" in failure("export", f"--workdir={workdir}", f"--format={form}")
-    assert (tmp_path / "run.safetensors").read_text() == (tmp_path / "run-small" / "vqvae" / "metrics.jsonl").read_text() == "mine"
-    assert "must end in .safetensors" in failure("export", f"--workdir={workdir}", f"--out={tmp_path / 'file'}")
+    for form, ending in (
+        ("safetensors", ".safetensors"),
+        ("diffusers", "-diffusers"),
+        ("workdir", "-small"),
+    ):
+        assert f"{tmp_path / 'run'}{ending} exists already" in failure(
+            "export", f"--workdir={workdir}", f"--format={form}"
+        )
+    assert (
+        (tmp_path / "run.safetensors").read_text()
+        == (tmp_path / "run-small" / "vqvae" / "metrics.jsonl").read_text()
+        == "mine"
+    )
+    assert "must end in .safetensors" in failure(
+        "export", f"--workdir={workdir}", f"--out={tmp_path / 'file'}"
+    )
     assert "there is no workdir" in failure("export", f"--workdir={tmp_path / 'none'}")
-    assert "there is no finished checkpoint" in failure("export", f"--workdir={tmp_path / 'run-diffusers'}")
-    assert "diffusers' layout cannot hold this model: text.encoder is 'learned' and not 'clip'; denoiser.time is 'sinusoidal'" in failure(
-        "export", f"--workdir={workdir}", "--format=diffusers", f"--out={tmp_path / 'other'}")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run-diffusers", "run-small", "run.safetensors"]
+    assert "there is no finished checkpoint" in failure(
+        "export", f"--workdir={tmp_path / 'run-diffusers'}"
+    )
+    assert (
+        "diffusers' layout cannot hold this model: text.encoder is 'learned' and not 'clip'; "
+        "denoiser.time is 'sinusoidal'"
+        in failure(
+            "export", f"--workdir={workdir}", "--format=diffusers", f"--out={tmp_path / 'other'}"
+        )
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "run",
+        "run-diffusers",
+        "run-small",
+        "run.safetensors",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -143,15 +198,31 @@ def without(name):
     return lambda arrays, metadata: (arrays.pop(name, None), metadata.pop(name, None))
 
 
-@pytest.mark.parametrize("change,sentence", [
-    (lambda arrays, _: arrays.update({"more/x": np.zeros(1)}), "has 'more' beside what vqd export writes"),
-    (without("diffusion.config"), "x.safetensors has no 'diffusion.config' in its metadata"),
-    (without("diffusion.tokenizer"), "x.safetensors has no 'diffusion.tokenizer' in its metadata"),
-    (without("vqvae.step"), "x.safetensors has no 'vqvae.step' in its metadata"),
-    (lambda _, metadata: metadata.clear(), "x.safetensors has no 'vqvae.step' in its metadata"),
-    (lambda _, metadata: metadata.update({"vqvae.config": "{"}), "'vqvae.config' in its metadata is not JSON"),
-    (lambda _, metadata: metadata.update({"vqvae.step": "[]"}), "'vqvae.step' in its metadata is not as vqd export writes it"),
-], ids=["more", "config", "tokenizer", "step", "metadata", "json", "kind"])
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        (
+            lambda arrays, _: arrays.update({"more/x": np.zeros(1)}),
+            "has 'more' beside what vqd export writes",
+        ),
+        (without("diffusion.config"), "x.safetensors has no 'diffusion.config' in its metadata"),
+        (
+            without("diffusion.tokenizer"),
+            "x.safetensors has no 'diffusion.tokenizer' in its metadata",
+        ),
+        (without("vqvae.step"), "x.safetensors has no 'vqvae.step' in its metadata"),
+        (lambda _, metadata: metadata.clear(), "x.safetensors has no 'vqvae.step' in its metadata"),
+        (
+            lambda _, metadata: metadata.update({"vqvae.config": "{"}),
+            "'vqvae.config' in its metadata is not JSON",
+        ),
+        (
+            lambda _, metadata: metadata.update({"vqvae.step": "[]"}),
+            "'vqvae.step' in its metadata is not as vqd export writes it",
+        ),
+    ],
+    ids=["more", "config", "tokenizer", "step", "metadata", "json", "kind"],
+)
 def test_wrong_metadata_are_one_sentence(exported, change, sentence, tmp_path):
     file = changed(exported, change, tmp_path / "x.safetensors")
     assert own.written_here(file)
@@ -159,15 +230,30 @@ def test_wrong_metadata_are_one_sentence(exported, change, sentence, tmp_path):
         own.read(file)
 
 
-@pytest.mark.parametrize("change,sentence", [
-    (without("vqvae/codes"), "the part 'vqvae' of {file} does not fit this model (missing: codes)"),
-    (without("diffusion/denoiser/head/kernel"), "does not fit this model (missing: denoiser/head/kernel)"),
-    (lambda arrays, _: arrays.update({"diffusion/more": np.zeros(1)}), "(not expected: more)"),
-    (lambda arrays, _: arrays.update({"vqvae/codes": np.zeros((20, 5), np.float32)}),
-     "codes is float32[20, 5] but float32[20, 6] is expected"),
-    (lambda _, metadata: metadata.clear(), "{file} has no 'vqvae.step' in its metadata"),
-    (lambda _, metadata: metadata.update({"vqvae.config": '{"vqvae": {"newer": 1}}'}), "that this version does not know"),
-], ids=["codes", "kernel", "more", "shape", "metadata", "newer"])
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        (
+            without("vqvae/codes"),
+            "the part 'vqvae' of {file} does not fit this model (missing: codes)",
+        ),
+        (
+            without("diffusion/denoiser/head/kernel"),
+            "does not fit this model (missing: denoiser/head/kernel)",
+        ),
+        (lambda arrays, _: arrays.update({"diffusion/more": np.zeros(1)}), "(not expected: more)"),
+        (
+            lambda arrays, _: arrays.update({"vqvae/codes": np.zeros((20, 5), np.float32)}),
+            "codes is float32[20, 5] but float32[20, 6] is expected",
+        ),
+        (lambda _, metadata: metadata.clear(), "{file} has no 'vqvae.step' in its metadata"),
+        (
+            lambda _, metadata: metadata.update({"vqvae.config": '{"vqvae": {"newer": 1}}'}),
+            "that this version does not know",
+        ),
+    ],
+    ids=["codes", "kernel", "more", "shape", "metadata", "newer"],
+)
 def test_a_file_that_is_not_whole_makes_no_workdir(exported, change, sentence, tmp_path):
     file = changed(exported, change, tmp_path / "x.safetensors")
     assert sentence.format(file=file) in failure("convert", file, f"--workdir={tmp_path / 'w'}")
@@ -178,7 +264,9 @@ def test_a_truncated_file_is_one_sentence(exported, tmp_path):
     file, whole = tmp_path / "x.safetensors", exported.read_bytes()
     for end in (0, 5, 400, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:end])
-        with pytest.raises(UserError, match="x.safetensors is not a safetensors file, or it is damaged"):
+        with pytest.raises(
+            UserError, match="x.safetensors is not a safetensors file, or it is damaged"
+        ):
             own.written_here(file)
     assert "is damaged" in failure("convert", file, f"--workdir={tmp_path / 'w'}")
     assert not (tmp_path / "w").exists()
@@ -186,4 +274,5 @@ def test_a_truncated_file_is_one_sentence(exported, tmp_path):
 
 def test_options_that_it_does_not_need_are_refused(exported, tmp_path):
     assert "holds a whole model: leave out --heads and --image_size" in failure(
-        "convert", exported, f"--workdir={tmp_path / 'w'}", "--heads=16", "--image_size=256")
+        "convert", exported, f"--workdir={tmp_path / 'w'}", "--heads=16", "--image_size=256"
+    )

@@ -1,4 +1,5 @@
 """docs/tour.md: the sampler that it writes does what it says there, and is as short."""
+
 import re
 
 import jax
@@ -55,7 +56,9 @@ def test_it_reveals_as_many_as_it_says_and_keeps_them(sampler, schedule, calls):
     assert (end[0] != end[1]).any() and (end < process.k).all()
     jax.effects_barrier()
     masked = 1 - np.asarray(process.unmasked)
-    assert len(told) == calls and all(abs(masked[t] - count / n) == abs(masked - count / n).min() for t, count in zip(told, left))
+    assert len(told) == calls and all(
+        abs(masked[t] - count / n) == abs(masked - count / n).min() for t, count in zip(told, left)
+    )
 
 
 def test_it_begins_where_the_process_is(sampler):
@@ -70,8 +73,12 @@ def test_it_begins_where_the_process_is(sampler):
 
 
 def test_all_else_works_with_it(sampler, model):
-    """The public interface takes it where a name may stand: it is drawn, watched, repainted and varied with."""
-    asked = dict(sampler=sampler(4), seed=3, guidance=2.0, negative_prompt="a tree", temperature=2.0)
+    """The public interface takes it where a name may stand: it is drawn, watched, repainted and
+    varied with.
+    """
+    asked = dict(
+        sampler=sampler(4), seed=3, guidance=2.0, negative_prompt="a tree", temperature=2.0
+    )
     tokens = model.tokens(CRABS, **asked)
     np.testing.assert_array_equal([*model.watch(CRABS, **asked)][-1][0], tokens)
     np.testing.assert_array_equal(model(CRABS, **asked), model.decode(tokens))
@@ -83,5 +90,7 @@ def test_all_else_works_with_it(sampler, model):
 
 def test_it_is_told_its_calls_itself(sampler, model):
     for beside, name in (({"calls": 4}, "calls"), ({"order": "halton"}, "order")):
-        with pytest.raises(UserError, match=f"a sampler of one's own has {name} itself: say it there"):
+        with pytest.raises(
+            UserError, match=f"a sampler of one's own has {name} itself: say it there"
+        ):
             model(CRABS, sampler=sampler(4), **beside)

@@ -1,4 +1,7 @@
-"""Every configuration key reaches something, nothing unknown is accepted, and every shipped config builds."""
+"""Every configuration key reaches something, nothing unknown is accepted, and every shipped config
+builds.
+"""
+
 import importlib.util
 import inspect
 import json
@@ -40,7 +43,8 @@ from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
 
 MODULE = {"parent", "name"}  # every flax module has them
-# section: its one constructor, what others give that constructor, and what of the section goes elsewhere
+# section: its one constructor, what others give that constructor, and what of the section goes
+# elsewhere
 CONSUMERS = {
     "emoji": (Emoji, {"cache", "resolution"}, set()),
     "folder": (folder.folder, set(), set()),
@@ -84,7 +88,9 @@ def configs():
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        for variant in dict.fromkeys(["", *re.findall(rf"configs/{path.name}:(\w+)", module.__doc__)]):
+        for variant in dict.fromkeys(
+            ["", *re.findall(rf"configs/{path.name}:(\w+)", module.__doc__)]
+        ):
             yield pytest.param(module, variant, id=f"{path.stem}:{variant}")
 
 
@@ -100,12 +106,19 @@ def test_a_section_is_what_its_constructor_takes(section):
     wanted = set(inspect.signature(make).parameters) - {"self"}
     assert set(defaults()[section]) - elsewhere == wanted - given
     for key in elsewhere:
-        assert any(f"config.{section}.{key}" in text for text in SOURCES.values()) or key in inspect.signature(build.sampling).parameters
+        assert (
+            any(f"config.{section}.{key}" in text for text in SOURCES.values())
+            or key in inspect.signature(build.sampling).parameters
+        )
 
 
 def test_what_is_read_key_by_key_is_all_read():
-    unread = [f"{section}.{key}" for section in READ for key in defaults()[section]
-              if not any(f"config.{section}.{key}" in text for text in SOURCES.values())]
+    unread = [
+        f"{section}.{key}"
+        for section in READ
+        for key in defaults()[section]
+        if not any(f"config.{section}.{key}" in text for text in SOURCES.values())
+    ]
     assert not unread
     for key in ("seed", "stages", "init_from"):
         assert any(re.search(rf"config\.{key}\b", text) for text in SOURCES.values())
@@ -124,18 +137,28 @@ def test_nothing_can_be_added_or_change_its_type():
     assert defaults().to_json() == c.to_json()
 
 
-@pytest.mark.parametrize("section", [s for s in CONSUMERS if s not in (*SETS, "sampling", "process", "evaluation")])
+@pytest.mark.parametrize(
+    "section", [s for s in CONSUMERS if s not in (*SETS, "sampling", "process", "evaluation")]
+)
 def test_an_unknown_key_is_refused_by_the_constructor(section):
     make, given, elsewhere = CONSUMERS[section]
     others = dict(size=8, codes=4, grid=(1, 1), T=2, calls=8)
-    fields = {k: v for k, v in defaults()[section].items() if k not in elsewhere} | {k: others[k] for k in given & others.keys()}
-    fields |= {"counts": "uniform"} if section == "counts" else {}  # `build.sampling` puts something in the place of auto
+    fields = {k: v for k, v in defaults()[section].items() if k not in elsewhere} | {
+        k: others[k] for k in given & others.keys()
+    }
+    fields |= (
+        {"counts": "uniform"} if section == "counts" else {}
+    )  # `build.sampling` puts something in the place of auto
     make(**fields)
     with pytest.raises(TypeError, match="misspelt"):
         make(**fields, misspelt=1)
 
 
-CAPTIONS = ["a google style emoji of a red apple", "an openmoji style emoji of a teapot", "a twitter style emoji of a cat"]
+CAPTIONS = [
+    "a google style emoji of a red apple",
+    "an openmoji style emoji of a teapot",
+    "a twitter style emoji of a cat",
+]
 RECORDS = [Record(item=str(i), captions=(caption,), label=i) for i, caption in enumerate(CAPTIONS)]
 
 
@@ -192,10 +215,16 @@ def test_the_clip_encoder_builds_at_its_released_size():
     assert params["conditioner"]["null"].shape == (77, 512)
 
 
-@pytest.mark.parametrize("key,value,call", [
-    ("data.source", "lsun", lambda c: build.source(c, ROOT)), ("data.transform", "pad", lambda c: build.transform(c, training=True)),
-    ("process.schedule", "sigmoid", build.process), ("text.encoder", "t5", lambda c: build.tokenizer(c, RECORDS)),
-    ("vqvae.dtype", "float16", build.vqvae_stage)])
+@pytest.mark.parametrize(
+    "key,value,call",
+    [
+        ("data.source", "lsun", lambda c: build.source(c, ROOT)),
+        ("data.transform", "pad", lambda c: build.transform(c, training=True)),
+        ("process.schedule", "sigmoid", build.process),
+        ("text.encoder", "t5", lambda c: build.tokenizer(c, RECORDS)),
+        ("vqvae.dtype", "float16", build.vqvae_stage),
+    ],
+)
 def test_a_value_that_does_not_exist_is_one_sentence(key, value, call):
     c = defaults()
     c.update_from_flattened_dict({key: value})
@@ -217,7 +246,9 @@ def test_images_that_the_codec_cannot_halve_are_one_sentence():
         build.vqvae_stage(c)
 
 
-@pytest.mark.parametrize("dtype,want", [("auto", jnp.float32), ("float32", jnp.float32), ("bfloat16", jnp.bfloat16)])
+@pytest.mark.parametrize(
+    "dtype,want", [("auto", jnp.float32), ("float32", jnp.float32), ("bfloat16", jnp.bfloat16)]
+)
 def test_auto_is_float32_on_a_cpu(dtype, want):
     c = defaults()
     c.vqvae.dtype = c.denoiser.dtype = dtype
@@ -226,7 +257,9 @@ def test_auto_is_float32_on_a_cpu(dtype, want):
     assert stage.denoiser.dtype == stage.codec.model.dtype == want
 
 
-@pytest.mark.parametrize("attention,want", [("auto", "parts"), ("whole", "whole"), ("parts", "parts")])
+@pytest.mark.parametrize(
+    "attention,want", [("auto", "parts"), ("whole", "whole"), ("parts", "parts")]
+)
 def test_attention_is_in_parts_on_a_cpu(attention, want):
     c = defaults()
     c.denoiser.attention = attention

@@ -1,4 +1,5 @@
 """The published models have the published numbers of parameters; traced only, nothing is allocated."""
+
 import math
 
 import jax
@@ -16,6 +17,7 @@ def text(size):
         paper.codec(c, 8, 2887)
         paper.text(c)
         size(c)
+
     return change
 
 
@@ -30,28 +32,52 @@ def mean_class(c):
     c.condition.null = "empty"
 
 
-@pytest.mark.parametrize("change,null,parameters", [
-    (text(paper.small), 77 * 512, 35_936_647), (text(paper.base), 77 * 512, 388_780_871), (ithq, 77 * 512, 1_359_274_624),
-    (paper.imagenet, 0, 518_037_966), (mean_class, 0, 518_025_678), (paper.ffhq, 0, 411_185_664)],
-    ids=["S", "B", "ITHQ", "ImageNet", "ImageNet, mean null", "FFHQ"])
+@pytest.mark.parametrize(
+    "change,null,parameters",
+    [
+        (text(paper.small), 77 * 512, 35_936_647),
+        (text(paper.base), 77 * 512, 388_780_871),
+        (ithq, 77 * 512, 1_359_274_624),
+        (paper.imagenet, 0, 518_037_966),
+        (mean_class, 0, 518_025_678),
+        (paper.ffhq, 0, 411_185_664),
+    ],
+    ids=["S", "B", "ITHQ", "ImageNet", "ImageNet, mean null", "FFHQ"],
+)
 def test_the_published_numbers(change, null, parameters):
     c = defaults()
     change(c)
-    tokenizer = {"text": Words(49408, 77), "class": Words(1000, 1), "none": Nothing()}[c.condition.kind]
+    tokenizer = {"text": Words(49408, 77), "class": Words(1000, 1), "none": Nothing()}[
+        c.condition.kind
+    ]
     stage = build.diffusion_stage(c, tokenizer)
-    params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)})
+    params, _ = jax.eval_shape(
+        stage.init,
+        jax.random.key(0),
+        {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)},
+    )
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     assert count(params["denoiser"]) == parameters
     assert count(params["conditioner"].get("null", {})) == null
-    if c.denoiser.mlp == "fc":  # the twin has two plain norms a layer where the denoiser has tables of times
-        twin, _ = jax.eval_shape(build.autoregressive_stage(c, tokenizer).init, jax.random.key(0),
-                                 {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)})
+    if (
+        c.denoiser.mlp == "fc"
+    ):  # the twin has two plain norms a layer where the denoiser has tables of times
+        twin, _ = jax.eval_shape(
+            build.autoregressive_stage(c, tokenizer).init,
+            jax.random.key(0),
+            {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)},
+        )
         d = c.denoiser.width
         adaptive = (c.process.T * d if c.denoiser.time == "learned" else 0) + 2 * d * d + 2 * d
-        assert count(twin["autoregressive"]) == parameters - 2 * c.denoiser.layers * (adaptive - 2 * d)
+        assert count(twin["autoregressive"]) == parameters - 2 * c.denoiser.layers * (
+            adaptive - 2 * d
+        )
     if null:
         released = c.copy_and_resolve_references()
         paper.released(released)
-        params, _ = jax.eval_shape(build.diffusion_stage(released, tokenizer).init, jax.random.key(0),
-                                   {"text": jax.ShapeDtypeStruct((1, 77), jnp.int32)})
+        params, _ = jax.eval_shape(
+            build.diffusion_stage(released, tokenizer).init,
+            jax.random.key(0),
+            {"text": jax.ShapeDtypeStruct((1, 77), jnp.int32)},
+        )
         assert "null" not in params["conditioner"] and count(params["denoiser"]) == parameters

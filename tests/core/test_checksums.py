@@ -1,4 +1,5 @@
 """Every kind of damage is named; the sums are those that sha256sum prints."""
+
 import json
 import subprocess
 
@@ -18,8 +19,12 @@ def folder(tmp_path):
 
 def test_the_sums_are_sha256(folder):
     names = ["a/deep/y", "a/x", "ab/z", "top"]
-    printed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
-    assert json.loads((folder / SUMS).read_text()) == {k: v for v, k in map(str.split, printed.splitlines())}
+    printed = subprocess.run(
+        ["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads((folder / SUMS).read_text()) == {
+        k: v for v, k in map(str.split, printed.splitlines())
+    }
 
 
 def test_whole_files_have_no_fault(folder):

@@ -1,4 +1,5 @@
 """Every pixel of a sheet is where it belongs; captions stay under their picture; files are whole."""
+
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,19 @@ def test_every_picture_is_in_its_cell(n, columns, scale, gap):
     for i in range(n):
         for y in range(4 * scale):
             for z in range(5 * scale):
-                at = gap + i // per_row * (4 * scale + gap) + y, gap + i % per_row * (5 * scale + gap) + z
+                at = (
+                    gap + i // per_row * (4 * scale + gap) + y,
+                    gap + i % per_row * (5 * scale + gap) + z,
+                )
                 assert (sheet[at] == x[i, y // scale, z // scale]).all()
                 rest[at] = 255
     assert (rest == 255).all()  # white elsewhere
 
 
-LONG = "a person with red fro hair, yellow skin, side eyes, grimace mouth, wearing a pale blue shirt " * 3
+LONG = (
+    "a person with red fro hair, yellow skin, side eyes, grimace mouth, wearing a pale blue shirt "
+    * 3
+)
 
 
 @pytest.mark.parametrize("caption", ["one word", LONG, "x" * 300, "Grüße"])
@@ -44,13 +51,15 @@ def test_captions_are_under_their_own_picture(caption):
     assert cell <= z.min() and z.max() < 2 * cell  # in the middle column,
     assert y.min() > 96  # under the picture, enlarged threefold,
     assert y.max() < sheet.shape[0] - 1  # and whole
-    assert not (sheet[:6 + 96] < 150).any()
+    assert not (sheet[: 6 + 96] < 150).any()
 
 
 def test_a_short_caption_is_not_cut_and_a_long_one_says_so():
     ink = lambda text: (grid(pictures(1) * 0 + 200, 1, captions=[text]) < 150).sum()
     assert ink("one two") > ink("one")
-    assert (grid(pictures(1), 1, captions=[LONG]) == grid(pictures(1), 1, captions=[LONG + LONG])).all()
+    assert (
+        grid(pictures(1), 1, captions=[LONG]) == grid(pictures(1), 1, captions=[LONG + LONG])
+    ).all()
     words = LONG.split()
     assert ink(" ".join(words[:8])) > ink(" ".join(words[:7]))
 
@@ -61,8 +70,8 @@ def test_reconstructions_are_under_their_originals():
     assert sheet.shape == (16, 15, 3)
     for i in range(5):
         top, left = i // 3 * 8, i % 3 * 5
-        np.testing.assert_array_equal(sheet[top:top + 4, left:left + 5], x[i])
-        np.testing.assert_array_equal(sheet[top + 4:top + 8, left:left + 5], y[i])
+        np.testing.assert_array_equal(sheet[top : top + 4, left : left + 5], x[i])
+        np.testing.assert_array_equal(sheet[top + 4 : top + 8, left : left + 5], y[i])
     assert (sheet[8:, 10:] == 255).all()
 
 
@@ -80,9 +89,11 @@ def test_png_files_say_how_they_were_made(tmp_path):
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     x = pictures(1)[0]
     save_png(tmp_path / "a.png", x)
+
     def full(path, content):
         path.open("wb").write(content[:9])
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="a.png: No space left on device"):
         save_png(tmp_path / "a.png", 255 - x)

@@ -1,4 +1,7 @@
-"""Pickles that were made to harm: nothing is looked up or altered, and no more memory is taken than the file is long."""
+"""Pickles that were made to harm: nothing is looked up or altered, and no more memory is taken than
+the file is long.
+"""
+
 import io
 import itertools
 import pickle
@@ -17,14 +20,32 @@ from vqd_jax.models.weights.torch_files import read_numpy_pickle, read_torch
 
 GLOBAL = b"c%s\n%s\n"
 DTYPE = GLOBAL % (b"numpy", b"dtype")
-ARRAY = GLOBAL % (b"numpy.core.multiarray", b"_reconstruct") + b"(" + GLOBAL % (b"numpy", b"ndarray")
-TREES = [None, True, 3, 2**70, 2.5, "text", b"bytes", bytearray(b"array"), [1, [2]], (1, (), "x"), {"a": {1: 2}}, {1, 2}, frozenset([3])]
+ARRAY = (
+    GLOBAL % (b"numpy.core.multiarray", b"_reconstruct") + b"(" + GLOBAL % (b"numpy", b"ndarray")
+)
+TREES = [
+    None,
+    True,
+    3,
+    2**70,
+    2.5,
+    "text",
+    b"bytes",
+    bytearray(b"array"),
+    [1, [2]],
+    (1, (), "x"),
+    {"a": {1: 2}},
+    {1, 2},
+    frozenset([3]),
+]
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_data_comes_back(protocol):
     if protocol < 3:  # which need a global for the rest
-        trees = [tree for tree in TREES if not isinstance(tree, bytes | bytearray | set | frozenset)]
+        trees = [
+            tree for tree in TREES if not isinstance(tree, bytes | bytearray | set | frozenset)
+        ]
     else:
         trees = [tree for tree in TREES if protocol > 4 or not isinstance(tree, bytearray)]
         trees = [tree for tree in trees if protocol > 3 or not isinstance(tree, set | frozenset)]
@@ -37,23 +58,33 @@ def test_one_pickle_after_another_is_read():
     assert [Unpickler(file).load(), Unpickler(file).load(), file.read()] == ["one", [2], b"rest"]
 
 
-@pytest.mark.parametrize("content,found", [
-    (GLOBAL % (b"os", b"system") + b"(S'true'\ntR.", "the global os.system"),
-    (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "the global builtins.eval"),
-    (b"(i__main__\nTest\n.", "the global __main__.Test"),
-    (b"]}b.", "a state of a list"),
-])
+@pytest.mark.parametrize(
+    "content,found",
+    [
+        (GLOBAL % (b"os", b"system") + b"(S'true'\ntR.", "the global os.system"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "the global builtins.eval"),
+        (b"(i__main__\nTest\n.", "the global __main__.Test"),
+        (b"]}b.", "a state of a list"),
+    ],
+)
 def test_nothing_is_looked_up_or_altered(content, found):
     with pytest.raises(pickle.UnpicklingError, match=found):
         Unpickler(io.BytesIO(content)).load()
 
 
 CLAIMS = {
-    "the place of an object": b"\x80\x02Nr\xf0\xff\xff\xff.", "a place in text": b"Np4000000000\n.",
-    "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40), "an array of bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**33),
-    "text": b"\x80\x04\x8d" + struct.pack("<Q", 2**40), "a number": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1),
-    "a frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40), "a shape": ARRAY + b"(I99999999999\ntS'b'\ntR.",
-    "a shape and a state": ARRAY + b"(I0\ntS'b'\ntR(I1\n(I99999999999\nt" + DTYPE + b"(S'f8'\nI0\nI1\ntRI00\nS'abc'\ntb.",
+    "the place of an object": b"\x80\x02Nr\xf0\xff\xff\xff.",
+    "a place in text": b"Np4000000000\n.",
+    "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40),
+    "an array of bytes": b"\x80\x05\x96" + struct.pack("<Q", 2**33),
+    "text": b"\x80\x04\x8d" + struct.pack("<Q", 2**40),
+    "a number": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1),
+    "a frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40),
+    "a shape": ARRAY + b"(I99999999999\ntS'b'\ntR.",
+    "a shape and a state": ARRAY
+    + b"(I0\ntS'b'\ntR(I1\n(I99999999999\nt"
+    + DTYPE
+    + b"(S'f8'\nI0\nI1\ntRI00\nS'abc'\ntb.",
 }
 
 
@@ -73,7 +104,9 @@ def test_a_size_that_is_only_claimed_takes_no_memory(tmp_path, little_memory, cl
         tree = read_numpy_pickle(tmp_path / "w")
     except UserError:
         return
-    assert tree is None or np.size(tree) == 1  # an object may have any place; an array without its state is none
+    assert (
+        tree is None or np.size(tree) == 1
+    )  # an object may have any place; an array without its state is none
 
 
 def test_lists_in_lists_in_lists_are_not_written_out(tmp_path, little_memory, monkeypatch):
@@ -90,8 +123,12 @@ def test_lists_in_lists_in_lists_are_not_written_out(tmp_path, little_memory, mo
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize("shape,strides", [((10**6, 10**6), (0, 0)), ((2, 4), (0, 1)), ((5,), (0,))])
-def test_a_tensor_has_no_more_numbers_than_its_storage(tmp_path, little_memory, legacy, shape, strides):
+@pytest.mark.parametrize(
+    "shape,strides", [((10**6, 10**6), (0, 0)), ((2, 4), (0, 1)), ((5,), (0,))]
+)
+def test_a_tensor_has_no_more_numbers_than_its_storage(
+    tmp_path, little_memory, legacy, shape, strides
+):
     storage = Storage("FloatStorage", np.zeros(4, np.float32))
     save(tmp_path / "w", legacy, lambda tensor: {"x": tensor(storage, 0, shape, strides)})
     with pytest.raises(UserError, match="a tensor larger than its storage"):
@@ -102,7 +139,9 @@ def test_a_storage_of_the_old_format_is_not_longer_than_the_file(tmp_path, littl
     storage = Storage("FloatStorage", np.zeros(77, np.float32))
     save(tmp_path / "w", True, lambda tensor: {"x": tensor(storage, 0, (77,), (1,))})
     content = (tmp_path / "w").read_bytes()
-    content = content.replace(b"cpuq", b"cpuq").replace(b"K\x4d", b"\x8a\x05" + (2**38).to_bytes(5, "little"))
+    content = content.replace(b"cpuq", b"cpuq").replace(
+        b"K\x4d", b"\x8a\x05" + (2**38).to_bytes(5, "little")
+    )
     content = content.replace(struct.pack("<q", 77), struct.pack("<q", 2**38))
     (tmp_path / "w").write_bytes(content)
     with pytest.raises(UserError, match="is not a torch checkpoint of tensors, or it is damaged"):
@@ -119,17 +158,33 @@ def test_a_small_archive_does_not_unpack_to_a_large_one(tmp_path, little_memory)
         read_torch(tmp_path / "w")
 
 
-@pytest.mark.parametrize("content,found", [
-    (DTYPE + b"(S'V8'\nI0\nI1\ntR.", "numbers of the type 'V8'"), (DTYPE + b"(S'O'\nI0\nI1\ntR.", "numbers of the type 'O'"),
-    (DTYPE + b"(]tR.", r"numbers of the type \[\]"), (DTYPE + b"}b.", "a state of a type"),
-    (GLOBAL % (b"_codecs", b"encode") + b"N}S'__defaults__'\nNs\x86b.", "a state of a function"),
-])
+@pytest.mark.parametrize(
+    "content,found",
+    [
+        (DTYPE + b"(S'V8'\nI0\nI1\ntR.", "numbers of the type 'V8'"),
+        (DTYPE + b"(S'O'\nI0\nI1\ntR.", "numbers of the type 'O'"),
+        (DTYPE + b"(]tR.", r"numbers of the type \[\]"),
+        (DTYPE + b"}b.", "a state of a type"),
+        (
+            GLOBAL % (b"_codecs", b"encode") + b"N}S'__defaults__'\nNs\x86b.",
+            "a state of a function",
+        ),
+    ],
+)
 def test_a_pickle_of_arrays_alters_nothing_of_ours(tmp_path, content, found):
-    before = [{name: value for name, value in vars(thing).items()} for thing in vars(torch_stubs).values() if hasattr(thing, "__dict__")]
+    before = [
+        {name: value for name, value in vars(thing).items()}
+        for thing in vars(torch_stubs).values()
+        if hasattr(thing, "__dict__")
+    ]
     (tmp_path / "w").write_bytes(content)
     with pytest.raises(UserError, match=found):
         read_numpy_pickle(tmp_path / "w")
-    after = [{name: value for name, value in vars(thing).items()} for thing in vars(torch_stubs).values() if hasattr(thing, "__dict__")]
+    after = [
+        {name: value for name, value in vars(thing).items()}
+        for thing in vars(torch_stubs).values()
+        if hasattr(thing, "__dict__")
+    ]
     assert all(list(a) == list(b) for a, b in itertools.zip_longest(before, after))
 
 

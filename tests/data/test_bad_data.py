@@ -1,4 +1,7 @@
-"""What every kind of bad or odd data gets, as tables: a file → its pixels or the reason why it is left out, a caption file → captions."""
+"""What every kind of bad or odd data gets, as tables: a file → its pixels or the reason why it is
+left out, a caption file → captions.
+"""
+
 import io
 import os
 import re
@@ -33,9 +36,24 @@ DEEP = RNG.integers(0, 65536, (H, W, 4), dtype=np.uint16)
 DARK = np.full((H, W), 255, np.uint16)
 DEEP[0, 0, 0], DEEP[0, 1:, 0] = 258, np.arange(W - 1) * 9999
 NOISE = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: np.rot90(a, 2), 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
-         6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a)}
-FORMATS = {"png": {}, "jpg": {"quality": 90}, "webp": {"quality": 90}, "gif": {}, "bmp": {}, "tif": {}}
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: np.rot90(a, 2),
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+FORMATS = {
+    "png": {},
+    "jpg": {"quality": 90},
+    "webp": {"quality": 90},
+    "gif": {},
+    "bmp": {},
+    "tif": {},
+}
 
 
 def saved(image, kind, **options):
@@ -52,7 +70,13 @@ def chunk(kind, data):
 def png(width, height, depth, colour, rows, *extra):
     """A PNG file by its specification: colour 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(extra)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def deep(bands, *extra):
@@ -84,22 +108,29 @@ def from_ink(c, m, y, k):
 
 
 def bits(name):
-    return (Image.fromarray(RGB).convert("L") if name == "L" else Image.fromarray(RGB)).convert(name)
+    return (Image.fromarray(RGB).convert("L") if name == "L" else Image.fromarray(RGB)).convert(
+        name
+    )
 
 
 def palette(clear):
     """RGB in 8 colours, of which some are transparent, and what that is."""
     image = Image.fromarray(RGB).quantize(8)
     alpha = np.full(256, 255, np.uint8)
-    alpha[:len(clear)] = list(clear)
+    alpha[: len(clear)] = list(clear)
     index = np.asarray(image)
     colours = np.array(image.getpalette()[:24], np.uint8).reshape(-1, 3)
     return image, on_white(colours[index], alpha[index][..., None])
 
 
 def gif(width, height):
-    return (b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0" + struct.pack("<HH", width, height) +
-            b"\0\x02\x02\x44\x01\0;")
+    return (
+        b"GIF89a"
+        + struct.pack("<HH", width, height)
+        + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0"
+        + struct.pack("<HH", width, height)
+        + b"\0\x02\x02\x44\x01\0;"
+    )
 
 
 def changed(content, **offsets):
@@ -111,7 +142,7 @@ def changed(content, **offsets):
 
 def corrupt(content):
     middle = len(content) // 2
-    return content[:middle] + b"\x11" * 40 + content[middle + 40:]
+    return content[:middle] + b"\x11" * 40 + content[middle + 40 :]
 
 
 def cmyk(*ink):
@@ -121,7 +152,7 @@ def cmyk(*ink):
 def without_adobe(content):
     """A CMYK JPEG file without the marker by which Adobe's programs say that its inks are inverted."""
     at = content.index(b"\xff\xee\0\x0eAdobe")
-    return content[:at] + content[at + 16:]
+    return content[:at] + content[at + 16 :]
 
 
 def moving(kind, **options):
@@ -147,15 +178,39 @@ PICTURES = {
     "a jpeg called.png": (saved(flat(RED), "jpg"), flat(RED), 2),
     "grey.png": (saved(bits("L"), "png"), grey(PLAIN_GREY), 0),
     "bits.png": (saved(bits("1"), "png"), grey(255 * np.asarray(bits("1"))), 0),
-    "grey and alpha.png": (saved(np.concatenate([PLAIN_GREY[..., None], ALPHA], -1), "png"), on_white(grey(PLAIN_GREY), ALPHA), 1),
+    "grey and alpha.png": (
+        saved(np.concatenate([PLAIN_GREY[..., None], ALPHA], -1), "png"),
+        on_white(grey(PLAIN_GREY), ALPHA),
+        1,
+    ),
     "alpha.png": (saved(np.concatenate([RGB, ALPHA], -1), "png"), on_white(RGB, ALPHA), 1),
     "alpha.tif": (saved(np.concatenate([RGB, ALPHA], -1), "tif"), on_white(RGB, ALPHA), 1),
-    "alpha.webp": (saved(np.concatenate([RGB, ALPHA], -1), "webp", lossless=True, exact=True), on_white(RGB, ALPHA), 1),
-    "clear grey.png": (saved(np.full((H, W), 7, np.uint8), "png", transparency=7), flat((255,) * 3), 0),
-    "clear colour.png": (saved(flat((7, 8, 9)), "png", transparency=(7, 8, 9)), flat((255,) * 3), 0),
-    "clear deep.png": (deep([0], chunk(b"tRNS", struct.pack(">H", 258))), grey(np.where(DEEP[..., 0] == 258, 255, UPPER[..., 0])), 0),
+    "alpha.webp": (
+        saved(np.concatenate([RGB, ALPHA], -1), "webp", lossless=True, exact=True),
+        on_white(RGB, ALPHA),
+        1,
+    ),
+    "clear grey.png": (
+        saved(np.full((H, W), 7, np.uint8), "png", transparency=7),
+        flat((255,) * 3),
+        0,
+    ),
+    "clear colour.png": (
+        saved(flat((7, 8, 9)), "png", transparency=(7, 8, 9)),
+        flat((255,) * 3),
+        0,
+    ),
+    "clear deep.png": (
+        deep([0], chunk(b"tRNS", struct.pack(">H", 258))),
+        grey(np.where(DEEP[..., 0] == 258, 255, UPPER[..., 0])),
+        0,
+    ),
     "palette.png": (saved(PALETTE, "png", transparency=bytes([0, 255, 0])), ON_PALETTE, 1),
-    "palette of alphas.png": (saved(PALETTE, "png", transparency=bytes([0, 99, 200])), ON_PALETTE_BYTES, 1),
+    "palette of alphas.png": (
+        saved(PALETTE, "png", transparency=bytes([0, 99, 200])),
+        ON_PALETTE_BYTES,
+        1,
+    ),
     "palette.gif": (saved(PALETTE, "gif", transparency=0), palette([0])[1], 0),
     "deep grey.png": (deep([0]), grey(UPPER[..., 0]), 0),
     "dark deep grey.png": (saved(DARK, "png"), flat((0, 0, 0)), 0),
@@ -164,40 +219,95 @@ PICTURES = {
     "deep grey and alpha.png": (deep([0, 3]), on_white(grey(UPPER[..., 0]), UPPER[..., 3:]), 1),
     "deep alpha.png": (deep([0, 1, 2, 3]), on_white(UPPER[..., :3], UPPER[..., 3:]), 1),
     "integers.tif": (saved(PLAIN_GREY.astype(np.int32), "tif"), grey(PLAIN_GREY), 0),
-    "large integers.tif": (saved(DEEP[..., 0].astype(np.int32) * 9, "tif"), "its values go from 0 to .* grey of 8 or 16 bits is read", 0),
+    "large integers.tif": (
+        saved(DEEP[..., 0].astype(np.int32) * 9, "tif"),
+        "its values go from 0 to .* grey of 8 or 16 bits is read",
+        0,
+    ),
     "floats.tif": (saved(FLOATS, "tif"), grey(np.rint(255 * FLOATS)), 0),
     "larger floats.tif": (saved(PLAIN_GREY.astype(np.float32), "tif"), grey(PLAIN_GREY), 0),
     "no numbers.tif": (saved(FLOATS * np.nan, "tif"), "its values go from nan to nan", 0),
-    "ink.jpg": (saved(cmyk(*INKS), "jpg", quality=100), from_ink(*INKS), 2),  # as Adobe writes it, inverted
-    "ink not inverted.jpg": (without_adobe(saved(cmyk(*(255 - x for x in INKS)), "jpg", quality=100)), from_ink(*INKS), 2),
+    "ink.jpg": (
+        saved(cmyk(*INKS), "jpg", quality=100),
+        from_ink(*INKS),
+        2,
+    ),  # as Adobe writes it, inverted
+    "ink not inverted.jpg": (
+        without_adobe(saved(cmyk(*(255 - x for x in INKS)), "jpg", quality=100)),
+        from_ink(*INKS),
+        2,
+    ),
     "ink.tif": (saved(cmyk(*INKS), "tif"), from_ink(*INKS), 1),
     **{f"moving.{kind}": (moving(kind), flat(RED), 0) for kind in ("png", "gif", "tif")},
     "moving.webp": (moving("webp", lossless=True), flat(RED), 0),
-    **{f"turned {n}.{kind}": (saved(RGB, kind, exif=turned(n), **options), turn(RGB), off) for n, turn in TURNS.items()
-       for kind, options, off in (("png", {}, 0), ("webp", {"lossless": True}, 0), ("tif", {}, 0),
-                                  ("jpg", {"quality": 100, "subsampling": 0}, 3))},
-    "turned deep.png": (saved(DEEP[..., 0], "png", exif=turned(6)), np.rot90(grey(UPPER[..., 0]), -1), 0),
-    "turned palette.png": (saved(PALETTE, "png", transparency=bytes([0, 255, 0]), exif=turned(8)), np.rot90(ON_PALETTE), 1),
+    **{
+        f"turned {n}.{kind}": (saved(RGB, kind, exif=turned(n), **options), turn(RGB), off)
+        for n, turn in TURNS.items()
+        for kind, options, off in (
+            ("png", {}, 0),
+            ("webp", {"lossless": True}, 0),
+            ("tif", {}, 0),
+            ("jpg", {"quality": 100, "subsampling": 0}, 3),
+        )
+    },
+    "turned deep.png": (
+        saved(DEEP[..., 0], "png", exif=turned(6)),
+        np.rot90(grey(UPPER[..., 0]), -1),
+        0,
+    ),
+    "turned palette.png": (
+        saved(PALETTE, "png", transparency=bytes([0, 255, 0]), exif=turned(8)),
+        np.rot90(ON_PALETTE),
+        1,
+    ),
     "turned nonsense.jpg": (saved(flat(RED), "jpg", exif=turned(77)), flat(RED), 2),
-    "broken exif.jpg": (saved(flat(RED), "jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"), flat(RED), 2),
+    "broken exif.jpg": (
+        saved(flat(RED), "jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
+        flat(RED),
+        2,
+    ),
     "1x1.png": (saved(RGB[:1, :1], "png"), RGB[:1, :1], 0),
     "1x1000.png": (saved(np.resize(RGB, (1000, 1, 3)), "png"), np.resize(RGB, (1000, 1, 3)), 0),
     "1000x1.bmp": (saved(np.resize(RGB, (1, 1000, 3)), "bmp"), np.resize(RGB, (1, 1000, 3)), 0),
     "trailing rubbish.png": (saved(RGB, "png") + b"x" * 99, RGB, 0),
     "without its end.png": (saved(RGB, "png")[:-12], RGB, 0),
-    "empty.png": (b"", NO_IMAGE, 0), "empty.jpg": (b"", NO_IMAGE, 0),
-    "text.png": (b"not a picture\n", NO_IMAGE, 0), "page.jpg": (b"<!DOCTYPE html><title>404</title>", NO_IMAGE, 0),
-    "a program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", NO_IMAGE, 0),  # Pillow would run Ghostscript
-    **{f"truncated.{kind}": (saved(NOISE, kind, **options)[:-len(saved(NOISE, kind, **options)) // 2], "truncated|decoder", 0)
-       for kind, options in FORMATS.items()},
+    "empty.png": (b"", NO_IMAGE, 0),
+    "empty.jpg": (b"", NO_IMAGE, 0),
+    "text.png": (b"not a picture\n", NO_IMAGE, 0),
+    "page.jpg": (b"<!DOCTYPE html><title>404</title>", NO_IMAGE, 0),
+    "a program.png": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        NO_IMAGE,
+        0,
+    ),  # Pillow would run Ghostscript
+    **{
+        f"truncated.{kind}": (
+            saved(NOISE, kind, **options)[: -len(saved(NOISE, kind, **options)) // 2],
+            "truncated|decoder",
+            0,
+        )
+        for kind, options in FORMATS.items()
+    },
     "corrupt.png": (corrupt(saved(NOISE, "png")), "broken|data stream|CRC", 0),
     # without checksums nobody can tell: damaged pixels are used
-    **{f"corrupt.{kind}": (corrupt(saved(NOISE, kind, **FORMATS[kind])), np.asarray(NOISE), 255) for kind in FORMATS if kind != "png"},
+    **{
+        f"corrupt.{kind}": (corrupt(saved(NOISE, kind, **FORMATS[kind])), np.asarray(NOISE), 255)
+        for kind in FORMATS
+        if kind != "png"
+    },
     "no pixels.gif": (gif(0, 0), "it has no pixels|no image", 0),
     "huge.png": (png(60_000, 60_000, 8, 2, b""), "more than 89,478,485 pixels", 0),
     "huge.gif": (gif(65_535, 65_535), "more than 89,478,485 pixels", 0),
-    "huge.bmp": (changed(saved(RGB, "bmp"), width=50_000, height=50_000), "more than 89,478,485 pixels", 0),
-    "large and whole.png": (png(12_000, 12_000, 1, 0, bytes(1501 * 12_000)), "12,000 x 12,000 pixels; at most 89,478,485 are read", 0),
+    "huge.bmp": (
+        changed(saved(RGB, "bmp"), width=50_000, height=50_000),
+        "more than 89,478,485 pixels",
+        0,
+    ),
+    "large and whole.png": (
+        png(12_000, 12_000, 1, 0, bytes(1501 * 12_000)),
+        "12,000 x 12,000 pixels; at most 89,478,485 are read",
+        0,
+    ),
     "long.png": (png(70_000, 1, 8, 0, bytes(70_001)), "70,000 x 1 pixels; .* 65,535 a side", 0),
     "profile bomb.png": (png(W, H, 8, 2, bytes((3 * W + 1) * H), BOMB), "(?i)too large", 0),
 }
@@ -222,7 +332,9 @@ def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
     content, want, off = PICTURES[name]
     source = folder(path=make(tmp_path, {name: content}))
     if isinstance(want, str):
-        with pytest.raises(UserError, match=rf"1 \({name}: .*\) of the 1 images in {tmp_path} cannot be decoded") as caught:
+        with pytest.raises(
+            UserError, match=rf"1 \({name}: .*\) of the 1 images in {tmp_path} cannot be decoded"
+        ) as caught:
             checked(source, str(tmp_path / "cache"))
 
         assert re.search(want, source.fault(name)) and "\n" not in str(caught.value)
@@ -230,7 +342,11 @@ def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
             inpaint.read(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
         return
     got = checked(source, str(tmp_path / "cache"))[0]["image"]
-    assert got.dtype == np.uint8 and got.shape == want.shape and abs(got.astype(int) - want).max() <= off
+    assert (
+        got.dtype == np.uint8
+        and got.shape == want.shape
+        and abs(got.astype(int) - want).max() <= off
+    )
     canvas = inpaint.read(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
     np.testing.assert_array_equal(canvas.image[:, 1:], got)
 
@@ -242,8 +358,13 @@ def test_preparing_lists_all_of_them_with_the_reasons(tmp_path):
     (tmp_path / "set/silent.txt").unlink()
     source = folder(path=str(tmp_path / "set"))
     pack = packed.pack(str(tmp_path / "cache"), source, None)
-    assert set(pack.skipped) == PICTURES.keys() - kept | {"silent.png"} and pack.skipped["silent.png"] == "it has no caption"
-    assert {name for name in kept if (Path(name).stem, ("a caption",)) not in records(pack).items()} == set()
+    assert (
+        set(pack.skipped) == PICTURES.keys() - kept | {"silent.png"}
+        and pack.skipped["silent.png"] == "it has no caption"
+    )
+    assert {
+        name for name in kept if (Path(name).stem, ("a caption",)) not in records(pack).items()
+    } == set()
     for i, file in enumerate(source.without(pack.skipped).files):
         _, want, off = PICTURES[file]
         assert abs(pack[i]["image"].astype(int) - want).max() <= off
@@ -271,12 +392,21 @@ print(bombs, size() - before)
 
 
 def test_bombs_take_no_memory_and_large_pictures_are_decoded_one_at_a_time(tmp_path):
-    for i, name in enumerate(("huge.png", "huge.gif", "huge.bmp", "large and whole.png", "long.png", "profile bomb.png")):
+    for i, name in enumerate(
+        ("huge.png", "huge.gif", "huge.bmp", "large and whole.png", "long.png", "profile bomb.png")
+    ):
         (tmp_path / f"bomb{i}").write_bytes(PICTURES[name][0])
     (tmp_path / "small.png").write_bytes(saved(RGB, "png"))
-    (tmp_path / "large.png").write_bytes(saved(np.zeros((4200, 4200, 3), np.uint8), "png"))  # 67 MB for Pillow, and twice 50 for NumPy
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    (tmp_path / "large.png").write_bytes(
+        saved(np.zeros((4200, 4200, 3), np.uint8), "png")
+    )  # 67 MB for Pillow, and twice 50 for NumPy
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     bombs, all_of_it = map(int, done.stdout.split())
     assert bombs < 100 and all_of_it < 600  # MB; six at once would be a thousand
@@ -292,8 +422,21 @@ def test_the_smallest_and_longest_pictures_become_squares(transform, size):
 
 # files and folders
 
-@pytest.mark.parametrize("name", ["UPPER.PNG", "two words.png", "new\nline.png", "ünïcödé.png", "图.png", "-.png", "a.b.png", "x.png/y.png",
-                                  b"\xff\xfe.png".decode(errors="surrogateescape")])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "UPPER.PNG",
+        "two words.png",
+        "new\nline.png",
+        "ünïcödé.png",
+        "图.png",
+        "-.png",
+        "a.b.png",
+        "x.png/y.png",
+        b"\xff\xfe.png".decode(errors="surrogateescape"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".txt", ".TXT"])
 def test_any_name_will_do(tmp_path, name, suffix):
     root = tmp_path / "set"
@@ -306,7 +449,11 @@ def test_any_name_will_do(tmp_path, name, suffix):
     (root / name).write_bytes(b"")
     with pytest.raises(UserError) as caught:
         checked(folder(path=str(root)), str(tmp_path / "cache"))
-    assert "\n" not in str(caught.value) and f"1 ({shown(name)}: {NO_IMAGE})" in str(caught.value) and str(caught.value).isprintable()
+    assert (
+        "\n" not in str(caught.value)
+        and f"1 ({shown(name)}: {NO_IMAGE})" in str(caught.value)
+        and str(caught.value).isprintable()
+    )
 
 
 def test_links_are_followed_but_not_round_in_circles(tmp_path, caplog):
@@ -316,7 +463,12 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path, caplog):
     for name in ("c.png", "c.txt"):
         (root / name).symlink_to(elsewhere / name)
     (root / "linked").symlink_to(elsewhere)
-    for name, target in (("circle", root), ("up", tmp_path), ("self", root / "self"), ("deep/linked", elsewhere)):
+    for name, target in (
+        ("circle", root),
+        ("up", tmp_path),
+        ("self", root / "self"),
+        ("deep/linked", elsewhere),
+    ):
         (root / name).symlink_to(target)
     source = folder(path=str(root))
     assert source.files == ["a.png", "c.png", "deep/b.png", "linked/c.png", "linked/d.png"]
@@ -327,7 +479,9 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path, caplog):
 
 
 def test_what_is_no_file_is_no_picture(tmp_path):
-    """Pipes, which would never end, and folders are passed over; a link to nothing is left out, whichever folder it is in."""
+    """Pipes, which would never end, and folders are passed over; a link to nothing is left out,
+    whichever folder it is in.
+    """
     root = tmp_path / "set"
     make(root, {"a.png": saved(RGB, "png"), "deep/b.png": saved(RGB, "png")})
     for place in (root, root / "deep"):
@@ -339,19 +493,30 @@ def test_what_is_no_file_is_no_picture(tmp_path):
         os.mkfifo(place / "piped.txt")
     source = folder(path=str(root))
     assert source.files == ["a.png", "deep/b.png", "deep/nothing.png", "nothing.png"]
-    assert source.skipped == {"piped.png": "it has no caption", "deep/piped.png": "it has no caption"}
+    assert source.skipped == {
+        "piped.png": "it has no caption",
+        "deep/piped.png": "it has no caption",
+    }
     assert {file: source.fault(file) for file in source.files} == dict.fromkeys(source.files) | {
-        "nothing.png": "No such file or directory", "deep/nothing.png": "No such file or directory"}
+        "nothing.png": "No such file or directory",
+        "deep/nothing.png": "No such file or directory",
+    }
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read_is_said(tmp_path):
     root = tmp_path / "set"
-    make(root, {"a.png": saved(RGB, "png"), "b.png": saved(RGB, "png"), "deep/c.png": saved(RGB, "png")})
+    make(
+        root,
+        {"a.png": saved(RGB, "png"), "b.png": saved(RGB, "png"), "deep/c.png": saved(RGB, "png")},
+    )
     (root / "a.png").chmod(0)
     (root / "b.txt").chmod(0)
     source = folder(path=str(root))
-    assert source.skipped == {"b.png": "b.txt cannot be read: Permission denied"} and source.fault("a.png") == "Permission denied"
+    assert (
+        source.skipped == {"b.png": "b.txt cannot be read: Permission denied"}
+        and source.fault("a.png") == "Permission denied"
+    )
     (root / "deep").chmod(0)
     try:
         with pytest.raises(UserError, match="The folder .*/deep cannot be read: Permission denied"):
@@ -371,11 +536,17 @@ ODD = {
     b"same\nsame\n same ": ("same",),
     LONG.encode(): (LONG.strip(),),
     b"x" * 100_000: ("x" * 100_000,),
-    "قطة على الحصيرة\n一只红色的鸟\n👩\u200d🚀 and 🏳️\u200d🌈".encode(): ("قطة على الحصيرة", "一只红色的鸟", "👩\u200d🚀 and 🏳️\u200d🌈"),
+    "قطة على الحصيرة\n一只红色的鸟\n👩\u200d🚀 and 🏳️\u200d🌈".encode(): (
+        "قطة على الحصيرة",
+        "一只红色的鸟",
+        "👩\u200d🚀 and 🏳️\u200d🌈",
+    ),
     "\u200fright to left\u200e".encode(): ("\u200fright to left\u200e",),
     b"?!...": ("?!...",),
     "line\u2028separator\u00a0and\u3000spaces".encode(): ("line separator and spaces",),
-    b"": "its caption is empty", b"\n \n": "its caption is empty", "\ufeff\n\u200b\u200e\n".encode(): "its caption is empty",
+    b"": "its caption is empty",
+    b"\n \n": "its caption is empty",
+    "\ufeff\n\u200b\u200e\n".encode(): "its caption is empty",
     b"fine\nbro\xffken": "a.txt, line 2 is not UTF-8 text (byte 4 of the line)",
     "Größe".encode("latin-1"): "a.txt, line 1 is not UTF-8 text (byte 3 of the line)",
     "a cat".encode("utf-16"): "a.txt, line 1 is not UTF-8 text (it has a zero byte)",
@@ -394,62 +565,147 @@ def test_a_caption_file_is_used_or_left_out_with_a_reason(tmp_path, content):
     if isinstance(want, tuple):
         assert records(source) == {"a": want, "b": ("a caption",), "c": ("a caption",)}
         ids = BytePair.train([*want, "a caption"], vocabulary=300)(want)
-        assert ids.shape == (len(want), 16) and (ids[:, 0] == 1).all() and (ids == 2).any(axis=1).all()
+        assert (
+            ids.shape == (len(want), 16) and (ids[:, 0] == 1).all() and (ids == 2).any(axis=1).all()
+        )
         for prompt in map(pipeline.literal, want):
             assert pipeline.split_prompt(pipeline.check_prompt(prompt)) == [(prompt, 1.0)]
         return
-    assert source.skipped == {"a.png": want} and records(source) == {"b": ("a caption",), "c": ("a caption",)}
-    with pytest.raises(UserError) as caught:  # training says it at its start; preparing leaves it out
+    assert source.skipped == {"a.png": want} and records(source) == {
+        "b": ("a caption",),
+        "c": ("a caption",),
+    }
+    with pytest.raises(
+        UserError
+    ) as caught:  # training says it at its start; preparing leaves it out
         checked(source, str(tmp_path / "cache"))
-    assert str(caught.value).startswith(f"1 (a.png: {want}) of the 3 images in {root} have no caption that can be used")
+    assert str(caught.value).startswith(
+        f"1 (a.png: {want}) of the 3 images in {root} have no caption that can be used"
+    )
 
 
-@pytest.mark.parametrize("caption", ["SALT AND PEPPER", "cats AND", "AND", "a AND b :-3", "x :0.5", LONG, "a:b AND AND"])
+@pytest.mark.parametrize(
+    "caption", ["SALT AND PEPPER", "cats AND", "AND", "a AND b :-3", "x :0.5", LONG, "a:b AND AND"]
+)
 def test_no_caption_is_a_wrong_prompt(caption):
-    """A run ends with pictures for captions of the data: none of them may end it with an error after hours."""
+    """A run ends with pictures for captions of the data: none of them may end it with an error
+    after hours.
+    """
     prompt = pipeline.literal(caption)
     assert pipeline.split_prompt(pipeline.check_prompt(prompt)) == [(prompt, 1.0)]
-    assert prompt.lower() == caption.lower()[:pipeline.MAX_PROMPT]  # to the tokenizers, which lower-case, the same
+    assert (
+        prompt.lower() == caption.lower()[: pipeline.MAX_PROMPT]
+    )  # to the tokenizers, which lower-case, the same
 
 
 DEEPER = b'{"file_name": ' + b"[" * 100_000
 TABLES = [
-    ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_name": "a.png", "text": "x"}\r\n\n', {"a": ("x",)}),
-    ("metadata.jsonl", b'\xef\xbb\xbf{"file_name": "./a.png", "text": ["x", " ", "y"], "text": ["z"]}', {"a": ("z",)}),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "a.png", "text": "x"}\n{"file_name": "a.png", "text": "x"}\r\n\n',
+        {"a": ("x",)},
+    ),
+    (
+        "metadata.jsonl",
+        b'\xef\xbb\xbf{"file_name": "./a.png", "text": ["x", " ", "y"], "text": ["z"]}',
+        {"a": ("z",)},
+    ),
     ("metadata.jsonl", b'{"file_name": "a.png", "text": "\\ud83d\\ude00"}', {"a": ("\U0001f600",)}),
     ("metadata.jsonl", b'{"file_name": "a.png", "text": ["\\ud800", "x"]}', {"a": ("\ud800", "x")}),
-    ("metadata.jsonl", b'{"file_name": "a.png", "text": ""}\n{"file_name": "x/b.png", "text": "y"}', {"x/b": ("y",)}),
-    ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_name": "a.pn', "line 2 is not JSON: Unterminated string"),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "a.png", "text": ""}\n{"file_name": "x/b.png", "text": "y"}',
+        {"x/b": ("y",)},
+    ),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "a.png", "text": "x"}\n{"file_name": "a.pn',
+        "line 2 is not JSON: Unterminated string",
+    ),
     ("metadata.jsonl", DEEPER, "line 1 is not JSON: .*recursion"),
-    ("metadata.jsonl", b'{"file_name": "a.png", "text": ' + b"9" * 9999 + b"}", "line 1 is not JSON: Exceeds the limit"),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "a.png", "text": ' + b"9" * 9999 + b"}",
+        "line 1 is not JSON: Exceeds the limit",
+    ),
     ("metadata.jsonl", b'{"text": "x"}', 'line 1: expected {"file_name": a string'),
     ("metadata.jsonl", b'{"file_name": "a.png"}', 'line 1: expected {"file_name": a string'),
-    ("metadata.jsonl", b'{"file_name": ["a.png"], "text": "x"}', 'line 1: expected {"file_name": a string'),
+    (
+        "metadata.jsonl",
+        b'{"file_name": ["a.png"], "text": "x"}',
+        'line 1: expected {"file_name": a string',
+    ),
     ("metadata.jsonl", b'{"file_name": "", "text": "x"}', "line 1: there is no file ''"),
-    ("metadata.jsonl", b'{"file_name": "' + b"n" * 5000 + b'.png", "text": "x"}', "line 1: there is no file 'n{300}…' in"),
-    ("metadata.jsonl", b'{"file_name": "a\\u0000.png", "text": "x"}', r"line 1: there is no file 'a\\x00.png' in"),
-    ("metadata.jsonl", b'{"file_name": "\\ud800.png", "text": "x"}', r"line 1: there is no file '\\ud800.png' in"),
-    ("metadata.jsonl", b'{"file_name": "../out.png", "text": "x"}', "line 1: file_name '../out.png' points outside the folder"),
-    ("metadata.jsonl", b'{"file_name": "x/../../out.png", "text": "x"}', "line 1: file_name 'x/../../out.png' points outside"),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "' + b"n" * 5000 + b'.png", "text": "x"}',
+        "line 1: there is no file 'n{300}…' in",
+    ),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "a\\u0000.png", "text": "x"}',
+        r"line 1: there is no file 'a\\x00.png' in",
+    ),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "\\ud800.png", "text": "x"}',
+        r"line 1: there is no file '\\ud800.png' in",
+    ),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "../out.png", "text": "x"}',
+        "line 1: file_name '../out.png' points outside the folder",
+    ),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "x/../../out.png", "text": "x"}',
+        "line 1: file_name 'x/../../out.png' points outside",
+    ),
     ("metadata.jsonl", b'{"file_name": "..\\\\out.png", "text": "x"}', "points outside the folder"),
-    ("metadata.jsonl", b'{"file_name": "/etc/passwd", "text": "x"}', "line 1: file_name '/etc/passwd' points outside the folder"),
+    (
+        "metadata.jsonl",
+        b'{"file_name": "/etc/passwd", "text": "x"}',
+        "line 1: file_name '/etc/passwd' points outside the folder",
+    ),
     ("metadata.jsonl", b"zero\0byte", r"line 1 is not UTF-8 text \(it has a zero byte\)"),
-    ("captions.csv", b'file_name,text\r\na.png,"x, ""y""\nz"\r\n"x/b.png",w\r\n', {"a": ('x, "y" z',), "x/b": ("w",)}),
+    (
+        "captions.csv",
+        b'file_name,text\r\na.png,"x, ""y""\nz"\r\n"x/b.png",w\r\n',
+        {"a": ('x, "y" z',), "x/b": ("w",)},
+    ),
     ("captions.csv", b"text,id,file_name\nx,3,a.png\n,,\n", {"a": ("x",)}),
     ("captions.csv", b"file_name,text\na.png," + LONG.encode(), {"a": (LONG.strip(),)}),
     ("captions.csv", b"", "must name the columns file_name and text, not nothing"),
-    ("captions.csv", b"file_name;text\na.png;x\n", "must name the columns file_name and text, not file_name;text"),
-    ("captions.csv", b"file_name,caption\na.png,x\n", "must name the columns file_name and text, not file_name, caption"),
+    (
+        "captions.csv",
+        b"file_name;text\na.png;x\n",
+        "must name the columns file_name and text, not file_name;text",
+    ),
+    (
+        "captions.csv",
+        b"file_name,caption\na.png,x\n",
+        "must name the columns file_name and text, not file_name, caption",
+    ),
     ("captions.csv", b"file_name,text\na.png\n", "line 2 has not as many columns as the first"),
-    ("captions.csv", b"file_name,text\na.png,red, and flat\n", "line 2 has not as many columns as the first"),
+    (
+        "captions.csv",
+        b"file_name,text\na.png,red, and flat\n",
+        "line 2 has not as many columns as the first",
+    ),
     ("captions.csv", b'file_name,text\na.png,"x\n', "line 3 is not CSV: unexpected end of data"),
     ("captions.csv", b'file_name,text\na.png,"x"y\n', "line 2 is not CSV"),
-    ("captions.csv", b"file_name,text\n../out.png,x\n", "line 2: file_name '../out.png' points outside the folder"),
+    (
+        "captions.csv",
+        b"file_name,text\n../out.png,x\n",
+        "line 2: file_name '../out.png' points outside the folder",
+    ),
     ("captions.csv", b"file_name,text\na.png,x\n" + b"\xff", "line 3 is not UTF-8 text"),
 ]
 
 
-@pytest.mark.parametrize("name,content,want", TABLES, ids=[f"{name[-5:]}{i}" for i, (name, *_) in enumerate(TABLES)])
+@pytest.mark.parametrize(
+    "name,content,want", TABLES, ids=[f"{name[-5:]}{i}" for i, (name, *_) in enumerate(TABLES)]
+)
 def test_a_table_is_used_or_ends_the_run_with_one_sentence(tmp_path, name, content, want):
     make(tmp_path, {"out.png": saved(RGB, "png")})
     root = tmp_path / "set"
@@ -457,11 +713,17 @@ def test_a_table_is_used_or_ends_the_run_with_one_sentence(tmp_path, name, conte
     (root / name).write_bytes(content)
     if isinstance(want, dict):
         source = folder(path=str(root))
-        assert records(source) == want and set(source.skipped) == {f"{item}.png" for item in {"a", "x/b"} - want.keys()}
+        assert records(source) == want and set(source.skipped) == {
+            f"{item}.png" for item in {"a", "x/b"} - want.keys()
+        }
         return
     with pytest.raises(UserError, match=want) as caught:
         folder(path=str(root))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900 and str(root / name) in str(caught.value)
+    assert (
+        "\n" not in str(caught.value)
+        and len(str(caught.value)) < 900
+        and str(root / name) in str(caught.value)
+    )
 
 
 def test_a_table_that_is_a_folder_is_said(tmp_path):
@@ -473,8 +735,17 @@ def test_a_table_that_is_a_folder_is_said(tmp_path):
 
 def test_duplicates_are_used_as_they_are(tmp_path):
     """The same picture under two names, two formats of one name, the same caption twice."""
-    source = folder(path=make(tmp_path, {name: saved(RGB, Path(name).suffix[1:]) for name in ("a.png", "b.png", "b.bmp")}))
-    assert source.files == ["a.png", "b.bmp", "b.png"] and [r.item for r in source.records] == ["a", "b", "b"]
+    source = folder(
+        path=make(
+            tmp_path,
+            {name: saved(RGB, Path(name).suffix[1:]) for name in ("a.png", "b.png", "b.bmp")},
+        )
+    )
+    assert source.files == ["a.png", "b.bmp", "b.png"] and [r.item for r in source.records] == [
+        "a",
+        "b",
+        "b",
+    ]
     assert {r.captions for r in source.records} == {("a caption",)}
     for i in range(3):
         np.testing.assert_array_equal(source[i]["image"], RGB)
@@ -482,10 +753,15 @@ def test_duplicates_are_used_as_they_are(tmp_path):
 
 # training that was not prepared
 
+
 @pytest.fixture
 def faces(tmp_path):
     """A config whose set of 100 pictures, of a kind that is not one's own folder, has a broken one."""
-    make(tmp_path / "faces", {f"{n:05d}.png": saved(RGB, "png") for n in range(100)} | {"00041.png": b""}, captions=None)
+    make(
+        tmp_path / "faces",
+        {f"{n:05d}.png": saved(RGB, "png") for n in range(100)} | {"00041.png": b""},
+        captions=None,
+    )
     c = defaults()
     c.data.source, c.ffhq.path = "ffhq", str(tmp_path / "faces")
     return c, tmp_path
@@ -494,22 +770,38 @@ def faces(tmp_path):
 def test_every_set_is_decoded_once_before_training(faces, caplog, monkeypatch):
     c, place = faces
     source = build.source(c, place / "cache")
-    assert f"1 (00041.png: {NO_IMAGE}) of the 100 images in {place}/faces cannot be decoded and are skipped" in caplog.text
-    assert len(source) == 99 and list(source.skipped) == ["00041.png"] and "00041" not in records(source)
+    assert (
+        f"1 (00041.png: {NO_IMAGE}) of the 100 images in {place}/faces cannot be decoded and are "
+        "skipped" in caplog.text
+    )
+    assert (
+        len(source) == 99
+        and list(source.skipped) == ["00041.png"]
+        and "00041" not in records(source)
+    )
     monkeypatch.setattr(Files, "decoded", lambda *_: pytest.fail("decoded again"))
     caplog.clear()
     again = build.source(c, place / "cache")  # a run that goes on
-    assert again.fingerprint == source.fingerprint and again.skipped == source.skipped and len(caplog.records) == 1
+    assert (
+        again.fingerprint == source.fingerprint
+        and again.skipped == source.skipped
+        and len(caplog.records) == 1
+    )
 
 
-@pytest.mark.parametrize("stored", [b"", b"[1]", b"{", b'{"none.png": "x"}', b'{"00003.png": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "stored", [b"", b"[1]", b"{", b'{"none.png": "x"}', b'{"00003.png": 1}', b"\xff"]
+)
 def test_a_damaged_list_of_the_broken_is_made_again(faces, stored):
     c, place = faces
     build.source(c, place / "cache")
-    kept, = (place / "cache").glob("checked-*.json")
+    (kept,) = (place / "cache").glob("checked-*.json")
     good = kept.read_bytes()
     kept.write_bytes(stored)
-    assert list(build.source(c, place / "cache").skipped) == ["00041.png"] and kept.read_bytes() == good
+    assert (
+        list(build.source(c, place / "cache").skipped) == ["00041.png"]
+        and kept.read_bytes() == good
+    )
 
 
 def test_without_a_cache_to_write_training_begins_all_the_same(faces):
@@ -521,7 +813,10 @@ def test_without_a_cache_to_write_training_begins_all_the_same(faces):
 def test_more_than_one_in_a_hundred_ends_the_run_at_its_start(faces):
     c, place = faces
     (place / "faces/00007.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 \(00007.png: .*, 00041.png: .*\) of the 100 images .* at most 1% are skipped"):
+    with pytest.raises(
+        UserError,
+        match=r"2 \(00007.png: .*, 00041.png: .*\) of the 100 images .* at most 1% are skipped",
+    ):
         build.source(c, place / "cache")
 
 
@@ -529,5 +824,8 @@ def test_a_picture_that_breaks_later_ends_the_run_with_its_name(faces):
     c, place = faces
     source = build.source(c, place / "cache")
     (place / "faces/00012.png").unlink()
-    with pytest.raises(UserError, match=r"The image 00012.png in .* cannot be decoded \(No such file or directory\)"):
+    with pytest.raises(
+        UserError,
+        match=r"The image 00012.png in .* cannot be decoded \(No such file or directory\)",
+    ):
         source[12]

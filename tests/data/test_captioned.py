@@ -1,4 +1,7 @@
-"""CUB-200, Oxford-102 flowers and MS-COCO in small trees laid out as the real ones, and what is said when a part is missing."""
+"""CUB-200, Oxford-102 flowers and MS-COCO in small trees laid out as the real ones, and what is
+said when a part is missing.
+"""
+
 import collections
 import logging
 import os
@@ -25,11 +28,16 @@ def test_cub(tmp_path, images, text):
     source = captioned.cub(path=str(tmp_path))
     assert isinstance(source, Source) and len(source) == 12 and source.skipped == {}
     assert [record.item for record in source.records] == names
-    assert splits(source) == {name: "train" if n < 8 else "held_out_items" for n, name in enumerate(names)}
+    assert splits(source) == {
+        name: "train" if n < 8 else "held_out_items" for n, name in enumerate(names)
+    }
     assert [record.label for record in source.records] == [0] * 4 + [1] * 4 + [2] * 4
     example = source[5]
     assert set(example) == {"image", "captions", "item", "style", "split", "label"}
-    assert example["captions"] == ("a bird number 5.", "this one has a red crown") and example["style"] == ""
+    assert (
+        example["captions"] == ("a bird number 5.", "this one has a red crown")
+        and example["style"] == ""
+    )
     assert example["image"].shape == (8, 12, 3) and example["image"].dtype == np.uint8
     assert abs(example["image"].astype(int) - colour(5)).max() <= 3
 
@@ -43,15 +51,22 @@ def test_captions_may_be_elsewhere(tmp_path):
     for place in ("captions", "captions/text/text"):
         source = captioned.cub(path=path, captions=str(tmp_path / place))
         assert len(source) == 12 and source.records[3].captions[0] == "a bird number 3."
-    assert splits(captioned.cub(path=path, captions=str(tmp_path / "captions")))[names[-1]] == "held_out_items"
+    assert (
+        splits(captioned.cub(path=path, captions=str(tmp_path / "captions")))[names[-1]]
+        == "held_out_items"
+    )
 
 
-@pytest.mark.parametrize("lists,held_out", [("classes", lambda n: n >= 8), ("numbers", lambda n: n % 2)])
+@pytest.mark.parametrize(
+    "lists,held_out", [("classes", lambda n: n >= 8), ("numbers", lambda n: n % 2)]
+)
 def test_cub_without_pickles_has_the_other_lists(tmp_path, caplog, lists, held_out):
     for images in ("images", "CUB_200_2011/images"):
         names = birds(tmp_path / images, images, lists=lists)
         source = captioned.cub(path=str(tmp_path / images))
-        assert splits(source) == {name: "held_out_items" if held_out(n) else "train" for n, name in enumerate(names)}
+        assert splits(source) == {
+            name: "held_out_items" if held_out(n) else "train" for n, name in enumerate(names)
+        }
     assert not caplog.records
 
 
@@ -61,7 +76,11 @@ def test_without_any_list_a_hash_decides_and_says_so(tmp_path, caplog):
         source = captioned.cub(path=str(tmp_path))
     counts = collections.Counter(record.split for record in source.records)
     assert counts.keys() == {"train", "held_out_items"} and 15 < counts["held_out_items"] < 45
-    assert len(caplog.records) == 1 and "no list of an official split" in caplog.text and "10 % of cub" in caplog.text
+    assert (
+        len(caplog.records) == 1
+        and "no list of an official split" in caplog.text
+        and "10 % of cub" in caplog.text
+    )
     assert splits(captioned.cub(path=str(tmp_path))) == splits(source)
 
 
@@ -71,7 +90,9 @@ def test_images_in_neither_list_are_left_out_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = captioned.cub(path=str(tmp_path))
     assert len(source) == 11 and f"1 ({names[7]}) images of cub are in neither list" in caplog.text
-    assert [source[i]["item"] for i in (6, 7)] == [names[6], names[8]] and source[7]["captions"][0] == "a bird number 8."
+    assert [source[i]["item"] for i in (6, 7)] == [names[6], names[8]] and source[7]["captions"][
+        0
+    ] == "a bird number 8."
     assert abs(source[7]["image"].astype(int) - colour(8)).max() <= 3
 
 
@@ -82,16 +103,34 @@ class Evil:
 
 def test_pickles_of_python_2_are_read_and_nothing_else_runs(tmp_path):
     names = birds(tmp_path)
-    old = b"(lp0\n" + b"".join(b"S'%s'\np%d\na" % (name.encode(), n + 1) for n, name in enumerate(names[:8])) + b"."
-    new = b"\x80\x02]q\x01(" + b"".join(b"U" + bytes([len(name)]) + name.encode() for name in names[:8]) + b"e."
+    old = (
+        b"(lp0\n"
+        + b"".join(b"S'%s'\np%d\na" % (name.encode(), n + 1) for n, name in enumerate(names[:8]))
+        + b"."
+    )
+    new = (
+        b"\x80\x02]q\x01("
+        + b"".join(b"U" + bytes([len(name)]) + name.encode() for name in names[:8])
+        + b"e."
+    )
     for content in (old, new):
         write(tmp_path / "train" / "filenames.pickle", content)
-        assert collections.Counter(splits(captioned.cub(path=str(tmp_path))).values()) == {"train": 8, "held_out_items": 4}
-    for content, found in ((pickle.dumps([Evil()]), r"the global posix.getcwd"), (pickle.dumps({"a": 1}), "something else"),
-                           (pickle.dumps([1, 2]), "something else"), (old[:-20], "opcode argument must be quoted"),
-                           (b"", "damaged"), (b"rubbish", "damaged")):
+        assert collections.Counter(splits(captioned.cub(path=str(tmp_path))).values()) == {
+            "train": 8,
+            "held_out_items": 4,
+        }
+    for content, found in (
+        (pickle.dumps([Evil()]), r"the global posix.getcwd"),
+        (pickle.dumps({"a": 1}), "something else"),
+        (pickle.dumps([1, 2]), "something else"),
+        (old[:-20], "opcode argument must be quoted"),
+        (b"", "damaged"),
+        (b"rubbish", "damaged"),
+    ):
         write(tmp_path / "train" / "filenames.pickle", content)
-        with pytest.raises(UserError, match=f"train/filenames.pickle is not a pickled list of file names.*{found}"):
+        with pytest.raises(
+            UserError, match=f"train/filenames.pickle is not a pickled list of file names.*{found}"
+        ):
             captioned.cub(path=str(tmp_path))
 
 
@@ -100,15 +139,27 @@ def test_pickles_of_python_2_are_read_and_nothing_else_runs(tmp_path):
 def test_flowers(tmp_path, text, lists):
     garden(tmp_path, text)
     if lists == "pickle":
-        write(tmp_path / "train" / "filenames.pickle", pickle.dumps([f"jpg/image_{n:05d}" for n in (1, 2, 4, 5)], protocol=1))
-        write(tmp_path / "test" / "filenames.pickle", pickle.dumps(["jpg/image_00003", "image_00006.jpg"], protocol=4))
+        write(
+            tmp_path / "train" / "filenames.pickle",
+            pickle.dumps([f"jpg/image_{n:05d}" for n in (1, 2, 4, 5)], protocol=1),
+        )
+        write(
+            tmp_path / "test" / "filenames.pickle",
+            pickle.dumps(["jpg/image_00003", "image_00006.jpg"], protocol=4),
+        )
     else:
         write(tmp_path / "trainvalclasses.txt", "class_00002\nclass_00003\n")
         write(tmp_path / "testclasses.txt", "class_00001")
     source = captioned.flowers(path=str(tmp_path))
     assert [(r.item, r.label, r.captions) for r in source.records[:3]] == [
-        ("image_00001", 1, ("flower 1",)), ("image_00002", 2, ("flower 2",)), ("image_00003", 0, ("flower 3",))]
-    assert [r.item[-1] for r in source.records if r.split == "held_out_items"] == ["3", "6"] and len(source) == 6
+        ("image_00001", 1, ("flower 1",)),
+        ("image_00002", 2, ("flower 2",)),
+        ("image_00003", 0, ("flower 3",)),
+    ]
+    assert [r.item[-1] for r in source.records if r.split == "held_out_items"] == [
+        "3",
+        "6",
+    ] and len(source) == 6
     assert abs(source[3]["image"].astype(int) - colour(4)).max() <= 3
 
 
@@ -116,13 +167,21 @@ def test_flowers(tmp_path, text, lists):
 def test_coco_has_an_item_for_every_annotation(tmp_path, twice):
     scenes(tmp_path, twice)
     source = captioned.coco(path=str(tmp_path))
-    assert len(source) == 30 and collections.Counter(r.split for r in source.records) == {"train": 15, "held_out_items": 15}
-    assert len({r.item for r in source.records}) == 30 and len({r.group for r in source.records}) == 6
+    assert len(source) == 30 and collections.Counter(r.split for r in source.records) == {
+        "train": 15,
+        "held_out_items": 15,
+    }
+    assert (
+        len({r.item for r in source.records}) == 30 and len({r.group for r in source.records}) == 6
+    )
     assert len(source.pictures()) == 6
     for i in (0, 4, 17, 29):
         record = source.records[i]
         picture, number = int(record.group.split("_")[2]), int(record.item.split("/")[1])
-        assert record.captions == (f"a man riding {picture} {number // 1000}.",) and number % 1000 == picture
+        assert (
+            record.captions == (f"a man riding {picture} {number // 1000}.",)
+            and number % 1000 == picture
+        )
         assert record.split == ("train" if "train" in record.group else "held_out_items")
         assert abs(source[i]["image"].astype(int) - colour(picture)).max() <= 3
 
@@ -132,6 +191,7 @@ def remove(*names):
         birds(root)
         for name in names:
             (root / name).rename(root.parent / name.replace("/", "-"))
+
     return act
 
 
@@ -162,17 +222,24 @@ def crooked_numbers(root):
 
 
 CUB = {
-    r"There is no folder .*: CUB-200 is images/<class>/.* Caltech CUB-200-2011 archive, and text/.* StackGAN and DF-GAN":
-        lambda root: None,
+    r"There is no folder .*: CUB-200 is images/<class>/.* Caltech CUB-200-2011 archive, and "
+    r"text/.* StackGAN and DF-GAN": lambda root: None,
     r"There is no folder \S*/set/images: CUB-200 is images/": remove("images"),
-    r"There are no images in \S*/set/images: CUB-200 is": lambda root: birds(root) and [p.unlink() for p in root.rglob("*.jpg")],
-    r"There are no caption files in \S*/set/text, nor in its folder text, nor in text_c10: CUB-200 is": remove("text"),
-    r"^1 \(001.Black_footed_Albatross/\S*.jpg\) of the 12 images in \S*/images have no caption file: CUB-200 is": one_text_gone,
+    r"There are no images in \S*/set/images: CUB-200 is": lambda root: (
+        birds(root) and [p.unlink() for p in root.rglob("*.jpg")]
+    ),
+    r"There are no caption files in \S*/set/text, nor in its folder text, nor in text_c10: "
+    r"CUB-200 is": remove("text"),
+    r"^1 \(001.Black_footed_Albatross/\S*.jpg\) of the 12 images in \S*/images have no caption "
+    r"file: CUB-200 is": one_text_gone,
     r"There is no caption in \S*.txt: one a line": no_caption,
-    r"There is no \S*test/filenames.pickle beside \S*train/filenames.pickle: a split needs both": remove("test"),
-    r"There is no \S*testclasses.txt beside \S*trainvalclasses.txt":
-        lambda root: birds(root, lists="classes") and (root / "testclasses.txt").unlink(),
-    r"test/filenames.pickle lists 1 \(010.Red_winged_Blackbird/ghost\) that are not among the images": listing_a_ghost,
+    r"There is no \S*test/filenames.pickle beside \S*train/filenames.pickle: a split needs "
+    r"both": remove("test"),
+    r"There is no \S*testclasses.txt beside \S*trainvalclasses.txt": lambda root: (
+        birds(root, lists="classes") and (root / "testclasses.txt").unlink()
+    ),
+    r"test/filenames.pickle lists 1 \(010.Red_winged_Blackbird/ghost\) that are not among the "
+    r"images": listing_a_ghost,
     r"The lists of the split of cub in \S* name none of its images": foreign_lists,
     r"images.txt and \S*train_test_split.txt do not number the same images": crooked_numbers,
 }
@@ -186,10 +253,18 @@ def test_what_is_wrong_with_cub_is_one_sentence(tmp_path, message):
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("make,where", [
-    (captioned.cub, r"cub.path is not set: CUB-200 is .* Caltech CUB-200-2011 archive"),
-    (captioned.flowers, r"flowers.path is not set: .* robots.ox.ac.uk/~vgg/data/flowers/102, and text_c10/.* reedscot/cvpr2016"),
-    (captioned.coco, r"coco.path is not set: .* cocodataset.org")])
+@pytest.mark.parametrize(
+    "make,where",
+    [
+        (captioned.cub, r"cub.path is not set: CUB-200 is .* Caltech CUB-200-2011 archive"),
+        (
+            captioned.flowers,
+            r"flowers.path is not set: .* robots.ox.ac.uk/~vgg/data/flowers/102, and text_c10/.* "
+            r"reedscot/cvpr2016",
+        ),
+        (captioned.coco, r"coco.path is not set: .* cocodataset.org"),
+    ],
+)
 def test_without_a_path_one_is_told_where_to_get_the_set(make, where):
     with pytest.raises(UserError, match=where):
         make(path="")
@@ -197,7 +272,9 @@ def test_without_a_path_one_is_told_where_to_get_the_set(make, where):
 
 def test_what_is_wrong_with_flowers_is_one_sentence(tmp_path):
     garden(tmp_path)
-    with pytest.raises(UserError, match="There is no folder .*/captions: Oxford-102 flowers is jpg/image_00001.jpg"):
+    with pytest.raises(
+        UserError, match="There is no folder .*/captions: Oxford-102 flowers is jpg/image_00001.jpg"
+    ):
         captioned.flowers(path=str(tmp_path), captions=str(tmp_path / "captions"))
     (tmp_path / "text_c10").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"There are no caption files in .*: Oxford-102 flowers is"):
@@ -209,21 +286,34 @@ def test_what_is_wrong_with_flowers_is_one_sentence(tmp_path):
 
 
 def table(content):
-    return lambda root: scenes(root) or write(root / "annotations" / "captions_val2014.json", content)
+    return lambda root: (
+        scenes(root) or write(root / "annotations" / "captions_val2014.json", content)
+    )
 
 
 SCENES = {
-    r"There is no file \S*annotations/captions_val2014.json: MS-COCO 2014 is annotations/.* cocodataset.org":
-        lambda root: scenes(root) or (root / "annotations/captions_val2014.json").unlink(),
-    r"There is no folder \S*/val2014: MS-COCO 2014 is": lambda root: scenes(root) or (root / "val2014").rename(root / "val"),
-    r"val2014 lacks 1 \(COCO_val2014_000000000501.jpg\) of the images that \S*captions_val2014.json names":
-        lambda root: scenes(root) or (root / "val2014/COCO_val2014_000000000501.jpg").unlink(),
+    r"There is no file \S*annotations/captions_val2014.json: MS-COCO 2014 is annotations/.* "
+    r"cocodataset.org": lambda root: (
+        scenes(root) or (root / "annotations/captions_val2014.json").unlink()
+    ),
+    r"There is no folder \S*/val2014: MS-COCO 2014 is": lambda root: (
+        scenes(root) or (root / "val2014").rename(root / "val")
+    ),
+    r"val2014 lacks 1 \(COCO_val2014_000000000501.jpg\) of the images that "
+    r"\S*captions_val2014.json names": lambda root: (
+        scenes(root) or (root / "val2014/COCO_val2014_000000000501.jpg").unlink()
+    ),
     r"captions_val2014.json is not a caption file of MS-COCO \(JSONDecodeError": table("{"),
-    r"captions_val2014.json is not a caption file of MS-COCO \(KeyError: 'images'\)": table('{"annotations": []}'),
+    r"captions_val2014.json is not a caption file of MS-COCO \(KeyError: 'images'\)": table(
+        '{"annotations": []}'
+    ),
     r"captions_val2014.json is not a caption file of MS-COCO \(TypeError": table("[]"),
-    r"There are no captions in \S*captions_val2014.json": table('{"images": [], "annotations": []}'),
-    r"captions_val2014.json has captions of images that it does not list":
-        table('{"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": "x"}]}'),
+    r"There are no captions in \S*captions_val2014.json": table(
+        '{"images": [], "annotations": []}'
+    ),
+    r"captions_val2014.json has captions of images that it does not list": table(
+        '{"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": "x"}]}'
+    ),
 }
 
 
@@ -241,10 +331,15 @@ def test_a_broken_image_is_named_when_it_is_read_and_not_before(tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     source = captioned.cub(path=str(tmp_path))
     assert source[1]["item"] == names[1]
-    with pytest.raises(UserError, match=rf"The image {names[2]}.jpg in \S*/images cannot be decoded .*vqd prepare"):
+    with pytest.raises(
+        UserError, match=rf"The image {names[2]}.jpg in \S*/images cannot be decoded .*vqd prepare"
+    ):
         source[2]
     file.unlink()
-    with pytest.raises(UserError, match=rf"{names[2]}.jpg in \S*/images cannot be decoded \(No such file or directory\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"{names[2]}.jpg in \S*/images cannot be decoded \(No such file or directory\)",
+    ):
         source[2]
 
 

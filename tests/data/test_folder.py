@@ -1,4 +1,7 @@
-"""Folders as people have them: three caption layouts, odd image modes, broken files and broken tables."""
+"""Folders as people have them: three caption layouts, odd image modes, broken files and broken
+tables.
+"""
+
 import io
 import json
 import logging
@@ -44,54 +47,87 @@ def captions(source):
 
 def test_text_files_beside_images(tmp_path):
     make(tmp_path, ["a.png", "deep/er/b.jpg", "C.JPEG"])
-    (tmp_path / "deep/er/b.txt").write_bytes("\ufeffpremière  ligne\r\n\n  second line \nsecond line\n".encode())
+    (tmp_path / "deep/er/b.txt").write_bytes(
+        "\ufeffpremière  ligne\r\n\n  second line \nsecond line\n".encode()
+    )
     (tmp_path / ".hidden").mkdir()
     save(tmp_path / ".hidden/x.png")
     source = unprepared(path=str(tmp_path))
     assert isinstance(source, Source)
-    assert captions(source) == {"C": ("a red card",), "a": ("a red card",),
-                                "deep/er/b": ("première ligne", "second line")}
+    assert captions(source) == {
+        "C": ("a red card",),
+        "a": ("a red card",),
+        "deep/er/b": ("première ligne", "second line"),
+    }
     assert len(source) == 3 and source.skipped == {}
     example = source[1]
     assert set(example) == {"image", "captions", "item", "style", "split", "label"}
     assert example["image"].shape == (4, 6, 3) and example["image"].dtype == np.uint8
     np.testing.assert_array_equal(example["image"], np.broadcast_to(RED, (4, 6, 3)))
-    assert (example["item"], example["style"], example["label"], example["captions"]) == ("a", "", -1, ("a red card",))
+    assert (example["item"], example["style"], example["label"], example["captions"]) == (
+        "a",
+        "",
+        -1,
+        ("a red card",),
+    )
 
 
 def test_metadata_jsonl(tmp_path):
     make(tmp_path, ["x/a.png", "b.png"], captions="")
-    rows = [{"file_name": "x/a.png", "text": ["one", "two"], "licence": "CC0"}, {"file_name": "b.png", "text": "three"},
-            {"file_name": "x\\a.png", "text": "four"}]
+    rows = [
+        {"file_name": "x/a.png", "text": ["one", "two"], "licence": "CC0"},
+        {"file_name": "b.png", "text": "three"},
+        {"file_name": "x\\a.png", "text": "four"},
+    ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert captions(unprepared(path=str(tmp_path))) == {"x/a": ("one", "two", "four"), "b": ("three",)}
+    assert captions(unprepared(path=str(tmp_path))) == {
+        "x/a": ("one", "two", "four"),
+        "b": ("three",),
+    }
 
 
 def test_captions_csv(tmp_path):
     make(tmp_path, captions="")
-    lines = ["id,file_name,text", '1,a.png,"red, and\nflat"', "2,a.png,a card", "", '3,b.png,"the ""second"""', ""]
+    lines = [
+        "id,file_name,text",
+        '1,a.png,"red, and\nflat"',
+        "2,a.png,a card",
+        "",
+        '3,b.png,"the ""second"""',
+        "",
+    ]
     (tmp_path / "captions.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    assert captions(unprepared(path=str(tmp_path))) == {"a": ("red, and flat", "a card"), "b": ('the "second"',)}
+    assert captions(unprepared(path=str(tmp_path))) == {
+        "a": ("red, and flat", "a card"),
+        "b": ('the "second"',),
+    }
 
 
 def on_white(alpha):
     return [round(c * alpha / 255 + 255 - alpha) for c in RED]
 
 
-@pytest.mark.parametrize("name, image, options, want", [
-    ("rgba.png", Image.new("RGBA", SIZE, (*RED, 128)), {}, on_white(128)),
-    ("la.png", Image.new("LA", SIZE, (60, 0)), {}, [255] * 3),
-    ("grey.png", Image.new("L", SIZE, 77), {}, [77] * 3),
-    ("bit.png", Image.new("1", SIZE, 1), {}, [255] * 3),
-    ("cmyk.jpg", Image.new("CMYK", SIZE, (0, 0, 0, 0)), {}, [255] * 3),
-    ("deep.png", Image.fromarray(np.full((4, 6), 0x8012, np.uint16)), {}, [0x80] * 3),
-    ("deep.tif", Image.fromarray(np.full((4, 6), 0x4321, np.uint16)), {}, [0x43] * 3),
-    ("int.tif", Image.fromarray(np.full((4, 6), 99, np.int32)), {}, [99] * 3),
-    ("palette.gif", Image.new("RGB", SIZE, RED).quantize(4), {}, RED),
-    ("moving.gif", Image.new("RGB", SIZE, RED).quantize(4),
-     {"save_all": True, "append_images": [Image.new("RGB", SIZE, "blue").quantize(4)]}, RED),
-    ("lossless.webp", Image.new("RGB", SIZE, RED), {"lossless": True}, RED),
-])
+@pytest.mark.parametrize(
+    "name, image, options, want",
+    [
+        ("rgba.png", Image.new("RGBA", SIZE, (*RED, 128)), {}, on_white(128)),
+        ("la.png", Image.new("LA", SIZE, (60, 0)), {}, [255] * 3),
+        ("grey.png", Image.new("L", SIZE, 77), {}, [77] * 3),
+        ("bit.png", Image.new("1", SIZE, 1), {}, [255] * 3),
+        ("cmyk.jpg", Image.new("CMYK", SIZE, (0, 0, 0, 0)), {}, [255] * 3),
+        ("deep.png", Image.fromarray(np.full((4, 6), 0x8012, np.uint16)), {}, [0x80] * 3),
+        ("deep.tif", Image.fromarray(np.full((4, 6), 0x4321, np.uint16)), {}, [0x43] * 3),
+        ("int.tif", Image.fromarray(np.full((4, 6), 99, np.int32)), {}, [99] * 3),
+        ("palette.gif", Image.new("RGB", SIZE, RED).quantize(4), {}, RED),
+        (
+            "moving.gif",
+            Image.new("RGB", SIZE, RED).quantize(4),
+            {"save_all": True, "append_images": [Image.new("RGB", SIZE, "blue").quantize(4)]},
+            RED,
+        ),
+        ("lossless.webp", Image.new("RGB", SIZE, RED), {"lossless": True}, RED),
+    ],
+)
 def test_every_mode_becomes_rgb_on_white(tmp_path, name, image, options, want):
     save(tmp_path / name, image, **options)
     (tmp_path / name).with_suffix(".txt").write_text("x")
@@ -112,19 +148,26 @@ def test_a_transparent_palette_is_white(tmp_path):
 
 def test_exif_rotation(tmp_path):
     image = Image.new("RGB", (16, 8), "white")
-    image.paste("black", (0, 0, 8, 8))               # left half black
+    image.paste("black", (0, 0, 8, 8))  # left half black
     exif = Image.Exif()
-    exif[0x0112] = 6                                  # to be turned 90° clockwise for display
+    exif[0x0112] = 6  # to be turned 90° clockwise for display
     save(tmp_path / "a.jpg", image, exif=exif, quality=100)
     (tmp_path / "a.txt").write_text("x")
     got = unprepared(path=str(tmp_path))[0]["image"]
-    assert got.shape == (16, 8, 3) and got[:8].max() < 10 and got[8:].min() > 245  # left goes to the top
+    assert (
+        got.shape == (16, 8, 3) and got[:8].max() < 10 and got[8:].min() > 245
+    )  # left goes to the top
 
 
 def broken(kind):
-    file, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    file, noise = (
+        io.BytesIO(),
+        np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8),
+    )
     Image.fromarray(noise).save(file, "JPEG" if kind == "jpg" else "PNG")
-    return {"empty": b"", "text": b"not an image"}.get(kind, file.getvalue()[:len(file.getvalue()) // 2])
+    return {"empty": b"", "text": b"not an image"}.get(
+        kind, file.getvalue()[: len(file.getvalue()) // 2]
+    )
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "png", "jpg"])
@@ -133,7 +176,9 @@ def test_one_broken_image_in_a_hundred_is_named_and_skipped(tmp_path, caplog, ki
     (tmp_path / "050.png").write_bytes(broken(kind))
     with caplog.at_level(logging.WARNING):
         source = unprepared(path=str(tmp_path))
-    assert list(source.skipped) == ["050.png"] and len(source) == 99 and "050" not in captions(source)
+    assert (
+        list(source.skipped) == ["050.png"] and len(source) == 99 and "050" not in captions(source)
+    )
     assert len(caplog.records) == 1 and re.search(r"1 \(050.png: .+\) of the 100", caplog.text)
     assert [source[i]["item"] for i in (49, 50)] == ["049", "051"]
 
@@ -142,7 +187,9 @@ def test_more_broken_images_are_an_error(tmp_path):
     make(tmp_path, [f"{i:03d}.png" for i in range(100)])
     for name in ("007.png", "008.png"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 \(007.png: it is empty or no image, 008.png: [^)]*\) of the 100 images"):
+    with pytest.raises(
+        UserError, match=r"2 \(007.png: it is empty or no image, 008.png: [^)]*\) of the 100 images"
+    ):
         unprepared(path=str(tmp_path))
 
 
@@ -150,6 +197,7 @@ def table(name, content):
     def write(root):
         make(root, ["a.png"], captions="")
         (root / name).write_bytes(content)
+
     return write
 
 
@@ -162,20 +210,33 @@ CASES = {
     "does not exist": lambda root: None,
     "no images": lambda root: root.mkdir() or (root / "readme.md").write_text("x"),
     "None of the 2 images": lambda root: make(root, captions=""),
-    r"1 \(b.png: its caption is empty\) of the 2 images .* have no caption": lambda root: make(root) and (root / "b.txt").write_text(" \n"),
-    r"1 \(b.png: b.txt, line 2 is not UTF-8 text \(byte 4 of the line\)\) of the 2 images .* have no caption": bad_bytes,
-    "line 1: file_name '../a.png' points outside": table("metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}'),
-    "line 1: file_name '/b/a.png' points outside": table("metadata.jsonl", b'{"file_name": "/b/a.png", "text": "x"}'),
+    r"1 \(b.png: its caption is empty\) of the 2 images .* have no caption": lambda root: (
+        make(root) and (root / "b.txt").write_text(" \n")
+    ),
+    r"1 \(b.png: b.txt, line 2 is not UTF-8 text \(byte 4 of the line\)\) of the 2 images .* have "
+    r"no caption": bad_bytes,
+    "line 1: file_name '../a.png' points outside": table(
+        "metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}'
+    ),
+    "line 1: file_name '/b/a.png' points outside": table(
+        "metadata.jsonl", b'{"file_name": "/b/a.png", "text": "x"}'
+    ),
     "line 2: there is no file 'b.png'": table("captions.csv", b"file_name,text\nb.png,x\n"),
     "line 1 is not JSON": table("metadata.jsonl", b"{'file_name'}"),
     "line 1: expected": table("metadata.jsonl", b'{"file_name": "a.png", "text": 3}'),
     "line 1: expected {": table("metadata.jsonl", b'["a.png", "x"]'),
-    "metadata.jsonl is not an image": table("metadata.jsonl", b'{"file_name": "metadata.jsonl", "text": "x"}'),
+    "metadata.jsonl is not an image": table(
+        "metadata.jsonl", b'{"file_name": "metadata.jsonl", "text": "x"}'
+    ),
     "must name the columns": table("captions.csv", b"image,caption\na.png,x\n"),
-    "line 2 has not as many columns": table("captions.csv", b"file_name,text\na.png,red, and flat\n"),
+    "line 2 has not as many columns": table(
+        "captions.csv", b"file_name,text\na.png,red, and flat\n"
+    ),
     "line 2 is not UTF-8": table("captions.csv", b"file_name,text\na.png,\xff\n"),
-    "both metadata.jsonl and captions.csv":
-        lambda root: (table("captions.csv", b"")(root), table("metadata.jsonl", b"")(root)),
+    "both metadata.jsonl and captions.csv": lambda root: (
+        table("captions.csv", b"")(root),
+        table("metadata.jsonl", b"")(root),
+    ),
 }
 
 
@@ -188,7 +249,10 @@ def test_what_the_user_got_wrong_is_one_sentence(tmp_path, message):
 
 
 def test_no_folder_at_all_is_one_sentence():
-    with pytest.raises(UserError, match="Name the folder of your images: --config.folder.path=DIR; captions are read from"):
+    with pytest.raises(
+        UserError,
+        match="Name the folder of your images: --config.folder.path=DIR; captions are read from",
+    ):
         unprepared(path="")
 
 
@@ -196,15 +260,23 @@ def test_splits_follow_the_path_alone(tmp_path):
     names = [f"{i:03d}.png" for i in range(200)]
     make(tmp_path / "one", names)
     make(tmp_path / "two", names[::2])
-    one, two = (unprepared(path=str(tmp_path / name), held_out_items=0.2) for name in ("one", "two"))
+    one, two = (
+        unprepared(path=str(tmp_path / name), held_out_items=0.2) for name in ("one", "two")
+    )
     split = {record.item: record.split for record in one.records}
-    assert 20 <= sum(s == "held_out_items" for s in split.values()) <= 60 and "held_out_cells" not in split.values()
+    assert (
+        20 <= sum(s == "held_out_items" for s in split.values()) <= 60
+        and "held_out_cells" not in split.values()
+    )
     assert {record.item: record.split for record in two.records}.items() <= split.items()
 
 
 def test_the_fingerprint_sees_pictures_captions_and_splits(tmp_path):
     path = make(tmp_path)
-    prints = [unprepared(path=path).fingerprint, unprepared(path=path, held_out_items=0.999).fingerprint]
+    prints = [
+        unprepared(path=path).fingerprint,
+        unprepared(path=path, held_out_items=0.999).fingerprint,
+    ]
     assert unprepared(path=path).fingerprint == prints[0]
     (tmp_path / "a.txt").write_text("another caption")
     prints.append(unprepared(path=path).fingerprint)
@@ -214,10 +286,22 @@ def test_the_fingerprint_sees_pictures_captions_and_splits(tmp_path):
 
 
 def test_the_documents_name_the_files_that_the_sources_ask_for():
-    about = {"folder": LAYOUTS + "img.png img.txt", "cub": captioned.CUB.about, "flowers": captioned.FLOWERS.about,
-             "coco": captioned.COCO, "imagenet": uncaptioned.IMAGENET, "ffhq": uncaptioned.FFHQ}
+    about = {
+        "folder": LAYOUTS + "img.png img.txt",
+        "cub": captioned.CUB.about,
+        "flowers": captioned.FLOWERS.about,
+        "coco": captioned.COCO,
+        "imagenet": uncaptioned.IMAGENET,
+        "ffhq": uncaptioned.FFHQ,
+    }
     training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", training.partition("| source | files |")[2].partition("\n\n")[0], re.M))
+    rows = dict(
+        re.findall(
+            r"^\| `(\w+)` \| (.*) \|$",
+            training.partition("| source | files |")[2].partition("\n\n")[0],
+            re.M,
+        )
+    )
     assert rows.keys() == about.keys()
     for name, row in rows.items():
         assert [span for span in re.findall("`(.*?)`", row) if span not in about[name]] == []

@@ -1,9 +1,10 @@
-"""Mutated pictures, captions and lists against every data source: a UserError of one line or a result, whatever the bytes; no hang,
-no file outside of the folder.
+"""Mutated pictures, captions and lists against every data source: a UserError of one line or a
+result, whatever the bytes; no hang, no file outside of the folder.
 
-A few examples in the ordinary tests, the same every time. A long run with new ones, for hours if need be:
-VQD_FUZZ=100000 python -m pytest tests/test_fuzz_data.py
+A few examples in the ordinary tests, the same every time. A long run with new ones, for hours if
+need be: VQD_FUZZ=100000 python -m pytest tests/test_fuzz_data.py
 """
+
 import io
 import json
 import pickle
@@ -17,7 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers import captioned_sets, class_folders
-from helpers.fuzzing import EDITS, fuzz, little_memory, mutated, only_user_errors, with_a_wrong_value
+from helpers.fuzzing import (
+    EDITS,
+    fuzz,
+    little_memory,
+    mutated,
+    only_user_errors,
+    with_a_wrong_value,
+)
 from vqd_jax.data import captioned, uncaptioned
 from vqd_jax.data.decode_check import checked
 from vqd_jax.data.folder import folder
@@ -29,12 +37,25 @@ def images():
     rgb = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     moving = {"save_all": True, "append_images": [rgb.rotate(180)]}
     exif = Image.Exif()
-    exif[0x0112], exif[0x010e] = 6, "a description"
-    kinds = [(rgb, "PNG", {}), (rgb, "PNG", moving), (rgb.quantize(9), "PNG", {"transparency": 2}), (rgb.convert("RGBA"), "PNG", {}),
-             (Image.fromarray(rng.integers(0, 65536, (9, 13), dtype=np.uint16)), "PNG", {}), (rgb, "JPEG", {"exif": exif}),
-             (rgb, "JPEG", {"progressive": True}), (rgb.convert("CMYK"), "JPEG", {}), (rgb, "WEBP", {}),
-             (rgb, "WEBP", moving | {"lossless": True}), (rgb, "GIF", moving), (rgb, "BMP", {}), (rgb.quantize(4), "BMP", {}),
-             (rgb, "TIFF", moving), (rgb, "TIFF", {"compression": "tiff_lzw"}), (rgb.convert("F"), "TIFF", {})]
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    kinds = [
+        (rgb, "PNG", {}),
+        (rgb, "PNG", moving),
+        (rgb.quantize(9), "PNG", {"transparency": 2}),
+        (rgb.convert("RGBA"), "PNG", {}),
+        (Image.fromarray(rng.integers(0, 65536, (9, 13), dtype=np.uint16)), "PNG", {}),
+        (rgb, "JPEG", {"exif": exif}),
+        (rgb, "JPEG", {"progressive": True}),
+        (rgb.convert("CMYK"), "JPEG", {}),
+        (rgb, "WEBP", {}),
+        (rgb, "WEBP", moving | {"lossless": True}),
+        (rgb, "GIF", moving),
+        (rgb, "BMP", {}),
+        (rgb.quantize(4), "BMP", {}),
+        (rgb, "TIFF", moving),
+        (rgb, "TIFF", {"compression": "tiff_lzw"}),
+        (rgb.convert("F"), "TIFF", {}),
+    ]
     out = []
     for image, kind, options in kinds:
         file = io.BytesIO()
@@ -45,8 +66,11 @@ def images():
 
 IMAGES = images()
 TEXTS = [b"a red card\nanother\n", "\ufeffدراجة\r\n一只狗 👩‍🚀\r\n".encode(), b""]
-JSONL = b'{"file_name": "a.png", "text": "one"}\n' + b'{"file_name": "x/b.jpg", "text": ["two", "three"]}\n' + \
-    b'{"file_name": "../c.png", "text": ""}\n'
+JSONL = (
+    b'{"file_name": "a.png", "text": "one"}\n'
+    + b'{"file_name": "x/b.jpg", "text": ["two", "three"]}\n'
+    + b'{"file_name": "../c.png", "text": ""}\n'
+)
 CSV = b'file_name,text\na.png,one\nx/b.jpg,"two, and ""three"""\n/etc/passwd,four\n'
 
 
@@ -62,15 +86,37 @@ def test_pictures(content, edits):
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size
 
 
-NAMES = st.sampled_from(["a.png", "x/b.jpg", "x/y/c.webp", "A.GIF", "two words.bmp", "new\nline.tif", "ünïcödé.png", "بطة.jpeg",
-                         b"\xff\xfe.png".decode(errors="surrogateescape"), ".hidden.png", "x.png/d.png", "-.png", "a.txt.png"])
-CONTENTS = st.one_of(st.tuples(st.sampled_from(IMAGES), EDITS), st.tuples(st.sampled_from(IMAGES), st.just([])),
-                     st.tuples(st.just(b""), EDITS))
+NAMES = st.sampled_from(
+    [
+        "a.png",
+        "x/b.jpg",
+        "x/y/c.webp",
+        "A.GIF",
+        "two words.bmp",
+        "new\nline.tif",
+        "ünïcödé.png",
+        "بطة.jpeg",
+        b"\xff\xfe.png".decode(errors="surrogateescape"),
+        ".hidden.png",
+        "x.png/d.png",
+        "-.png",
+        "a.txt.png",
+    ]
+)
+CONTENTS = st.one_of(
+    st.tuples(st.sampled_from(IMAGES), EDITS),
+    st.tuples(st.sampled_from(IMAGES), st.just([])),
+    st.tuples(st.just(b""), EDITS),
+)
 
 
 @fuzz(60)
-@given(st.dictionaries(NAMES, CONTENTS, min_size=1, max_size=4), st.lists(st.tuples(st.sampled_from(TEXTS), EDITS), min_size=4, max_size=4),
-       st.sampled_from([None, ("metadata.jsonl", JSONL), ("captions.csv", CSV)]), EDITS)
+@given(
+    st.dictionaries(NAMES, CONTENTS, min_size=1, max_size=4),
+    st.lists(st.tuples(st.sampled_from(TEXTS), EDITS), min_size=4, max_size=4),
+    st.sampled_from([None, ("metadata.jsonl", JSONL), ("captions.csv", CSV)]),
+    EDITS,
+)
 def test_folders(files, texts, table, edits):
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "set"
@@ -78,15 +124,25 @@ def test_folders(files, texts, table, edits):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(mutated(content, changes))
             if not table:
-                (root / name).with_suffix(".txt").write_bytes(mutated(text, others) if len(others) > 1 else text)
+                (root / name).with_suffix(".txt").write_bytes(
+                    mutated(text, others) if len(others) > 1 else text
+                )
         if table:
             (root / table[0]).write_bytes(mutated(table[1], edits))
         with only_user_errors(place):
             source = folder(path=str(root))
-            assert {*source.pictures(), *source.skipped} <= {p.relative_to(root).as_posix() for p in root.rglob("*")}
-            kept = source.without({file: why for file in source.pictures() if (why := source.fault(file))})
+            assert {*source.pictures(), *source.skipped} <= {
+                p.relative_to(root).as_posix() for p in root.rglob("*")
+            }
+            kept = source.without(
+                {file: why for file in source.pictures() if (why := source.fault(file))}
+            )
             for i, record in enumerate(kept.records):
-                assert record.captions and all(caption.strip() for caption in record.captions) and kept[i]["image"].size
+                assert (
+                    record.captions
+                    and all(caption.strip() for caption in record.captions)
+                    and kept[i]["image"].size
+                )
             checked(source, place)
 
 
@@ -95,18 +151,32 @@ def sets(tmp_path_factory):
     """Name → (reader, its root, the files to be mutated)."""
     place = tmp_path_factory.mktemp("sets")
     for lists in ("pickle", "classes", "numbers"):
-        captioned_sets.birds(place / f"cub-{lists}", "CUB_200_2011/images", lists=lists, per_class=1)
+        captioned_sets.birds(
+            place / f"cub-{lists}", "CUB_200_2011/images", lists=lists, per_class=1
+        )
     captioned_sets.garden(place / "flowers", pictures=3)
     for part in ("train", "test"):
         (place / "flowers" / part).mkdir()
-    (place / "flowers/train/filenames.pickle").write_bytes(pickle.dumps(["jpg/image_00001", "jpg/image_00002"], protocol=2))
-    (place / "flowers/test/filenames.pickle").write_bytes(pickle.dumps(["jpg/image_00003"], protocol=4))
+    (place / "flowers/train/filenames.pickle").write_bytes(
+        pickle.dumps(["jpg/image_00001", "jpg/image_00002"], protocol=2)
+    )
+    (place / "flowers/test/filenames.pickle").write_bytes(
+        pickle.dumps(["jpg/image_00003"], protocol=4)
+    )
     captioned_sets.scenes(place / "coco", pictures=1)
     class_folders.classes(place / "imagenet", training=1, validation=1)
     for part in ("train", "val"):
-        names = [p.relative_to(place / "imagenet" / part).as_posix() for p in (place / "imagenet" / part).glob("*/*")]
+        names = [
+            p.relative_to(place / "imagenet" / part).as_posix()
+            for p in (place / "imagenet" / part).glob("*/*")
+        ]
         (place / f"imagenet/ILSVRC2012_name_{part}.txt").write_text("\n".join(names))
-    readers = {"cub": captioned.cub, "flowers": captioned.flowers, "coco": captioned.coco, "imagenet": uncaptioned.imagenet}
+    readers = {
+        "cub": captioned.cub,
+        "flowers": captioned.flowers,
+        "coco": captioned.coco,
+        "imagenet": uncaptioned.imagenet,
+    }
     out = []
     for root in sorted(place.iterdir()):
         files = sorted(p for p in root.rglob("*") if p.is_file())
@@ -126,7 +196,11 @@ def test_sets_of_the_paper(sets, which, file, edits):
         with only_user_errors(root), little_memory():
             source = reader(path=str(root))
             for file in source.pictures():
-                assert (root / file).exists() or (root / "CUB_200_2011/images" / file).exists() or (root / "jpg" / file).exists()
+                assert (
+                    (root / file).exists()
+                    or (root / "CUB_200_2011/images" / file).exists()
+                    or (root / "jpg" / file).exists()
+                )
                 source.fault(file)
     finally:
         path.write_bytes(content)

@@ -1,4 +1,5 @@
 """Batches are a function of (seed, step): across processes, restarts, threads and epochs."""
+
 import itertools
 import threading
 import time
@@ -11,7 +12,11 @@ from vqd_jax.data.loader import Loader, sequential
 
 
 def load(item, rng):
-    return {"item": np.int64(item), "draw": rng.random(2), "image": np.full((4, 4, 3), item % 256, np.uint8)}
+    return {
+        "item": np.int64(item),
+        "draw": rng.random(2),
+        "image": np.full((4, 4, 3), item % 256, np.uint8),
+    }
 
 
 def make(n=10, **kwargs):
@@ -34,7 +39,10 @@ def test_a_batch_is_the_stack_of_its_examples():
 
 def test_every_epoch_shows_every_item_once_in_a_new_order():
     loader = make(10, batch_size=5)
-    epochs = [np.concatenate([loader[2 * e]["item"], loader[2 * e + 1]["item"]]).tolist() for e in range(6)]
+    epochs = [
+        np.concatenate([loader[2 * e]["item"], loader[2 * e + 1]["item"]]).tolist()
+        for e in range(6)
+    ]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
@@ -50,7 +58,9 @@ def test_a_batch_may_be_larger_than_the_set():
 
 def test_without_shuffling_the_order_is_that_of_the_items():
     loader = make(10, shuffle=False)
-    np.testing.assert_array_equal(np.concatenate([loader[s]["item"] for s in range(5)]), np.arange(20) % 10)
+    np.testing.assert_array_equal(
+        np.concatenate([loader[s]["item"] for s in range(5)]), np.arange(20) % 10
+    )
 
 
 def test_same_seed_same_batches_and_other_seed_other_batches():
@@ -58,13 +68,16 @@ def test_same_seed_same_batches_and_other_seed_other_batches():
     other = make(100, seed=1)
     assert (make(100)[7]["item"] != other[7]["item"]).any()
     shifted = np.concatenate([other[s]["item"] for s in range(25)])
-    assert all((np.concatenate([make(100)[s + 25 * e]["item"] for s in range(25)]) != shifted).any() for e in range(3))
+    assert all(
+        (np.concatenate([make(100)[s + 25 * e]["item"] for s in range(25)]) != shifted).any()
+        for e in range(3)
+    )
 
 
 def test_randomness_belongs_to_the_position():
     loader = make(3, batch_size=4)
     draws = np.concatenate([loader[s]["draw"] for s in range(50)])
-    assert len(np.unique(draws)) == draws.size            # an item that comes again is drawn anew
+    assert len(np.unique(draws)) == draws.size  # an item that comes again is drawn anew
     want = np.random.default_rng((0, 1, 4 * 7 + 2)).random(2)
     np.testing.assert_array_equal(loader[7]["draw"][2], want)
 
@@ -101,9 +114,13 @@ def test_reading_ahead_happens_in_the_background_and_stops():
     deadline = time.time() + 5
     while len(loaded) < 8 and time.time() < deadline:
         time.sleep(0.01)
-    assert len(loaded) >= 8 and threading.main_thread() not in loaded  # at least one batch beyond the one taken
+    assert (
+        len(loaded) >= 8 and threading.main_thread() not in loaded
+    )  # at least one batch beyond the one taken
     batches.close()
-    ours = lambda: [thread for thread in threading.enumerate() if thread not in before]  # those of other tests may end meanwhile
+    ours = lambda: [
+        thread for thread in threading.enumerate() if thread not in before
+    ]  # those of other tests may end meanwhile
     while ours() and time.time() < deadline:
         time.sleep(0.01)
     assert not ours()
@@ -121,8 +138,16 @@ def test_an_error_in_load_reaches_the_reader():
         next(batches)
 
 
-@pytest.mark.parametrize("change", [{"n": 0}, {"batch_size": 0}, {"batch_size": 3, "process_count": 2}, {"seed": -1},
-                                    {"process_index": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 0},
+        {"batch_size": 0},
+        {"batch_size": 3, "process_count": 2},
+        {"seed": -1},
+        {"process_index": 1},
+    ],
+)
 def test_bad_arguments(change):
     with pytest.raises(UserError):
         make(**change)
@@ -144,5 +169,7 @@ def test_sequential_pads_the_last_batch(n):
 
 
 def test_sequential_draws_depend_on_the_index_alone():
-    flat = lambda size: list(itertools.chain.from_iterable(b["draw"][:c] for b, c in sequential(range(7), size, load)))
+    flat = lambda size: list(
+        itertools.chain.from_iterable(b["draw"][:c] for b, c in sequential(range(7), size, load))
+    )
     np.testing.assert_array_equal(flat(2), flat(3))

@@ -1,4 +1,7 @@
-"""Packs of image files: what is read from one equals what is read from the files, broken pictures are named, kills cost little."""
+"""Packs of image files: what is read from one equals what is read from the files, broken pictures
+are named, kills cost little.
+"""
+
 import os
 import shutil
 import signal
@@ -43,7 +46,11 @@ def same(one, other, transform=lambda image: image):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -54,20 +61,30 @@ def small_parts(monkeypatch):
 def test_a_pack_of_files_is_the_files(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
     pack = packed.pack(str(tmp_path / "cache"), source, None)
-    assert isinstance(pack, Source) and pack.skipped == {} and pack.fingerprint == source.fingerprint
-    assert sorted(p.name for p in pack.root.iterdir() if p.is_dir()) == ["part0000", "part0001", "part0002"]
+    assert (
+        isinstance(pack, Source) and pack.skipped == {} and pack.fingerprint == source.fingerprint
+    )
+    assert sorted(p.name for p in pack.root.iterdir() if p.is_dir()) == [
+        "part0000",
+        "part0001",
+        "part0002",
+    ]
     same(source, pack)
     for i, j in ((9, 0), (4, 4), (6, 2)):  # any order
         np.testing.assert_array_equal(pack[i]["image"], source[i]["image"])
-        np.testing.assert_array_equal(Reference(size=16)(pack[j]["image"], np.random.default_rng(i)),
-                                      Reference(size=16)(source[j]["image"], np.random.default_rng(i)))
+        np.testing.assert_array_equal(
+            Reference(size=16)(pack[j]["image"], np.random.default_rng(i)),
+            Reference(size=16)(source[j]["image"], np.random.default_rng(i)),
+        )
 
 
 def test_a_pack_of_squares_is_what_the_transform_makes(tmp_path):
     source, resize = ffhq(path=faces(tmp_path / "faces")), Resize(size=16)
     pack = packed.pack(str(tmp_path / "cache"), source, 16)
     same(source, pack, resize)
-    assert all((resize(pack[i]["image"]) == pack[i]["image"]).all() for i in range(10)) and pack[0]["image"].shape == (16, 16, 3)
+    assert all((resize(pack[i]["image"]) == pack[i]["image"]).all() for i in range(10)) and pack[0][
+        "image"
+    ].shape == (16, 16, 3)
     assert pack.fingerprint == source.fingerprint  # so that tokens stay what they are
 
 
@@ -77,7 +94,9 @@ def test_only_a_whole_pack_of_this_very_set_is_read(tmp_path):
     assert packed.packed(cache, source, 16) is source
     root = packed.pack(cache, source, 16).root
     assert isinstance(packed.packed(cache, source, 16), Packed)
-    assert packed.packed(cache, source, None) is source and packed.packed(cache, source, 32) is source
+    assert (
+        packed.packed(cache, source, None) is source and packed.packed(cache, source, 32) is source
+    )
     (root / "part0001" / "1.0.0").rename(tmp_path / "part")
     assert packed.packed(cache, source, 16) is source
     (tmp_path / "part").rename(root / "part0001" / "1.0.0")
@@ -109,7 +128,11 @@ def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
     broken.write_bytes(broken.read_bytes()[:150])
     source = ffhq(path=str(tmp_path / "faces"))
     pack = packed.pack(str(tmp_path / "cache"), source, None)
-    assert list(pack.skipped) == ["00/00041.jpg"] and len(pack) == 99 and pack.fingerprint != source.fingerprint
+    assert (
+        list(pack.skipped) == ["00/00041.jpg"]
+        and len(pack) == 99
+        and pack.fingerprint != source.fingerprint
+    )
     kept = [i for i in range(100) if i != 41]
     assert pack.records == [source.records[i] for i in kept]
     for i in (0, 40, 41, 98):
@@ -125,7 +148,11 @@ def test_too_many_broken_pictures_are_an_error(tmp_path):
     for n in (3, 77):
         (tmp_path / "faces/00" / f"{n:05d}.{'png' if n < 5 else 'jpg'}").write_bytes(b"")
     source = ffhq(path=path)
-    with pytest.raises(UserError, match=r"Of the 100 images in \S*/faces at least 2 \(00/00003.png, 00/00077.jpg\) cannot be decod") as e:
+    with pytest.raises(
+        UserError,
+        match=r"Of the 100 images in \S*/faces at least 2 \(00/00003.png, 00/00077.jpg\) cannot "
+        r"be decod",
+    ) as e:
         packed.pack(str(tmp_path / "cache"), source, 8)
     assert "\n" not in str(e.value)
     assert packed.packed(str(tmp_path / "cache"), source, 8) is source
@@ -138,7 +165,10 @@ def test_a_damaged_pack_is_noticed(tmp_path):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"The prepared data set in \S*part0001/1.0.0 is damaged .* delete that folder"):
+    with pytest.raises(
+        UserError,
+        match=r"The prepared data set in \S*part0001/1.0.0 is damaged .* delete that folder",
+    ):
         pack = packed.packed(str(tmp_path / "cache"), source, None)
         [pack[i] for i in range(len(pack))]
 
@@ -148,7 +178,9 @@ def test_training_names_a_broken_file(tmp_path):
     faces(tmp_path / "faces")
     (tmp_path / "faces/00/59996.png").write_bytes(b"")
     source = ffhq(path=str(tmp_path / "faces"))
-    loader = Loader(range(len(source)), load=lambda i, rng: {"image": source[i]["image"]}, batch_size=10, seed=0)
+    loader = Loader(
+        range(len(source)), load=lambda i, rng: {"image": source[i]["image"]}, batch_size=10, seed=0
+    )
     with pytest.raises(UserError, match="The image 00/59996.png in .* cannot be decoded"):
         with loader.iterate() as batches:
             next(batches)
@@ -158,25 +190,37 @@ def test_build_reads_the_pack_of_its_transform(tmp_path):
     c = defaults()
     c.data.source, c.ffhq.path, c.data.image_size = "ffhq", faces(tmp_path / "faces"), 16
     cache = tmp_path / "cache"
-    for transform, size, shape in (("resize", 16, (16, 16, 3)), ("crop", None, (30, 40, 3)), ("reference", None, (30, 40, 3))):
+    for transform, size, shape in (
+        ("resize", 16, (16, 16, 3)),
+        ("crop", None, (30, 40, 3)),
+        ("reference", None, (30, 40, 3)),
+    ):
         c.data.transform = transform
         assert build.packed_size(c) == size and build.online(c) == (size is None)
         before = build.source(c, cache)
         packed.pack(str(cache), build.original(c, cache), size)
         after = build.source(c, cache)
-        assert isinstance(after, Packed) and (isinstance(before, Packed) == (transform == "reference"))  # crop made the same
+        assert isinstance(after, Packed) and (
+            isinstance(before, Packed) == (transform == "reference")
+        )  # crop made the same
         assert after[3]["image"].shape == shape
         for training in (True, False):
             make = build.transform(c, training=training)
-            draw = lambda source: make(source[3]["image"], np.random.default_rng(1) if training else None)
+            draw = lambda source: make(
+                source[3]["image"], np.random.default_rng(1) if training else None
+            )
             np.testing.assert_array_equal(draw(before), draw(after))
 
 
 def own(root, count=12):
-    """A folder of one's own, with captions; uncompressed, so that files of other pictures are as large."""
+    """A folder of one's own, with captions; uncompressed, so that files of other pictures are as
+    large.
+    """
     root.mkdir()
     for n in range(count):
-        Image.fromarray(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(root / f"{n:02d}.bmp")
+        Image.fromarray(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(
+            root / f"{n:02d}.bmp"
+        )
         (root / f"{n:02d}.txt").write_text(f"picture {n}")
     c = defaults()
     c.data.source, c.folder.path, c.data.image_size = "folder", str(root), 16
@@ -197,15 +241,29 @@ def another(root):
     (root / "new.txt").write_text("another one")
 
 
-@pytest.mark.parametrize("change", [paint, another, lambda root: (root / "04.txt").write_text("picture five"),
-                                    lambda root: (root / "04.bmp").unlink(), lambda root: (root / "04.bmp").rename(root / "x.bmp") and
-                                    (root / "04.txt").rename(root / "x.txt")], ids=["bytes", "more", "caption", "fewer", "name"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        paint,
+        another,
+        lambda root: (root / "04.txt").write_text("picture five"),
+        lambda root: (root / "04.bmp").unlink(),
+        lambda root: (
+            (root / "04.bmp").rename(root / "x.bmp") and (root / "04.txt").rename(root / "x.txt")
+        ),
+    ],
+    ids=["bytes", "more", "caption", "fewer", "name"],
+)
 def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     c, cache = own(tmp_path / "pictures"), tmp_path / "cache"
     before = build.source(c, cache)
     pack = packed.pack(str(cache), build.original(c, cache), 16)
     read = build.source(c, cache)
-    assert isinstance(read, Packed) and read.fingerprint == pack.fingerprint == before.fingerprint and not caplog.records
+    assert (
+        isinstance(read, Packed)
+        and read.fingerprint == pack.fingerprint == before.fingerprint
+        and not caplog.records
+    )
     same(before, read, Resize(size=16))
     change(tmp_path / "pictures")
     after = build.source(c, cache)
@@ -224,13 +282,22 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
     (tmp_path / "pictures/01.txt").write_text(" ")
     (tmp_path / "pictures/02.txt").unlink()
     pack = packed.pack(cache, build.original(c, Path(cache)), None)
-    assert pack.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)} and pack.pictures == len(pack) == 5
-    assert [pack.skipped[f"{n:02d}.bmp"] for n in (0, 1, 2)] == ["it is empty or no image", "its caption is empty", "it has no caption"]
+    assert (
+        pack.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)}
+        and pack.pictures == len(pack) == 5
+    )
+    assert [pack.skipped[f"{n:02d}.bmp"] for n in (0, 1, 2)] == [
+        "it is empty or no image",
+        "its caption is empty",
+        "it has no caption",
+    ]
     assert pack.records == [whole.records[n] for n in (3, 7, 8, 9, 10)]
     for i, n in enumerate((3, 7, 8, 9, 10)):
         np.testing.assert_array_equal(pack[i]["image"], whole[n]["image"])
     (tmp_path / "pictures/08.bmp").write_bytes(b"")
-    with pytest.raises(UserError, match=r"Of the 10 images in \S*/pictures at least 6 .* at most 50% are left out"):
+    with pytest.raises(
+        UserError, match=r"Of the 10 images in \S*/pictures at least 6 .* at most 50% are left out"
+    ):
         packed.pack(cache, build.original(c, Path(cache)), None)
 
 
@@ -253,12 +320,22 @@ def test_a_killed_run_goes_on_with_the_part_that_is_not_whole(tmp_path):
     path, cache = faces(tmp_path / "faces", 12), tmp_path / "cache"
 
     def start(pause):
-        return subprocess.Popen([sys.executable, "-c", PACKING, path, str(cache), pause], cwd=ROOT, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        return subprocess.Popen(
+            [sys.executable, "-c", PACKING, path, str(cache), pause],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
 
     first = start("0.7")
     deadline = time.time() + 120
-    while not list(cache.glob("*/part0001/partial/*")) and first.poll() is None and time.time() < deadline:
+    while (
+        not list(cache.glob("*/part0001/partial/*"))
+        and first.poll() is None
+        and time.time() < deadline
+    ):
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.communicate()

@@ -33,12 +33,19 @@ def test_pictures_come_in_the_order_of_their_paths(tmp_path):
 def test_bad_folders_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="there is no folder .*gone of pictures"):
         PictureFolder(tmp_path / "gone")
-    with pytest.raises(UserError, match=f"there are no pictures in {tmp_path}; files ending in .png"):
+    with pytest.raises(
+        UserError, match=f"there are no pictures in {tmp_path}; files ending in .png"
+    ):
         PictureFolder(tmp_path)
     save(tmp_path, images(2))
     save(tmp_path, images(1, (6, 7)), "2.png")
-    with pytest.raises(UserError, match="are of several sizes, 6 x 5 as 0.png and 6 x 7 as 2.png: measures compare sets"):
+    with pytest.raises(
+        UserError,
+        match="are of several sizes, 6 x 5 as 0.png and 6 x 7 as 2.png: measures compare sets",
+    ):
         PictureFolder(tmp_path)[2]
     (tmp_path / "1.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"the picture .*1.png cannot be read \(it is empty or no image\)"):
+    with pytest.raises(
+        UserError, match=r"the picture .*1.png cannot be read \(it is empty or no image\)"
+    ):
         PictureFolder(tmp_path)[1]

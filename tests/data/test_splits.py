@@ -1,4 +1,5 @@
 """The splits are exact, stable and leave every group and style in training."""
+
 import collections
 import hashlib
 
@@ -16,10 +17,14 @@ def draw(*parts):
 
 
 def test_shares_are_as_asked():
-    count = collections.Counter(splits.assign(CELLS, held_out_cells=0.1, held_out_items=0.03).values())
-    assert abs(count["held_out_items"] / len(CELLS) - 0.03) < 0.01      # 3.7 standard errors of 4000 groups
+    count = collections.Counter(
+        splits.assign(CELLS, held_out_cells=0.1, held_out_items=0.03).values()
+    )
+    assert (
+        abs(count["held_out_items"] / len(CELLS) - 0.03) < 0.01
+    )  # 3.7 standard errors of 4000 groups
     rest = count["held_out_cells"] + count["train"]
-    assert abs(count["held_out_cells"] / rest - 0.1) < 0.011            # 4 standard errors of 12000 cells
+    assert abs(count["held_out_cells"] / rest - 0.1) < 0.011  # 4 standard errors of 12000 cells
 
 
 def test_every_cell_follows_its_hash():
@@ -45,7 +50,9 @@ def test_held_out_cells_are_of_seen_groups_and_styles():
 
 
 def test_a_group_with_one_style_is_never_a_held_out_cell():
-    split = splits.assign([(g, s) for g, s in CELLS if s == "google"], held_out_cells=0.99, held_out_items=0.0)
+    split = splits.assign(
+        [(g, s) for g, s in CELLS if s == "google"], held_out_cells=0.99, held_out_items=0.0
+    )
     assert set(split.values()) == {"train"}
 
 
@@ -58,8 +65,20 @@ def test_other_groups_do_not_matter(keep):
 
 
 def test_known_emoji_keep_their_split():
-    """Published numbers rest on these: the google red apple is a held-out cell, the burrito a held-out item."""
-    groups = ["1f34e", "1f419", "1f680", "1f62d", "1f32f", "1f981"]  # apple, octopus, rocket, tears, burrito, lion
-    split = splits.assign([(g, s) for g in groups for s in STYLES], held_out_cells=0.1, held_out_items=0.03)
-    assert {cell: s for cell, s in split.items() if s != "train"} == {("1f34e", "google"): "held_out_cells"} | {
-        ("1f32f", style): "held_out_items" for style in STYLES}
+    """Published numbers rest on these: the google red apple is a held-out cell, the burrito a
+    held-out item.
+    """
+    groups = [
+        "1f34e",
+        "1f419",
+        "1f680",
+        "1f62d",
+        "1f32f",
+        "1f981",
+    ]  # apple, octopus, rocket, tears, burrito, lion
+    split = splits.assign(
+        [(g, s) for g in groups for s in STYLES], held_out_cells=0.1, held_out_items=0.03
+    )
+    assert {cell: s for cell, s in split.items() if s != "train"} == {
+        ("1f34e", "google"): "held_out_cells"
+    } | {("1f32f", style): "held_out_items" for style in STYLES}

@@ -1,4 +1,7 @@
-"""Tokens are computed once and kept until codec or data change; a killed run leaves nothing that looks finished."""
+"""Tokens are computed once and kept until codec or data change; a killed run leaves nothing that
+looks finished.
+"""
+
 import os
 import signal
 import subprocess
@@ -24,12 +27,19 @@ def test_every_image_has_its_row_and_the_second_time_nothing_is_computed(tmp_pat
     assert encode.calls == 2 and len(list((tmp_path / "cache").glob("tokens-*"))) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: b"x" * len(content),
-                                    lambda content: content[:30]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: b"x" * len(content),
+        lambda content: content[:30],
+    ],
+)
 def test_a_damaged_file_is_made_again(tmp_path, damage):
     encode = Encode()
     cached_tokens(tmp_path, Pictures(), CODEC, encode)
-    file, = tmp_path.glob("*.npy")
+    (file,) = tmp_path.glob("*.npy")
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     np.testing.assert_array_equal(cached_tokens(tmp_path, Pictures(), CODEC, encode), WANT)
@@ -50,8 +60,10 @@ def test_another_codec_or_other_data_are_computed_anew(change, tmp_path):
     encode = Encode()
     cached_tokens(tmp_path, Pictures(), CODEC, encode)
     pictures = Pictures(fingerprint="others" if change == "data" else "pictures")
-    codec = {"codes": CODEC["codes"] + (change == "codes"),
-             "vqvae": {"kernel": CODEC["vqvae"]["kernel"] * (1 if change != "kernel" else 1 + 1e-7)}}
+    codec = {
+        "codes": CODEC["codes"] + (change == "codes"),
+        "vqvae": {"kernel": CODEC["vqvae"]["kernel"] * (1 if change != "kernel" else 1 + 1e-7)},
+    }
     cached_tokens(tmp_path, pictures, codec, encode)
     assert encode.calls == 4
     cached_tokens(tmp_path, Pictures(), CODEC, encode)  # and the first ones are still there
@@ -68,7 +80,9 @@ def test_an_interrupted_computation_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cached_tokens(tmp_path / "cache", Pictures(), CODEC, Interrupted())
     assert not list(tmp_path.rglob("*.npy"))
-    np.testing.assert_array_equal(cached_tokens(tmp_path / "cache", Pictures(), CODEC, Encode()), WANT)
+    np.testing.assert_array_equal(
+        cached_tokens(tmp_path / "cache", Pictures(), CODEC, Encode()), WANT
+    )
 
 
 KILLED = """
@@ -90,8 +104,13 @@ cached_tokens(Path(sys.argv[2]), Pictures(), CODEC, Encode())
 
 def test_a_kill_while_writing_is_never_taken_for_tokens(tmp_path):
     here = Path(__file__).parent
-    run = subprocess.run([sys.executable, "-c", KILLED, str(here), str(tmp_path)], cwd=here.parent, capture_output=True, text=True,
-                         env=os.environ | {"PYTHONPATH": str(here.parent)})
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(here), str(tmp_path)],
+        cwd=here.parent,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(here.parent)},
+    )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert any(p.stat().st_size for p in tmp_path.iterdir()) and not list(tmp_path.glob("*.npy"))
     np.testing.assert_array_equal(cached_tokens(tmp_path, Pictures(), CODEC, Encode()), WANT)

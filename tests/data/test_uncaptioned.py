@@ -1,4 +1,5 @@
 """ImageNet and FFHQ in small trees laid out as the real ones."""
+
 import collections
 
 import numpy as np
@@ -17,11 +18,18 @@ def test_imagenet(tmp_path):
     source = imagenet(path=str(tmp_path))
     assert isinstance(source, Source) and source.skipped == {}
     assert collections.Counter((r.split, r.label, r.captions) for r in source.records) == {
-        (split, k, (synset,)): n for k, synset in enumerate(SYNSETS) for split, n in (("train", 3), ("held_out_items", 2))}
+        (split, k, (synset,)): n
+        for k, synset in enumerate(SYNSETS)
+        for split, n in (("train", 3), ("held_out_items", 2))
+    }
     index = {record.item: i for i, record in enumerate(source.records)}
     assert len(index) == len(source) == 15
     example = source[index["n02123045/ILSVRC2012_val_00000001"]]
-    assert example["label"] == 2 and example["split"] == "held_out_items" and example["image"].shape == (6, 8, 3)
+    assert (
+        example["label"] == 2
+        and example["split"] == "held_out_items"
+        and example["image"].shape == (6, 8, 3)
+    )
     assert abs(source[index["n01440764/n01440764_2"]]["image"].astype(int) - (160, 0, 0)).max() < 5
 
 
@@ -30,18 +38,25 @@ def test_a_relative_path_is_the_same_set(tmp_path, monkeypatch):
     whole = imagenet(path=str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert imagenet(path="./").fingerprint == whole.fingerprint
-    assert [ffhq(path=path).files[0] for path in (".", "train")] == ["train/n01440764/n01440764_0.JPEG", "n01440764/n01440764_0.JPEG"]
+    assert [ffhq(path=path).files[0] for path in (".", "train")] == [
+        "train/n01440764/n01440764_0.JPEG",
+        "n01440764/n01440764_0.JPEG",
+    ]
 
 
 def test_imagenet_with_lists_holds_what_they_name(tmp_path):
     classes(tmp_path)
     whole = imagenet(path=str(tmp_path)).fingerprint
-    (tmp_path / "ILSVRC2012_name_train.txt").write_text("n02123045/n02123045_1.JPEG\ntrain/n01443537/n01443537_0.JPEG\n\n")
+    (tmp_path / "ILSVRC2012_name_train.txt").write_text(
+        "n02123045/n02123045_1.JPEG\ntrain/n01443537/n01443537_0.JPEG\n\n"
+    )
     (tmp_path / "ILSVRC2012_name_val.txt").write_text("n01440764/ILSVRC2012_val_00000004.JPEG\n")
     source = imagenet(path=str(tmp_path))
     assert [(r.item, r.label, r.split) for r in source.records] == [
-        ("n02123045/n02123045_1", 2, "train"), ("n01443537/n01443537_0", 1, "train"),
-        ("n01440764/ILSVRC2012_val_00000004", 0, "held_out_items")]
+        ("n02123045/n02123045_1", 2, "train"),
+        ("n01443537/n01443537_0", 1, "train"),
+        ("n01440764/ILSVRC2012_val_00000004", 0, "held_out_items"),
+    ]
     assert source.fingerprint != whole
 
 
@@ -59,6 +74,7 @@ def wrong_list(content):
     def act(root):
         classes(root)
         (root / "ILSVRC2012_name_val.txt").write_text(content)
+
     return act
 
 
@@ -66,17 +82,23 @@ def without(name):
     def act(root):
         classes(root)
         (root / name).rename(root / "elsewhere")
+
     return act
 
 
 CASES = {
-    r"There is no folder \S*/train: ImageNet is {train,val}/<synset>/<image>.JPEG, from image-net.org": without("train"),
+    r"There is no folder \S*/train: ImageNet is {train,val}/<synset>/<image>.JPEG, from "
+    r"image-net.org": without("train"),
     r"There is no folder \S*/val: ImageNet is": without("val"),
-    r"1 \(ILSVRC2012_val_00000099.JPEG\) of the images in \S*/val are not in a folder of their synset: .*sorted into folders":
-        flat_validation,
+    r"1 \(ILSVRC2012_val_00000099.JPEG\) of the images in \S*/val are not in a folder of their "
+    r"synset: .*sorted into folders": flat_validation,
     r"val has 1 \(n09999999\) synsets that \S*/train has not": extra_synset,
-    r"There are no images in \S*/train": lambda root: classes(root, training=0) or [(root / "train").mkdir()],
-    r"ILSVRC2012_name_val.txt lists 1 \(n01440764/none.JPEG\) that are not in \S*/val": wrong_list("n01440764/none.JPEG\n"),
+    r"There are no images in \S*/train": lambda root: (
+        classes(root, training=0) or [(root / "train").mkdir()]
+    ),
+    r"ILSVRC2012_name_val.txt lists 1 \(n01440764/none.JPEG\) that are not in \S*/val": wrong_list(
+        "n01440764/none.JPEG\n"
+    ),
     r"There are no lines in \S*ILSVRC2012_name_val.txt": wrong_list("\n"),
 }
 
@@ -94,7 +116,9 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path):
     (tmp_path / "train/n01440764/n01440764_0.JPEG").write_bytes(b"not a picture")
     source = imagenet(path=str(tmp_path))
     assert source[1]["item"] == "n01440764/n01440764_1"
-    with pytest.raises(UserError, match="The image train/n01440764/n01440764_0.JPEG in .* cannot be decoded"):
+    with pytest.raises(
+        UserError, match="The image train/n01440764/n01440764_0.JPEG in .* cannot be decoded"
+    ):
         source[0]
 
 
@@ -102,7 +126,10 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path):
 def test_ffhq_holds_out_the_last_ten_thousand(tmp_path, folder):
     numbers = (0, 7, 59_999, 60_000, 69_999)
     for n in numbers:
-        save(tmp_path / folder / (f"{n // 1000 * 1000:05d}" if folder else "") / f"{n:05d}.png", (n % 256, 3, 4))
+        save(
+            tmp_path / folder / (f"{n // 1000 * 1000:05d}" if folder else "") / f"{n:05d}.png",
+            (n % 256, 3, 4),
+        )
     if folder == "images1024x1024/":
         save(tmp_path / "thumbnails128x128" / "00000" / "00000.png")
     source = ffhq(path=str(tmp_path))
@@ -118,12 +145,18 @@ def test_ffhq_with_other_names_holds_out_by_their_hash(tmp_path):
         save(tmp_path / "faces" / f"face{n}.png")
     source = ffhq(path=str(tmp_path))
     held_out = {r.item for r in source.records if r.split == "held_out_items"}
-    assert held_out == {r.item for r in source.records if splits.unit("item", r.item) < 0.1} and 3 <= len(held_out) <= 20
+    assert (
+        held_out == {r.item for r in source.records if splits.unit("item", r.item) < 0.1}
+        and 3 <= len(held_out) <= 20
+    )
 
 
 def test_what_is_wrong_with_ffhq_is_one_sentence(tmp_path):
-    for path, message in (("", "ffhq.path is not set: FFHQ is a folder of images"), (tmp_path / "none", "There is no folder"),
-                          (tmp_path, "There are no images in .* github.com/NVlabs/ffhq-dataset")):
+    for path, message in (
+        ("", "ffhq.path is not set: FFHQ is a folder of images"),
+        (tmp_path / "none", "There is no folder"),
+        (tmp_path, "There are no images in .* github.com/NVlabs/ffhq-dataset"),
+    ):
         with pytest.raises(UserError, match=message):
             ffhq(path=str(path))
     with pytest.raises(UserError, match="imagenet.path is not set: ImageNet is .* image-net.org"):

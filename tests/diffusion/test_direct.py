@@ -1,4 +1,7 @@
-"""Predicting z_{t-1} itself: its bound against explicit matrices, its sampler against the chain it stands for, and its stage."""
+"""Predicting z_{t-1} itself: its bound against explicit matrices, its sampler against the chain it
+stands for, and its stage.
+"""
+
 import dataclasses
 import itertools
 
@@ -58,7 +61,11 @@ def test_the_bound_is_the_divergence_of_the_matrices(schedule, chain):
                 slopes.append(p - true)
                 rows.append((logits, z_0, z_t, t))
     logits, z_0, z_t, t = map(np.array, zip(*rows))
-    logits, z_0, z_t = jnp.asarray(logits, jnp.float32)[:, None], jnp.asarray(z_0)[:, None], jnp.asarray(z_t)[:, None]
+    logits, z_0, z_t = (
+        jnp.asarray(logits, jnp.float32)[:, None],
+        jnp.asarray(z_0)[:, None],
+        jnp.asarray(z_t)[:, None],
+    )
 
     def total(x):
         bound = bound_of_previous(process, x, z_0, z_t, jnp.asarray(t))
@@ -81,10 +88,16 @@ def test_the_true_reverse_chain_gives_the_exact_likelihood(schedule, chain):
             rows.append((np.log(np.maximum(joint / joint.sum(), 1e-30)), x, z_t, t))
             weights.append(q[x, z_t] * (np.arange(K) == x))
     logits, z_0, z_t, t = map(np.array, zip(*rows))
-    terms = jax.jit(bound_of_previous, static_argnums=0)(process, logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t)
+    terms = jax.jit(bound_of_previous, static_argnums=0)(
+        process, logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t
+    )
     end = exact.between(0, T)[:K]
-    prior = np.where(end > 0, end * np.log(np.where(end > 0, end, 1) / np.where(end > 0, p_data @ end, 1)), 0).sum(1)
-    np.testing.assert_allclose(np.asarray(terms, np.float64)[:, 0] @ np.array(weights) + prior, -np.log(p_data), rtol=1e-4)
+    prior = np.where(
+        end > 0, end * np.log(np.where(end > 0, end, 1) / np.where(end > 0, p_data @ end, 1)), 0
+    ).sum(1)
+    np.testing.assert_allclose(
+        np.asarray(terms, np.float64)[:, 0] @ np.array(weights) + prior, -np.log(p_data), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -95,29 +108,45 @@ def test_the_sampler_draws_from_the_chain_of_its_predictions(schedule):
     denoise = lambda z, t: log_previous(process, table[t[:, None], z], z, t)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(rows))
     sampler = Previous()
-    end, states = jax.jit(lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), trace=True))(keys)
+    end, states = jax.jit(
+        lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), trace=True)
+    )(keys)
     assert states.shape == (T, rows, 2) and (np.asarray(end) < K).all()
     p = np.append(np.full(K, process.unmasked[-1] / K), 1 - process.unmasked[-1])
     for t, seen in zip(range(T, 0, -1), states):
         z = jnp.arange(K + 1)[:, None]
-        p = p @ np.exp(np.asarray(log_previous(process, table[t][:, None], z, jnp.full(K + 1, t))[:, 0], np.float64))
+        p = p @ np.exp(
+            np.asarray(
+                log_previous(process, table[t][:, None], z, jnp.full(K + 1, t))[:, 0], np.float64
+            )
+        )
         on = p * rows > 1
         counts = np.bincount(np.asarray(seen).ravel(), minlength=K + 1)
         assert counts[p < 1e-12].sum() == 0
         assert stats.chisquare(counts[on], p[on] / p[on].sum() * counts[on].sum()).pvalue > 1e-4
     known = Known(mask=jnp.array([[True, False]] * 3), tokens=jnp.full((3, 2), 2))
-    kept = jax.jit(lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), known=known))(keys[:3])
+    kept = jax.jit(
+        lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), known=known)
+    )(keys[:3])
     np.testing.assert_array_equal(kept[:, 0], 2)
 
 
 def test_the_loss_is_unbiased(params, chain):
-    """The mean over many rows of one image is the sum over t of expectations over all states of all its tokens."""
-    stage, states, rows = direct(), np.array(list(itertools.product(range(K + 1), repeat=N))), 30_000
+    """The mean over many rows of one image is the sum over t of expectations over all states of all
+    its tokens.
+    """
+    stage, states, rows = (
+        direct(),
+        np.array(list(itertools.product(range(K + 1), repeat=N))),
+        30_000,
+    )
     exact, count = chain(stage.process), (K + 1) ** N
 
     @jax.jit
     def at(t):
-        logits = stage.predict(params, jnp.asarray(states), t, tile(IDS, count), jnp.zeros(count, bool))
+        logits = stage.predict(
+            params, jnp.asarray(states), t, tile(IDS, count), jnp.zeros(count, bool)
+        )
         return log_previous(stage.process, logits, jnp.asarray(states), t)
 
     want = square = 0.0
@@ -126,11 +155,15 @@ def test_the_loss_is_unbiased(params, chain):
         bound = np.zeros(count)
         for i in range(N):
             q *= exact.between(0, t)[Z_0[i], states[:, i]]
-            true = np.array([exact.posteriors(z, t - 1, t)[Z_0[i]] for z in range(K + 1)], float)[states[:, i]]
+            true = np.array([exact.posteriors(z, t - 1, t)[Z_0[i]] for z in range(K + 1)], float)[
+                states[:, i]
+            ]
             bound += (true * (np.log(np.maximum(true, 1e-300)) - log_p[:, i])).sum(1) / N
         want, square = want + (q * bound).sum(), square + (q * bound**2).sum()
     error = np.sqrt((T * square - want**2) / rows)
-    loss, (_, metrics) = evaluate(stage, params, {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)})
+    loss, (_, metrics) = evaluate(
+        stage, params, {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)}
+    )
     assert abs(float(loss) - want) < 4.5 * error and error < 0.05 * want
     assert metrics["auxiliary"] == 0
 
@@ -142,14 +175,20 @@ def test_guidance_and_temperature_act_on_the_codes_and_leave_the_chance_of_mask(
     network = lambda dropped: stage.predict(params, z, t, ids, jnp.full(3, dropped))
     scales = jnp.full((1, 3), 2.0)
     ask = lambda guided, temperature: stage.denoise(
-        params, Conditions(jnp.stack([ids, ids]), drop), {"scales": scales if guided else scales / 2, "temperature": temperature,
-                                                          "top_p": 1.0}, Switches(guided=guided), guided=guided)(z, t)
+        params,
+        Conditions(jnp.stack([ids, ids]), drop),
+        {"scales": scales if guided else scales / 2, "temperature": temperature, "top_p": 1.0},
+        Switches(guided=guided),
+        guided=guided,
+    )(z, t)
     plain = log_previous(stage.process, network(False), z, t)
     np.testing.assert_allclose(ask(False, 1.0), plain, atol=1e-4)
     codes = temper(guide(network(False)[None, ..., :K], network(True)[..., :K], scales), 0.7)
     got = ask(True, 0.7)
     np.testing.assert_allclose(got[..., K], plain[..., K], atol=1e-5)
-    np.testing.assert_allclose(jax.nn.log_softmax(got[..., :K]), jax.nn.log_softmax(codes), atol=1e-4)
+    np.testing.assert_allclose(
+        jax.nn.log_softmax(got[..., :K]), jax.nn.log_softmax(codes), atol=1e-4
+    )
     np.testing.assert_allclose(jnp.exp(got).sum(-1), 1, atol=1e-5)
     assert (np.exp(plain[..., K]) > 0.01).any() and (np.abs(got - plain)[..., :K] > 0.01).any()
     np.testing.assert_allclose(with_codes(plain, network(False)[..., :K]), plain, atol=1e-4)
@@ -162,11 +201,20 @@ def test_what_it_cannot_do_is_one_sentence():
     config = defaults()
     config.sampling.update(pipeline.own_sampling(direct()))
     assert config.sampling.sampler == "previous" and config.sampling.calls == T
-    model = pipeline.TextToImage(config=config, codec=direct().codec, codec_weights=None, stage=direct(), weights=None, tokenizer=None,
-                                 entropy={})
+    model = pipeline.TextToImage(
+        config=config,
+        codec=direct().codec,
+        codec_weights=None,
+        stage=direct(),
+        weights=None,
+        tokenizer=None,
+        entropy={},
+    )
     assert model.settings(temperature=0.5)[0] == Previous()
     for asked in ({"sampler": "counts"}, {"sampler": "ancestral"}, {"calls": 2}):
-        with pytest.raises(UserError, match="predicts the previous state, .* can only be (previous|4), got"):
+        with pytest.raises(
+            UserError, match="predicts the previous state, .* can only be (previous|4), got"
+        ):
             model.settings(**asked)
     config.sampling.sampler, config.sampling.calls = "ancestral", T
     with pytest.raises(UserError, match="the sampler previous is for such models"):

@@ -1,4 +1,5 @@
 """The bound in closed form against the dense one, explicit matrices, and the exact likelihood."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,16 +14,26 @@ closed = jax.jit(elbo.bound_and_auxiliary, static_argnums=0)
 
 
 def cases(exact, k):
-    """(logits, z_0, z_t, t) for every t and every pair of states that occurs: plain, confident and extreme logits."""
+    """(logits, z_0, z_t, t) for every t and every pair of states that occurs: plain, confident and
+    extreme logits.
+    """
     rng, rows = np.random.default_rng(k), []
     for t in range(1, T + 1):
         q = exact.between(0, t)
         for z_0, z_t in np.argwhere(q[:k] > 0):
             rows.append((rng.normal(size=k), z_0, z_t, t))
-            for mode, gap in ((z_0, 12), (min(z_t, k - 1), 12), (z_0, 60), (min(z_t, k - 1), 60), (k - 1, 30)):
+            for mode, gap in (
+                (z_0, 12),
+                (min(z_t, k - 1), 12),
+                (z_0, 60),
+                (min(z_t, k - 1), 60),
+                (k - 1, 30),
+            ):
                 rows.append((gap * (np.arange(k) == mode) - gap / 2, z_0, z_t, t))
     logits, z_0, z_t, t = map(np.array, zip(*rows))
-    return tuple(map(jnp.asarray, (logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t)))
+    return tuple(
+        map(jnp.asarray, (logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t))
+    )
 
 
 def by_matrices(exact, logits, z_0, z_t, t):
@@ -44,11 +55,18 @@ def test_closed_form_dense_form_and_matrices_agree(schedule, k, chain):
     process = getattr(schedules, schedule)(T, k)
     exact = chain(process)
     batch = cases(exact, k)
-    want, slope = zip(*(by_matrices(exact, x[0].astype(float), a[0], b[0], t) for x, a, b, t in zip(*map(np.asarray, batch))))
+    want, slope = zip(
+        *(
+            by_matrices(exact, x[0].astype(float), a[0], b[0], t)
+            for x, a, b, t in zip(*map(np.asarray, batch))
+        )
+    )
     want, slope = np.array(want), np.array(slope)
 
     def check(form):
-        """The form's bound against `want`, its gradient against `slope`; returns what else it computes."""
+        """The form's bound against `want`, its gradient against `slope`; returns what else it
+        computes.
+        """
 
         def total(x):
             bound, *rest = form(process, x, *batch[1:])
@@ -60,7 +78,7 @@ def test_closed_form_dense_form_and_matrices_agree(schedule, k, chain):
         return rest
 
     check(lambda *args: (elbo.bound_term(*args),))
-    auxiliary, = check(elbo.bound_and_auxiliary)
+    (auxiliary,) = check(elbo.bound_and_auxiliary)
     logits, z_0 = np.asarray(batch[0][:, 0], np.float64), np.asarray(batch[1])
     want = np.logaddexp.reduce(logits, 1) - np.take_along_axis(logits, z_0, 1)[:, 0]
     np.testing.assert_allclose(auxiliary[:, 0], want, rtol=1e-5, atol=1e-5)
@@ -76,7 +94,9 @@ def test_released_at_full_size_agrees_with_the_dense_form():
     logits = rng.normal(size=(5, 4, k)).astype(np.float32) * 3
     logits[:, :3, 11] += 20
     bound = closed(process, logits, z_0, z_t, t)[0]
-    np.testing.assert_allclose(bound, bound_term(process, logits, z_0, z_t, t), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        bound, bound_term(process, logits, z_0, z_t, t), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -94,7 +114,9 @@ def test_the_bayes_optimal_denoiser_gives_the_exact_likelihood(schedule, chain):
     logits, z_0, z_t, t = map(np.array, zip(*rows))
     batch = logits.astype(np.float32)[:, None], z_0[:, None], z_t[:, None], t
     end = exact.between(0, T)[:4]
-    prior = np.where(end > 0, end * np.log(np.where(end > 0, end, 1) / np.where(end > 0, p_data @ end, 1)), 0).sum(1)
+    prior = np.where(
+        end > 0, end * np.log(np.where(end > 0, end, 1) / np.where(end > 0, p_data @ end, 1)), 0
+    ).sum(1)
     for terms in (bound_term(process, *batch), closed(process, *batch)[0]):
         total = np.asarray(terms, np.float64)[:, 0] @ np.array(weights) + prior
         np.testing.assert_allclose(total, -np.log(p_data), rtol=1e-4)
@@ -107,10 +129,13 @@ def test_prior_term_is_the_divergence_from_where_samplers_start(schedule, chain)
         live = process.unmasked[-1]
         start, end = np.append(np.full(k, live / k), 1 - live), chain(process).between(0, T)[0]
         on = end > 0
-        np.testing.assert_allclose(elbo.prior_term(process), (end[on] * np.log(end[on] / start[on])).sum(), atol=1e-12)
+        np.testing.assert_allclose(
+            elbo.prior_term(process), (end[on] * np.log(end[on] / start[on])).sum(), atol=1e-12
+        )
     assert elbo.prior_term(schedules.paper(T, 4)) == pytest.approx(0, abs=1e-12)
     assert elbo.prior_term(schedules.released(100, 2887)) == pytest.approx(
-        9e-6 * np.log(0.9 * 2887) + 1e-6 * np.log(0.1), rel=1e-3)
+        9e-6 * np.log(0.9 * 2887) + 1e-6 * np.log(0.1), rel=1e-3
+    )
 
 
 def test_only_the_logits_are_kept_for_the_backward_pass():
@@ -122,7 +147,9 @@ def test_only_the_logits_are_kept_for_the_backward_pass():
     def kept(form):
         loss = lambda x: form(process, x, z, jnp.where(z % 2 == 0, k, z), t)
         backward = jax.eval_shape(lambda x: jax.vjp(loss, x)[1], jnp.ones((b, n, k)))
-        return [x.shape for x in jax.tree.leaves(backward) if x.size >= b * n * k and x.dtype != bool]
+        return [
+            x.shape for x in jax.tree.leaves(backward) if x.size >= b * n * k and x.dtype != bool
+        ]
 
     assert kept(elbo.bound_and_auxiliary) == [(b, n, k)]
     assert (b, n, k + 1) in kept(elbo.bound_term)  # so such a tensor would be seen

@@ -1,4 +1,7 @@
-"""The branch form against explicit float64 matrices, and against its dense twin in the distribution of its draws."""
+"""The branch form against explicit float64 matrices, and against its dense twin in the distribution
+of its draws.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +26,9 @@ def distribution(process, p, z, s, t, remasking=0.0):
         return out
     own, other = p[z], 1 - p[z]
     elsewhere = np.arange(k) != z
-    out[:k][elsewhere] = c.jump * p[elsewhere] + (c.wander_own * own + c.wander_other * other) / (k - 1)
+    out[:k][elsewhere] = c.jump * p[elsewhere] + (c.wander_own * own + c.wander_other * other) / (
+        k - 1
+    )
     out[z] = c.keep_own * own + c.keep_other * other
     out *= 1 - c.remasks
     out[k] += c.remasks
@@ -52,7 +57,9 @@ def test_remasking_leaves_the_marginals_as_they_are(name, share, chain):
         for x in range(4):
             p = np.eye(4)[x]
             q_t = exact.between(0, t)[x]
-            got = sum(q_t[z] * distribution(process, p, z, s, t, share) for z in range(5) if q_t[z] > 0)
+            got = sum(
+                q_t[z] * distribution(process, p, z, s, t, share) for z in range(5) if q_t[z] > 0
+            )
             np.testing.assert_allclose(got, exact.between(0, s)[x], atol=1e-12)
     if share and name not in ("uniform",):
         assert branches(process, np.array([4]), np.array([5]), share).remasks > 0
@@ -65,7 +72,9 @@ def test_a_rate_that_is_too_large_would_change_them(chain):
     c = branches(process, np.array([4]), np.array([5]), 1.0)
     wrong = c._replace(remasks=c.remasks * 1.2)
     got = sum(q_t[z] * (distribution(process, p, z, 4, 5, 1.0) if z == 4 else 0) for z in range(5))
-    assert not np.allclose(got[4] + q_t[:4].sum() * wrong.remasks, exact.between(0, 4)[1][4], atol=1e-3)
+    assert not np.allclose(
+        got[4] + q_t[:4].sum() * wrong.remasks, exact.between(0, 4)[1][4], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -82,14 +91,21 @@ def test_a_million_draws_have_the_dense_posterior(name):
     numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([s]), np.array([t])))
     step = jax.jit(lambda ks, x, z: take_branch(ks, 3, process, x, z, numbers))
     drawn = step(keys, jnp.broadcast_to(logits, (4, n, k)), jnp.broadcast_to(z, (4, n)))
-    want = np.exp(np.asarray(process.reverse(logits, z, jnp.full(4, s), jnp.full(4, t)), np.float64))[:, 0]
+    want = np.exp(
+        np.asarray(process.reverse(logits, z, jnp.full(4, s), jnp.full(4, t)), np.float64)
+    )[:, 0]
     for i in range(4):
         counts, p = np.bincount(np.asarray(drawn[i]), minlength=k + 1), want[i] / want[i].sum()
         rare = p * n < 5
         if rare.any():
             assert counts[rare].sum() < 40
         if (~rare).sum() > 1:
-            assert stats.chisquare(counts[~rare], p[~rare] / p[~rare].sum() * counts[~rare].sum()).pvalue > 1e-4
+            assert (
+                stats.chisquare(
+                    counts[~rare], p[~rare] / p[~rare].sum() * counts[~rare].sum()
+                ).pvalue
+                > 1e-4
+            )
 
 
 def test_the_statistic_can_fail():
@@ -97,6 +113,10 @@ def test_the_statistic_can_fail():
     logits, z = jnp.zeros((1, n, 11)), jnp.zeros((1, n), int)
     numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([7]), np.array([12])))
     drawn = take_branch(jax.random.split(jax.random.key(0), 1), 0, process, logits, z, numbers)
-    wrong = np.exp(np.asarray(process.reverse(logits[:, :1], z[:, :1], jnp.array([6]), jnp.array([12])), np.float64))[0, 0][:-1]
+    wrong = np.exp(
+        np.asarray(
+            process.reverse(logits[:, :1], z[:, :1], jnp.array([6]), jnp.array([12])), np.float64
+        )
+    )[0, 0][:-1]
     counts = np.bincount(np.asarray(drawn[0]), minlength=12)[:-1]
     assert stats.chisquare(counts, wrong / wrong.sum() * counts.sum()).pvalue < 1e-4

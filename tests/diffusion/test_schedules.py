@@ -1,4 +1,5 @@
 """The schedules against the figures and formulas they are published with."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion import schedules
 
-# i, alpha, K beta, gamma, bar alpha, bar gamma of the released tables at T = 100; the code's index i is t = i + 1
+# i, alpha, K beta, gamma, bar alpha, bar gamma of the released tables at T = 100; the code's index
+# i is t = i + 1
 RELEASED = [
     (0, 0.99999, 1.0e-6, 9e-6, 0.99999, 9e-6),
     (1, 0.9898990808, 1.0101e-8, 0.01010090909, 0.9898891818, 0.01010981818),
@@ -70,7 +72,10 @@ def test_absorbing_masks_only_and_uniform_replaces_only(T):
     np.testing.assert_array_equal(uniform.unmasked, np.ones(T + 1))
 
 
-@pytest.mark.parametrize("make", [schedules.paper, schedules.released, schedules.absorbing, schedules.cosine, schedules.uniform])
+@pytest.mark.parametrize(
+    "make",
+    [schedules.paper, schedules.released, schedules.absorbing, schedules.cosine, schedules.uniform],
+)
 def test_too_few_steps_are_one_sentence(make):
     for T in (0, -1):
         with pytest.raises(UserError, match=f"T.*got {T}"):
@@ -86,24 +91,37 @@ def test_what_does_not_fall_from_one_is_an_error():
     with pytest.raises(ValueError, match="unmasked"):
         schedules.from_fates(np.array([1.0, 1.2]), np.ones(2), 8)
     with pytest.raises(ValueError, match="intact"):
-        schedules.from_probabilities(np.array([1.0, 0.9]), np.array([1.0, 0.8]), 8)  # more intact than unmasked
+        schedules.from_probabilities(
+            np.array([1.0, 0.9]), np.array([1.0, 0.8]), 8
+        )  # more intact than unmasked
 
 
 def test_stored_tables_are_the_released_schedule():
-    """As the released code writes them: logs of the cumulative tables in float32, t = 0 in the last slot."""
+    """As the released code writes them: logs of the cumulative tables in float32, t = 0 in the last
+    slot.
+    """
     T, k = 100, 2887
     alpha = np.linspace(0.99999, 9e-6, T)
     with np.errstate(divide="ignore"):
-        log_alpha, log_beta = (np.log(x).astype(np.float32) for x in (np.append(alpha, 1), np.append(np.full(T, 1e-6 / k), 0)))
+        log_alpha, log_beta = (
+            np.log(x).astype(np.float32)
+            for x in (np.append(alpha, 1), np.append(np.full(T, 1e-6 / k), 0))
+        )
     process, want = schedules.stored(log_alpha, log_beta, k), schedules.released(T, k)
     np.testing.assert_allclose(process.unmasked, want.unmasked, rtol=3e-6)
-    np.testing.assert_allclose(1 - np.array(process.intact), 1 - np.array(want.intact), rtol=1e-5, atol=1e-15)
+    np.testing.assert_allclose(
+        1 - np.array(process.intact), 1 - np.array(want.intact), rtol=1e-5, atol=1e-15
+    )
     assert process.T == T and process.unmasked[0] == process.intact[0] == 1
 
 
-@pytest.mark.parametrize("alpha,beta,sentence", [
-    (np.zeros(4), np.zeros(5), r"two tables of T \+ 1 numbers"), (np.log([0.5, 0.1]), np.log([0.1, 0.1]), "the last slot"),
-])
+@pytest.mark.parametrize(
+    "alpha,beta,sentence",
+    [
+        (np.zeros(4), np.zeros(5), r"two tables of T \+ 1 numbers"),
+        (np.log([0.5, 0.1]), np.log([0.1, 0.1]), "the last slot"),
+    ],
+)
 def test_tables_that_cannot_be_are_one_sentence(alpha, beta, sentence):
     with pytest.raises(UserError, match=sentence):
         schedules.stored(alpha, beta, 4)

@@ -1,4 +1,5 @@
 """What is gathered in one pass over batches is what the whole set gives at once."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,16 @@ def images(n, size=4):
 
 
 def network(batch=8):
-    """Features that tell pictures apart: sums over a few pixels, as a stand-in of what real networks give."""
+    """Features that tell pictures apart: sums over a few pixels, as a stand-in of what real
+    networks give.
+    """
     mix = np.random.default_rng(5).normal(size=(48, 6)).astype(np.float32)
-    return Extractor(name="mixed", params=mix, batch=batch,
-                     embed=lambda p, x: jnp.tanh(x.astype(jnp.float32).reshape(x.shape[0], -1) / 255 @ p))
+    return Extractor(
+        name="mixed",
+        params=mix,
+        batch=batch,
+        embed=lambda p, x: jnp.tanh(x.astype(jnp.float32).reshape(x.shape[0], -1) / 255 @ p),
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
@@ -28,8 +35,13 @@ def test_one_pass_is_the_whole_set(rows, held, monkeypatch):
     monkeypatch.setattr(gather_, "BLOCK", 5)
     x, times = images(20), [i % 3 + 1 for i in range(20)]
     extract = network()
-    seen = gather(batches(x, rows), 20, {"a": Wanted(extract=extract, held=held, moments=True), "b": Wanted(extract=extract)},
-                  description="", times=times)
+    seen = gather(
+        batches(x, rows),
+        20,
+        {"a": Wanted(extract=extract, held=held, moments=True), "b": Wanted(extract=extract)},
+        description="",
+        times=times,
+    )
     whole = np.concatenate([extract(x[:8]), extract(x[8:16]), extract(x[16:])])
     np.testing.assert_allclose(seen["b"].features, whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(seen["a"].features, seen["b"].features[evenly(20, held)])
@@ -37,7 +49,9 @@ def test_one_pass_is_the_whole_set(rows, held, monkeypatch):
     repeated = Moments.of(np.repeat(whole, times, axis=0))
     assert seen["a"].moments.count == seen["a"].count == sum(times) and seen["b"].moments is None
     np.testing.assert_allclose(seen["a"].moments.mean, repeated.mean, rtol=1e-6)
-    np.testing.assert_allclose(seen["a"].moments.covariance, repeated.covariance, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        seen["a"].moments.covariance, repeated.covariance, rtol=1e-5, atol=1e-9
+    )
 
 
 def test_devices_share_a_batch_and_change_nothing(monkeypatch):
@@ -71,4 +85,10 @@ def test_pictures_are_read_in_order_and_a_broken_one_is_told():
 @pytest.mark.parametrize("times", [[1, 2], [1, 0, 1]])
 def test_every_picture_counts(times):
     with pytest.raises(UserError, match="each of 3 pictures must count at least once"):
-        gather(batches(images(3)), 3, {"a": Wanted(extract=network(), moments=True)}, description="", times=times)
+        gather(
+            batches(images(3)),
+            3,
+            {"a": Wanted(extract=network(), moments=True)},
+            description="",
+            times=times,
+        )

@@ -1,4 +1,7 @@
-"""What the compiled samplers cost: one loop that calls the network, the operations of its products, and no array of all classes' values."""
+"""What the compiled samplers cost: one loop that calls the network, the operations of its products,
+and no array of all classes' values.
+"""
+
 import re
 
 import jax
@@ -18,9 +21,14 @@ from vqd_jax.train.cost.compiled import Program
 ROWS, LENGTH, TOKENS, CODES, WIDTH, LAYERS = 3, 5, 16, 23, 32, 2
 PLAIN, GUIDED = Switches(), Switches(guided=True)
 # (a sampler of seven calls, how many loops there are: one for each kind of call)
-SAMPLERS = {"ancestral": (Ancestral(calls=7), 1), "remask": (Remask(calls=7), 1), "halton": (Counts(calls=7, order="halton"), 1),
-            "polished": (Counts(calls=7, order="confidence", polish=2), 2), "released_fast": (ReleasedFast(calls=7), 1),
-            "prior_rule": (PriorRule(calls=7), 1)}
+SAMPLERS = {
+    "ancestral": (Ancestral(calls=7), 1),
+    "remask": (Remask(calls=7), 1),
+    "halton": (Counts(calls=7, order="halton"), 1),
+    "polished": (Counts(calls=7, order="confidence", polish=2), 2),
+    "released_fast": (ReleasedFast(calls=7), 1),
+    "prior_rule": (PriorRule(calls=7), 1),
+}
 
 
 def shape(*s, dtype=jnp.float32):
@@ -32,64 +40,104 @@ def stages():
     c = defaults()
     c.data.image_size, c.process.T, c.codebook.codes = 16, 12, CODES
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads = LAYERS, WIDTH, 2
-    c.learned_text.width, c.learned_text.heads, c.learned_text.length, c.learned_text.vocabulary = WIDTH, 2, LENGTH, 300
+    c.learned_text.width, c.learned_text.heads, c.learned_text.length, c.learned_text.vocabulary = (
+        WIDTH,
+        2,
+        LENGTH,
+        300,
+    )
     tokenizer = build.BytePair.train(["a red apple"], vocabulary=300, length=LENGTH)
     return c, {name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()}
 
 
 def compiled(stage, sampler, switches, window=None):
-    """(text of the compiled program, what it does) of sampling ROWS images; of calls in a window, as `programs.sample` runs it."""
+    """(text of the compiled program, what it does) of sampling ROWS images; of calls in a window,
+    as `programs.sample` runs it.
+    """
     tokens, ids = shape(ROWS, TOKENS, dtype=jnp.int32), shape(ROWS, LENGTH, dtype=jnp.int32)
     params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": ids, "tokens": tokens})
-    conditions = shape(2, ROWS, LENGTH, dtype=jnp.int32), shape(2, ROWS, dtype=jnp.bool)  # a prompt, and none
+    conditions = (
+        shape(2, ROWS, LENGTH, dtype=jnp.int32),
+        shape(2, ROWS, dtype=jnp.bool),
+    )  # a prompt, and none
     knobs = {"scales": shape(1, ROWS), "temperature": shape(), "top_p": shape()}
 
     def program(params, bits, ids, drop, knobs, **window):
-        return stage.sample(params, jax.vmap(jax.random.wrap_key_data)(bits), Conditions(ids, drop), knobs, sampler, switches, **window)
+        return stage.sample(
+            params,
+            jax.vmap(jax.random.wrap_key_data)(bits),
+            Conditions(ids, drop),
+            knobs,
+            sampler,
+            switches,
+            **window,
+        )
 
     window = {"window": (shape(dtype=jnp.int32),) * 2} if window else {}
-    text = jax.jit(program).lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, **window).compile().as_text()
+    text = (
+        jax.jit(program)
+        .lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, **window)
+        .compile()
+        .as_text()
+    )
     return text, Program.read(text)
 
 
 def reached(program, name):
     """The operations of a computation and of all that it runs."""
     lines = program.computations[name].lines.values()
-    inner = [n for line in lines for n in re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line.rest)]
+    inner = [
+        n for line in lines for n in re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line.rest)
+    ]
     return [line.op for line in lines] + [op for n in inner for op in reached(program, n)]
 
 
 def of_all_classes(text):
     """Arrays with a value for each token and each class, [MASK] among them."""
-    return re.findall(rf"f32\[[\d,]*\b{TOKENS},{CODES + 1}\]|f32\[[\d,]*\b{CODES + 1},{TOKENS}\]", text)
+    return re.findall(
+        rf"f32\[[\d,]*\b{TOKENS},{CODES + 1}\]|f32\[[\d,]*\b{CODES + 1},{TOKENS}\]", text
+    )
 
 
 def network_loops(program):
     """Loops whose body has matrix products."""
-    bodies = [re.search(r"body=%?([\w.\-]+)", line.rest)[1] for name in program.runs
-              for line in program.computations[name].lines.values() if line.op == "while"]
+    bodies = [
+        re.search(r"body=%?([\w.\-]+)", line.rest)[1]
+        for name in program.runs
+        for line in program.computations[name].lines.values()
+        if line.op == "while"
+    ]
     return sum("dot" in reached(program, body) for body in bodies)
 
 
 def of_a_call(c):
-    """FLOP of one call of the denoiser for one image, with keys and values of the text ready: two for each multiply and add."""
+    """FLOP of one call of the denoiser for one image, with keys and values of the text ready: two
+    for each multiply and add.
+    """
     n, d, m = TOKENS, WIDTH, LENGTH
     attention = n * d * 3 * d + 2 * n * n * d + n * d * d
     across = n * d * d + 2 * n * m * d + n * d * d
-    return 2 * (LAYERS * (attention + across + 2 * n * d * c.denoiser.mlp_ratio * d) + n * d * CODES)
+    return 2 * (
+        LAYERS * (attention + across + 2 * n * d * c.denoiser.mlp_ratio * d) + n * d * CODES
+    )
 
 
 @pytest.fixture(scope="module")
 def ancestral(stages):
     """What seven ancestral calls and what nine do."""
-    return [compiled(stages[1]["diffusion"], Ancestral(calls=calls), PLAIN)[1].products() for calls in (7, 9)]
+    return [
+        compiled(stages[1]["diffusion"], Ancestral(calls=calls), PLAIN)[1].products()
+        for calls in (7, 9)
+    ]
 
 
 def test_a_call_has_the_operations_counted_by_hand(stages, ancestral):
     c, _ = stages
     seven, nine = ancestral
     assert (nine - seven) / 2 == pytest.approx(ROWS * of_a_call(c), rel=0.02)
-    assert 0 < seven - 7 * ROWS * of_a_call(c) < ROWS * of_a_call(c)  # the text, its keys and values, the tables of time: once
+    assert (
+        0 < seven - 7 * ROWS * of_a_call(c) < ROWS * of_a_call(c)
+    )  # the text, its keys and values, the tables of time: once
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -104,7 +152,9 @@ def test_a_sampler_is_a_loop_of_network_calls(name, stages, ancestral):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_calls_in_a_window_cost_the_same(name, stages, ancestral):
-    """A loop for each stretch of calls, even of a single one; the compiler does not know how often each runs, so that it counts once."""
+    """A loop for each stretch of calls, even of a single one; the compiler does not know how often
+    each runs, so that it counts once.
+    """
     c, both = stages
     sampler, (seven, nine) = SAMPLERS[name][0], ancestral
     text, program = compiled(both["diffusion"], sampler, PLAIN, window=True)
@@ -116,7 +166,10 @@ def test_calls_in_a_window_cost_the_same(name, stages, ancestral):
 def test_guidance_is_a_call_of_two_rows_for_an_image(stages, ancestral):
     c, both = stages
     _, program = compiled(both["diffusion"], Ancestral(calls=7), GUIDED)
-    assert program.products() == pytest.approx(2 * ancestral[0], rel=0.02) and network_loops(program) == 1
+    assert (
+        program.products() == pytest.approx(2 * ancestral[0], rel=0.02)
+        and network_loops(program) == 1
+    )
 
 
 def test_the_twin_is_one_loop(stages):

@@ -1,4 +1,7 @@
-"""What a protocol asks of a data set and a model; and a folder of pictures gets the numbers that the model gets which drew them."""
+"""What a protocol asks of a data set and a model; and a folder of pictures gets the numbers that
+the model gets which drew them.
+"""
+
 import collections
 import dataclasses
 import json
@@ -26,13 +29,23 @@ from vqd_jax.inference import pipeline
 def network(width=6):
     """Features that tell pictures apart, with a last layer as InceptionV3 has it."""
     rng = np.random.default_rng(5)
-    params = {"mix": rng.normal(size=(768, width)).astype(np.float32), "fc": {"kernel": rng.normal(size=(width, 5)).astype(np.float32)}}
+    params = {
+        "mix": rng.normal(size=(768, width)).astype(np.float32),
+        "fc": {"kernel": rng.normal(size=(width, 5)).astype(np.float32)},
+    }
     flat = lambda x: x.astype(jnp.float32).reshape(x.shape[0], -1)
-    return Extractor(name="mixed", params=params, batch=64, embed=lambda p, x: jnp.tanh(flat(x) / 2550 @ p["mix"]))
+    return Extractor(
+        name="mixed",
+        params=params,
+        batch=64,
+        embed=lambda p, x: jnp.tanh(flat(x) / 2550 @ p["mix"]),
+    )
 
 
 def photographs(root):
-    """Pictures with captions in the layout of MS-COCO: 6 for training, 5 held out with three captions each."""
+    """Pictures with captions in the layout of MS-COCO: 6 for training, 5 held out with three
+    captions each.
+    """
     for part, count, first in (("train2014", 6, 0), ("val2014", 5, 100)):
         (root / part).mkdir(parents=True)
         (root / "annotations").mkdir(exist_ok=True)
@@ -40,9 +53,18 @@ def photographs(root):
         for i, name in enumerate(names):
             pixels = np.random.default_rng(first + i).integers(0, 256, (4, 4, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((20, 18)).save(root / part / name)
-        table = {"images": [{"id": first + i, "file_name": name} for i, name in enumerate(names)],
-                 "annotations": [{"id": 10 * (first + i) + j, "image_id": first + i, "caption": f"photograph {first + i} wording {j}"}
-                                 for i in range(count) for j in range(3)]}
+        table = {
+            "images": [{"id": first + i, "file_name": name} for i, name in enumerate(names)],
+            "annotations": [
+                {
+                    "id": 10 * (first + i) + j,
+                    "image_id": first + i,
+                    "caption": f"photograph {first + i} wording {j}",
+                }
+                for i in range(count)
+                for j in range(3)
+            ],
+        }
         (root / "annotations" / f"captions_{part}.json").write_text(json.dumps(table))
     return root
 
@@ -52,9 +74,15 @@ def models(tmp_path_factory):
     """By what they draw from: text of photographs, classes, nothing."""
     root = photographs(tmp_path_factory.mktemp("coco"))
     data = {"data.source": "coco", "coco.path": str(root), "data.transform": "reference"}
-    kinds = {"text": {}, "class": {"condition.kind": "class", "condition.classes": 4, "condition.null": "empty"},
-             "none": {"condition.kind": "none", "sampling.guidance": 1.0}}
-    return {kind: pipeline.load(make_workdir(tmp_path_factory.mktemp(kind), data | changes)) for kind, changes in kinds.items()}
+    kinds = {
+        "text": {},
+        "class": {"condition.kind": "class", "condition.classes": 4, "condition.null": "empty"},
+        "none": {"condition.kind": "none", "sampling.guidance": 1.0},
+    }
+    return {
+        kind: pipeline.load(make_workdir(tmp_path_factory.mktemp(kind), data | changes))
+        for kind, changes in kinds.items()
+    }
 
 
 def evaluation(model, cache, protocol, real=None):
@@ -63,23 +91,40 @@ def evaluation(model, cache, protocol, real=None):
 
 
 def small(name, **changes):
-    return dataclasses.replace(PROTOCOLS[name], **dict(subsets=4, subset_size=3, neighbours=2, draws=1) | changes)
+    return dataclasses.replace(
+        PROTOCOLS[name], **dict(subsets=4, subset_size=3, neighbours=2, draws=1) | changes
+    )
 
 
 def test_random_captions_of_held_out_pictures_over_sampled(models, tmp_path):
     how = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=23, seed=1))
     asked = how.asked("held_out_items")
     pictures = [how.source.files[i] for i, _ in asked]
-    assert len(asked) == 23 and pictures == [pictures[i % 5] for i in range(23)] and len(set(pictures)) == 5
+    assert (
+        len(asked) == 23
+        and pictures == [pictures[i % 5] for i in range(23)]
+        and len(set(pictures)) == 5
+    )
     for record, text in asked:
-        assert text.split(" wording ")[0] == how.source.records[record].captions[0].split(" wording ")[0]
+        assert (
+            text.split(" wording ")[0]
+            == how.source.records[record].captions[0].split(" wording ")[0]
+        )
     drawn = collections.Counter(text.split()[-1] for _, text in asked)
     assert set(drawn) == {"0", "1", "2"} and asked == how.asked("held_out_items")
-    other = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=23, seed=2)).asked("held_out_items")
+    other = evaluation(
+        models["text"], tmp_path, small("vqdiffusion-coco", images=23, seed=2)
+    ).asked("held_out_items")
     assert [r for r, _ in other] == [r for r, _ in asked] and other != asked
-    fewer = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=3)).asked("held_out_items")
+    fewer = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=3)).asked(
+        "held_out_items"
+    )
     assert len({how.source.files[i] for i, _ in fewer}) == 3
-    once = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=23, repeat=False, captions="first")).asked("train")
+    once = evaluation(
+        models["text"],
+        tmp_path,
+        small("vqdiffusion-coco", images=23, repeat=False, captions="first"),
+    ).asked("train")
     assert [text for _, text in once] == [f"photograph {i} wording 0" for i in range(6)]
 
 
@@ -96,45 +141,88 @@ def test_classes_and_nothing_need_no_data_set(models, tmp_path):
 
 
 def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, tmp_path):
-    how = evaluation(models["class"], tmp_path, small("vqdiffusion-imagenet", images=6, measures=("frechet",), held=3))
+    how = evaluation(
+        models["class"],
+        tmp_path,
+        small("vqdiffusion-imagenet", images=6, measures=("frechet",), held=3),
+    )
     part = how.part("held_out_items", tmp_path / "made", 3)
     want = np.concatenate([*models["class"].batches(["0", "1", "2", "3", "0", "1"], 3, calls=2)])
     np.testing.assert_array_equal(np.stack([part.pictures[i] for i in range(6)]), want)
-    assert part.result["reference"] == {"images": 6, "distinct": 6, "held": 3} and not (tmp_path / "made" / "metadata.jsonl").exists()
+    assert (
+        part.result["reference"] == {"images": 6, "distinct": 6, "held": 3}
+        and not (tmp_path / "made" / "metadata.jsonl").exists()
+    )
     firsts = [i for i in range(18) if i % 3 == 0]
     real = network()(np.stack([how.source[i]["image"] for i in firsts]))
-    moments = [Gathered(count=6, held=[], features=f, moments=Moments.of(f)) for f in (network()(want), real)]
-    assert part.result["generated"] == {"fid": pytest.approx(frechet("inception", *moments)["fid"], rel=1e-5)}
+    moments = [
+        Gathered(count=6, held=[], features=f, moments=Moments.of(f))
+        for f in (network()(want), real)
+    ]
+    assert part.result["generated"] == {
+        "fid": pytest.approx(frechet("inception", *moments)["fid"], rel=1e-5)
+    }
 
 
 def test_a_split_that_is_empty_is_one_sentence(models, tmp_path):
-    with pytest.raises(UserError, match="needs at least 4 pictures for prompts of the split held_out_cells, got 0"):
-        evaluation(models["text"], tmp_path, small("clean", images=9)).part("held_out_cells", tmp_path / "p", 4)
-    assert evaluation(models["text"], tmp_path, small("clean", images=9, repeat=False)).part("held_out_cells", tmp_path / "p", 4) is None
+    with pytest.raises(
+        UserError, match="needs at least 4 pictures for prompts of the split held_out_cells, got 0"
+    ):
+        evaluation(models["text"], tmp_path, small("clean", images=9)).part(
+            "held_out_cells", tmp_path / "p", 4
+        )
+    assert (
+        evaluation(models["text"], tmp_path, small("clean", images=9, repeat=False)).part(
+            "held_out_cells", tmp_path / "p", 4
+        )
+        is None
+    )
 
 
 @pytest.fixture(scope="module")
 def over_sampled(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
-    protocol = small("vqdiffusion-cub", images=12, measures=("frechet", "kid", "neighbours", "ceiling"))
+    protocol = small(
+        "vqdiffusion-cub", images=12, measures=("frechet", "kid", "neighbours", "ceiling")
+    )
     how = evaluation(models["text"], folder, protocol)
     return how, how.part("held_out_items", folder / "pictures", 5), folder
 
 
 def test_real_pictures_count_as_often_as_they_gave_a_prompt(over_sampled):
     how, part, _ = over_sampled
-    assert part.result["reference"] == {"images": 12, "distinct": 5, "held": 5} and part.result["images"] == 12
+    assert (
+        part.result["reference"] == {"images": 12, "distinct": 5, "held": 5}
+        and part.result["images"] == 12
+    )
     records = [i for i, _ in how.asked("held_out_items")]
     extract, real = network(), np.stack([how.source[i]["image"] for i in records])
     made = np.stack([part.pictures[i] for i in range(12)])
-    a, b = (Gathered(count=12, held=[], features=f, moments=Moments.of(f)) for f in (extract(made), extract(real)))
-    assert part.result["generated"]["fid"] == pytest.approx(frechet("inception", a, b)["fid"], rel=1e-5)
-    assert part.result["ceiling"].keys() == part.result["generated"].keys() and len(part.kernel) == 4
-    assert part.result["generated"].keys() == {"fid", "kid", "kid_std", "precision", "recall", "density", "coverage"}
+    a, b = (
+        Gathered(count=12, held=[], features=f, moments=Moments.of(f))
+        for f in (extract(made), extract(real))
+    )
+    assert part.result["generated"]["fid"] == pytest.approx(
+        frechet("inception", a, b)["fid"], rel=1e-5
+    )
+    assert (
+        part.result["ceiling"].keys() == part.result["generated"].keys() and len(part.kernel) == 4
+    )
+    assert part.result["generated"].keys() == {
+        "fid",
+        "kid",
+        "kid_std",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
 
 
 def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sampled, tmp_path):
-    protocol = small("clean", images=12, measures=("frechet", "kid", "neighbours"), held=4, reference="train")
+    protocol = small(
+        "clean", images=12, measures=("frechet", "kid", "neighbours"), held=4, reference="train"
+    )
     how = evaluation(models["text"], tmp_path, protocol)
     part = how.part("held_out_items", tmp_path / "made", 5)
     assert part.result["reference"] == {"images": 6, "distinct": 6, "held": 4}
@@ -143,24 +231,43 @@ def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sample
     for i in firsts:
         Image.fromarray(how.source[i]["image"]).save(tmp_path / "real" / f"{i:02d}.png")
     judge = how.judge
-    scored = judge.score(PictureFolder(tmp_path / "made"), part.texts, judge.reference(tmp_path / "real"))
-    assert scored.result["reference"] == part.result["reference"] | {"folder": str(tmp_path / "real")}
-    assert part.result["generated"] == scored.result["generated"] and len(scored.result["generated"]) == 7
+    scored = judge.score(
+        PictureFolder(tmp_path / "made"), part.texts, judge.reference(tmp_path / "real")
+    )
+    assert scored.result["reference"] == part.result["reference"] | {
+        "folder": str(tmp_path / "real")
+    }
+    assert (
+        part.result["generated"] == scored.result["generated"]
+        and len(scored.result["generated"]) == 7
+    )
     np.testing.assert_array_equal(part.likeness.value, scored.likeness.value)
-    assert [firsts[i] for i in scored.likeness.closest] == [part.likeness.pictures.records[i] for i in part.likeness.closest]
-    moments = judge.see(iter([np.stack([how.source[i]["image"] for i in firsts])]), 6, "")[SEEN].moments
+    assert [firsts[i] for i in scored.likeness.closest] == [
+        part.likeness.pictures.records[i] for i in part.likeness.closest
+    ]
+    moments = judge.see(iter([np.stack([how.source[i]["image"] for i in firsts])]), 6, "")[
+        SEEN
+    ].moments
     np.savez(tmp_path / "real.npz", mu=moments.mean, sigma=moments.covariance)
     known = judge.reference(tmp_path / "real.npz")
     statistics = judge.score(PictureFolder(tmp_path / "made"), part.texts, known)
     assert statistics.likeness is None and statistics.result["generated"].keys() == {"fid"}
-    assert statistics.result["generated"]["fid"] == pytest.approx(scored.result["generated"]["fid"], rel=1e-9)
-    again = evaluation(models["text"], tmp_path, protocol, real=known).part("held_out_items", tmp_path / "made", 5)
+    assert statistics.result["generated"]["fid"] == pytest.approx(
+        scored.result["generated"]["fid"], rel=1e-9
+    )
+    again = evaluation(models["text"], tmp_path, protocol, real=known).part(
+        "held_out_items", tmp_path / "made", 5
+    )
     assert again.result["generated"] == statistics.result["generated"]
 
 
 def test_real_pictures_that_are_missing_are_told_before_anything_is_drawn(models, tmp_path):
     protocol = small("adm", images=5, reference="held_out_cells")
-    with pytest.raises(UserError, match="the data set has no pictures in the split held_out_cells: name others with --reference"):
+    with pytest.raises(
+        UserError,
+        match="the data set has no pictures in the split held_out_cells: name others with "
+        "--reference",
+    ):
         evaluation(models["class"], tmp_path, protocol).part("held_out_items", tmp_path / "p", 4)
     assert not (tmp_path / "p").exists()
 
@@ -169,19 +276,30 @@ def test_scores_of_single_pictures(over_sampled):
     """The inception score, and that of CLIP with its own captions, of pictures and their prompts."""
     protocol = small("vqdiffusion-cub", measures=("inception_score", "clip_score"))
     embedded = lambda texts: np.random.default_rng(len(texts)).normal(size=(len(texts), 6))
-    judge = Judge(protocol=protocol, networks={SEEN: network(2048), "clip_score": network()}, captions=embedded)
+    judge = Judge(
+        protocol=protocol,
+        networks={SEEN: network(2048), "clip_score": network()},
+        captions=embedded,
+    )
     pictures, real = over_sampled[1].pictures, over_sampled[1].likeness.pictures
     texts = [f"text {i}" for i in range(12)]
     scored = judge.score(pictures, texts, judge.real(real))
     images = np.stack([pictures[i] for i in range(12)])
     logits = network(2048)(images) @ network(2048).params["fc"]["kernel"]
-    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(network()(images), embedded(texts))]
+    cosines = [
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        for a, b in zip(network()(images), embedded(texts))
+    ]
     mean, deviation = inception_score(logits)
-    assert scored.result["generated"] == {"inception_score": pytest.approx(mean), "inception_score_std": pytest.approx(deviation),
-                                          "clip_score": pytest.approx(100 * np.maximum(cosines, 0).mean())}
+    assert scored.result["generated"] == {
+        "inception_score": pytest.approx(mean),
+        "inception_score_std": pytest.approx(deviation),
+        "clip_score": pytest.approx(100 * np.maximum(cosines, 0).mean()),
+    }
     np.testing.assert_allclose(scored.likeness.value, cosines, rtol=1e-5)
-    assert "CLIP" in scored.likeness.meaning and judge.score(pictures, [], judge.real(real)).result["generated"].keys() == \
-        {"inception_score", "inception_score_std"}
+    assert "CLIP" in scored.likeness.meaning and judge.score(pictures, [], judge.real(real)).result[
+        "generated"
+    ].keys() == {"inception_score", "inception_score_std"}
 
 
 def test_a_protocol_that_only_measures_models_is_one_sentence():

@@ -12,8 +12,10 @@ def images(n, size=32):
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("make", "width"), [(lambda b: efficientnet_lite0(size=32, batch=b), 1280),
-                                             (lambda b: vgg16(batch=b), 512)])
+@pytest.mark.parametrize(
+    ("make", "width"),
+    [(lambda b: efficientnet_lite0(size=32, batch=b), 1280), (lambda b: vgg16(batch=b), 512)],
+)
 def test_batches_do_not_change_the_features(make, width):
     x, extract = images(3), make(2)
     features = extract(x)
@@ -37,7 +39,11 @@ def test_rows_reach_the_network_as_they_are():
 
 def test_products_are_full_float32_on_every_device():
     extract = vgg16(batch=2)
-    program = str(jax.make_jaxpr(features_._features, static_argnums=(0, 1))(extract.embed, here(2), extract.params, images(2)))
+    program = str(
+        jax.make_jaxpr(features_._features, static_argnums=(0, 1))(
+            extract.embed, here(2), extract.params, images(2)
+        )
+    )
     assert program.count("conv_general_dilated[") + program.count("dot_general[") == 13
     assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 13
 

@@ -1,4 +1,7 @@
-"""Pictures in a folder: a run that was stopped ends with the bytes of one that was not, and never mixes two models or settings."""
+"""Pictures in a folder: a run that was stopped ends with the bytes of one that was not, and never
+mixes two models or settings.
+"""
+
 import dataclasses
 import json
 import shutil
@@ -34,7 +37,9 @@ def contents(folder, but=(".lock",)):
 
 
 def pictures(folder):
-    return {name: content for name, content in contents(folder).items() if name != generate.DESCRIPTION}
+    return {
+        name: content for name, content in contents(folder).items() if name != generate.DESCRIPTION
+    }
 
 
 def test_the_pictures_are_those_that_the_model_draws(model, whole):
@@ -67,14 +72,19 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         generate.generate(model, tmp_path, PROMPTS, **HOW)
     before = contents(tmp_path)
-    assert sum(name.endswith(".png") for name in before) == picture and generate.CAPTIONS not in before
+    assert (
+        sum(name.endswith(".png") for name in before) == picture and generate.CAPTIONS not in before
+    )
     again = []
     monkeypatch.setattr(generate, "png", lambda image: again.append(image) or png(image))
     generate.generate(model, tmp_path, PROMPTS, **HOW)
     assert len(again) == 7 - picture // 2 * 2  # whole batches are not made again
     assert pictures(tmp_path) == pictures(whole[0])
     done = json.loads((tmp_path / generate.DESCRIPTION).read_text())
-    assert done["wanted"] == json.loads((whole[0] / generate.DESCRIPTION).read_text())["wanted"] and done["seconds"] > 0
+    assert (
+        done["wanted"] == json.loads((whole[0] / generate.DESCRIPTION).read_text())["wanted"]
+        and done["seconds"] > 0
+    )
 
 
 def test_what_is_there_is_not_made_again(model, whole, tmp_path, monkeypatch):
@@ -85,12 +95,24 @@ def test_what_is_there_is_not_made_again(model, whole, tmp_path, monkeypatch):
     assert contents(copy) == before and rate == whole[2] and len(made) == 7
 
 
-@pytest.mark.parametrize("change,sentence", [
-    (dict(seed=4), r"are of another seed \(3 there, 4 here\): name another folder with --pictures, or delete this one"),
-    (dict(settings={"calls": 3, "temperature": 1.0}), r"are of another calls \(2 there, 3 here\)"),
-    (dict(batch=3), r"are of another batch \(2 there, 3 here\)"), (dict(protocol="adm"), r"another protocol \(clean there, adm here\)"),
-    (dict(prompts=["a cat", *PROMPTS[1:]]), "are of another prompts: name another folder"),
-    (dict(weights=2.0), "are of another model: name another folder")])
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        (
+            dict(seed=4),
+            r"are of another seed \(3 there, 4 here\): name another folder with --pictures, or "
+            r"delete this one",
+        ),
+        (
+            dict(settings={"calls": 3, "temperature": 1.0}),
+            r"are of another calls \(2 there, 3 here\)",
+        ),
+        (dict(batch=3), r"are of another batch \(2 there, 3 here\)"),
+        (dict(protocol="adm"), r"another protocol \(clean there, adm here\)"),
+        (dict(prompts=["a cat", *PROMPTS[1:]]), "are of another prompts: name another folder"),
+        (dict(weights=2.0), "are of another model: name another folder"),
+    ],
+)
 def test_pictures_of_another_run_are_not_gone_on_with(model, whole, change, sentence):
     before, how = contents(whole[0]), {k: v for k, v in change.items() if k in HOW}
     if scale := change.get("weights"):
@@ -103,13 +125,17 @@ def test_pictures_of_another_run_are_not_gone_on_with(model, whole, change, sent
 def test_a_folder_that_is_not_ours_is_left_alone(model, whole, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="holds pictures that were not made here: name another folder"):
+    with pytest.raises(
+        UserError, match="holds pictures that were not made here: name another folder"
+    ):
         generate.generate(model, tmp_path, PROMPTS, **HOW)
     assert contents(tmp_path) == before
     damaged = shutil.copytree(whole[0], tmp_path / "copy")
     for text in ("", "{}", '{"wanted": {"seed": 3}, "made": 0, "seconds": 0}', "[]"):
         (damaged / generate.DESCRIPTION).write_text(text)
-        with pytest.raises(UserError, match=r"pictures.json is damaged \(\w+\): delete it with its pictures"):
+        with pytest.raises(
+            UserError, match=r"pictures.json is damaged \(\w+\): delete it with its pictures"
+        ):
             generate.generate(model, damaged, PROMPTS, **HOW)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write pictures into .*file"):

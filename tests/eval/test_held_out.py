@@ -1,4 +1,5 @@
 """The examples of the second stage: captions that lose words, deterministically, and never all."""
+
 import numpy as np
 import pytest
 
@@ -13,7 +14,10 @@ CAPTIONS = ("a google style emoji of a red apple", "red apple, google style")
 class Apples:
     """Twelve records; what they show does not matter here."""
 
-    records = [Record(item=f"apple {i}", style="google", captions=CAPTIONS, split="train") for i in range(12)]
+    records = [
+        Record(item=f"apple {i}", style="google", captions=CAPTIONS, split="train")
+        for i in range(12)
+    ]
     fingerprint, skipped = "apples", {}
 
     def __len__(self):
@@ -26,7 +30,15 @@ class Apples:
 def loader(drop_words, seed=0):
     tokenizer = BytePair.train(CAPTIONS, vocabulary=300, length=24)
     tokens = np.arange(12 * 4).reshape(12, 4)
-    return tokenizer, pair_loader(Apples(), tokens, lambda image, rng: image, tokenizer, drop_words=drop_words, batch_size=12, seed=seed)
+    return tokenizer, pair_loader(
+        Apples(),
+        tokens,
+        lambda image, rng: image,
+        tokenizer,
+        drop_words=drop_words,
+        batch_size=12,
+        seed=seed,
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
@@ -49,10 +61,14 @@ def test_what_is_no_probability_is_one_sentence(share):
 
 def test_the_loader_gives_whole_captions_or_fewer_words_of_them():
     tokenizer, plain = loader(0.0)
-    assert {tokenizer.decode(row) for step in range(4) for row in plain[step]["text"]} == set(CAPTIONS)
+    assert {tokenizer.decode(row) for step in range(4) for row in plain[step]["text"]} == set(
+        CAPTIONS
+    )
     _, fewer = loader(0.3)
     texts = [tokenizer.decode(row) for step in range(4) for row in fewer[step]["text"]]
-    assert len(set(texts)) > 10 and all(set(t.split()) <= set(" ".join(CAPTIONS).split()) and t for t in texts)
+    assert len(set(texts)) > 10 and all(
+        set(t.split()) <= set(" ".join(CAPTIONS).split()) and t for t in texts
+    )
     np.testing.assert_array_equal(fewer[3]["text"], loader(0.3)[1][3]["text"])
     assert (fewer[3]["text"] != loader(0.3, seed=1)[1][3]["text"]).any()
     assert sorted(fewer[0]["tokens"][:, 0].tolist()) == list(range(0, 48, 4))

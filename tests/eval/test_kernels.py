@@ -17,7 +17,9 @@ def test_cmmd_is_the_double_sum_over_embeddings_of_length_1(seed, block):
 
     def mean(u, v):
         u, v = ([[a / math.hypot(*row) for a in row] for row in rows] for rows in (u, v))
-        return sum(math.exp(-math.dist(a, b) ** 2 / 200) for a in u for b in v) / (len(u) * len(v))
+        return sum(math.exp(-(math.dist(a, b) ** 2) / 200) for a in u for b in v) / (
+            len(u) * len(v)
+        )
 
     exact = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
     assert cmmd(x, y, block=block) == pytest.approx(exact, rel=1e-9)
@@ -40,7 +42,11 @@ def test_the_polynomial_discrepancy_takes_sets_of_different_sizes():
     def kernel(u, v):
         return (sum(a * b for a, b in zip(u, v, strict=True)) / 3 + 1) ** 3
 
-    within = [sum(kernel(u, v) for i, u in enumerate(z) for j, v in enumerate(z) if i != j) / (len(z) * (len(z) - 1)) for z in (x, y)]
+    within = [
+        sum(kernel(u, v) for i, u in enumerate(z) for j, v in enumerate(z) if i != j)
+        / (len(z) * (len(z) - 1))
+        for z in (x, y)
+    ]
     exact = sum(within) - 2 * sum(kernel(u, v) for u in x for v in y) / 24
     assert polynomial_mmd2(x, y) == pytest.approx(exact, rel=1e-12)
 

@@ -15,7 +15,9 @@ def gathered(n, d=6, shift=0.0):
 
 def test_a_distance_is_called_fid_with_the_features_of_inception_only():
     a, b = gathered(30), gathered(40, shift=0.5)
-    want = frechet_distance(a.features.mean(0), np.cov(a.features.T), b.features.mean(0), np.cov(b.features.T))
+    want = frechet_distance(
+        a.features.mean(0), np.cov(a.features.T), b.features.mean(0), np.cov(b.features.T)
+    )
     assert measures.frechet("inception", a, b) == {"fid": pytest.approx(want, rel=1e-5)}
     assert measures.frechet("vgg16", a, b) == {"frechet_vgg16": pytest.approx(want, rel=1e-5)}
     assert measures.FRECHET.keys() == measures.KERNEL.keys()
@@ -25,13 +27,17 @@ def test_statistics_in_a_file_are_what_they_were_taken_of(tmp_path):
     a, b = gathered(30), gathered(40, shift=0.5)
     for name, more in (("pytorch-fid", {}), ("adm", {"mu_s": np.zeros(3), "sigma_s": np.eye(3)})):
         np.savez(tmp_path / f"{name}.npz", mu=b.moments.mean, sigma=b.moments.covariance, **more)
-        assert measures.frechet("inception", a, Statistics.read(tmp_path / f"{name}.npz")) == measures.frechet("inception", a, b)
+        assert measures.frechet(
+            "inception", a, Statistics.read(tmp_path / f"{name}.npz")
+        ) == measures.frechet("inception", a, b)
 
 
 def test_bad_statistics_are_one_sentence(tmp_path):
     path = tmp_path / "s.npz"
     path.write_bytes(b"PK no archive")
-    with pytest.raises(UserError, match="s.npz does not hold statistics, mu and sigma in a .npz file"):
+    with pytest.raises(
+        UserError, match="s.npz does not hold statistics, mu and sigma in a .npz file"
+    ):
         Statistics.read(path)
     np.savez(path, mu=np.zeros(3))
     with pytest.raises(UserError, match="does not hold statistics.*sigma"):
@@ -57,10 +63,16 @@ def test_the_nearest_is_what_a_loop_finds(block):
     labels = np.arange(9) % 3, np.arange(7) % 3
     value, place = measures.nearest(a, b, labels, block=block)
     assert (labels[1][place] == labels[0]).all()
-    np.testing.assert_allclose(value, [max(c for c, m in zip(row, labels[1]) if m == k) for row, k in zip(cosines, labels[0])], rtol=1e-5)
+    np.testing.assert_allclose(
+        value,
+        [max(c for c, m in zip(row, labels[1]) if m == k) for row, k in zip(cosines, labels[0])],
+        rtol=1e-5,
+    )
 
 
 def test_a_kernel_distance_of_few_pictures_is_one_sentence():
     with pytest.raises(UserError, match="at least 4 pictures of each kind, got 3 and 9"):
         measures.kernel(gathered(3), gathered(9), subsets=2, subset_size=100, seed=0)
-    assert measures.kernel(gathered(4), gathered(9), subsets=3, subset_size=100, seed=0).shape == (3,)
+    assert measures.kernel(gathered(4), gathered(9), subsets=3, subset_size=100, seed=0).shape == (
+        3,
+    )

@@ -16,7 +16,9 @@ def test_psnr_of_known_errors():
     y = x.copy()
     y[1] += 1
     y[2] = 255
-    assert psnr(x, y).tolist() == pytest.approx([math.inf, 20 * math.log10(255), 20 * math.log10(255 / 155)])
+    assert psnr(x, y).tolist() == pytest.approx(
+        [math.inf, 20 * math.log10(255), 20 * math.log10(255 / 155)]
+    )
     assert psnr(x, y).tolist() == psnr(y, x).tolist()  # no wrap-around of bytes
 
 
@@ -25,7 +27,10 @@ def brute_mmd2(x, y):
         return (sum(a * b for a, b in zip(u, v, strict=True)) / len(u) + 1) ** 3
 
     m = len(x)
-    within = [sum(kernel(z[i], z[j]) for i, j in itertools.permutations(range(m), 2)) / (m * (m - 1)) for z in (x, y)]
+    within = [
+        sum(kernel(z[i], z[j]) for i, j in itertools.permutations(range(m), 2)) / (m * (m - 1))
+        for z in (x, y)
+    ]
     return sum(within) - 2 * sum(kernel(u, v) for u in x for v in y) / m**2
 
 
@@ -45,11 +50,15 @@ def test_kid_is_unbiased_and_sees_a_shift():
     mean, deviation = kid(x, y, subsets=60, subset_size=100, seed=1)
     assert abs(mean) < deviation  # a biased estimate would be about E k(x, x) / 100 = 0.1 above 0
     assert kid(x, y + 0.5, subsets=20, subset_size=100)[0] > 10 * deviation
-    assert kid(x, y, subsets=5, subset_size=100, seed=2) == kid(x, y, subsets=5, subset_size=100, seed=2)
+    assert kid(x, y, subsets=5, subset_size=100, seed=2) == kid(
+        x, y, subsets=5, subset_size=100, seed=2
+    )
 
 
 def test_kid_expectation_of_gaussians():
-    """For d = 1 and N(0, 1) against N(c, 1): E k follows from the moments of the normal distribution."""
+    """For d = 1 and N(0, 1) against N(c, 1): E k follows from the moments of the normal
+    distribution.
+    """
     c, n = 0.7, 2000
     random = np.random.default_rng(3)
 
@@ -57,10 +66,15 @@ def test_kid_expectation_of_gaussians():
         def moments(m):
             return 1, m, m * m + 1, m**3 + 3 * m
 
-        return sum(math.comb(3, i) * a * b for i, (a, b) in enumerate(zip(moments(mu), moments(nu), strict=True)))
+        return sum(
+            math.comb(3, i) * a * b
+            for i, (a, b) in enumerate(zip(moments(mu), moments(nu), strict=True))
+        )
 
     exact = expected(0, 0) + expected(c, c) - 2 * expected(0, c)
-    mean, _ = kid(random.normal(size=(n, 1)), random.normal(c, 1, (n, 1)), subsets=20, subset_size=1000)
+    mean, _ = kid(
+        random.normal(size=(n, 1)), random.normal(c, 1, (n, 1)), subsets=20, subset_size=1000
+    )
     assert mean == pytest.approx(exact, rel=0.15)
 
 

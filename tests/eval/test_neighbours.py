@@ -10,29 +10,46 @@ from vqd_jax.eval.neighbours import neighbourhoods
 
 
 def by_definition(real, generated, k):
-    """(precision, recall, density, coverage) in plain Python, on whole numbers, whose ties are exact."""
+    """(precision, recall, density, coverage) in plain Python, on whole numbers, whose ties are
+    exact.
+    """
+
     def squared(x, y):
         return sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
 
     def ball(points, i):
         return sorted(squared(points[i], p) for j, p in enumerate(points) if j != i)[k - 1]
 
-    reals, generateds = ([ball(points, i) for i in range(len(points))] for points in (real, generated))
-    around = [[squared(r, g) < radius for r, radius in zip(real, reals, strict=True)] for g in generated]
+    reals, generateds = (
+        [ball(points, i) for i in range(len(points))] for points in (real, generated)
+    )
+    around = [
+        [squared(r, g) < radius for r, radius in zip(real, reals, strict=True)] for g in generated
+    ]
     precision = sum(map(any, around)) / len(generated)
-    recall = sum(any(squared(r, g) < radius for g, radius in zip(generated, generateds, strict=True)) for r in real) / len(real)
+    recall = sum(
+        any(squared(r, g) < radius for g, radius in zip(generated, generateds, strict=True))
+        for r in real
+    ) / len(real)
     density = sum(map(sum, around)) / len(generated) / k
     coverage = sum(any(column) for column in zip(*around, strict=True)) / len(real)
     return precision, recall, density, coverage
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([2, 5, 7, 4096]), st.sampled_from([2, 9]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 5),
+    st.sampled_from([2, 5, 7, 4096]),
+    st.sampled_from([2, 9]),
+)
 @settings(max_examples=60, deadline=None)
 def test_as_defined_with_ties_and_copies_in_blocks_of_any_size(seed, k, block, spread):
     random = np.random.default_rng(seed)
     real, generated = random.integers(0, spread, (17, 3)), random.integers(0, spread + 1, (13, 3))
     result = neighbourhoods(real / 1.0, generated / 1.0, k=k, block=block)
-    assert dataclasses.astuple(result) == pytest.approx(by_definition(real.tolist(), generated.tolist(), k), rel=1e-12)
+    assert dataclasses.astuple(result) == pytest.approx(
+        by_definition(real.tolist(), generated.tolist(), k), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("offset", [0, 1e4])
@@ -55,9 +72,13 @@ def test_sets_far_apart_and_a_collapsed_one():
 
 def test_two_samples_of_one_distribution_have_density_1():
     random = np.random.default_rng(2)
-    scores = neighbourhoods(random.normal(size=(900, 4)), random.normal(size=(900, 4)), k=5, block=256)
+    scores = neighbourhoods(
+        random.normal(size=(900, 4)), random.normal(size=(900, 4)), k=5, block=256
+    )
     assert scores.density == pytest.approx(1, abs=0.06)
-    assert scores.coverage == pytest.approx(1 - 2**-5, abs=0.02)  # Naeem et al. 2020, Eq. (9), for many images
+    assert scores.coverage == pytest.approx(
+        1 - 2**-5, abs=0.02
+    )  # Naeem et al. 2020, Eq. (9), for many images
 
 
 def test_bad_input_is_an_error():

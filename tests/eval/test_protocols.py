@@ -1,4 +1,5 @@
 """Every named protocol, and the sections of configs that name one: of today and of older versions."""
+
 import dataclasses
 import json
 
@@ -11,20 +12,34 @@ from vqd_jax.eval import protocols
 from vqd_jax.eval.protocols import PROTOCOLS, Protocol
 
 STATED = {  # what is known of each from its authors: pictures, real ones, truncation, resizing
-    "vqdiffusion-cub": (30_000, "own", {}, "pytorch-fid"), "vqdiffusion-flowers": (30_000, "own", {}, "pytorch-fid"),
-    "vqdiffusion-coco": (30_000, "own", {}, "pytorch-fid"), "vqdiffusion-imagenet": (50_000, "train", {"top_p": 0.869}, "pytorch-fid"),
-    "vqdiffusion-ffhq": (50_000, "train", {}, "pytorch-fid"), "adm": (50_000, "train", {}, "tf-legacy"),
-    "clean": (50_000, "train", {}, "clean"), "cmmd": (30_000, "own", {}, "pytorch-fid"), "emoji": (512, "own", {}, "pytorch-fid")}
+    "vqdiffusion-cub": (30_000, "own", {}, "pytorch-fid"),
+    "vqdiffusion-flowers": (30_000, "own", {}, "pytorch-fid"),
+    "vqdiffusion-coco": (30_000, "own", {}, "pytorch-fid"),
+    "vqdiffusion-imagenet": (50_000, "train", {"top_p": 0.869}, "pytorch-fid"),
+    "vqdiffusion-ffhq": (50_000, "train", {}, "pytorch-fid"),
+    "adm": (50_000, "train", {}, "tf-legacy"),
+    "clean": (50_000, "train", {}, "clean"),
+    "cmmd": (30_000, "own", {}, "pytorch-fid"),
+    "emoji": (512, "own", {}, "pytorch-fid"),
+}
 
 
 def test_the_named_protocols_are_those_that_are_stated():
-    assert {p.name: (p.images, p.reference, dict(p.sampling), p.resizing) for p in PROTOCOLS.values()} == STATED
+    assert {
+        p.name: (p.images, p.reference, dict(p.sampling), p.resizing) for p in PROTOCOLS.values()
+    } == STATED
     assert all(name == p.name for name, p in PROTOCOLS.items())
     assert PROTOCOLS["adm"].neighbours == 3 and PROTOCOLS["adm"].held == 10_000
     for p in PROTOCOLS.values():
         stored = json.loads(json.dumps(dataclasses.asdict(p)))
-        assert Protocol(**stored | {"measures": tuple(stored["measures"])}) == p  # a result says all of it
-        assert p.name in ("emoji", "cmmd") or {"frechet"} <= set(p.measures) and p.features == "inception"
+        assert (
+            Protocol(**stored | {"measures": tuple(stored["measures"])}) == p
+        )  # a result says all of it
+        assert (
+            p.name in ("emoji", "cmmd")
+            or {"frechet"} <= set(p.measures)
+            and p.features == "inception"
+        )
 
 
 def test_a_section_names_a_protocol_and_may_change_its_numbers():
@@ -34,26 +49,57 @@ def test_a_section_names_a_protocol_and_may_change_its_numbers():
 
 
 def test_the_shipped_model_names_its_protocol_by_the_former_name():
-    stored = json.loads((ROOT / "pretrained" / "emoji" / "diffusion" / "checkpoints" / "8500" / "config" / "metadata").read_text())
-    assert stored["evaluation"] == json.loads((ROOT / "results" / "emoji.json").read_text())["protocol"] and \
-        stored["evaluation"]["name"] == "cells"
+    stored = json.loads(
+        (
+            ROOT
+            / "pretrained"
+            / "emoji"
+            / "diffusion"
+            / "checkpoints"
+            / "8500"
+            / "config"
+            / "metadata"
+        ).read_text()
+    )
+    assert (
+        stored["evaluation"]
+        == json.loads((ROOT / "results" / "emoji.json").read_text())["protocol"]
+        and stored["evaluation"]["name"] == "cells"
+    )
     assert protocols.changed(**complete(stored).evaluation) == PROTOCOLS["emoji"]
 
 
-@pytest.mark.parametrize("changes,sentence", [
-    (dict(captions="all"), "captions of the protocol p must be one of first, random, got 'all'"),
-    (dict(features="dino"), "features of the protocol p must be one of inception, vgg16"),
-    (dict(resizing="area"), "resizing of the protocol p must be one of pytorch-fid, tf-legacy, clean, got 'area'"),
-    (dict(measures=("fid",)), "has the measure 'fid'; there are frechet, kid"),
-    (dict(features="vgg16", measures=("inception_score",)),
-     "the measure inception_score of the protocol p is one of inception features, not of vgg16"),
-    (dict(images=0), "must be at least 1"), (dict(subset_size=1), "at least 1, that of pictures in a subset 2"),
-    (dict(held=-1), "must not be negative"), (dict(seed=-1), "must not be negative")])
+@pytest.mark.parametrize(
+    "changes,sentence",
+    [
+        (
+            dict(captions="all"),
+            "captions of the protocol p must be one of first, random, got 'all'",
+        ),
+        (dict(features="dino"), "features of the protocol p must be one of inception, vgg16"),
+        (
+            dict(resizing="area"),
+            "resizing of the protocol p must be one of pytorch-fid, tf-legacy, clean, got 'area'",
+        ),
+        (dict(measures=("fid",)), "has the measure 'fid'; there are frechet, kid"),
+        (
+            dict(features="vgg16", measures=("inception_score",)),
+            "the measure inception_score of the protocol p is one of inception features, not of "
+            "vgg16",
+        ),
+        (dict(images=0), "must be at least 1"),
+        (dict(subset_size=1), "at least 1, that of pictures in a subset 2"),
+        (dict(held=-1), "must not be negative"),
+        (dict(seed=-1), "must not be negative"),
+    ],
+)
 def test_a_protocol_that_cannot_be_is_one_sentence(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         Protocol(**dict(name="p", images=5) | changes)
 
 
 def test_a_name_that_is_none_is_one_sentence():
-    with pytest.raises(UserError, match="there is no protocol 'fid'; there are emoji, vqdiffusion-cub"):
+    with pytest.raises(
+        UserError, match="there is no protocol 'fid'; there are emoji, vqdiffusion-cub"
+    ):
         protocols.named("fid")

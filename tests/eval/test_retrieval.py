@@ -42,7 +42,9 @@ def test_equals_brute_force(seed, coarse):
     if coarse:  # few distinct features: many ties
         gallery = gallery[random.integers(0, 3, 18)]
     groups, styles = random.choice(list("abcde"), 12).tolist(), random.choice(STYLES, 12).tolist()
-    scores = retrieval(features, groups, styles, gallery, gallery_groups, gallery_styles, ranks=(1, 2))
+    scores = retrieval(
+        features, groups, styles, gallery, gallery_groups, gallery_styles, ranks=(1, 2)
+    )
     for k in (1, 2):
         found, right = brute(features, groups, styles, gallery, gallery_groups, gallery_styles, k)
         assert scores[f"retrieval@{k}"] == pytest.approx(found)
@@ -65,13 +67,27 @@ def test_real_images_find_themselves_whatever_the_order_and_scale():
 def test_variants_of_a_group_count_as_one():
     gallery = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1], [-1, -1]], float)
     groups = ["hand", "hand", "hand", "waving", "sun"]
-    scores = retrieval(np.array([[1.0, 0.0]]), ["waving"], ["google"], gallery, groups, ["google"] * 5, ranks=(1, 2, 3))
-    assert (scores["retrieval@1"], scores["retrieval@2"], scores["chance@1"]) == (0, 1, pytest.approx(1 / 3))
+    scores = retrieval(
+        np.array([[1.0, 0.0]]),
+        ["waving"],
+        ["google"],
+        gallery,
+        groups,
+        ["google"] * 5,
+        ranks=(1, 2, 3),
+    )
+    assert (scores["retrieval@1"], scores["retrieval@2"], scores["chance@1"]) == (
+        0,
+        1,
+        pytest.approx(1 / 3),
+    )
 
 
 def test_featureless_images_score_chance():
     gallery = np.eye(4)
-    scores = retrieval(np.zeros((1, 4)), ["a"], ["google"], gallery, [*"abcd"], ["google"] * 4, ranks=(1, 3))
+    scores = retrieval(
+        np.zeros((1, 4)), ["a"], ["google"], gallery, [*"abcd"], ["google"] * 4, ranks=(1, 3)
+    )
     assert scores["retrieval@1"] == 0.25 and scores["retrieval@3"] == 0.75
 
 

@@ -23,9 +23,15 @@ def test_inception_score_is_exp_of_the_mean_divergence_in_each_split():
     def score(part):
         return math.exp(np.mean([entropy(row, part.mean(axis=0)) for row in part]))
 
-    each = [score(part) for part in (p[:7], p[7:15], p[15:])]  # 23 * 1 // 3 = 7 and 23 * 2 // 3 = 15
-    assert inception_score(logits, splits=3, seed=None) == pytest.approx((np.mean(each), np.std(each)), rel=1e-12)
-    assert inception_score(logits + 500, splits=3, seed=None) == pytest.approx((np.mean(each), np.std(each)), rel=1e-4)
+    each = [
+        score(part) for part in (p[:7], p[7:15], p[15:])
+    ]  # 23 * 1 // 3 = 7 and 23 * 2 // 3 = 15
+    assert inception_score(logits, splits=3, seed=None) == pytest.approx(
+        (np.mean(each), np.std(each)), rel=1e-12
+    )
+    assert inception_score(logits + 500, splits=3, seed=None) == pytest.approx(
+        (np.mean(each), np.std(each)), rel=1e-4
+    )
 
 
 def test_shuffling_keeps_the_images_and_mixes_those_made_class_by_class():
@@ -33,13 +39,17 @@ def test_shuffling_keeps_the_images_and_mixes_those_made_class_by_class():
     assert inception_score(by_class, splits=4, seed=None) == pytest.approx((1, 0), abs=1e-6)
     mean, deviation = inception_score(by_class, splits=4, seed=1)
     assert 3.5 < mean < 4 and deviation > 0
-    assert inception_score(by_class, splits=1, seed=1)[0] == pytest.approx(inception_score(by_class, splits=1, seed=None)[0], rel=1e-12)
+    assert inception_score(by_class, splits=1, seed=1)[0] == pytest.approx(
+        inception_score(by_class, splits=1, seed=None)[0], rel=1e-12
+    )
 
 
 def test_clip_score_of_known_angles():
     images = np.array([[1.0, 0], [1, 0], [1, 0], [2, 2]])
     texts = np.array([[3.0, 0], [0, 1], [-1, 0], [0, 5]])
-    assert clip_score(images, texts) == pytest.approx(100 * (1 + 0 + 0 + math.sqrt(0.5)) / 4, rel=1e-12)
+    assert clip_score(images, texts) == pytest.approx(
+        100 * (1 + 0 + 0 + math.sqrt(0.5)) / 4, rel=1e-12
+    )
     assert clip_score(images[2:3], texts[2:3]) == 0
 
 

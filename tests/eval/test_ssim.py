@@ -7,7 +7,9 @@ from vqd_jax.eval.ssim import ssim
 
 
 def by_definition(x, y):
-    """Equation (13) of Wang et al. 2004 with every window's weights as one 11 x 11 table, a channel at a time."""
+    """Equation (13) of Wang et al. 2004 with every window's weights as one 11 x 11 table, a channel
+    at a time.
+    """
     offsets = np.arange(-5, 6)
     weights = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
     weights /= weights.sum()
@@ -17,10 +19,14 @@ def by_definition(x, y):
         return convolve2d(z, weights, "valid")
 
     values = []
-    for a, b in zip(np.moveaxis(x, -1, 0).astype(float), np.moveaxis(y, -1, 0).astype(float), strict=True):
+    for a, b in zip(
+        np.moveaxis(x, -1, 0).astype(float), np.moveaxis(y, -1, 0).astype(float), strict=True
+    ):
         mu, nu = mean(a), mean(b)
         top = (2 * mu * nu + c1) * (2 * (mean(a * b) - mu * nu) + c2)
-        values.append(top / ((mu**2 + nu**2 + c1) * (mean(a * a) - mu**2 + mean(b * b) - nu**2 + c2)))
+        values.append(
+            top / ((mu**2 + nu**2 + c1) * (mean(a * a) - mu**2 + mean(b * b) - nu**2 + c2))
+        )
     return np.mean(values)
 
 
@@ -28,8 +34,12 @@ def by_definition(x, y):
 def test_as_defined(shape):
     random = np.random.default_rng(sum(shape))
     x = random.integers(0, 256, (3, *shape), np.uint8)
-    y = np.clip(x + random.normal(0, [[[[10]]], [[[50]]], [[[200]]]], x.shape), 0, 255).astype(np.uint8)
-    assert ssim(x, y) == pytest.approx([by_definition(a, b) for a, b in zip(x, y, strict=True)], rel=1e-10)
+    y = np.clip(x + random.normal(0, [[[[10]]], [[[50]]], [[[200]]]], x.shape), 0, 255).astype(
+        np.uint8
+    )
+    assert ssim(x, y) == pytest.approx(
+        [by_definition(a, b) for a, b in zip(x, y, strict=True)], rel=1e-10
+    )
     assert ssim(y, x) == pytest.approx(ssim(x, y), rel=1e-12)
     assert ssim(x, x) == pytest.approx(1, abs=1e-12)
 
@@ -37,7 +47,9 @@ def test_as_defined(shape):
 def test_of_known_pairs():
     flat = np.full((1, 20, 20, 3), 50, np.uint8)
     c1 = 2.55**2
-    assert ssim(flat, flat * 3) == pytest.approx((2 * 50 * 150 + c1) / (50**2 + 150**2 + c1), rel=1e-9)
+    assert ssim(flat, flat * 3) == pytest.approx(
+        (2 * 50 * 150 + c1) / (50**2 + 150**2 + c1), rel=1e-9
+    )
     checked = np.where(np.indices((1, 20, 20, 3)).sum(axis=0) % 2, 255, 0).astype(np.uint8)
     assert ssim(checked, 255 - checked) == pytest.approx(-1, abs=0.02)
 

@@ -28,8 +28,11 @@ def birds(root, images="images", text="text/text", lists="pickle", per_class=4):
     names = [f"{cls}/{cls[4:]}_{i:04d}_{100 + i}" for cls in CLASSES for i in range(per_class)]
     for n, name in enumerate(names):
         save(root / images / f"{name}.jpg", n)
-        write(root / text / f"{name}.txt", f"A  Bird number {n}.\nthis one has a\ufffd\ufffdRED crown\r\n\n a bird number {n}. \n")
-    parts = {"train": names[:2 * per_class], "test": names[2 * per_class:]}
+        write(
+            root / text / f"{name}.txt",
+            f"A  Bird number {n}.\nthis one has a\ufffd\ufffdRED crown\r\n\n a bird number {n}. \n",
+        )
+    parts = {"train": names[: 2 * per_class], "test": names[2 * per_class :]}
     if lists == "pickle":
         for part, own in parts.items():
             write(root / part / "filenames.pickle", pickle.dumps(own, protocol=0))
@@ -38,8 +41,13 @@ def birds(root, images="images", text="text/text", lists="pickle", per_class=4):
         write(root / "testclasses.txt", CLASSES[2] + "\n")
     if lists == "numbers":
         folder = (root / images).parent
-        write(folder / "images.txt", "".join(f"{n + 1} {name}.jpg\n" for n, name in enumerate(names)))
-        write(folder / "train_test_split.txt", "".join(f"{n + 1} {int(n % 2 == 0)}\n" for n in range(len(names))))
+        write(
+            folder / "images.txt", "".join(f"{n + 1} {name}.jpg\n" for n, name in enumerate(names))
+        )
+        write(
+            folder / "train_test_split.txt",
+            "".join(f"{n + 1} {int(n % 2 == 0)}\n" for n in range(len(names))),
+        )
     return names
 
 
@@ -52,11 +60,35 @@ def garden(root, text="text_c10", pictures=6):
 
 def scenes(root, twice=False, pictures=3):
     for part, first in (("train2014", 0), ("val2014", 500)):
-        images = [{"id": first + n, "file_name": f"COCO_{part}_{first + n:012d}.jpg", "height": 8, "width": 12}
-                  for n in range(pictures)]
+        images = [
+            {
+                "id": first + n,
+                "file_name": f"COCO_{part}_{first + n:012d}.jpg",
+                "height": 8,
+                "width": 12,
+            }
+            for n in range(pictures)
+        ]
         for image in images:
             save(root / part / (part if twice else "") / image["file_name"], image["id"])
-        captions = [{"image_id": image["id"], "id": 1000 * k + image["id"], "caption": f"\nA Man riding  {image['id']} {k}. "}
-                    for image in images for k in range(5)]
-        write(root / "annotations" / f"captions_{part}.json",
-              json.dumps({"info": {}, "licenses": [], "type": "captions", "images": images, "annotations": captions[::-1]}))
+        captions = [
+            {
+                "image_id": image["id"],
+                "id": 1000 * k + image["id"],
+                "caption": f"\nA Man riding  {image['id']} {k}. ",
+            }
+            for image in images
+            for k in range(5)
+        ]
+        write(
+            root / "annotations" / f"captions_{part}.json",
+            json.dumps(
+                {
+                    "info": {},
+                    "licenses": [],
+                    "type": "captions",
+                    "images": images,
+                    "annotations": captions[::-1],
+                }
+            ),
+        )

@@ -12,15 +12,30 @@ MERGES = [
     *((pair, letter + "</w>") for pair in PAIRS for letter in LETTERS),  # ab c</w>
     *itertools.product(PAIRS, PAIRS),  # ab cd
 ][:48894]
-BYTES = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)]), *map(chr, range(256, 324))]
-VOCABULARY = {name: i for i, name in enumerate(
-    [*BYTES, *(b + "</w>" for b in BYTES), *map("".join, MERGES), "<|startoftext|>", "<|endoftext|>"])}
+BYTES = [
+    *map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)]),
+    *map(chr, range(256, 324)),
+]
+VOCABULARY = {
+    name: i
+    for i, name in enumerate(
+        [
+            *BYTES,
+            *(b + "</w>" for b in BYTES),
+            *map("".join, MERGES),
+            "<|startoftext|>",
+            "<|endoftext|>",
+        ]
+    )
+}
 
 
 def write_folder(folder, vocabulary, merges):
     folder.mkdir(exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), "utf-8")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *map(" ".join, merges), ""]), "utf-8"
+    )
     return folder
 
 

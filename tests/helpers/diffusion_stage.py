@@ -20,25 +20,54 @@ from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
 K, T, N = 3, 4, 4
 CODEC = VQVAEStage(
-    model=VQVAE(channels=4, multipliers=(1,), residual_blocks=1, attention_resolutions=(), middle_attention=False,
-                resampling="fold", patch_size=4, latent_width=4, code_width=2),
-    codebook=Codebook(codes=K, width=2), discriminator=PatchGAN(width=4, layers=1),
-    weights=VQVAELoss(l1=1.0, l2=0.0, commitment=0.0, lpips=0.0, lpips_examples=0, adversarial=0.0, adversarial_start=0,
-                      adversarial_adaptive=False), batch_size=4)
+    model=VQVAE(
+        channels=4,
+        multipliers=(1,),
+        residual_blocks=1,
+        attention_resolutions=(),
+        middle_attention=False,
+        resampling="fold",
+        patch_size=4,
+        latent_width=4,
+        code_width=2,
+    ),
+    codebook=Codebook(codes=K, width=2),
+    discriminator=PatchGAN(width=4, layers=1),
+    weights=VQVAELoss(
+        l1=1.0,
+        l2=0.0,
+        commitment=0.0,
+        lpips=0.0,
+        lpips_examples=0,
+        adversarial=0.0,
+        adversarial_start=0,
+        adversarial_adaptive=False,
+    ),
+    batch_size=4,
+)
 LOSS = dict(auxiliary=0.1, adaptive_auxiliary=False, importance=False, drop_caption=0.0)
 
 
 def make(dropout=0.0, schedule="paper", **weights):
     return DiffusionStage(
         process=getattr(schedules, schedule)(T, K),
-        denoiser=Denoiser(codes=K, grid=(2, 2), T=T, layers=1, width=8, heads=2, mlp_ratio=2, dropout=dropout),
-        conditioner=Conditioner(encoder=LearnedText(vocabulary=6, length=3, width=8, layers=0, heads=1)), codec=CODEC,
-        weights=DiffusionLoss(**LOSS | weights))
+        denoiser=Denoiser(
+            codes=K, grid=(2, 2), T=T, layers=1, width=8, heads=2, mlp_ratio=2, dropout=dropout
+        ),
+        conditioner=Conditioner(
+            encoder=LearnedText(vocabulary=6, length=3, width=8, layers=0, heads=1)
+        ),
+        codec=CODEC,
+        weights=DiffusionLoss(**LOSS | weights),
+    )
 
 
 def batch(b, seed=0):
     rng = np.random.default_rng(seed)
-    return {"text": jnp.asarray(rng.integers(1, 6, (b, 3))), "tokens": jnp.asarray(rng.integers(0, K, (b, N)))}
+    return {
+        "text": jnp.asarray(rng.integers(1, 6, (b, 3))),
+        "tokens": jnp.asarray(rng.integers(0, K, (b, N))),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +85,9 @@ def program(stage, gradient=False):
 
     def run(params, data, history, key, frozen):
         def loss(params):
-            value, (seen, metrics) = stage.loss(params, history, frozen, data, key, jnp.int32(0), Rows.here(len(data["text"])))
+            value, (seen, metrics) = stage.loss(
+                params, history, frozen, data, key, jnp.int32(0), Rows.here(len(data["text"]))
+            )
             return value, (stage.learn(history, seen, key, jnp.int32(0), None)[0], metrics)
 
         return jax.value_and_grad(loss, has_aux=True)(params) if gradient else loss(params)

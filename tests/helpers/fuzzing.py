@@ -1,4 +1,7 @@
-"""Mutated files, and what is promised of whoever reads them; used by the tests whose names begin with test_fuzz."""
+"""Mutated files, and what is promised of whoever reads them; used by the tests whose names begin
+with test_fuzz.
+"""
+
 import contextlib
 import os
 import signal
@@ -13,8 +16,16 @@ from vqd_jax.core.errors import UserError
 
 LONG = int(os.environ.get("VQD_FUZZ", 0))
 MEMORY = 2**25  # bytes beyond what was there, for files of a few kilobytes
-HANG = 60       # seconds
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "subprocess.Popen", "socket.connect")
+HANG = 60  # seconds
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.remove",
+    "subprocess.Popen",
+    "socket.connect",
+)
 
 watched = {"armed": False, "events": []}
 
@@ -29,13 +40,20 @@ sys.addaudithook(audit)
 
 def fuzz(examples):
     """So many examples in the ordinary tests, which take a few seconds."""
-    return settings(max_examples=LONG or examples, deadline=None, derandomize=not LONG, database=None, phases=[Phase.generate],
-                    suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=LONG or examples,
+        deadline=None,
+        derandomize=not LONG,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 @contextlib.contextmanager
 def only_user_errors(root=None):
     """The promise; with a root, no file that is no part of Python is opened outside of it."""
+
     def hang(*_):
         raise TimeoutError(f"more than {HANG} seconds")
 
@@ -50,8 +68,14 @@ def only_user_errors(root=None):
         watched["armed"] = False
         signal.alarm(0)
     assert not [event for event in watched["events"] if event[0] != "open"]
-    paths = [os.fsdecode(path) for event, path in watched["events"] if event == "open" and isinstance(path, (str, bytes))]
-    assert not root or not [p for p in paths if not p.startswith((str(root), sys.prefix, sys.base_prefix, str(ROOT)))]
+    paths = [
+        os.fsdecode(path)
+        for event, path in watched["events"]
+        if event == "open" and isinstance(path, (str, bytes))
+    ]
+    assert not root or not [
+        p for p in paths if not p.startswith((str(root), sys.prefix, sys.base_prefix, str(ROOT)))
+    ]
 
 
 @contextlib.contextmanager
@@ -65,10 +89,29 @@ def little_memory():
         tracemalloc.stop()
 
 
-EDITS = st.lists(st.tuples(st.sampled_from(["set", "flip", "insert", "cut", "repeat", "end", "number"]), st.integers(0, 2**20),
-                           st.integers(0, 2**32 - 1), st.binary(min_size=1, max_size=6)), min_size=1, max_size=4)
-NUMBERS = [n.to_bytes(size, order) for size in (1, 2, 4, 8) for order in ("little", "big")
-           for n in (0, 1, 2**(8 * size - 1) - 1, 2**(8 * size - 1), 2**(8 * size) - 1, 2**(4 * size))]
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["set", "flip", "insert", "cut", "repeat", "end", "number"]),
+        st.integers(0, 2**20),
+        st.integers(0, 2**32 - 1),
+        st.binary(min_size=1, max_size=6),
+    ),
+    min_size=1,
+    max_size=4,
+)
+NUMBERS = [
+    n.to_bytes(size, order)
+    for size in (1, 2, 4, 8)
+    for order in ("little", "big")
+    for n in (
+        0,
+        1,
+        2 ** (8 * size - 1) - 1,
+        2 ** (8 * size - 1),
+        2 ** (8 * size) - 1,
+        2 ** (4 * size),
+    )
+]
 
 
 def mutated(content, edits):
@@ -76,19 +119,19 @@ def mutated(content, edits):
     for kind, where, amount, piece in edits:
         i = where % (len(out) + 1)
         if kind == "set":
-            out[i:i + len(piece)] = piece
+            out[i : i + len(piece)] = piece
         elif kind == "flip" and i < len(out):
             out[i] ^= 1 << amount % 8
         elif kind == "insert":
             out[i:i] = piece
         elif kind == "cut":
-            del out[i:i + amount % 40]
+            del out[i : i + amount % 40]
         elif kind == "repeat":
-            out[i:i] = out[i:i + amount % 40] * (1 + amount % 3)
+            out[i:i] = out[i : i + amount % 40] * (1 + amount % 3)
         elif kind == "end":
             del out[i:]
         elif kind == "number":
-            out[i:i + len(number)] = (number := NUMBERS[amount % len(NUMBERS)])
+            out[i : i + len(number)] = (number := NUMBERS[amount % len(NUMBERS)])
     return bytes(out)
 
 

@@ -1,10 +1,13 @@
-"""Stands in for gcloud: records every call, fails as it is told, and keeps a TPU VM and buckets as folders.
+"""Stands in for gcloud: records every call, fails as it is told, and keeps a TPU VM and buckets as
+folders.
 
-In $CLOUD: `calls` and `storage`, a JSON line for each call, with its arguments and what came on stdin; `state`, the node's state and
-type, absent without a node; `worker0`, `worker1`, … the home folders of the workers, in which remote commands run; `buckets`.
-`failures` is a JSON list of [regular expression over the call, times, what gcloud says, and optionally the node's next state]: the first
-one that fits and still has times left makes the call fail.
+In $CLOUD: `calls` and `storage`, a JSON line for each call, with its arguments and what came on
+stdin; `state`, the node's state and type, absent without a node; `worker0`, `worker1`, … the home
+folders of the workers, in which remote commands run; `buckets`. `failures` is a JSON list of
+[regular expression over the call, times, what gcloud says, and optionally the node's next state]:
+the first one that fits and still has times left makes the call fail.
 """
+
 import json
 import os
 import re
@@ -60,13 +63,20 @@ def node(verb):
     elif verb == "ssh":
         codes = []
         for home in workers():
-            done = subprocess.run(["bash", "-c", flag("command")], cwd=home, env=as_worker(home), stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                ["bash", "-c", flag("command")],
+                cwd=home,
+                env=as_worker(home),
+                stdin=subprocess.DEVNULL,
+            )
             codes.append(done.returncode)
         sys.exit(max(codes, default=0))
     elif verb == "scp":
         source, target = words[4:6]
         for home in workers():
-            place = lambda path: path.split(":", 1)[1] and home / path.split(":", 1)[1] if ":" in path else path
+            place = lambda path: (
+                path.split(":", 1)[1] and home / path.split(":", 1)[1] if ":" in path else path
+            )
             shutil.copy(place(source), place(target))
 
 
@@ -75,17 +85,27 @@ def as_worker(home):
     number = home.name.removeprefix("worker")
     sockets = Path(os.environ["SOCKETS"]) / number  # their path must be short
     sockets.mkdir(exist_ok=True)
-    return os.environ | {"HOME": str(home), "TMUX_TMPDIR": str(sockets), "WORKER": number,
-                         "ENDPOINTS": ",".join(h.name for h in sorted(cloud.glob("worker*")))}
+    return os.environ | {
+        "HOME": str(home),
+        "TMUX_TMPDIR": str(sockets),
+        "WORKER": number,
+        "ENDPOINTS": ",".join(h.name for h in sorted(cloud.glob("worker*"))),
+    }
 
 
 def workers():
     wanted = flag("worker", "0")
-    return [home for home in sorted(cloud.glob("worker*")) if wanted in ("all", home.name.removeprefix("worker"))]
+    return [
+        home
+        for home in sorted(cloud.glob("worker*"))
+        if wanted in ("all", home.name.removeprefix("worker"))
+    ]
 
 
 def local(path):
-    return cloud / "buckets" / path.removeprefix("gs://") if path.startswith("gs://") else Path(path)
+    return (
+        cloud / "buckets" / path.removeprefix("gs://") if path.startswith("gs://") else Path(path)
+    )
 
 
 def storage(verb, *paths):
@@ -93,8 +113,13 @@ def storage(verb, *paths):
     paths = [p for p in paths if not p.startswith("--")]
     source = local(paths[0])
     if verb == "ls":
-        found = sorted(p for p in source.parent.parent.rglob(source.name)) if "**" in paths[0] else \
-            [*source.iterdir()] if source.is_dir() else []
+        found = (
+            sorted(p for p in source.parent.parent.rglob(source.name))
+            if "**" in paths[0]
+            else [*source.iterdir()]
+            if source.is_dir()
+            else []
+        )
         if not found:
             end("One or more URLs matched no objects.")
         for path in found:
@@ -111,7 +136,9 @@ def storage(verb, *paths):
             end(f"Did not find existing container at: {paths[0]}")
         for file in sorted(source.rglob("*")):
             name = str(file.relative_to(source))
-            if file.is_file() and not any(re.match(pattern, name) for pattern in flag("exclude", "\0").split(",")):
+            if file.is_file() and not any(
+                re.match(pattern, name) for pattern in flag("exclude", "\0").split(",")
+            ):
                 target = local(paths[1]) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, target)

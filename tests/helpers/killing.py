@@ -1,4 +1,7 @@
-"""What test_kill.py, test_bad_state.py and benchmarks/kill.py share: commands that are struck at a chosen moment, and what must be left."""
+"""What test_kill.py, test_bad_state.py and benchmarks/kill.py share: commands that are struck at a
+chosen moment, and what must be left.
+"""
+
 import contextlib
 import dataclasses
 import json
@@ -24,17 +27,31 @@ from vqd_jax.runtime.log import TIMINGS, read_metrics
 
 STAGES = ("vqvae", "diffusion")
 STEPS, SAVE = 18, 3
-SETTINGS = """
+SETTINGS = (
+    """
     emoji.max_items=24 vqvae_loss.lpips=0.0 vqvae_optim.muon=0.0 vqvae.channels=8 vqvae.latent_width=8
     codebook.codes=32 codebook.width=8 codebook.restart_every=2 denoiser.layers=1 denoiser.width=16 denoiser.heads=2
     learned_text.width=16 learned_text.heads=2 learned_text.vocabulary=280 process.T=10 sampling.calls=3
     held_out.examples=8 held_out.draws=1 held_out.lpips=False preview.pictures=2
     evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2
-    """.split() + [f"{stage}_train.{key}={value * 8}" for stage in STAGES for key, value in
-                   (("batch_size", 1), ("log_every", 1), ("evaluate_every", 2 * SAVE), ("save_every", SAVE), ("examples", STEPS))]
+    """.split()
+    + [
+        f"{stage}_train.{key}={value * 8}"
+        for stage in STAGES
+        for key, value in (
+            ("batch_size", 1),
+            ("log_every", 1),
+            ("evaluate_every", 2 * SAVE),
+            ("save_every", SAVE),
+            ("examples", STEPS),
+        )
+    ]
+)
 
-# Runs a module of vqd_jax in which the number-th operation on files that matches a pattern sends a signal to the process, or, for
-# "full", lets every write from then on fail as on a full disk; "said" only says it. An operation is "read PATH", "open PATH" (to write),
+# Runs a module of vqd_jax in which the number-th operation on files that matches a pattern sends a
+# signal to the process, or, for
+# "full", lets every write from then on fail as on a full disk; "said" only says it. An operation is
+# "read PATH", "open PATH" (to write),
 # "os.rename A B" and so on, before it is done.
 STRUCK = """
 import os, re, resource, runpy, signal, sys
@@ -63,23 +80,49 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 def environment(cache: Path | None = None) -> dict[str, str]:
     """Of a small command; `cache` is for compiled programs."""
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     return env if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)} | env
 
 
 def training(workdir: Path, *extra: str) -> list[str]:
     """Arguments of `vqd_jax.main` for a run of seconds."""
-    return ["vqd_jax.main", "--config=configs/emoji.py", f"--workdir={workdir}", *(f"--config.{key}" for key in SETTINGS), *extra]
+    return [
+        "vqd_jax.main",
+        "--config=configs/emoji.py",
+        f"--workdir={workdir}",
+        *(f"--config.{key}" for key in SETTINGS),
+        *extra,
+    ]
 
 
-def struck(action: str | int, pattern: str, number: int, command: list[str], python: str = sys.executable) -> list[str]:
-    """A command line like `python -m COMMAND…` that is struck at that operation on files; `action` is "full", "said" or a signal."""
-    return [python, "-c", STRUCK, command[0], action if isinstance(action, str) else str(int(action)), pattern, str(number), *command[1:]]
+def struck(
+    action: str | int, pattern: str, number: int, command: list[str], python: str = sys.executable
+) -> list[str]:
+    """A command line like `python -m COMMAND…` that is struck at that operation on files; `action`
+    is "full", "said" or a signal.
+    """
+    return [
+        python,
+        "-c",
+        STRUCK,
+        command[0],
+        action if isinstance(action, str) else str(int(action)),
+        pattern,
+        str(number),
+        *command[1:],
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A signal so many seconds after the number-th operation on files that matches `pattern`, or after the command has said its workdir."""
+    """A signal so many seconds after the number-th operation on files that matches `pattern`, or
+    after the command has said its workdir.
+    """
 
     name: str
     signal: signal.Signals
@@ -90,7 +133,9 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How one start of the training went. `reached`: the kill was sent. `grace`: seconds from the kill to the end."""
+    """How one start of the training went. `reached`: the kill was sent. `grace`: seconds from the
+    kill to the end.
+    """
 
     kill: Kill | None
     reached: bool
@@ -103,7 +148,9 @@ class Start:
 
 SAVING = r"checkpoints/[0-9]+(\.orbax-checkpoint-tmp|/(.*/)?commit_success|/sha256\.json\.tmp)"
 CLOCK = "by the clock"
-MOMENTS = {  # in the order of a training: an operation on files, how many of the first ones may be chosen, how many seconds may pass then
+# in the order of a training: an operation on files, how many of the first ones may be chosen, how
+# many seconds may pass then
+MOMENTS = {
     "while the data set is built": ("cache/emoji/partial", 7, 2.0),
     "at a file of the data set": ("cache/emoji/partial", 6, 0.0),
     "in a step of the codec": ("os.mkdir .*vqvae/tensorboard", 1, 0.0),
@@ -123,21 +170,40 @@ MOMENTS = {  # in the order of a training: an operation on files, how many of th
     "writing the last pictures": (r"/\.samples\.", 2, 0.0),
     "writing the report": (r"/\.report\.", 2, 0.0),
 }
-ALWAYS = {"in a step": -1, "inside another save": -1, "inside a save": 0}  # beginning of a name: signal; else they take turns
-UNDIVIDED = ("inside a save", "between", "before tokens")  # after these, a kill by the clock could miss the next moment
+ALWAYS = {
+    "in a step": -1,
+    "inside another save": -1,
+    "inside a save": 0,
+}  # beginning of a name: signal; else they take turns
+UNDIVIDED = (
+    "inside a save",
+    "between",
+    "before tokens",
+)  # after these, a kill by the clock could miss the next moment
 
 
 def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list[Kill]:
-    """The kills of one training, in order: one at every moment in MOMENTS and more by the clock among them.
+    """The kills of one training, in order: one at every moment in MOMENTS and more by the clock
+    among them.
 
-    Metrics are to be taken back where the kill before it was inside a save and the first of `signals`, which is to be SIGKILL.
+    Metrics are to be taken back where the kill before it was inside a save and the first of
+    `signals`, which is to be SIGKILL.
     """
     rng, names = random.Random(seed), list(MOMENTS)
-    places = [i + 0.5 for i, name in enumerate(names[:-1]) if i > 1 and not name.startswith(UNDIVIDED)]
-    chosen = list(enumerate(names)) + [(rng.choice(places), CLOCK) for _ in range(kills - len(names))]
+    places = [
+        i + 0.5 for i, name in enumerate(names[:-1]) if i > 1 and not name.startswith(UNDIVIDED)
+    ]
+    chosen = list(enumerate(names)) + [
+        (rng.choice(places), CLOCK) for _ in range(kills - len(names))
+    ]
     out = []
     for i, (_, name) in enumerate(sorted(chosen)):
-        sent = signals[next((which for begin, which in ALWAYS.items() if name.startswith(begin)), (i + seed) % len(signals))]
+        sent = signals[
+            next(
+                (which for begin, which in ALWAYS.items() if name.startswith(begin)),
+                (i + seed) % len(signals),
+            )
+        ]
         if name == CLOCK:
             out.append(Kill(name, sent, seconds=rng.uniform(0, 4)))
         else:
@@ -146,15 +212,34 @@ def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list
     return out
 
 
-def start(workdir: Path, kill: Kill | None, cache: Path, python: str = sys.executable, limit: float = 900) -> Start:
-    """Starts the training, sends the signal at its moment and waits for the end; `cache` is for compiled programs."""
+def start(
+    workdir: Path, kill: Kill | None, cache: Path, python: str = sys.executable, limit: float = 900
+) -> Start:
+    """Starts the training, sends the signal at its moment and waits for the end; `cache` is for
+    compiled programs.
+    """
     line = [python, "-m", *training(workdir)]
     if kill and kill.pattern:
-        line = struck("said" if kill.seconds else kill.signal, kill.pattern, kill.number, training(workdir), python)
+        line = struck(
+            "said" if kill.seconds else kill.signal,
+            kill.pattern,
+            kill.number,
+            training(workdir),
+            python,
+        )
     moment = "struck at: " if kill and kill.pattern else "workdir "
     began, sent, said, lines = time.monotonic(), None, "", queue.SimpleQueue()
-    process = subprocess.Popen(line, cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    reader = threading.Thread(target=lambda: [lines.put(text) for text in process.stdout], daemon=True)
+    process = subprocess.Popen(
+        line,
+        cwd=ROOT,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    reader = threading.Thread(
+        target=lambda: [lines.put(text) for text in process.stdout], daemon=True
+    )
     reader.start()
     try:
         while process.poll() is None and time.monotonic() < began + limit:
@@ -174,7 +259,9 @@ def start(workdir: Path, kill: Kill | None, cache: Path, python: str = sys.execu
         said += lines.get()
     reached = sent is not None or moment in said and kill is not None
     landed = (kill.name if kill.pattern else landing(workdir, said)) if reached else ""
-    return Start(kill, reached, process.returncode, said, landed, ended - began, ended - (sent or ended))
+    return Start(
+        kill, reached, process.returncode, said, landed, ended - began, ended - (sent or ended)
+    )
 
 
 def landing(workdir: Path, said: str) -> str:
@@ -183,22 +270,40 @@ def landing(workdir: Path, said: str) -> str:
     if any(workdir.glob("cache/emoji/partial")):
         return "while the data set is built"
     for stage in STAGES:
-        if any(workdir.glob(f"{stage}/checkpoints/*.orbax-checkpoint-tmp")) or unfinished(workdir / stage / "checkpoints"):
+        if any(workdir.glob(f"{stage}/checkpoints/*.orbax-checkpoint-tmp")) or unfinished(
+            workdir / stage / "checkpoints"
+        ):
             return f"inside a save of {called[stage]}"
     done = [stage for stage in STAGES if f"{stage} done (" in said or f"{stage}: all" in said]
     if at := [called[stage] for stage in STAGES if f"{stage}: " in said and stage not in done]:
-        return f"in a step of {at[-1]}" if "saving after this step" in said else f"in the stage of {at[-1]}"
-    return "after the last stage" if len(done) == 2 else "between the stages" if done else "at the start"
+        return (
+            f"in a step of {at[-1]}"
+            if "saving after this step" in said
+            else f"in the stage of {at[-1]}"
+        )
+    return (
+        "after the last stage"
+        if len(done) == 2
+        else "between the stages"
+        if done
+        else "at the start"
+    )
 
 
 def unfinished(checkpoints: Path) -> list[str]:
     """Steps without sums."""
     folders = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    return [folder.name for folder in folders if folder.name.isdecimal() and not (folder / "sha256.json").exists()]
+    return [
+        folder.name
+        for folder in folders
+        if folder.name.isdecimal() and not (folder / "sha256.json").exists()
+    ]
 
 
 def differences(one: Path, two: Path) -> list[str]:
-    """What is not bit-identical, left over or damaged in finished workdirs of `training`, apart from times."""
+    """What is not bit-identical, left over or damaged in finished workdirs of `training`, apart
+    from times.
+    """
     out = [f"files: {sorted(names(one) ^ names(two))}"] if names(one) != names(two) else []
     for folder in [*one.glob("*/checkpoints/*"), *two.glob("*/checkpoints/*")]:
         if wrong := fault(folder) if folder.name.isdecimal() else "left over":
@@ -206,19 +311,32 @@ def differences(one: Path, two: Path) -> list[str]:
     if out:
         return out
     for stage in STAGES:
-        both = [Checkpoints(workdir / stage / "checkpoints", read_only=True) for workdir in (one, two)]
+        both = [
+            Checkpoints(workdir / stage / "checkpoints", read_only=True) for workdir in (one, two)
+        ]
         steps = [checkpoints.steps() for checkpoints in both]  # a signal may have added one
         if [s[-1:] for s in steps] != [[STEPS]] * 2 or max(map(len, steps)) > 2:
             out.append(f"{stage}: steps {steps}")
         for step in {*steps[0]} & {*steps[1]}:
             for item in ("state", "weights", "record", "tokenizer", "config"):
-                if both[0].has(item, step) and not same(*(checkpoints.restore(item, step=step) for checkpoints in both)):
+                if both[0].has(item, step) and not same(
+                    *(checkpoints.restore(item, step=step) for checkpoints in both)
+                ):
                     out.append(f"{stage}: {item} of step {step}")
-        rows = [[{key: value for key, value in row.items() if key not in TIMINGS} for row in read_metrics(w / stage)] for w in (one, two)]
+        rows = [
+            [
+                {key: value for key, value in row.items() if key not in TIMINGS}
+                for row in read_metrics(w / stage)
+            ]
+            for w in (one, two)
+        ]
         if rows[0] != rows[1]:
             out.append(f"{stage}: metrics.jsonl")
     for name in sorted(names(one) & names(two)):
-        if name.endswith((".png", ".npy")) and (one / name).read_bytes() != (two / name).read_bytes():
+        if (
+            name.endswith((".png", ".npy"))
+            and (one / name).read_bytes() != (two / name).read_bytes()
+        ):
             out.append(name)
         if name.endswith(".json"):
             json.loads((two / name).read_text())
@@ -229,12 +347,19 @@ def differences(one: Path, two: Path) -> list[str]:
 
 
 def names(workdir: Path) -> set[str]:
-    """Of all files and folders, but those of checkpoints, and of TensorBoard's files, whose names are times."""
+    """Of all files and folders, but those of checkpoints, and of TensorBoard's files, whose names
+    are times.
+    """
     found = (path.relative_to(workdir).as_posix() for path in workdir.rglob("*"))
     return {name for name in found if not re.search(r"/tensorboard/|/checkpoints/", name)}
 
 
 def same(one: object, two: object) -> bool:
     """Of trees of arrays and JSON values: structure, types and bits."""
-    equal = lambda x, y: np.asarray(x).dtype == np.asarray(y).dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
-    return jax.tree.structure(one) == jax.tree.structure(two) and all(map(equal, jax.tree.leaves(one), jax.tree.leaves(two)))
+    equal = lambda x, y: (
+        np.asarray(x).dtype == np.asarray(y).dtype
+        and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    )
+    return jax.tree.structure(one) == jax.tree.structure(two) and all(
+        map(equal, jax.tree.leaves(one), jax.tree.leaves(two))
+    )

@@ -1,4 +1,7 @@
-"""What the tests of launch/ share: a shell with a private home and stand-ins first on PATH, also one that has a TPU VM."""
+"""What the tests of launch/ share: a shell with a private home and stand-ins first on PATH, also
+one that has a TPU VM.
+"""
+
 import contextlib
 import json
 import os
@@ -14,7 +17,12 @@ import pytest
 from helpers import ROOT
 
 LAUNCH = ROOT / "launch"
-AWKWARD = ["--config=configs/emoji.py:gpu", "--config.preview.prompts=('it''s a \"dog\"', '$HOME \\ `x`')", "--workdir=a b", ""]
+AWKWARD = [
+    "--config=configs/emoji.py:gpu",
+    "--config.preview.prompts=('it''s a \"dog\"', '$HOME \\ `x`')",
+    "--workdir=a b",
+    "",
+]
 
 PYTHON = """#!/bin/bash
 # Stands in for python: writes its arguments and what it was given of the environment, then obeys BEHAVE.
@@ -45,11 +53,22 @@ class Shell:
     def __init__(self, folder):
         self.folder, self.bin, self.record = folder, folder / "bin", folder / "record"
         self.bin.mkdir()
-        self.env = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(folder), "RECORD": str(self.record)}
+        self.env = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "RECORD": str(self.record),
+        }
 
     def __call__(self, *command, ok=None, timeout=30, **env):
-        done = subprocess.run([str(c) for c in command], env=self.env | env, cwd=self.folder, capture_output=True, text=True,
-                              timeout=timeout, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [str(c) for c in command],
+            env=self.env | env,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
         assert ok is None or (done.returncode == 0) == ok, done.stdout + done.stderr
         return done
 
@@ -58,10 +77,14 @@ class Shell:
 
 
 def sentence(done, status, said):
-    """The run ended with the status and with one line that begins with "error:" and holds what was to be said."""
+    """The run ended with the status and with one line that begins with "error:" and holds what was
+    to be said.
+    """
     assert done.returncode == status, done.stdout + done.stderr
     lines = done.stderr.splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:] and said in lines[-1], done.stderr
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:] and said in lines[
+        -1
+    ], done.stderr
 
 
 class Cloud(Shell):
@@ -70,17 +93,34 @@ class Cloud(Shell):
     def __init__(self, folder, sockets, workers):
         super().__init__(folder)
         self.cloud, self.checkout = folder / "cloud", folder / "checkout"
-        executable(self.bin / "gcloud", f'#!/bin/bash\nexec {sys.executable} -IS {Path(__file__).with_name("gcloud.py")} "$@"\n')
-        executable(self.bin / "sleep", '#!/bin/bash\necho "$1" >>"$CLOUD/slept"\nexec /usr/bin/env -i sleep 0.1\n')
+        executable(
+            self.bin / "gcloud",
+            f"#!/bin/bash\nexec {sys.executable} -IS {Path(__file__).with_name('gcloud.py')} "
+            '"$@"\n',
+        )
+        executable(
+            self.bin / "sleep",
+            '#!/bin/bash\necho "$1" >>"$CLOUD/slept"\nexec /usr/bin/env -i sleep 0.1\n',
+        )
         executable(self.bin / "sudo", "#!/bin/bash\nexit 1\n")
-        executable(self.bin / "curl", '#!/bin/bash\ncase $* in *agent-worker-number) printf "$WORKER" ;;'
-                                      ' *worker-network-endpoints) printf "$ENDPOINTS" ;; *) exit 22 ;; esac\n')
-        python = executable(folder / "vm python", PYTHON.replace("printf", '[[ $1 == -c || $2 == pip ]] && exit\nprintf', 1)
-                            .replace('"$RECORD"', '"$HOME/arguments"'))
-        executable(self.bin / "python3", f"""#!/bin/bash
+        executable(
+            self.bin / "curl",
+            '#!/bin/bash\ncase $* in *agent-worker-number) printf "$WORKER" ;;'
+            ' *worker-network-endpoints) printf "$ENDPOINTS" ;; *) exit 22 ;; esac\n',
+        )
+        python = executable(
+            folder / "vm python",
+            PYTHON.replace("printf", "[[ $1 == -c || $2 == pip ]] && exit\nprintf", 1).replace(
+                '"$RECORD"', '"$HOME/arguments"'
+            ),
+        )
+        executable(
+            self.bin / "python3",
+            f"""#!/bin/bash
             [[ $* == "-m pip install -q --user uv" ]] && exit
             [[ $* == "-m uv venv -q --seed --python 3.12 vqd_venv" ]] && mkdir -p vqd_venv/bin && cp '{python}' vqd_venv/bin/python
-        """)
+        """,
+        )
         self.env |= {"CLOUD": str(self.cloud), "SOCKETS": sockets, "SHELL": "/bin/bash"}
         self.homes = [self.cloud / f"worker{i}" for i in range(workers)]
         for home in self.homes:
@@ -94,24 +134,39 @@ class Cloud(Shell):
     def calls(self):
         """The arguments of gcloud, without what every call ends or begins with."""
         out = []
-        for line in (self.cloud / "calls").read_text().splitlines() if (self.cloud / "calls").exists() else ():
+        for line in (
+            (self.cloud / "calls").read_text().splitlines()
+            if (self.cloud / "calls").exists()
+            else ()
+        ):
             call = json.loads(line)
             assert call["stdin"] == ""
-            assert call["words"][:3] == ["compute", "tpus", "tpu-vm"] and call["words"][-1] == "--zone=us-central1-a"
+            assert (
+                call["words"][:3] == ["compute", "tpus", "tpu-vm"]
+                and call["words"][-1] == "--zone=us-central1-a"
+            )
             out.append(call["words"][3:-1])
         return out
 
     def storage(self):
         """What the workers asked of gcloud storage."""
-        return [json.loads(line)["words"][1:] for line in (self.cloud / "storage").read_text().splitlines()]
+        return [
+            json.loads(line)["words"][1:]
+            for line in (self.cloud / "storage").read_text().splitlines()
+        ]
 
     def verbs(self):
         return [call[0] for call in self.calls()]
 
     def commands(self):
         """(worker, command) of each ssh, those that only ask once."""
-        return list(dict.fromkeys((call[2].removeprefix("--worker="), call[3].removeprefix("--command="))
-                                  for call in self.calls() if call[0] == "ssh"))
+        return list(
+            dict.fromkeys(
+                (call[2].removeprefix("--worker="), call[3].removeprefix("--command="))
+                for call in self.calls()
+                if call[0] == "ssh"
+            )
+        )
 
     def exists(self, state="READY", kind="v5litepod-8"):
         (self.cloud / "state").write_text(f"{state}\t{kind}")
@@ -142,4 +197,8 @@ def clouded(folder, workers):
             yield cloud
         finally:
             for each in Path(sockets).iterdir():
-                subprocess.run(["tmux", "kill-server"], env=cloud.env | {"TMUX_TMPDIR": str(each)}, capture_output=True)
+                subprocess.run(
+                    ["tmux", "kill-server"],
+                    env=cloud.env | {"TMUX_TMPDIR": str(each)},
+                    capture_output=True,
+                )

@@ -1,4 +1,7 @@
-"""The released models as plain PyTorch, written from their formulas, with the names of their checkpoints; small, with random weights."""
+"""The released models as plain PyTorch, written from their formulas, with the names of their
+checkpoints; small, with random weights.
+"""
+
 import math
 
 import torch
@@ -11,7 +14,12 @@ def randomise(module, seed=0, scale=0.3):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
-            p.copy_(scale * torch.randn(p.shape, generator=generator) / max(p[0].numel(), 1) ** 0.5 * (3 if p.ndim > 1 else 1))
+            p.copy_(
+                scale
+                * torch.randn(p.shape, generator=generator)
+                / max(p[0].numel(), 1) ** 0.5
+                * (3 if p.ndim > 1 else 1)
+            )
     return module.eval()
 
 
@@ -45,7 +53,10 @@ class Attention(nn.Module):
 class ConvMLP(nn.Module):
     def __init__(self, d, ratio):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(d, ratio * d, 3, padding=1), nn.Conv2d(ratio * d, d, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(d, ratio * d, 3, padding=1),
+            nn.Conv2d(ratio * d, d, 3, padding=1),
+        )
 
     def forward(self, x):
         side = math.isqrt(x.shape[1])
@@ -70,7 +81,11 @@ class Block(nn.Module):
         else:
             self.attn = Attention(d, heads, d, 0)
         self.ln2 = Ada(class_rows, d) if condition == "class" else nn.LayerNorm(d)
-        self.mlp = ConvMLP(d, ratio) if mlp == "conv" else nn.Sequential(nn.Linear(d, ratio * d), GELU2(), nn.Linear(ratio * d, d))
+        self.mlp = (
+            ConvMLP(d, ratio)
+            if mlp == "conv"
+            else nn.Sequential(nn.Linear(d, ratio * d), GELU2(), nn.Linear(ratio * d, d))
+        )
 
     def forward(self, h, t, c):
         x = self.ln1(h, t)
@@ -84,7 +99,10 @@ class Content(nn.Module):
     def __init__(self, codes, positions, d):
         super().__init__()
         self.emb = nn.Embedding(codes + 1, d)
-        self.height_emb, self.width_emb = nn.Embedding(positions[0], d), nn.Embedding(positions[1], d)
+        self.height_emb, self.width_emb = (
+            nn.Embedding(positions[0], d),
+            nn.Embedding(positions[1], d),
+        )
 
     def forward(self, z):
         place, width = torch.arange(z.shape[1]), self.width_emb.num_embeddings
@@ -94,11 +112,28 @@ class Content(nn.Module):
 class Transformer(nn.Module):
     """Logits (n, codes) of x_0 for one image; t is the released code's, from 0."""
 
-    def __init__(self, *, codes, side, positions, d, heads, layers, ratio, mlp, condition, T, text_width=8, class_rows=0):
+    def __init__(
+        self,
+        *,
+        codes,
+        side,
+        positions,
+        d,
+        heads,
+        layers,
+        ratio,
+        mlp,
+        condition,
+        T,
+        text_width=8,
+        class_rows=0,
+    ):
         super().__init__()
         self.content_emb = Content(codes, positions, d)
-        self.blocks = nn.ModuleList(Block(d, heads, ratio, mlp, condition, T, text_width, class_rows, side * side)
-                                    for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(d, heads, ratio, mlp, condition, T, text_width, class_rows, side * side)
+            for _ in range(layers)
+        )
         self.to_logits = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, codes))
 
     def forward(self, z, t, c):
@@ -111,7 +146,10 @@ class Transformer(nn.Module):
 class ResBlock(nn.Module):
     def __init__(self, into, out):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(32, into, eps=1e-6), nn.Conv2d(into, out, 3, padding=1)
+        self.norm1, self.conv1 = (
+            nn.GroupNorm(32, into, eps=1e-6),
+            nn.Conv2d(into, out, 3, padding=1),
+        )
         self.norm2, self.conv2 = nn.GroupNorm(32, out, eps=1e-6), nn.Conv2d(out, out, 3, padding=1)
         if into != out:
             self.nin_shortcut = nn.Conv2d(into, out, 1)
@@ -137,10 +175,17 @@ class SpatialAttention(nn.Module):
 class Resample(nn.Module):
     def __init__(self, c, up):
         super().__init__()
-        self.up, self.conv = up, nn.Conv2d(c, c, 3, padding=1) if up else nn.Conv2d(c, c, 3, stride=2)
+        self.up, self.conv = (
+            up,
+            nn.Conv2d(c, c, 3, padding=1) if up else nn.Conv2d(c, c, 3, stride=2),
+        )
 
     def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1)))
+        return self.conv(
+            F.interpolate(x, scale_factor=2.0, mode="nearest")
+            if self.up
+            else F.pad(x, (0, 1, 0, 1))
+        )
 
 
 class Level(nn.Module):
@@ -163,7 +208,11 @@ class Level(nn.Module):
 class Middle(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.block_1, self.attn_1, self.block_2 = ResBlock(c, c), SpatialAttention(c), ResBlock(c, c)
+        self.block_1, self.attn_1, self.block_2 = (
+            ResBlock(c, c),
+            SpatialAttention(c),
+            ResBlock(c, c),
+        )
 
     def forward(self, x):
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -174,8 +223,16 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [ch, *(ch * m for m in mult)]
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
-        self.down = nn.ModuleList(Level(widths[i], widths[i + 1], blocks, i in attention, "downsample" if i < len(mult) - 1 else "")
-                                  for i in range(len(mult)))
+        self.down = nn.ModuleList(
+            Level(
+                widths[i],
+                widths[i + 1],
+                blocks,
+                i in attention,
+                "downsample" if i < len(mult) - 1 else "",
+            )
+            for i in range(len(mult))
+        )
         self.mid, self.norm_out = Middle(widths[-1]), nn.GroupNorm(32, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], z, 3, padding=1)
 
@@ -192,8 +249,14 @@ class Decoder(nn.Module):
         widths = [ch * m for m in mult]
         above = [*widths[1:], widths[-1]]
         self.conv_in, self.mid = nn.Conv2d(z, widths[-1], 3, padding=1), Middle(widths[-1])
-        self.up = nn.ModuleList(Level(above[i], widths[i], blocks + 1, i in attention, "upsample" if i else "") for i in range(len(mult)))
-        self.norm_out, self.conv_out = nn.GroupNorm(32, widths[0], eps=1e-6), nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.up = nn.ModuleList(
+            Level(above[i], widths[i], blocks + 1, i in attention, "upsample" if i else "")
+            for i in range(len(mult))
+        )
+        self.norm_out, self.conv_out = (
+            nn.GroupNorm(32, widths[0], eps=1e-6),
+            nn.Conv2d(widths[0], 3, 3, padding=1),
+        )
 
     def forward(self, z):
         x = self.mid(self.conv_in(z))
@@ -203,7 +266,9 @@ class Decoder(nn.Module):
 
 
 class Quantiser(nn.Module):
-    """`kind`: gumbel (proj, embed), nearest (embedding) or ema (a bare embedding with its averages)."""
+    """`kind`: gumbel (proj, embed), nearest (embedding) or ema (a bare embedding with its
+    averages).
+    """
 
     def __init__(self, kind, codes, width):
         super().__init__()
@@ -219,20 +284,31 @@ class Quantiser(nn.Module):
 
     @property
     def vectors(self):
-        return {"gumbel": lambda: self.embed.weight, "nearest": lambda: self.embedding.weight, "ema": lambda: self.embedding}[self.kind]()
+        return {
+            "gumbel": lambda: self.embed.weight,
+            "nearest": lambda: self.embedding.weight,
+            "ema": lambda: self.embedding,
+        }[self.kind]()
 
     def forward(self, z):
         """The most likely codes (b, h, w)."""
         if self.kind == "gumbel":
             return self.proj(z).argmax(1)
         flat = z.permute(0, 2, 3, 1)
-        return torch.cdist(flat.reshape(1, -1, flat.shape[-1]).double(), self.vectors[None].double()).argmin(-1).reshape(flat.shape[:-1])
+        return (
+            torch.cdist(flat.reshape(1, -1, flat.shape[-1]).double(), self.vectors[None].double())
+            .argmin(-1)
+            .reshape(flat.shape[:-1])
+        )
 
 
 class Codec(nn.Module):
     def __init__(self, *, kind, codes, width, ch=32, mult=(1, 2), blocks=1, attention=(1,), z=16):
         super().__init__()
-        self.encoder, self.decoder = Encoder(ch, mult, blocks, attention, z), Decoder(ch, mult, blocks, attention, z)
+        self.encoder, self.decoder = (
+            Encoder(ch, mult, blocks, attention, z),
+            Decoder(ch, mult, blocks, attention, z),
+        )
         self.quant_conv, self.post_quant_conv = nn.Conv2d(z, width, 1), nn.Conv2d(width, z, 1)
         self.quantize = Quantiser(kind, codes, width)
 
@@ -252,22 +328,41 @@ def tables(T, codes):
     a, c = one(at, 1.0), 1 - one(1 - ct, 1.0)
     b = (1 - a - c) / codes
     end = lambda x, last: torch.cat([x, torch.tensor([last], dtype=torch.float64)])
-    out = {"log_at": a.log(), "log_bt": b.log(), "log_ct": c.log(), "log_1_min_ct": (1 - c).log(),
-           "log_cumprod_at": end(at, 1.0).log(), "log_cumprod_bt": end(bt, 0.0).log(), "log_cumprod_ct": end(ct, 0.0).log(),
-           "log_1_min_cumprod_ct": (1 - end(ct, 0.0)).log()}
-    return {name: x.float() for name, x in out.items()} | {"Lt_history": torch.zeros(T), "Lt_count": torch.zeros(T)}
+    out = {
+        "log_at": a.log(),
+        "log_bt": b.log(),
+        "log_ct": c.log(),
+        "log_1_min_ct": (1 - c).log(),
+        "log_cumprod_at": end(at, 1.0).log(),
+        "log_cumprod_bt": end(bt, 0.0).log(),
+        "log_cumprod_ct": end(ct, 0.0).log(),
+        "log_1_min_cumprod_ct": (1 - end(ct, 0.0)).log(),
+    }
+    return {name: x.float() for name, x in out.items()} | {
+        "Lt_history": torch.zeros(T),
+        "Lt_count": torch.zeros(T),
+    }
 
 
 def clip(width, layers, scale=0.2, seed=0):
     """A text tower as OpenAI names it."""
     g, e = torch.Generator().manual_seed(seed), width
     new = lambda *shape: scale * torch.randn(shape, generator=g)
-    out = {"token_embedding.weight": new(49408, e), "positional_embedding": new(77, e), "ln_final.weight": new(e) + 1,
-           "ln_final.bias": new(e), "text_projection": new(e, e)}
+    out = {
+        "token_embedding.weight": new(49408, e),
+        "positional_embedding": new(77, e),
+        "ln_final.weight": new(e) + 1,
+        "ln_final.bias": new(e),
+        "text_projection": new(e, e),
+    }
     for i in range(layers):
         b = f"transformer.resblocks.{i}."
         out |= {b + "attn.in_proj_weight": new(3 * e, e), b + "attn.in_proj_bias": new(3 * e)}
-        for name, o, n in (("attn.out_proj", e, e), ("mlp.c_fc", 4 * e, e), ("mlp.c_proj", e, 4 * e)):
+        for name, o, n in (
+            ("attn.out_proj", e, e),
+            ("mlp.c_fc", 4 * e, e),
+            ("mlp.c_proj", e, 4 * e),
+        ):
             out |= {f"{b}{name}.weight": new(o, n), f"{b}{name}.bias": new(o)}
         for name in ("ln_1", "ln_2"):
             out |= {f"{b}{name}.weight": new(e) + 1, f"{b}{name}.bias": new(e)}
@@ -275,13 +370,25 @@ def clip(width, layers, scale=0.2, seed=0):
 
 
 def checkpoint(network, codec, *, T, codes, clip=None, null=None):
-    """What the released training code saves: the model, and an EMA copy that differs from it everywhere."""
+    """What the released training code saves: the model, and an EMA copy that differs from it
+    everywhere.
+    """
     diffusion = {f"transformer.{k}": v for k, v in network.state_dict().items()} | tables(T, codes)
     diffusion |= {f"condition_emb.{k}": v for k, v in (clip or {}).items()}
     diffusion |= {} if null is None else {"empty_text_embed": null}
-    other = {k: v + 1 if k.startswith("transformer.") and v.is_floating_point() else v for k, v in diffusion.items()}
+    other = {
+        k: v + 1 if k.startswith("transformer.") and v.is_floating_point() else v
+        for k, v in diffusion.items()
+    }
     model = {f"transformer.{k}": v for k, v in other.items()}
     for key, value in codec.state_dict().items():
-        one = {"encoder": "enc", "quant_conv": "enc", "decoder": "dec", "post_quant_conv": "dec"}.get(key.split(".")[0])
-        model |= {f"content_codec.{side}.{key}": value for side in ([one] if one else ["enc", "dec"])}
+        one = {
+            "encoder": "enc",
+            "quant_conv": "enc",
+            "decoder": "dec",
+            "post_quant_conv": "dec",
+        }.get(key.split(".")[0])
+        model |= {
+            f"content_codec.{side}.{key}": value for side in ([one] if one else ["enc", "dec"])
+        }
     return {"last_epoch": 9, "last_iter": 99, "model": model, "ema": diffusion}

@@ -23,8 +23,12 @@ VARIANTS = {
 
 
 def command(*args):
-    return subprocess.run([sys.executable, "-m", "vqd_jax", "convert", *map(str, args)], capture_output=True, text=True,
-                          cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "vqd_jax", "convert", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def write_yaml(path, variant, classes=4):
@@ -49,7 +53,9 @@ model:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gumbel:
-    """Ancestral sampling at every time with given Gumbel noise (calls, b, n, k + 1), in place of our own draws."""
+    """Ancestral sampling at every time with given Gumbel noise (calls, b, n, k + 1), in place of
+    our own draws.
+    """
 
     noise: np.ndarray
     start, noised = staticmethod(all_masked), staticmethod(masked_at)

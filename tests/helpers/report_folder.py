@@ -20,11 +20,22 @@ def colours(seed, height=20, width=30):
 
 def fill(workdir):
     """A workdir as training, `plan` and `evaluate` leave it, with little in it."""
-    rows = [{"step": 0}] + [{"step": step, "train/loss": 5.0 / step, "train/examples": step * 8.0, "train/step_time": 0.25,
-                             "train/goodput": 0.5, "train/examples_per_second": 32.0} for step in range(1, 5001)]
+    rows = [{"step": 0}] + [
+        {
+            "step": step,
+            "train/loss": 5.0 / step,
+            "train/examples": step * 8.0,
+            "train/step_time": 0.25,
+            "train/goodput": 0.5,
+            "train/examples_per_second": 32.0,
+        }
+        for step in range(1, 5001)
+    ]
     rows.append({"step": 5000, "held_out/psnr": 20.125, "held_out/loss": None})  # not a number
     (workdir / "vqvae").mkdir(parents=True)
-    (workdir / "vqvae" / "metrics.jsonl").write_text("".join(json.dumps(row | {"time": 1e9 + row["step"] / 4}) + "\n" for row in rows))
+    (workdir / "vqvae" / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"time": 1e9 + row["step"] / 4}) + "\n" for row in rows)
+    )
     log = Log(workdir / "diffusion")
     log.write(10, {"loss": -0.1}, "train/")
     log.write(10, {"loss": 0.1234567890123}, "held_out/")
@@ -41,8 +52,16 @@ def fill(workdir):
     config.denoiser.layers, config.preview.prompts, config.sampling.calls = 3, (EVIL,), 5
     with Checkpoints(workdir / "diffusion" / "checkpoints") as checkpoints:
         checkpoints.save(10, {"config": json.loads(config.to_json())}, wait=True)
-    (workdir / "diffusion" / "machine.json").write_text(json.dumps({"device": "TPU <v5>", "devices": 8, "flops_per_step": 2.5e9,
-                                                                    "versions": {"jax": "1.2.3"}}))
+    (workdir / "diffusion" / "machine.json").write_text(
+        json.dumps(
+            {
+                "device": "TPU <v5>",
+                "devices": 8,
+                "flops_per_step": 2.5e9,
+                "versions": {"jax": "1.2.3"},
+            }
+        )
+    )
     (workdir / "mine.json").write_text(json.dumps(EVALUATION))
     save_png(workdir / "mine.png", colours(3))
     (workdir / "other.json").write_text("{}")
@@ -56,10 +75,17 @@ def entropy():
 
 
 EVALUATION = {
-    "protocol": {"name": "emoji"}, "provenance": {"steps": {"vqvae": 5000, "diffusion": 10}}, "sampling": {"calls": 5},
-    "reconstruction": {"psnr": 21.5}, "bound": {"train": {"nats_per_token": 1.0, "bits_per_token": 1.4427}},
-    "seen_cells": {"generated": {"retrieval@1": 0.25, "chance@1": 0.1, "vgg_kid": 0.5, "vgg_kid_std": 0.125},
-                   "ceiling": {"retrieval@1": 0.75}, "images": 1234}}
+    "protocol": {"name": "emoji"},
+    "provenance": {"steps": {"vqvae": 5000, "diffusion": 10}},
+    "sampling": {"calls": 5},
+    "reconstruction": {"psnr": 21.5},
+    "bound": {"train": {"nats_per_token": 1.0, "bits_per_token": 1.4427}},
+    "seen_cells": {
+        "generated": {"retrieval@1": 0.25, "chance@1": 0.1, "vgg_kid": 0.5, "vgg_kid_std": 0.125},
+        "ceiling": {"retrieval@1": 0.75},
+        "images": 1234,
+    },
+}
 
 
 @pytest.fixture(scope="module")

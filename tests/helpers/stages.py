@@ -15,21 +15,55 @@ from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
 CODEC = VQVAEStage(  # small networks: compiling them is all that takes time here
-    model=VQVAE(channels=4, multipliers=(1,), residual_blocks=0, attention_resolutions=(), middle_attention=False,
-                resampling="fold", patch_size=2, latent_width=4, code_width=3),
-    codebook=Codebook(codes=6, width=3, restart_every=1, restart_below=0.9), discriminator=PatchGAN(width=4, layers=1),
-    weights=VQVAELoss(l1=1.0, l2=0.5, commitment=0.25, lpips=0.0, lpips_examples=0, adversarial=0.5, adversarial_start=0,
-                      adversarial_adaptive=True), batch_size=8)
+    model=VQVAE(
+        channels=4,
+        multipliers=(1,),
+        residual_blocks=0,
+        attention_resolutions=(),
+        middle_attention=False,
+        resampling="fold",
+        patch_size=2,
+        latent_width=4,
+        code_width=3,
+    ),
+    codebook=Codebook(codes=6, width=3, restart_every=1, restart_below=0.9),
+    discriminator=PatchGAN(width=4, layers=1),
+    weights=VQVAELoss(
+        l1=1.0,
+        l2=0.5,
+        commitment=0.25,
+        lpips=0.0,
+        lpips_examples=0,
+        adversarial=0.5,
+        adversarial_start=0,
+        adversarial_adaptive=True,
+    ),
+    batch_size=8,
+)
 DIFFUSION = DiffusionStage(
-    process=schedules.paper(6, 6), denoiser=Denoiser(codes=6, grid=(4, 4), T=6, layers=1, width=8, heads=2, mlp_ratio=2),
-    conditioner=Conditioner(encoder=LearnedText(vocabulary=9, length=5, width=8, layers=1, heads=2)), codec=CODEC,
-    weights=DiffusionLoss(auxiliary=0.1, adaptive_auxiliary=True, importance=True, drop_caption=0.4))
-TWIN = AutoregressiveStage(network=Autoregressive(codes=6, grid=(4, 4), layers=1, width=8, heads=2, mlp_ratio=2),
-                           conditioner=DIFFUSION.conditioner, codec=CODEC, drop_caption=0.4)
+    process=schedules.paper(6, 6),
+    denoiser=Denoiser(codes=6, grid=(4, 4), T=6, layers=1, width=8, heads=2, mlp_ratio=2),
+    conditioner=Conditioner(
+        encoder=LearnedText(vocabulary=9, length=5, width=8, layers=1, heads=2)
+    ),
+    codec=CODEC,
+    weights=DiffusionLoss(
+        auxiliary=0.1, adaptive_auxiliary=True, importance=True, drop_caption=0.4
+    ),
+)
+TWIN = AutoregressiveStage(
+    network=Autoregressive(codes=6, grid=(4, 4), layers=1, width=8, heads=2, mlp_ratio=2),
+    conditioner=DIFFUSION.conditioner,
+    codec=CODEC,
+    drop_caption=0.4,
+)
 STAGES = {"vqvae": CODEC, "diffusion": DIFFUSION, "autoregressive": TWIN}
 
 
 def batch():
     rng = np.random.default_rng(0)
-    return {"image": rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8), "text": rng.integers(1, 9, (8, 5)),
-            "tokens": rng.integers(0, 6, (8, 16))}
+    return {
+        "image": rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8),
+        "text": rng.integers(1, 9, (8, 5)),
+        "tokens": rng.integers(0, 6, (8, 16)),
+    }

@@ -17,7 +17,9 @@ class Storage:
 
 
 def save(path, legacy, make):
-    """Write what `make(torch, tensor)` returns as torch.save would, with stand-ins for torch's globals."""
+    """Write what `make(torch, tensor)` returns as torch.save would, with stand-ins for torch's
+    globals.
+    """
     torch = types.ModuleType("torch")
     utils = types.ModuleType("torch._utils")
     storages = []
@@ -44,7 +46,13 @@ def save(path, legacy, make):
                 return None
             if thing not in storages:
                 storages.append(thing)
-            entry = ("storage", getattr(torch, thing.kind), str(storages.index(thing)), "cpu", thing.data.size)
+            entry = (
+                "storage",
+                getattr(torch, thing.kind),
+                str(storages.index(thing)),
+                "cpu",
+                thing.data.size,
+            )
             return (*entry, None) if legacy else entry
 
     real = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
@@ -56,13 +64,20 @@ def save(path, legacy, make):
         for name, module in real.items():
             sys.modules.pop(name) if module is None else sys.modules.__setitem__(name, module)
     if legacy:
-        header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+        header = (
+            0x1950A86A20F9469CFC6C,
+            1001,
+            {"protocol_version": 1001, "little_endian": True, "type_sizes": {}},
+        )
         with open(path, "wb") as file:
             for part in header:
                 pickle.dump(part, file, protocol=2)
             file.write(stream.getvalue())
             pickle.dump([str(i) for i in range(len(storages))], file, protocol=2)
-            file.writelines(struct.pack("<q", storage.data.size) + storage.data.tobytes() for storage in storages)
+            file.writelines(
+                struct.pack("<q", storage.data.size) + storage.data.tobytes()
+                for storage in storages
+            )
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("name/data.pkl", stream.getvalue())

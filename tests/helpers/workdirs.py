@@ -18,19 +18,64 @@ from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.workdir import plan_file, stage_folder
 
 ALL_CODES, E = 24, 16
-SMALL = {"data.image_size": 16, "vqvae.channels": 8, "vqvae.latent_width": 8, "codebook.codes": 20, "codebook.width": 6, "process.T": 10,
-         "denoiser.layers": 2, "denoiser.width": 12, "denoiser.heads": 3, "learned_text.width": 8, "learned_text.heads": 2,
-         "learned_text.layers": 1, "learned_text.length": 8, "learned_text.vocabulary": 280, "sampling.calls": 3, "data.cache": "elsewhere"}
-RECORDS = [Record(item="apple", style="google", captions=("a google style emoji of a red apple", "two apples"), split="train")]
+SMALL = {
+    "data.image_size": 16,
+    "vqvae.channels": 8,
+    "vqvae.latent_width": 8,
+    "codebook.codes": 20,
+    "codebook.width": 6,
+    "process.T": 10,
+    "denoiser.layers": 2,
+    "denoiser.width": 12,
+    "denoiser.heads": 3,
+    "learned_text.width": 8,
+    "learned_text.heads": 2,
+    "learned_text.layers": 1,
+    "learned_text.length": 8,
+    "learned_text.vocabulary": 280,
+    "sampling.calls": 3,
+    "data.cache": "elsewhere",
+}
+RECORDS = [
+    Record(
+        item="apple",
+        style="google",
+        captions=("a google style emoji of a red apple", "two apples"),
+        split="train",
+    )
+]
 T10 = schedules.released(10, 20)
-TABLES = [np.log(np.roll(x, -1) + 1e-300).tolist() for x in
-          (np.multiply(T10.unmasked, T10.intact), np.multiply(T10.unmasked, np.subtract(1, T10.intact)) / 20)]
+TABLES = [
+    np.log(np.roll(x, -1) + 1e-300).tolist()
+    for x in (
+        np.multiply(T10.unmasked, T10.intact),
+        np.multiply(T10.unmasked, np.subtract(1, T10.intact)) / 20,
+    )
+]
 MODELS = {
     "text": {"denoiser.head": "tied", "denoiser.time": "sinusoidal", "codebook.update": "gradient"},
-    "class": {"condition.kind": "class", "condition.classes": 4, "condition.null": "empty", "denoiser.mlp": "conv",
-              "denoiser.positions": (8, 8), "process.schedule": "stored", "process.log_alpha": TABLES[0], "process.log_beta": TABLES[1]},
-    "none": {"condition.kind": "none", "vqvae.middle_attention": True, "vqvae.attention_resolutions": (8,), "sampling.guidance": 1.0},
-    "clip": {"text.encoder": "clip", "clip_text.width": E, "clip_text.layers": 2, "clip_text.heads": 1},
+    "class": {
+        "condition.kind": "class",
+        "condition.classes": 4,
+        "condition.null": "empty",
+        "denoiser.mlp": "conv",
+        "denoiser.positions": (8, 8),
+        "process.schedule": "stored",
+        "process.log_alpha": TABLES[0],
+        "process.log_beta": TABLES[1],
+    },
+    "none": {
+        "condition.kind": "none",
+        "vqvae.middle_attention": True,
+        "vqvae.attention_resolutions": (8,),
+        "sampling.guidance": 1.0,
+    },
+    "clip": {
+        "text.encoder": "clip",
+        "clip_text.width": E,
+        "clip_text.layers": 2,
+        "clip_text.heads": 1,
+    },
 }
 
 
@@ -49,34 +94,58 @@ def numbers(shapes, seed):
     return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
-def make_workdir(workdir, changes, tokenizer=None, *, converted=False, plan=False, stages=("diffusion",)):
-    """A workdir with a small random model, whose codec, if `converted`, has a projection and more codes than tokens."""
+def make_workdir(
+    workdir, changes, tokenizer=None, *, converted=False, plan=False, stages=("diffusion",)
+):
+    """A workdir with a small random model, whose codec, if `converted`, has a projection and more
+    codes than tokens.
+    """
     config = settings(changes)
     codec, k, width = build.vqvae_stage(config), config.codebook.codes, config.codebook.width
     images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
     shapes = jax.eval_shape(codec.model.init, jax.random.key(0), images)["params"]
-    weights = numbers({"vqvae": shapes, "codes": np.zeros((ALL_CODES if converted else k, width))}, 0)
+    weights = numbers(
+        {"vqvae": shapes, "codes": np.zeros((ALL_CODES if converted else k, width))}, 0
+    )
     if converted:
         remap = np.arange(ALL_CODES)[::-1] % k
-        weights |= {"remap": remap.astype(np.int32), "inverse": np.unique(remap, return_index=True)[1].astype(np.int32)}
-        weights["projection"] = numbers({"kernel": np.zeros((width, ALL_CODES)), "bias": np.zeros(ALL_CODES)}, 1)
+        weights |= {
+            "remap": remap.astype(np.int32),
+            "inverse": np.unique(remap, return_index=True)[1].astype(np.int32),
+        }
+        weights["projection"] = numbers(
+            {"kernel": np.zeros((width, ALL_CODES)), "bias": np.zeros(ALL_CODES)}, 1
+        )
     stored = json.loads(config.to_json())
     with Checkpoints(stage_folder(workdir, "vqvae")) as checkpoints:
         checkpoints.save(7, {"config": stored, "weights": weights}, wait=True)
     tokenizer = tokenizer or build.tokenizer(config, RECORDS)
     batch = {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)}
     for stage in stages:
-        weights = numbers(jax.eval_shape(build.TOKEN_STAGES[stage](config, tokenizer).init, jax.random.key(0), batch)[0], 2)
+        weights = numbers(
+            jax.eval_shape(
+                build.TOKEN_STAGES[stage](config, tokenizer).init, jax.random.key(0), batch
+            )[0],
+            2,
+        )
         with Checkpoints(stage_folder(workdir, stage)) as checkpoints:
-            checkpoints.save(9, {"config": stored, "weights": weights, "tokenizer": tokenizer.to_json()}, wait=True)
+            checkpoints.save(
+                9,
+                {"config": stored, "weights": weights, "tokenizer": tokenizer.to_json()},
+                wait=True,
+            )
     if plan:
         np.savez(plan_file(workdir), random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4))
     return workdir
 
 
 def command(name, *args):
-    return subprocess.run([sys.executable, "-m", "vqd_jax", name, *map(str, args)], capture_output=True, text=True,
-                          cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "vqd_jax", name, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 def made(name, *args):
@@ -87,12 +156,23 @@ def made(name, *args):
 
 def items(workdir, stage):
     checkpoints = Checkpoints(stage_folder(workdir, stage), read_only=True)
-    return checkpoints.latest_step(), {name: checkpoints.restore(name) for name in ("weights", *own.ITEMS[stage][1:])}
+    return checkpoints.latest_step(), {
+        name: checkpoints.restore(name) for name in ("weights", *own.ITEMS[stage][1:])
+    }
 
 
 def same_arrays(one, two):
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert jax.tree.map(lambda x: x.dtype, one) == jax.tree.map(lambda x: x.dtype, two)
 
-FITTING = {"text.encoder": "clip", "clip_text.width": E, "clip_text.layers": 2, "clip_text.heads": 1, "vqvae.resampling": "conv",
-           "vqvae.patch_size": 1, "vqvae.channels": 32, "process.schedule": "released"}
+
+FITTING = {
+    "text.encoder": "clip",
+    "clip_text.width": E,
+    "clip_text.layers": 2,
+    "clip_text.heads": 1,
+    "vqvae.resampling": "conv",
+    "vqvae.patch_size": 1,
+    "vqvae.channels": 32,
+    "process.schedule": "released",
+}

@@ -1,4 +1,7 @@
-"""An explanation is of the very picture that sampling draws; what it says of a call is what the network gives there."""
+"""An explanation is of the very picture that sampling draws; what it says of a call is what the
+network gives there.
+"""
+
 import subprocess
 import sys
 
@@ -21,23 +24,38 @@ def shipped():
     return pipeline.load(ROOT / "pretrained" / "emoji")
 
 
-@pytest.mark.parametrize("prompt,settings", [
-    (PROMPT, {"calls": 4, "guidance": 3.0, "temperature": 0.9}), (PROMPT, {"sampler": "counts", "calls": 3, "order": "confidence"}),
-    ("a crab AND a dog :0.5", {"calls": 2, "negative_prompt": "a tree"}), (PROMPT, {"sampler": "remask", "calls": 3, "guidance": 1.0})],
-    ids=["ancestral", "counts", "blend", "remask"])
+@pytest.mark.parametrize(
+    "prompt,settings",
+    [
+        (PROMPT, {"calls": 4, "guidance": 3.0, "temperature": 0.9}),
+        (PROMPT, {"sampler": "counts", "calls": 3, "order": "confidence"}),
+        ("a crab AND a dog :0.5", {"calls": 2, "negative_prompt": "a tree"}),
+        (PROMPT, {"sampler": "remask", "calls": 3, "guidance": 1.0}),
+    ],
+    ids=["ancestral", "counts", "blend", "remask"],
+)
 def test_it_is_the_picture_of_sample_bit_for_bit(shipped, prompt, settings):
     found = explain.explain(shipped, prompt, seed=5, **settings)
-    drawn = request.draw(shipped, request.Recipe(prompts=(prompt,), num=1, seed=5, batch=16, settings=settings))
+    drawn = request.draw(
+        shipped, request.Recipe(prompts=(prompt,), num=1, seed=5, batch=16, settings=settings)
+    )
     np.testing.assert_array_equal(found.images[-1], drawn[0])
     np.testing.assert_array_equal(shipped.decode_partly(found.states), found.images)
     calls = settings["calls"]
-    assert found.states.shape == (calls + 1, 64) and found.sure.shape == (calls, 64) and found.times[0] == 100
+    assert (
+        found.states.shape == (calls + 1, 64)
+        and found.sure.shape == (calls, 64)
+        and found.times[0] == 100
+    )
     assert (found.states[0] == found.k).sum() >= 45 and (found.states[-1] < found.k).all()
     for words in found.words:
         assert all((word.weight >= 0).all() for word in words)
         np.testing.assert_allclose(sum(word.weight for word in words), 1, rtol=1e-5)
     texts = [[word.text for word in words] for words in found.words]
-    assert texts == [[*part.split(), "(start)", "(end)"] for part in (["a crab", "a dog"] if "AND" in prompt else [PROMPT])]
+    assert texts == [
+        [*part.split(), "(start)", "(end)"]
+        for part in (["a crab", "a dog"] if "AND" in prompt else [PROMPT])
+    ]
 
 
 def test_it_says_what_the_network_gives_in_each_call(shipped):
@@ -46,8 +64,13 @@ def test_it_says_what_the_network_gives_in_each_call(shipped):
     looks = []
     for z, t, sure in zip(found.states, found.times, found.sure):
         z, t = jnp.asarray(z)[None], jnp.full(1, t)
-        text, null = (np.asarray(jax.nn.log_softmax(stage.predict(shipped.weights, z, t, ids, jnp.array([drop])))[0], np.float64)
-                      for drop in (False, True))
+        text, null = (
+            np.asarray(
+                jax.nn.log_softmax(stage.predict(shipped.weights, z, t, ids, jnp.array([drop])))[0],
+                np.float64,
+            )
+            for drop in (False, True)
+        )
         p = np.exp((null + 3 * (text - null)) / 0.8)
         np.testing.assert_allclose(sure, (p / p.sum(-1, keepdims=True)).max(-1), rtol=1e-3)
         looks.append(stage.attention(shipped.weights, z, t, ids)[0])
@@ -60,7 +83,12 @@ def test_it_says_what_the_network_gives_in_each_call(shipped):
 def test_what_became_of_each_token():
     before, after = np.array([9, 9, 3, 3, 3]), np.array([9, 3, 3, 4, 9])
     assert [explain.CHANGES[i][0] for i in explain.changes(before, after, 9)] == [
-        "as before", "drawn", "as before", "replaced by another", "masked again"]
+        "as before",
+        "drawn",
+        "as before",
+        "replaced by another",
+        "masked again",
+    ]
 
 
 @pytest.mark.parametrize("kind,asked", [("text", "apples $x$ 猫"), ("class", "2"), ("none", "")])
@@ -74,7 +102,10 @@ def test_models_of_every_condition_are_explained_and_drawn(tmp_path, kind, asked
     with Image.open(tmp_path / "new" / "out.png") as picture:
         (width, height), pixels = picture.size, np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert width == 1680 and (height > 1100) == (kind == "text")
-    counts = [(pixels == [int(color[i:i + 2], 16) for i in (1, 3, 5)]).all(-1).sum() for _, color in explain.CHANGES[:2]]
+    counts = [
+        (pixels == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).sum()
+        for _, color in explain.CHANGES[:2]
+    ]
     assert min(counts) > 1000  # cells as before, and drawn
 
 
@@ -92,7 +123,22 @@ def test_an_autoregressive_model_is_not_explained(tmp_path):
 
 def test_the_command_on_the_shipped_model(tmp_path):
     pytest.importorskip("matplotlib")
-    done = subprocess.run([sys.executable, "-m", "vqd_jax", "explain", "--workdir=pretrained/emoji", f"--prompt={PROMPT}", "--calls=3",
-                           "--sampler=counts", f"--out={tmp_path / 'out.png'}"], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vqd_jax",
+            "explain",
+            "--workdir=pretrained/emoji",
+            f"--prompt={PROMPT}",
+            "--calls=3",
+            "--sampler=counts",
+            f"--out={tmp_path / 'out.png'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0 and done.stdout == f"3 calls: {tmp_path / 'out.png'}\n", done.stderr
     assert Image.open(tmp_path / "out.png").size[0] == 1680 and "Warning" not in done.stderr

@@ -1,4 +1,6 @@
-"""Repainting, varying and extending real emoji with the shipped model: what is known stays, what is not changes."""
+"""Repainting, varying and extending real emoji with the shipped model: what is known stays, what is
+not changes.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from vqd_jax.inference import inpaint, pipeline
 from vqd_jax.inference.inpaint import Canvas, paint, windows
 
 MODEL = ROOT / "pretrained" / "emoji"
-SAMPLERS = {"ancestral": {}, "counts": {"order": "confidence"}, "remask": {"eta": 0.2}, "released_fast": {}, "prior_rule": {"rule": 1}}
+SAMPLERS = {
+    "ancestral": {},
+    "counts": {"order": "confidence"},
+    "remask": {"eta": 0.2},
+    "released_fast": {},
+    "prior_rule": {"rule": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,15 @@ def test_outside_of_the_mask_nothing_changes(model, picture, name, seed):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:32, :32]
     repaint = (y - 12) ** 2 + (x - rng.integers(8, 24)) ** 2 < 60  # a disc
-    out = paint(model, Canvas(picture, repaint), ["a twitter style emoji of a dog"] * 2, seed=seed, sampler=name, calls=5, **SAMPLERS[name])
+    out = paint(
+        model,
+        Canvas(picture, repaint),
+        ["a twitter style emoji of a dog"] * 2,
+        seed=seed,
+        sampler=name,
+        calls=5,
+        **SAMPLERS[name],
+    )
     cells = repaint.reshape(8, 4, 8, 4).any((1, 3)).repeat(4, 0).repeat(4, 1)
     for image in out:
         np.testing.assert_array_equal(image[~cells], picture[~cells])
@@ -37,14 +53,30 @@ def test_outside_of_the_mask_nothing_changes(model, picture, name, seed):
 
 
 def test_strength_says_how_much_changes(model, picture):
-    """With `counts`, which keeps what is not masked at the start; ancestral steps may doubt every token."""
+    """With `counts`, which keeps what is not masked at the start; ancestral steps may doubt every
+    token.
+    """
     start, prompts = model.encode(picture[None]), ["a twitter style emoji of a crab"] * 8
-    same = [(model.tokens(prompts, image=start.repeat(8, axis=0), strength=strength, sampler="counts", calls=5) == start).mean()
-            for strength in (0.1, 0.5, 1.0)]
+    same = [
+        (
+            model.tokens(
+                prompts, image=start.repeat(8, axis=0), strength=strength, sampler="counts", calls=5
+            )
+            == start
+        ).mean()
+        for strength in (0.1, 0.5, 1.0)
+    ]
     assert same[0] >= 1 - round(6.4) / 64 and same[0] > same[1] > same[2]
     everywhere = Canvas(picture, np.ones((32, 32), bool))
-    far = [np.abs(paint(model, everywhere, prompts, strength=strength, sampler="counts", calls=5).astype(float) - picture).mean()
-           for strength in (0.1, 1.0)]
+    far = [
+        np.abs(
+            paint(model, everywhere, prompts, strength=strength, sampler="counts", calls=5).astype(
+                float
+            )
+            - picture
+        ).mean()
+        for strength in (0.1, 1.0)
+    ]
     assert 2 * far[0] < far[1]
 
 
@@ -67,9 +99,9 @@ def test_windows_cover_what_is_open_and_begin_where_most_is_known():
     places = windows(todo, 8)
     covered = np.zeros_like(todo)
     for y, x in places:
-        covered[y:y + 8, x:x + 8] = True
+        covered[y : y + 8, x : x + 8] = True
     assert covered[todo].all() and len(set(places)) == len(places)
-    first = todo[places[0][0]:places[0][0] + 8, places[0][1]:places[0][1] + 8]
+    first = todo[places[0][0] : places[0][0] + 8, places[0][1] : places[0][1] + 8]
     assert 0 < first.sum() <= 32
     assert windows(np.zeros((8, 8), bool), 8) == []
 
@@ -91,15 +123,25 @@ def test_canvases_from_files(files, picture):
     assert canvas.repaint[:16].all() and not canvas.repaint[16:].any()
     assert inpaint.read(str(files / "apple.png"), None, [], 32).repaint.all()
     larger = inpaint.read(str(files / "apple.png"), None, ["4", "0", "8", "12"], 32)
-    assert larger.image.shape == (44, 44, 3) and not larger.repaint[:32, 4:36].any() and larger.repaint.sum() == 44 * 44 - 32 * 32
+    assert (
+        larger.image.shape == (44, 44, 3)
+        and not larger.repaint[:32, 4:36].any()
+        and larger.repaint.sum() == 44 * 44 - 32 * 32
+    )
     np.testing.assert_array_equal(larger.image[:32, 4:36], picture)
 
 
-@pytest.mark.parametrize("arguments,sentence", [
-    (("gone.png", None, []), "there is no picture"), (("broken.png", None, []), "not a picture that can be read"),
-    (("apple.png", "black.png", []), "has no white"), (("apple.png", None, ["1", "2"]), "takes four numbers"),
-    (("apple.png", None, ["0", "0", "0", "0"]), "not all 0"), (("apple.png", None, ["-4", "0", "0", "0"]), "not negative"),
-])
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        (("gone.png", None, []), "there is no picture"),
+        (("broken.png", None, []), "not a picture that can be read"),
+        (("apple.png", "black.png", []), "has no white"),
+        (("apple.png", None, ["1", "2"]), "takes four numbers"),
+        (("apple.png", None, ["0", "0", "0", "0"]), "not all 0"),
+        (("apple.png", None, ["-4", "0", "0", "0"]), "not negative"),
+    ],
+)
 def test_bad_files_are_one_sentence(files, arguments, sentence):
     init, mask, extend = arguments
     with pytest.raises(UserError, match=sentence):

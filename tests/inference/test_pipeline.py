@@ -1,4 +1,6 @@
-"""The shipped model as a library: batches on any number of devices, blended and negative prompts, watching, bad settings."""
+"""The shipped model as a library: batches on any number of devices, blended and negative prompts,
+watching, bad settings.
+"""
 
 import jax
 import numpy as np
@@ -11,8 +13,11 @@ from vqd_jax.samplers.base import Known
 from vqd_jax.stages import jitted
 
 MODEL = ROOT / "pretrained" / "emoji"
-PROMPTS = [f"{style} style emoji of {what}" for what in ("a dog", "a tree", "a red apple")
-           for style in ("a google", "a twitter", "an openmoji")]
+PROMPTS = [
+    f"{style} style emoji of {what}"
+    for what in ("a dog", "a tree", "a red apple")
+    for style in ("a google", "a twitter", "an openmoji")
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +25,9 @@ def model():
     return pipeline.load(MODEL)
 
 
-@pytest.mark.parametrize("settings", [{}, {"sampler": "counts", "order": "confidence"}], ids=["ancestral", "counts"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"sampler": "counts", "order": "confidence"}], ids=["ancestral", "counts"]
+)
 def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypatch):
     """9 prompts, 2 at a time: on 4 devices, padded, and one after the other on one."""
     assert jax.local_device_count() == 4
@@ -62,7 +69,9 @@ def test_watching_sees_what_the_scan_does(model):
     assert len(seen) == 5
     np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # to the bit
     assert jitted.compiled() == compiled + 1  # one program does both
-    agree = np.mean([(s == t).mean() for (s, _), t in zip(seen, states)])  # two programs: the last bits may differ
+    agree = np.mean(
+        [(s == t).mean() for (s, _), t in zip(seen, states)]
+    )  # two programs: the last bits may differ
     assert agree > 0.9 and (seen[-1][0] < 512).all()
     first, picture = seen[0]
     grey = (picture == 190).all(-1).reshape(2, 8, 4, 8, 4).all((2, 4)).reshape(2, 64)
@@ -75,7 +84,9 @@ def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
     """From the tokens of a picture, with some of them kept, at another place in the noise."""
     image = model.tokens(PROMPTS[:3], calls=3)
     known = Known(np.random.default_rng(0).random(image.shape) < 0.3, image)
-    asked = dict(known=known, image=image, strength=strength, calls=4, seed=2, first=5, sampler=name)
+    asked = dict(
+        known=known, image=image, strength=strength, calls=4, seed=2, first=5, sampler=name
+    )
     seen = [tokens for tokens, _ in model.watch(PROMPTS[3:6], **asked)]
     assert len(seen) == 4 and len({s.tobytes() for s in seen}) > 1
     np.testing.assert_array_equal(seen[-1], model.tokens(PROMPTS[3:6], **asked))
@@ -87,7 +98,9 @@ def test_a_blend_has_weights(model):
     assert pipeline.split_prompt("a SANDcastle: 3 towers") == [("a SANDcastle: 3 towers", 1.0)]
     both, apple = "a google style emoji of a dog", "a google style emoji of a red apple"
     plain = model.tokens([both] * 4, calls=6, guidance=1.5)
-    np.testing.assert_array_equal(model.tokens([f"{both} AND {apple} :0"] * 4, calls=6, guidance=1.5), plain)
+    np.testing.assert_array_equal(
+        model.tokens([f"{both} AND {apple} :0"] * 4, calls=6, guidance=1.5), plain
+    )
     assert (model.tokens([f"{both} AND {apple}"] * 4, calls=6, guidance=1.5) != plain).any()
     with pytest.raises(UserError, match="positive sum"):
         model.tokens([f"{both} AND {apple} :-2"])
@@ -97,30 +110,48 @@ def test_a_negative_prompt_leads_away(model):
     prompt = ["a google style emoji of a dog"] * 4
     plain = model.tokens(prompt, calls=6, guidance=3.0)
     assert (model.tokens(prompt, calls=6, guidance=3.0, negative_prompt="a tree") != plain).any()
-    same = model.tokens(prompt, calls=6, guidance=3.0, negative_prompt=prompt[0])  # away from itself: guidance of 1
+    same = model.tokens(
+        prompt, calls=6, guidance=3.0, negative_prompt=prompt[0]
+    )  # away from itself: guidance of 1
     assert (same == model.tokens(prompt, calls=6, guidance=1.0)).mean() > 0.9
     empty = model.tokens(prompt, calls=6, guidance=3.0, null="empty")
     assert (empty != plain).any()
-    np.testing.assert_array_equal(empty, model.tokens(prompt, calls=6, guidance=3.0, null="empty", negative_prompt=" "))
+    np.testing.assert_array_equal(
+        empty, model.tokens(prompt, calls=6, guidance=3.0, null="empty", negative_prompt=" ")
+    )
     with pytest.raises(UserError, match="guidance of 1 is none"):
         model.tokens(prompt, negative_prompt="a tree", guidance=1.0)
 
 
-@pytest.mark.parametrize("settings,sentence", [
-    ({"calls": 101}, r"calls must be in 1..100, got 101"), ({"calls": 0}, "calls must be in"),
-    ({"sampler": "fast"}, "sampling.sampler must be one of ancestral, .*got 'fast'"),
-    ({"order": "halton"}, "the sampler ancestral has no option 'order'"),
-    ({"sampler": "counts", "order": "spiral"}, "order of counts must be one of"),
-    ({"sampler": "counts", "polish": "many"}, "the option polish of counts is like 0, got 'many'"),
-    ({"sampler": "counts", "counts": ["a"] * 25}, "the option counts of counts is like 'auto', got .'a', 'a'"),
-    ({"sampler": "counts", "order": [[0]]}, "the option order of counts is like"),
-    ({"sampler": "counts", "noise": float("nan")}, "noise of counts is like 4.5, got nan"),
-    ({"sampler": "counts", "noise": 10**400}, "noise of counts is like 4.5, got 1000"), ({"sampler": "counts", "noise": True}, "got True"),
-    ({"negative_prompt": "x" * 1001}, "a prompt has 1,001 characters"),
-    ({"sampler": "counts", "calls": 65}, "calls must be in 1..64"), ({"sampler": "remask", "eta": 2.0}, r"eta in \[0, 1\], got 2"),
-    ({"temperature": 0.0}, "temperature positive"), ({"top_p": 1.5}, r"top_p in \(0, 1\]"), ({"top_k": -1}, "top_k must be 0 or more"),
-    ({"strength": 0.0}, r"strength must lie in \(0, 1\]"),
-])
+@pytest.mark.parametrize(
+    "settings,sentence",
+    [
+        ({"calls": 101}, r"calls must be in 1..100, got 101"),
+        ({"calls": 0}, "calls must be in"),
+        ({"sampler": "fast"}, "sampling.sampler must be one of ancestral, .*got 'fast'"),
+        ({"order": "halton"}, "the sampler ancestral has no option 'order'"),
+        ({"sampler": "counts", "order": "spiral"}, "order of counts must be one of"),
+        (
+            {"sampler": "counts", "polish": "many"},
+            "the option polish of counts is like 0, got 'many'",
+        ),
+        (
+            {"sampler": "counts", "counts": ["a"] * 25},
+            "the option counts of counts is like 'auto', got .'a', 'a'",
+        ),
+        ({"sampler": "counts", "order": [[0]]}, "the option order of counts is like"),
+        ({"sampler": "counts", "noise": float("nan")}, "noise of counts is like 4.5, got nan"),
+        ({"sampler": "counts", "noise": 10**400}, "noise of counts is like 4.5, got 1000"),
+        ({"sampler": "counts", "noise": True}, "got True"),
+        ({"negative_prompt": "x" * 1001}, "a prompt has 1,001 characters"),
+        ({"sampler": "counts", "calls": 65}, "calls must be in 1..64"),
+        ({"sampler": "remask", "eta": 2.0}, r"eta in \[0, 1\], got 2"),
+        ({"temperature": 0.0}, "temperature positive"),
+        ({"top_p": 1.5}, r"top_p in \(0, 1\]"),
+        ({"top_k": -1}, "top_k must be 0 or more"),
+        ({"strength": 0.0}, r"strength must lie in \(0, 1\]"),
+    ],
+)
 def test_bad_settings_are_one_sentence(model, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         model.tokens(["a dog"], **settings)

@@ -1,4 +1,7 @@
-"""The measurement behind plans on the shipped model, what is kept of it, and pictures that follow it."""
+"""The measurement behind plans on the shipped model, what is kept of it, and pictures that follow
+it.
+"""
+
 import shutil
 
 import jax.numpy as jnp
@@ -12,7 +15,11 @@ from vqd_jax.runtime.workdir import plan_file
 from vqd_jax.samplers.call_planner import best_counts, random_order_cost
 
 MODEL = ROOT / "pretrained" / "emoji"
-CAPTIONS = ["a google style emoji of a red apple", "a twitter style emoji of a dog", "an openmoji style emoji of a tree"]
+CAPTIONS = [
+    "a google style emoji of a red apple",
+    "a twitter style emoji of a dog",
+    "an openmoji style emoji of a tree",
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,9 @@ def entropy(model):
 
 def test_knowing_more_makes_tokens_more_certain(entropy):
     assert entropy["random"].shape == (64,) and entropy["halton"].shape == (64, 64)
-    assert (np.diff(entropy["random"]) <= 0).all() and (np.diff(entropy["halton"], axis=0) <= 0).all()
+    assert (np.diff(entropy["random"]) <= 0).all() and (
+        np.diff(entropy["halton"], axis=0) <= 0
+    ).all()
     assert 0 < entropy["random"][-1] < entropy["random"][0] < np.log(512) * 2
 
 
@@ -36,8 +45,16 @@ def test_the_first_number_is_the_cross_entropy_without_any_token(model, entropy)
     """From a pass through the network put together by hand."""
     tokens = model.tokens(CAPTIONS, calls=10)
     masked = np.full_like(tokens, 512)
-    logits = np.asarray(model.stage.predict(model.weights, jnp.asarray(masked), jnp.full(3, 100), jnp.asarray(model.tokenizer(CAPTIONS)),
-                                            jnp.zeros(3, bool)), np.float64)
+    logits = np.asarray(
+        model.stage.predict(
+            model.weights,
+            jnp.asarray(masked),
+            jnp.full(3, 100),
+            jnp.asarray(model.tokenizer(CAPTIONS)),
+            jnp.zeros(3, bool),
+        ),
+        np.float64,
+    )
     log_p = logits - np.logaddexp.reduce(logits, axis=-1)[..., None]
     want = -np.take_along_axis(log_p, tokens[..., None], axis=-1).mean()
     np.testing.assert_allclose(entropy["random"][0], want, rtol=1e-3)
@@ -46,6 +63,7 @@ def test_the_first_number_is_the_cross_entropy_without_any_token(model, entropy)
 
 def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
     """A network that is surer the more it knows, and certain of what it is shown."""
+
     def cross_entropy(stage, weights, z_0, ids, known, t):
         return np.where(known, 0.0, 5 - 0.05 * known.sum(1, keepdims=True))
 
@@ -53,7 +71,9 @@ def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
     measured = plan.measure(model, np.zeros((3, 64), np.int32), CAPTIONS, points=7)
     known = np.arange(64)
     np.testing.assert_allclose(measured["random"], 5 - 0.05 * known)
-    np.testing.assert_allclose(measured["halton"], np.triu(np.broadcast_to(5 - 0.05 * known[:, None], (64, 64))))
+    np.testing.assert_allclose(
+        measured["halton"], np.triu(np.broadcast_to(5 - 0.05 * known[:, None], (64, 64)))
+    )
 
 
 def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
@@ -67,11 +87,17 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
     planned = pipeline.load(workdir)
     sampler, _ = planned.settings(sampler="counts", calls=7, counts="planned")
     assert sampler.counts == best_counts(random_order_cost(entropy["random"]), 7)[0]
-    assert planned.settings(sampler="counts", calls=7)[0] == sampler and bare.settings(sampler="counts", calls=7)[0].counts == "uniform"
+    assert (
+        planned.settings(sampler="counts", calls=7)[0] == sampler
+        and bare.settings(sampler="counts", calls=7)[0].counts == "uniform"
+    )
     assert planned.settings(sampler="counts", calls=7, begin=50)[0].counts == "uniform"
     np.savez(tmp_path / "other.npz", random=entropy["random"] ** 2)
     other = pipeline.load(workdir, tmp_path / "other.npz")
-    assert other.settings(sampler="counts", calls=7)[0].counts == best_counts(random_order_cost(entropy["random"] ** 2), 7)[0]
+    assert (
+        other.settings(sampler="counts", calls=7)[0].counts
+        == best_counts(random_order_cost(entropy["random"] ** 2), 7)[0]
+    )
     with pytest.raises(UserError, match="there is no plan .*missing.npz"):
         pipeline.load(workdir, tmp_path / "missing.npz")
     tokens = planned.tokens(["a dog"], sampler="counts", calls=7, counts="planned", order="halton")
@@ -85,5 +111,6 @@ def test_the_picture_of_a_plan(tmp_path, entropy):
     pytest.importorskip("matplotlib")
     plan.draw(entropy, 8, tmp_path / "plan.png")
     from PIL import Image
+
     pixels = np.asarray(Image.open(tmp_path / "plan.png").convert("RGB"))
     assert pixels.shape[1] > 1000 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50

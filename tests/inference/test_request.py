@@ -1,4 +1,7 @@
-"""What a file says of its pictures makes them again, all or one of them; what is watched ends as what is drawn."""
+"""What a file says of its pictures makes them again, all or one of them; what is watched ends as
+what is drawn.
+"""
+
 import dataclasses
 import json
 
@@ -32,14 +35,33 @@ def weights(model):
 def recipes(model):
     picture = model(["a google style emoji of a red apple"], calls=3)[0]
     half = np.arange(32)[:, None].repeat(32, 1) < 16
-    wide, around = np.pad(picture, ((0, 0), (0, 16), (0, 0))), np.arange(48)[None].repeat(32, 0) >= 32
+    wide, around = (
+        np.pad(picture, ((0, 0), (0, 16), (0, 0))),
+        np.arange(48)[None].repeat(32, 0) >= 32,
+    )
     two = ("a twitter style emoji of a crab", "日本語の犬 \"'")
-    return {"plain": Recipe(prompts=two, num=2, seed=7, batch=2, settings=PLAIN),
-            "option": Recipe(prompts=two[:1], num=2, settings={"sampler": "counts", "calls": 3, "order": "halton", "temperature": 3.0}),
-            "masked": Recipe(prompts=two[:1], num=2, seed=2**32 - 1,
-                             canvas=Canvas(picture, half), settings={"calls": 3, "temperature": 3.0}),
-            "varied": Recipe(prompts=two, canvas=Canvas(picture, np.ones_like(half)), strength=0.5, settings={"calls": 3}),
-            "wider": Recipe(prompts=two[:1], canvas=Canvas(wide, around), settings={"calls": 3})}
+    return {
+        "plain": Recipe(prompts=two, num=2, seed=7, batch=2, settings=PLAIN),
+        "option": Recipe(
+            prompts=two[:1],
+            num=2,
+            settings={"sampler": "counts", "calls": 3, "order": "halton", "temperature": 3.0},
+        ),
+        "masked": Recipe(
+            prompts=two[:1],
+            num=2,
+            seed=2**32 - 1,
+            canvas=Canvas(picture, half),
+            settings={"calls": 3, "temperature": 3.0},
+        ),
+        "varied": Recipe(
+            prompts=two,
+            canvas=Canvas(picture, np.ones_like(half)),
+            strength=0.5,
+            settings={"calls": 3},
+        ),
+        "wider": Recipe(prompts=two[:1], canvas=Canvas(wide, around), settings={"calls": 3}),
+    }
 
 
 @pytest.mark.parametrize("name", ["plain", "option", "masked", "varied", "wider"])
@@ -48,7 +70,11 @@ def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path)
     images = request.draw(model, asked)
     for picture in (None, len(images) - 1):
         sheet = np.concatenate(images) if picture is None else images[picture]
-        save_png(tmp_path / "x.png", sheet, request.metadata(model, asked, weights, picture=picture, stage="diffusion"))
+        save_png(
+            tmp_path / "x.png",
+            sheet,
+            request.metadata(model, asked, weights, picture=picture, stage="diffusion"),
+        )
         read, which = request.read_file(model, str(tmp_path / "x.png"), weights)
         assert which == picture and read.wanted == asked.wanted
         np.testing.assert_array_equal(request.draw(model, read), images)
@@ -69,39 +95,57 @@ def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
         np.testing.assert_array_equal(images[0, :, :32], recipes["wider"].canvas.image[:, :32])
 
 
-@pytest.mark.parametrize("fields,sentence", [
-    ([], "a recipe is a JSON object"), ({"prompts": "a dog"}, "prompts must be a list of texts, got 'a dog'"),
-    ({"prompts": [3]}, "prompts must"),
-    ({"prompts": []}, "--prompt is missing"), ({"prompts": [" "]}, "a prompt is empty"),
-    ({"prompts": ["x" * 1001]}, "has 1,001 characters"),
-    ({"num": 0}, "num must be a whole number in 1..1e\\+06, got 0"), ({"num": 2.0}, "num must be a whole number"),
-    ({"num": True}, "num must"),
-    ({"seed": -1}, "seed must be a whole number in 0"), ({"seed": 2**32}, "seed must"),
-    ({"seed": "1"}, "seed must be a whole number.*'1'"),
-    ({"calls": 101}, r"calls must be in 1\.\.100, got 101"), ({"calls": 2.5}, "calls must be a whole number"),
-    ({"calls": 10**400}, "calls must be a whole number, got 1000"), ({"guidance": 10**400}, "guidance must be a number, got 1000"),
-    ({"sampler": "counts", "calls": 65}, r"calls must be in 1\.\.64"), ({"negative_prompt": "x" * 1001}, "has 1,001 characters"),
-    ({"guidance": float("nan")}, "guidance must be a number, got nan"), ({"guidance": "2"}, "guidance must be a number, got '2'"),
-    ({"temperature": 0}, "temperature positive"), ({"temperature": float("inf")}, "temperature must be a number, got inf"),
-    ({"ramp": 1}, "ramp must be true or false"), ({"sampler": 3}, "sampler must be a text"),
-    ({"sampler": "best"}, "must be one of ancestral"),
-    ({"negative_prompt": ["x"]}, "negative_prompt must be a text"), ({"guidance": 1, "negative_prompt": "y"}, "acts through guidance"),
-    ({"nonsense": 1}, "has no option 'nonsense'"), ({"strength": 0.5}, "are for changing a picture"),
-    ({"mask": "AAAA"}, "are for changing"),
-    ({"init_image": "%%%"}, "the init_image must be a picture file in base64"),
-    ({"init_image": 7}, "the init_image must be a picture file"),
-    ({"init_image": "AAAA"}, "the init_image is not a picture that can be read"),
-    ({"strength": 0, "init_image": "PNG"}, r"strength must lie"),
-    ({"strength": 1.5, "init_image": "PNG"}, r"strength must be a number in 0\.\.1"),
-    ({"init_image": "PNG", "mask": "PNG"}, "has no white"),
-])
+@pytest.mark.parametrize(
+    "fields,sentence",
+    [
+        ([], "a recipe is a JSON object"),
+        ({"prompts": "a dog"}, "prompts must be a list of texts, got 'a dog'"),
+        ({"prompts": [3]}, "prompts must"),
+        ({"prompts": []}, "--prompt is missing"),
+        ({"prompts": [" "]}, "a prompt is empty"),
+        ({"prompts": ["x" * 1001]}, "has 1,001 characters"),
+        ({"num": 0}, "num must be a whole number in 1..1e\\+06, got 0"),
+        ({"num": 2.0}, "num must be a whole number"),
+        ({"num": True}, "num must"),
+        ({"seed": -1}, "seed must be a whole number in 0"),
+        ({"seed": 2**32}, "seed must"),
+        ({"seed": "1"}, "seed must be a whole number.*'1'"),
+        ({"calls": 101}, r"calls must be in 1\.\.100, got 101"),
+        ({"calls": 2.5}, "calls must be a whole number"),
+        ({"calls": 10**400}, "calls must be a whole number, got 1000"),
+        ({"guidance": 10**400}, "guidance must be a number, got 1000"),
+        ({"sampler": "counts", "calls": 65}, r"calls must be in 1\.\.64"),
+        ({"negative_prompt": "x" * 1001}, "has 1,001 characters"),
+        ({"guidance": float("nan")}, "guidance must be a number, got nan"),
+        ({"guidance": "2"}, "guidance must be a number, got '2'"),
+        ({"temperature": 0}, "temperature positive"),
+        ({"temperature": float("inf")}, "temperature must be a number, got inf"),
+        ({"ramp": 1}, "ramp must be true or false"),
+        ({"sampler": 3}, "sampler must be a text"),
+        ({"sampler": "best"}, "must be one of ancestral"),
+        ({"negative_prompt": ["x"]}, "negative_prompt must be a text"),
+        ({"guidance": 1, "negative_prompt": "y"}, "acts through guidance"),
+        ({"nonsense": 1}, "has no option 'nonsense'"),
+        ({"strength": 0.5}, "are for changing a picture"),
+        ({"mask": "AAAA"}, "are for changing"),
+        ({"init_image": "%%%"}, "the init_image must be a picture file in base64"),
+        ({"init_image": 7}, "the init_image must be a picture file"),
+        ({"init_image": "AAAA"}, "the init_image is not a picture that can be read"),
+        ({"strength": 0, "init_image": "PNG"}, r"strength must lie"),
+        ({"strength": 1.5, "init_image": "PNG"}, r"strength must be a number in 0\.\.1"),
+        ({"init_image": "PNG", "mask": "PNG"}, "has no white"),
+    ],
+)
 def test_bad_fields_are_one_sentence(model, fields, sentence):
     import base64
 
     from vqd_jax.data.packed import png
 
     if isinstance(fields, dict):
-        black = "data:image/png;base64," + base64.b64encode(png(np.zeros((40, 40, 3), np.uint8))).decode()
+        black = (
+            "data:image/png;base64,"
+            + base64.b64encode(png(np.zeros((40, 40, 3), np.uint8))).decode()
+        )
         fields = {"prompts": ["a dog"]} | {k: black if v == "PNG" else v for k, v in fields.items()}
     with pytest.raises(UserError, match=sentence) as caught:
         request.read(model, fields)
@@ -111,24 +155,37 @@ def test_bad_fields_are_one_sentence(model, fields, sentence):
 def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
     """A file does not change its pictures when the workdir gets another plan."""
     planned = dataclasses.replace(model, entropy={"random": np.geomspace(9.0, 0.01, 64)})
-    asked = Recipe(prompts=("a google style emoji of a dog",), num=2, settings={"sampler": "counts", "calls": 5})
+    asked = Recipe(
+        prompts=("a google style emoji of a dog",),
+        num=2,
+        settings={"sampler": "counts", "calls": 5},
+    )
     images = request.draw(planned, asked)
     save_png(tmp_path / "x.png", images[0], request.metadata(planned, asked, weights))
     read, _ = request.read_file(model, str(tmp_path / "x.png"), weights)
     counts = read.settings["counts"]
     assert sum(counts) == 64 and len(counts) == 5 and len({*counts}) > 2
     np.testing.assert_array_equal(request.draw(model, read), images)
-    save_png(tmp_path / "x.png", images[0], request.metadata(model, asked, weights))  # without a plan
+    save_png(
+        tmp_path / "x.png", images[0], request.metadata(model, asked, weights)
+    )  # without a plan
     even, _ = request.read_file(planned, str(tmp_path / "x.png"), weights)
     np.testing.assert_array_equal(request.draw(planned, even), request.draw(model, asked))
 
 
 def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
-    path, good = tmp_path / "x.png", {"prompts": ["a dog"], "num": 2, "model": weights, "calls": 3, "picture": 1}
-    for text, sentence in ((None, "does not say how it was made"), ("{", "does not say how it was made"), ("[1]", "cannot be made again"),
-                           (json.dumps(good | {"model": "0"}), "drawn by another model"),
-                           (json.dumps(good | {"calls": 0}), "calls must be in"),
-                           (json.dumps(good | {"picture": 2}), r"picture must be a whole number in 0\.\.1, got 2")):
+    path, good = (
+        tmp_path / "x.png",
+        {"prompts": ["a dog"], "num": 2, "model": weights, "calls": 3, "picture": 1},
+    )
+    for text, sentence in (
+        (None, "does not say how it was made"),
+        ("{", "does not say how it was made"),
+        ("[1]", "cannot be made again"),
+        (json.dumps(good | {"model": "0"}), "drawn by another model"),
+        (json.dumps(good | {"calls": 0}), "calls must be in"),
+        (json.dumps(good | {"picture": 2}), r"picture must be a whole number in 0\.\.1, got 2"),
+    ):
         save_png(path, np.zeros((4, 4, 3), np.uint8), text and {request.KEY: text})
         with pytest.raises(UserError, match=f"x.png.*{sentence}"):
             request.read_file(model, str(path), weights)

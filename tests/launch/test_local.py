@@ -1,4 +1,5 @@
 """launch/local.sh with a stand-in for python, and what all scripts of launch/ have in common."""
+
 import os
 import re
 import shutil
@@ -8,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from helpers.launching import AWKWARD, GATE, LAUNCH, PYTHON, ROOT, Shell, executable, sentence, wait_for
+from helpers.launching import (
+    AWKWARD,
+    GATE,
+    LAUNCH,
+    PYTHON,
+    ROOT,
+    Shell,
+    executable,
+    sentence,
+    wait_for,
+)
 
 
 @pytest.fixture
@@ -16,12 +27,17 @@ def shell(tmp_path):
     return Shell(tmp_path)
 
 
-SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+SHELLCHECK = shutil.which(
+    "shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+)
 
 
 @pytest.mark.skipif(not SHELLCHECK, reason="needs shellcheck")
 def test_shellcheck_has_nothing_to_say():
-    scripts = [*(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch")), ROOT / ".ci" / "run"]
+    scripts = [
+        *(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch")),
+        ROOT / ".ci" / "run",
+    ]
     done = subprocess.run([SHELLCHECK, *map(str, scripts)], capture_output=True, text=True)
     assert len(scripts) >= 6 and done.returncode == 0, done.stdout
 
@@ -29,7 +45,9 @@ def test_shellcheck_has_nothing_to_say():
 @pytest.mark.parametrize("script", ["local.sh", "slurm.sbatch", "tpu_vm.sh", "tpu_worker.sh"])
 def test_help_explains_with_an_example(shell, script):
     said = shell("bash", LAUNCH / script, "--help", ok=True, SLURM_SUBMIT_DIR=str(ROOT)).stdout
-    assert "ARGUMENTS of python -m vqd_jax.main" in said and not re.search(r"^#|shellcheck", said, re.M)
+    assert "ARGUMENTS of python -m vqd_jax.main" in said and not re.search(
+        r"^#|shellcheck", said, re.M
+    )
     example = re.search(r"^  .*--config=configs/(\w+)\.py", said, re.M)
     assert script == "tpu_worker.sh" or (ROOT / "configs" / f"{example[1]}.py").is_file()
 
@@ -59,10 +77,18 @@ def test_local_dry_run_prints_what_it_would_run(shell, local):
 
 def test_local_detaches_and_logs(shell, local):
     log = shell.folder / "new folder" / "train.log"
-    done = local("--detach", f"--log={log}", "--config=x", ok=True, BEHAVE=f"{GATE}; echo trained >&2; exit 3")
+    done = local(
+        "--detach",
+        f"--log={log}",
+        "--config=x",
+        ok=True,
+        BEHAVE=f"{GATE}; echo trained >&2; exit 3",
+    )
     assert "trained" not in log.read_text() and f"tail -f '{log}'" in done.stdout
-    assert local("--detach", f"--log={log}", "--config=x", "--dry-run", ok=True).stdout.splitlines() \
+    assert (
+        local("--detach", f"--log={log}", "--config=x", "--dry-run", ok=True).stdout.splitlines()
         == done.stdout.splitlines()[:-1]
+    )
     os.kill(int(re.search(r"kill (\d+)", done.stdout)[1]), 0)  # it is there
     (shell.folder / "go").touch()
     wait_for(lambda: log.read_text().endswith("trained\n"))

@@ -1,4 +1,7 @@
-"""launch/slurm.sbatch with stand-ins for srun and scontrol; two tasks that train together are one training."""
+"""launch/slurm.sbatch with stand-ins for srun and scontrol; two tasks that train together are one
+training.
+"""
+
 import os
 import shlex
 import shutil
@@ -48,7 +51,12 @@ def slurm(shell):
     executable(shell.bin / "python", PYTHON)
     executable(shell.bin / "scontrol", SCONTROL)
     executable(shell.bin / "srun", SRUN)
-    shell.env |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "127.0.0.1"}
+    shell.env |= {
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+    }
     # Slurm runs a copy of the script.
     script = shutil.copy(LAUNCH / "slurm.sbatch", shell.folder / "slurm_script")
     return lambda *arguments, **kw: shell("bash", script, *arguments, **kw)
@@ -65,7 +73,8 @@ def test_slurm_trains_and_gives_back_the_status(shell, slurm):
 
 @pytest.mark.parametrize("number,requeued", [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_slurm_goes_back_into_the_queue_when_time_is_up(shell, slurm, number, requeued):
-    warn = f"kill -{int(number)} $PPID; exec sleep 20"  # the batch script is the parent of what it starts
+    # the batch script is the parent of what it starts
+    warn = f"kill -{int(number)} $PPID; exec sleep 20"
     assert slurm("--config=x", BEHAVE=warn).returncode == 128 + signal.SIGTERM
     assert (shell.folder / "scontrol").exists() == requeued
     if requeued:
@@ -91,50 +100,115 @@ def test_slurm_dry_run_prints_what_it_would_run(shell, slurm, nodes):
         assert command == ["bash", "launch/local.sh", *AWKWARD]
     else:
         assert command == [
-            "srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--cpu-bind=none",
-            "--output=vqd_jax-40017-%t.log", "--open-mode=append", "bash", "-c", 'exec "$@" "--process=$SLURM_PROCID"', "task",
-            "bash", "launch/local.sh", *AWKWARD, "--coordinator=127.0.0.1:12017", "--processes=2"]
+            "srun",
+            "--nodes=2",
+            "--ntasks=2",
+            "--ntasks-per-node=1",
+            "--kill-on-bad-exit=1",
+            "--cpu-bind=none",
+            "--output=vqd_jax-40017-%t.log",
+            "--open-mode=append",
+            "bash",
+            "-c",
+            'exec "$@" "--process=$SLURM_PROCID"',
+            "task",
+            "bash",
+            "launch/local.sh",
+            *AWKWARD,
+            "--coordinator=127.0.0.1:12017",
+            "--processes=2",
+        ]
 
 
 def test_slurm_starts_a_process_on_each_node_with_its_number_and_a_log(shell, slurm):
-    done = slurm(*AWKWARD, ok=True, BEHAVE='printf "%s\\n" "$@" >"$HOME/task$SLURM_PROCID"; echo said $SLURM_PROCID', **NODES)
+    done = slurm(
+        *AWKWARD,
+        ok=True,
+        BEHAVE='printf "%s\\n" "$@" >"$HOME/task$SLURM_PROCID"; echo said $SLURM_PROCID',
+        **NODES,
+    )
     assert "the output of each node is in vqd_jax-40017-*.log" in done.stdout
     for i in range(2):
         together = ["--coordinator=127.0.0.1:12017", "--processes=2", f"--process={i}"]
-        assert (shell.folder / f"task{i}").read_text().split("\n")[:-1] == ["-m", "vqd_jax.main", *AWKWARD, *together]
+        assert (shell.folder / f"task{i}").read_text().split("\n")[:-1] == [
+            "-m",
+            "vqd_jax.main",
+            *AWKWARD,
+            *together,
+        ]
         assert (shell.folder / f"vqd_jax-40017-{i}.log").read_text().endswith(f"said {i}\n")
 
 
 def test_slurm_ends_with_the_status_of_a_node_that_fails(shell, slurm):
-    assert slurm("--config=x", BEHAVE="[[ $SLURM_PROCID == 1 ]] && exit 3; sleep 60", **NODES).returncode == 3
+    assert (
+        slurm(
+            "--config=x", BEHAVE="[[ $SLURM_PROCID == 1 ]] && exit 3; sleep 60", **NODES
+        ).returncode
+        == 3
+    )
 
 
 @pytest.mark.slow
 def test_two_tasks_train_as_one_process_does(shell, slurm, tmp_path):
     """Each on a disk of its own; test_processes.py has those that share one."""
     cache = Path(os.environ.get("VQD_TEST_CACHE") or tmp_path / "cache")
-    arguments = ["--config=configs/emoji.py", f"--config.data.cache={cache}", "--config.emoji.max_items=24",
-                 *(f"--config.{key}" for key in TINY), "--config.vqvae_train.examples=24", "--config.diffusion_train.examples=24",
-                 "--config.vqvae_loss.lpips=0.0"]
-    shell.env |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu",
-                  "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path),
-                  "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path / "xla")}
+    arguments = [
+        "--config=configs/emoji.py",
+        f"--config.data.cache={cache}",
+        "--config.emoji.max_items=24",
+        *(f"--config.{key}" for key in TINY),
+        "--config.vqvae_train.examples=24",
+        "--config.diffusion_train.examples=24",
+        "--config.vqvae_loss.lpips=0.0",
+    ]
+    shell.env |= {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TMPDIR": str(tmp_path),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(tmp_path / "xla"),
+    }
     # The last --workdir counts.
-    executable(shell.bin / "srun", SRUN.replace("words[start:], ", 'words[start:] + [f"--workdir={os.environ[\'HOME\']}/disk{i}"], '))
+    executable(
+        shell.bin / "srun",
+        SRUN.replace(
+            "words[start:], ", "words[start:] + [f\"--workdir={os.environ['HOME']}/disk{i}\"], "
+        ),
+    )
     port = str(os.getpid() % 20000)
     done = slurm(*arguments, timeout=400, **NODES | {"SLURM_JOB_ID": port})
-    assert done.returncode == 0, done.stderr + "".join(f.read_text() for f in shell.folder.glob("vqd_jax-*.log"))
+    assert done.returncode == 0, done.stderr + "".join(
+        f.read_text() for f in shell.folder.glob("vqd_jax-*.log")
+    )
     logs = [(shell.folder / f"vqd_jax-{port}-{i}.log").read_text() for i in range(2)]
     one, two = tmp_path / "one", tmp_path / "disk0"
     shell("bash", LAUNCH / "local.sh", *arguments, f"--workdir={one}", ok=True, timeout=400)
     for stage in ("vqvae", "diffusion"):
-        numbers = [[{k: v for k, v in row.items() if "/" in k and k not in TIMINGS}
-                    for row in read_metrics(w / stage / "metrics.jsonl")] for w in (one, two)]
+        numbers = [
+            [
+                {k: v for k, v in row.items() if "/" in k and k not in TIMINGS}
+                for row in read_metrics(w / stage / "metrics.jsonl")
+            ]
+            for w in (one, two)
+        ]
         assert len(numbers[0]) == len(numbers[1]) >= 3
         for alone, together in zip(*numbers):
             assert alone.keys() == together.keys()
-            np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-4, err_msg=f"{stage} {alone.keys()}")
+            np.testing.assert_allclose(
+                list(together.values()),
+                list(alone.values()),
+                rtol=1e-4,
+                err_msg=f"{stage} {alone.keys()}",
+            )
         assert Checkpoints(two / stage / "checkpoints", read_only=True).steps() == [3]
     assert (two / "samples.png").is_file() and "free text" in logs[0] and "free text" not in logs[1]
-    copied = {str(f.relative_to(tmp_path / "disk1")) for f in (tmp_path / "disk1").rglob("*") if f.is_file()}
+    copied = {
+        str(f.relative_to(tmp_path / "disk1"))
+        for f in (tmp_path / "disk1").rglob("*")
+        if f.is_file()
+    }
     assert all(f.startswith("vqvae/checkpoints/3/") for f in copied) and len(copied) > 5

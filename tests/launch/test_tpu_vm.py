@@ -1,4 +1,7 @@
-"""launch/tpu_vm.sh with a stand-in for gcloud that also is the TPU VM: its workers are folders with the real tmux."""
+"""launch/tpu_vm.sh with a stand-in for gcloud that also is the TPU VM: its workers are folders with
+the real tmux.
+"""
+
 import os
 import re
 import shlex
@@ -13,7 +16,10 @@ from helpers.launching import AWKWARD, GATE, LAUNCH, clouded, executable, senten
 
 TRAIN = ["--", "--config=configs/emoji.py:gpu"]
 BUCKET = [*TRAIN, "--workdir=gs://my-bucket/emoji"]
-CAPACITY = 'There is no more capacity in the zone "us-central1-a"; you can try in another zone [EID: 0xba39]'
+CAPACITY = (
+    'There is no more capacity in the zone "us-central1-a"; you can try in another zone '
+    "[EID: 0xba39]"
+)
 WORKER = "bash vqd_jax/launch/tpu_worker.sh"
 IDLE = "! tmux has-session -t =vqd_jax 2>/dev/null"
 
@@ -34,10 +40,15 @@ two = pytest.mark.parametrize("workers", [2])
 
 # --- the VM
 
-@pytest.mark.parametrize("action", ["create", "push", "start", "logs", "run", "status", "fetch", "stop", "delete"])
+
+@pytest.mark.parametrize(
+    "action", ["create", "push", "start", "logs", "run", "status", "fetch", "stop", "delete"]
+)
 def test_dry_run_prints_the_calls_that_are_made(cloud, action):
     options = ["--type=v4-8", "--spot", *(["--", *AWKWARD] if action in ("start", "run") else [])]
-    printed = cloud.tpu(action, "--dry-run", *options, ok=True, PATH=os.environ["PATH"]).stdout.splitlines()
+    printed = cloud.tpu(
+        action, "--dry-run", *options, ok=True, PATH=os.environ["PATH"]
+    ).stdout.splitlines()
     assert not cloud.calls() and printed
     if action not in ("create", "run"):
         cloud.pushed()
@@ -45,29 +56,50 @@ def test_dry_run_prints_the_calls_that_are_made(cloud, action):
         (cloud.homes[0] / "vqd_jax.log").write_text("")
         (cloud.homes[0] / "vqd_jax/runs").mkdir()
     done = cloud.tpu(action, *options, ok=True)
-    made = {shlex.join(["gcloud", "compute", "tpus", "tpu-vm", *call, "--zone=us-central1-a"]) for call in cloud.calls()}
+    made = {
+        shlex.join(["gcloud", "compute", "tpus", "tpu-vm", *call, "--zone=us-central1-a"])
+        for call in cloud.calls()
+    }
     assert {shlex.join(shlex.split(line)) for line in printed if line.startswith("gcloud")} == made
-    assert [line for line in dict.fromkeys(done.stderr.splitlines()) if line.startswith(("gcloud ", "tar "))] == \
-        list(dict.fromkeys(printed))
+    assert [
+        line
+        for line in dict.fromkeys(done.stderr.splitlines())
+        if line.startswith(("gcloud ", "tar "))
+    ] == list(dict.fromkeys(printed))
 
 
 def test_create_asks_for_the_image_of_the_type(cloud):
-    for kind, image in {"v2-8": "tpu-ubuntu2204-base", "v5litepod-16": "v2-alpha-tpuv5-lite", "v6e-8": "v2-alpha-tpuv6e"}.items():
+    for kind, image in {
+        "v2-8": "tpu-ubuntu2204-base",
+        "v5litepod-16": "v2-alpha-tpuv5-lite",
+        "v6e-8": "v2-alpha-tpuv6e",
+    }.items():
         cloud.tpu("create", f"--type={kind}", ok=True)
-        assert cloud.calls() == [["describe", "vqd-jax", "--format=value(state,acceleratorType)"],
-                                 ["create", "vqd-jax", f"--accelerator-type={kind}", f"--version={image}"]]
+        assert cloud.calls() == [
+            ["describe", "vqd-jax", "--format=value(state,acceleratorType)"],
+            ["create", "vqd-jax", f"--accelerator-type={kind}", f"--version={image}"],
+        ]
         (cloud.cloud / "state").unlink()
     cloud.tpu("create", "--version=other", "--preemptible", "--name=a-b", ok=True)
-    assert cloud.calls()[1] == ["create", "a-b", "--accelerator-type=v5litepod-8", "--version=other", "--preemptible"]
+    assert cloud.calls()[1] == [
+        "create",
+        "a-b",
+        "--accelerator-type=v5litepod-8",
+        "--version=other",
+        "--preemptible",
+    ]
 
 
-@pytest.mark.parametrize("state,kind,verbs,said", [
-    ("READY", "v5litepod-8", ["describe"], None),
-    ("READY", "v4-8", ["describe"], "is a v4-8, not a v5litepod-8"),
-    ("PREEMPTED", "v5litepod-8", ["describe", "delete", "describe", "create"], None),
-    ("TERMINATED", "v5litepod-8", ["describe", "delete", "describe", "create"], None),
-    ("CREATING", "v5litepod-8", ["describe"], "is in the state CREATING"),
-])
+@pytest.mark.parametrize(
+    "state,kind,verbs,said",
+    [
+        ("READY", "v5litepod-8", ["describe"], None),
+        ("READY", "v4-8", ["describe"], "is a v4-8, not a v5litepod-8"),
+        ("PREEMPTED", "v5litepod-8", ["describe", "delete", "describe", "create"], None),
+        ("TERMINATED", "v5litepod-8", ["describe", "delete", "describe", "create"], None),
+        ("CREATING", "v5litepod-8", ["describe"], "is in the state CREATING"),
+    ],
+)
 def test_create_reuses_and_replaces(cloud, state, kind, verbs, said):
     cloud.exists(state, kind)
     done = cloud.tpu("create", ok=said is None)
@@ -81,24 +113,43 @@ def test_create_reuses_and_replaces(cloud, state, kind, verbs, said):
 def test_a_zone_without_capacity_is_asked_again_with_growing_pauses(cloud):
     cloud.failing(["tpu-vm create", 2, CAPACITY])
     cloud.tpu("create", ok=True)
-    assert cloud.verbs() == ["describe", "create"] * 3 and (cloud.cloud / "slept").read_text() == "30\n60\n"
+    assert (
+        cloud.verbs() == ["describe", "create"] * 3
+        and (cloud.cloud / "slept").read_text() == "30\n60\n"
+    )
     (cloud.cloud / "state").unlink()
     cloud.failing(["tpu-vm create", 99, CAPACITY])
-    sentence(cloud.tpu("create", "--tries=3"), 1, "could not be created in 3 tries, us-central1-a has no capacity for a v5litepod-8")
+    sentence(
+        cloud.tpu("create", "--tries=3"),
+        1,
+        "could not be created in 3 tries, us-central1-a has no capacity for a v5litepod-8",
+    )
     assert cloud.verbs() == ["describe", "create"] * 3
 
 
-@pytest.mark.parametrize("told", ["RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded. Limit: 0 in zone us-central1-a.",
-                                  "Quota 'TPUV5sPreemptible' exhausted.\n      Limit 10000 in region us-west4"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded. Limit: 0 in zone "
+        "us-central1-a.",
+        "Quota 'TPUV5sPreemptible' exhausted.\n      Limit 10000 in region us-west4",
+    ],
+)
 def test_a_quota_is_named_and_not_asked_for_again(cloud, told):
     cloud.failing(["tpu-vm create", 99, told])
     done = cloud.tpu("run", *TRAIN)
     sentence(done, 1, "the quota TPUV5sPreemptible of your project is used up or zero")
-    assert cloud.verbs() == ["describe", "create"] and told in done.stderr and "costs money" not in done.stderr
+    assert (
+        cloud.verbs() == ["describe", "create"]
+        and told in done.stderr
+        and "costs money" not in done.stderr
+    )
 
 
 def test_a_vm_that_someone_else_made_meanwhile_is_used(cloud):
-    cloud.failing(["tpu-vm create", 1, "ALREADY_EXISTS: Resource 'n' already exists", "READY\tv5litepod-8"])
+    cloud.failing(
+        ["tpu-vm create", 1, "ALREADY_EXISTS: Resource 'n' already exists", "READY\tv5litepod-8"]
+    )
     assert "using it" in cloud.tpu("create", ok=True).stderr
     assert cloud.verbs() == ["describe", "create", "describe"]
 
@@ -108,14 +159,24 @@ def test_what_is_not_there_needs_no_deletion(cloud):
     assert cloud.calls() == [["delete", "vqd-jax", "--quiet"]]
     cloud.exists()
     cloud.failing(["delete", 1, "PERMISSION_DENIED: you may not"])
-    sentence(cloud.tpu("delete"), 1, "could not be deleted, and costs money: ERROR: (gcloud) PERMISSION_DENIED")
+    sentence(
+        cloud.tpu("delete"),
+        1,
+        "could not be deleted, and costs money: ERROR: (gcloud) PERMISSION_DENIED",
+    )
 
 
 def test_ssh_that_is_refused_at_first_is_tried_again(cloud):
     cloud.failing(["command=true", 3, "Connection refused"])
     done = cloud.tpu("run", *TRAIN, ok=True)
-    assert [call[3] for call in cloud.calls() if call[0] == "ssh"][:5] == ["--command=true"] * 4 + [f"--command={IDLE.removeprefix('! ')}"]
-    assert "try 3" in done.stderr and "costs money until launch/tpu_vm.sh delete --name=vqd-jax --zone=us-central1-a" in done.stderr
+    assert [call[3] for call in cloud.calls() if call[0] == "ssh"][:5] == ["--command=true"] * 4 + [
+        f"--command={IDLE.removeprefix('! ')}"
+    ]
+    assert (
+        "try 3" in done.stderr
+        and "costs money until launch/tpu_vm.sh delete --name=vqd-jax --zone=us-central1-a"
+        in done.stderr
+    )
 
 
 STEPS = [
@@ -123,10 +184,26 @@ STEPS = [
     ("tpu-vm create", "could not be created: ERROR: (gcloud) injected", ["describe", "create"]),
     ("command=true", "does not answer to ssh", ["describe", "create"] + ["ssh"] * 5 + ["describe"]),
     ("scp", "could not be copied", ["describe", "create"] + ["ssh"] * 3 + ["scp", "describe"]),
-    ("tar -xzf", "could not be unpacked", ["describe", "create"] + ["ssh"] * 3 + ["scp", "ssh", "describe"]),
-    ("pip install", "the installation on vqd-jax failed", ["describe", "create"] + ["ssh"] * 3 + ["scp", "ssh", "ssh", "describe"]),
-    ("import jax", "jax does not find the TPU", ["describe", "create"] + ["ssh"] * 3 + ["scp"] + ["ssh"] * 3 + ["describe"]),
-    ("tpu_worker.sh start", "could not be started", ["describe", "create"] + ["ssh"] * 3 + ["scp"] + ["ssh"] * 5 + ["describe"]),
+    (
+        "tar -xzf",
+        "could not be unpacked",
+        ["describe", "create"] + ["ssh"] * 3 + ["scp", "ssh", "describe"],
+    ),
+    (
+        "pip install",
+        "the installation on vqd-jax failed",
+        ["describe", "create"] + ["ssh"] * 3 + ["scp", "ssh", "ssh", "describe"],
+    ),
+    (
+        "import jax",
+        "jax does not find the TPU",
+        ["describe", "create"] + ["ssh"] * 3 + ["scp"] + ["ssh"] * 3 + ["describe"],
+    ),
+    (
+        "tpu_worker.sh start",
+        "could not be started",
+        ["describe", "create"] + ["ssh"] * 3 + ["scp"] + ["ssh"] * 5 + ["describe"],
+    ),
 ]
 
 
@@ -146,8 +223,18 @@ def test_run_with_delete_leaves_nothing_behind_when_it_fails(cloud, step):
     assert cloud.verbs()[-1] == "delete" and not (cloud.cloud / "state").exists()
 
 
-@pytest.mark.parametrize("action,step", [("stop", "tpu_worker.sh stop"), ("status", "describe"), ("status", "ssh"), ("fetch", "ssh"),
-                                         ("fetch", "scp"), ("start", "has-session"), ("push", "has-session")])
+@pytest.mark.parametrize(
+    "action,step",
+    [
+        ("stop", "tpu_worker.sh stop"),
+        ("status", "describe"),
+        ("status", "ssh"),
+        ("fetch", "ssh"),
+        ("fetch", "scp"),
+        ("start", "has-session"),
+        ("push", "has-session"),
+    ],
+)
 def test_failures_of_single_commands(cloud, action, step):
     cloud.pushed()
     (cloud.homes[0] / "vqd_jax/runs").mkdir()
@@ -155,17 +242,20 @@ def test_failures_of_single_commands(cloud, action, step):
     sentence(cloud.tpu(action, *(TRAIN if action == "start" else [])), 1, "vqd-jax")
 
 
-@pytest.mark.parametrize("arguments,said", [
-    (["create", "--type=large"], "--type=large: a type is a generation and a size"),
-    (["create", "--tries=0"], "--tries must be a positive number, got 0"),
-    (["run"], "what to train is missing"),
-    (["run", "--", "--workdir=gs://bucket"], "--workdir=gs://bucket: write gs://BUCKET/FOLDER"),
-    (["push", *TRAIN], "push takes no arguments"),
-    (["push", "start", *TRAIN], "one command, not push and start"),
-    (["push", "--config=x"], "unknown option --config=x"),
-    (["push", "--name=My_VM"], "--name=My_VM"),
-    (["--spot"], "a command is missing"),
-])
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (["create", "--type=large"], "--type=large: a type is a generation and a size"),
+        (["create", "--tries=0"], "--tries must be a positive number, got 0"),
+        (["run"], "what to train is missing"),
+        (["run", "--", "--workdir=gs://bucket"], "--workdir=gs://bucket: write gs://BUCKET/FOLDER"),
+        (["push", *TRAIN], "push takes no arguments"),
+        (["push", "start", *TRAIN], "one command, not push and start"),
+        (["push", "--config=x"], "unknown option --config=x"),
+        (["push", "--name=My_VM"], "--name=My_VM"),
+        (["--spot"], "a command is missing"),
+    ],
+)
 def test_bad_input_gets_one_sentence_and_calls_nothing(cloud, arguments, said):
     sentence(cloud.tpu(*arguments), 1, said)
     assert not cloud.calls()
@@ -173,13 +263,17 @@ def test_bad_input_gets_one_sentence_and_calls_nothing(cloud, arguments, said):
 
 def test_it_needs_a_zone_and_gcloud(cloud):
     sentence(cloud.tpu("status", zone="--spot"), 1, "--zone is missing")
-    assert "--zone=elsewhere" in cloud.tpu("status", "--dry-run", zone="--spot", TPU_ZONE="elsewhere", ok=True).stdout
+    assert (
+        "--zone=elsewhere"
+        in cloud.tpu("status", "--dry-run", zone="--spot", TPU_ZONE="elsewhere", ok=True).stdout
+    )
     (cloud.bin / "gcloud").unlink()
     if shutil.which("gcloud") is None:
         sentence(cloud.tpu("status"), 1, "there is no gcloud here")
 
 
 # --- what runs on it
+
 
 @two
 def test_push_copies_the_checkout_and_keeps_its_runs(cloud):
@@ -188,12 +282,29 @@ def test_push_copies_the_checkout_and_keeps_its_runs(cloud):
         (home / "vqd_jax/runs").mkdir(parents=True)
         (home / "vqd_jax/runs/kept").write_text("")
         (home / "vqd_jax/old.py").write_text("")
-    for path in ("configs/new.py", ".ci/run", ".git/HEAD", "runs/mine", ".venv/x", "vqd_jax/__pycache__/x.pyc", "vqd_jax/build/x"):
+    for path in (
+        "configs/new.py",
+        ".ci/run",
+        ".git/HEAD",
+        "runs/mine",
+        ".venv/x",
+        "vqd_jax/__pycache__/x.pyc",
+        "vqd_jax/build/x",
+    ):
         executable(cloud.checkout / path, path)
     cloud.tpu("push", ok=True)
     for home in cloud.homes:
-        assert {str(f.relative_to(home / "vqd_jax")) for f in (home / "vqd_jax").rglob("*") if f.is_file()} == {
-            "configs/new.py", ".ci/run", "runs/kept", "vqd_jax/build/x", *(f"launch/{f.name}" for f in LAUNCH.iterdir())}
+        assert {
+            str(f.relative_to(home / "vqd_jax"))
+            for f in (home / "vqd_jax").rglob("*")
+            if f.is_file()
+        } == {
+            "configs/new.py",
+            ".ci/run",
+            "runs/kept",
+            "vqd_jax/build/x",
+            *(f"launch/{f.name}" for f in LAUNCH.iterdir()),
+        }
         assert os.access(home / "vqd_jax/.ci/run", os.X_OK)
     assert not list((cloud.checkout / "build").iterdir())
 
@@ -208,10 +319,17 @@ def test_every_worker_trains_and_logs_follow_the_first_one_to_the_end(cloud):
         (home / "wanted").write_text("0")
     cloud.tpu("start", "--", *AWKWARD, ok=True)
     (where, ask), (everywhere, begin) = cloud.commands()
-    assert (where, ask, everywhere) == ("all", IDLE, "all") and shlex.split(begin) == [*WORKER.split(), "start", *AWKWARD]
+    assert (where, ask, everywhere) == ("all", IDLE, "all") and shlex.split(begin) == [
+        *WORKER.split(),
+        "start",
+        *AWKWARD,
+    ]
     sentence(cloud.tpu("start", *TRAIN), 1, "already running")
     sentence(cloud.tpu("push"), 1, "training is running")
-    assert "vqd_jax worker 0 running\nvqd_jax worker 1 running\n" in cloud.tpu("status", ok=True).stdout
+    assert (
+        "vqd_jax worker 0 running\nvqd_jax worker 1 running\n"
+        in cloud.tpu("status", ok=True).stdout
+    )
     threading.Timer(1, lambda: [(home / "go").touch() for home in cloud.homes]).start()
     said = cloud.tpu("logs", ok=True).stdout
     assert "trained on 0" in said and "trained on 1" not in said
@@ -219,7 +337,10 @@ def test_every_worker_trains_and_logs_follow_the_first_one_to_the_end(cloud):
         assert cloud.arguments(worker) == ["-m", "vqd_jax.main", *AWKWARD, "--coordinator=auto"]
         assert (cloud.homes[worker] / "vqd_jax.log").read_text().endswith(f"trained on {worker}\n")
     status = cloud.tpu("status", ok=True).stdout
-    assert len(re.findall(r"vqd_jax worker \d ended 0 \d+", status)) == 2 and status.splitlines()[-1] == "trained on 0"
+    assert (
+        len(re.findall(r"vqd_jax worker \d ended 0 \d+", status)) == 2
+        and status.splitlines()[-1] == "trained on 0"
+    )
 
 
 def test_a_single_worker_trains_alone(cloud):
@@ -232,18 +353,28 @@ def test_a_single_worker_trains_alone(cloud):
 @two
 @pytest.mark.parametrize("remove", [False, True])
 def test_one_worker_that_fails_is_named_and_the_others_are_stopped(cloud, remove):
-    cloud.env["BEHAVE"] = "trap 'echo interrupted; exit 130' INT; [[ $WORKER == 1 ]] && { sleep 1; echo the reason; exit 3; }; " + GATE
+    cloud.env["BEHAVE"] = (
+        "trap 'echo interrupted; exit 130' INT; [[ $WORKER == 1 ]] && { sleep 1; echo the reason; "
+        "exit 3; }; " + GATE
+    )
     done = cloud.tpu("run", *(["--delete"] if remove else []), *BUCKET)
-    sentence(done, 1, "training failed on worker 1 of vqd-jax, with status 3: its last lines are above")
+    sentence(
+        done, 1, "training failed on worker 1 of vqd-jax, with status 3: its last lines are above"
+    )
     assert "the reason" in done.stdout
-    assert cloud.commands()[-4:-2] == [("0", f"{WORKER} log 100"), ("all", f"{WORKER} state")] or \
-        cloud.commands()[-4:-2] == [("all", f"{WORKER} state"), ("0", f"{WORKER} log 100")]
+    assert cloud.commands()[-4:-2] == [
+        ("0", f"{WORKER} log 100"),
+        ("all", f"{WORKER} state"),
+    ] or cloud.commands()[-4:-2] == [("all", f"{WORKER} state"), ("0", f"{WORKER} log 100")]
     assert cloud.commands()[-2:] == [("all", f"{WORKER} stop"), ("1", f"{WORKER} log 40")]
     if remove:
         assert cloud.verbs()[-1] == "delete" and not (cloud.cloud / "state").exists()
     else:
         assert "costs money until launch/tpu_vm.sh delete" in done.stderr
-        assert [(home / "vqd_jax.exit").read_text().split()[0] for home in cloud.homes] == ["130", "3"]
+        assert [(home / "vqd_jax.exit").read_text().split()[0] for home in cloud.homes] == [
+            "130",
+            "3",
+        ]
         assert "interrupted" in (cloud.homes[0] / "vqd_jax.log").read_text()
 
 
@@ -252,8 +383,16 @@ def test_a_worker_that_forgot_its_training_is_a_failure(cloud):
     cloud.pushed()
     cloud.env["BEHAVE"] = GATE
     cloud.tpu("start", *TRAIN, ok=True)
-    subprocess.run(["tmux", "kill-server"], env=cloud.env | {"TMUX_TMPDIR": cloud.env["SOCKETS"] + "/1"}, check=True)
-    sentence(cloud.tpu("logs"), 1, "training is gone on worker 1 of vqd-jax, as after a restart of the machine")
+    subprocess.run(
+        ["tmux", "kill-server"],
+        env=cloud.env | {"TMUX_TMPDIR": cloud.env["SOCKETS"] + "/1"},
+        check=True,
+    )
+    sentence(
+        cloud.tpu("logs"),
+        1,
+        "training is gone on worker 1 of vqd-jax, as after a restart of the machine",
+    )
 
 
 RESUMES = """
@@ -268,20 +407,40 @@ def test_a_preempted_vm_is_made_again_and_training_resumes_from_the_bucket(cloud
 
     def preempt():
         wait_for((cloud.cloud / "buckets/my-bucket/emoji/vqvae/checkpoints/3/sha256.json").exists)
-        cloud.failing(["tpu_worker.sh state", 1, "the connection was closed", "PREEMPTED\tv5litepod-8"])
+        cloud.failing(
+            ["tpu_worker.sh state", 1, "the connection was closed", "PREEMPTED\tv5litepod-8"]
+        )
 
     thread = threading.Thread(target=preempt)
     thread.start()
     done = cloud.tpu("run", "--spot", "--delete", *BUCKET, ok=True)
     thread.join()
-    assert "vqd-jax was preempted: starting again" in done.stderr and "resumed" in done.stdout and "error: " not in done.stderr
+    assert (
+        "vqd-jax was preempted: starting again" in done.stderr
+        and "resumed" in done.stdout
+        and "error: " not in done.stderr
+    )
     rest = ["--accelerator-type=v5litepod-8", "--version=v2-alpha-tpuv5-lite", "--spot"]
-    describe, delete = ["describe", "vqd-jax", "--format=value(state,acceleratorType)"], ["delete", "vqd-jax", "--quiet"]
+    describe, delete = (
+        ["describe", "vqd-jax", "--format=value(state,acceleratorType)"],
+        ["delete", "vqd-jax", "--quiet"],
+    )
     assert [call for call in cloud.calls() if call[0] not in ("ssh", "scp")] == [
-        describe, ["create", "vqd-jax", *rest], describe, describe, describe, delete, ["create", "vqd-jax", *rest], delete]
+        describe,
+        ["create", "vqd-jax", *rest],
+        describe,
+        describe,
+        describe,
+        delete,
+        ["create", "vqd-jax", *rest],
+        delete,
+    ]
     starts = [call for call in cloud.calls() if "start" in call[-1].split()]
     assert len(starts) == 2 and starts[0] == starts[1]
-    assert starts[0][-1] == f"--command={WORKER} start --config=configs/emoji.py:gpu --workdir=gs://my-bucket/emoji"
+    assert (
+        starts[0][-1]
+        == f"--command={WORKER} start --config=configs/emoji.py:gpu --workdir=gs://my-bucket/emoji"
+    )
 
 
 def test_a_preempted_vm_without_a_bucket_is_not_made_again(cloud):
@@ -296,7 +455,11 @@ def test_a_lost_connection_is_tried_again_and_is_not_the_end_of_training(cloud):
     cloud.failing(["tpu_worker.sh state", 4, "the connection was closed"])
     assert "trained" in cloud.tpu("run", *TRAIN, ok=True).stdout
     cloud.failing(["tpu_worker.sh state", 99, "the connection was closed"])
-    sentence(cloud.tpu("logs"), 1, "does not answer to ssh any more; it still costs money, and may be training")
+    sentence(
+        cloud.tpu("logs"),
+        1,
+        "does not answer to ssh any more; it still costs money, and may be training",
+    )
 
 
 def test_run_follows_what_trains_already_and_never_deletes_it_unasked(cloud):
@@ -308,7 +471,9 @@ def test_run_follows_what_trains_already_and_never_deletes_it_unasked(cloud):
     assert set(cloud.verbs()) == {"describe", "ssh"} and (cloud.cloud / "state").exists()
     cloud.failing()
     threading.Timer(1, (cloud.homes[0] / "go").touch).start()
-    assert "it trains already" in cloud.tpu("run", *BUCKET, ok=True).stderr.replace("vqd-jax trains", "it trains")
+    assert "it trains already" in cloud.tpu("run", *BUCKET, ok=True).stderr.replace(
+        "vqd-jax trains", "it trains"
+    )
     assert not [call for call in cloud.calls() if call[0] == "scp" or "start" in call[-1].split()]
 
 
@@ -319,14 +484,39 @@ def test_ctrl_c_leaves_training_running_and_says_so(cloud, action):
         cloud.pushed()
         cloud.tpu("start", *TRAIN, ok=True)
         (cloud.cloud / "calls").unlink()
-    command = ["bash", cloud.checkout / "launch/tpu_vm.sh", action, "--zone=us-central1-a", *(TRAIN if action == "run" else [])]
-    terminal = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may run in the background, which ignores it
-    process = subprocess.Popen(command, env=cloud.env, cwd=cloud.folder, text=True, start_new_session=True, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=terminal)
-    wait_for(lambda: ("all", f"{WORKER} state") in cloud.commands() and ("0", f"{WORKER} log 100") in cloud.commands())
+    command = [
+        "bash",
+        cloud.checkout / "launch/tpu_vm.sh",
+        action,
+        "--zone=us-central1-a",
+        *(TRAIN if action == "run" else []),
+    ]
+    terminal = lambda: signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # the tests may run in the background, which ignores it
+    process = subprocess.Popen(
+        command,
+        env=cloud.env,
+        cwd=cloud.folder,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=terminal,
+    )
+    wait_for(
+        lambda: (
+            ("all", f"{WORKER} state") in cloud.commands()
+            and ("0", f"{WORKER} log 100") in cloud.commands()
+        )
+    )
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "interrupted; if vqd-jax is there it costs money, and may be training" in said
+    assert (
+        process.returncode == 130
+        and "interrupted; if vqd-jax is there it costs money, and may be training" in said
+    )
     assert "vqd_jax worker 0 running" in cloud.tpu("status", ok=True).stdout
 
 
@@ -337,7 +527,9 @@ def test_stop_interrupts_and_fetch_brings_the_runs(cloud):
     home = cloud.homes[0]
     wait_for((home / "ready").exists)
     cloud.tpu("stop", ok=True)
-    assert "interrupted" in (home / "vqd_jax.log").read_text() and (home / "vqd_jax.exit").read_text().startswith("130 ")
+    assert "interrupted" in (home / "vqd_jax.log").read_text() and (
+        home / "vqd_jax.exit"
+    ).read_text().startswith("130 ")
     cloud.tpu("stop", ok=True)
     sentence(cloud.tpu("logs"), 1, "training on vqd-jax was stopped")
 

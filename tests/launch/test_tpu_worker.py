@@ -1,4 +1,7 @@
-"""What launch/tpu_worker.sh keeps in a bucket: whole checkpoints only, and never less than there was."""
+"""What launch/tpu_worker.sh keeps in a bucket: whole checkpoints only, and never less than there
+was.
+"""
+
 import pytest
 
 from helpers.launching import clouded, executable
@@ -32,7 +35,9 @@ def trained(cloud, behave="true", status=0):
 
 
 def contents(folder):
-    return {str(f.relative_to(folder)): f.read_text() for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_text() for f in sorted(folder.rglob("*")) if f.is_file()
+    }
 
 
 def local(cloud, worker=0):
@@ -43,12 +48,22 @@ def stored(cloud):
     return cloud.cloud / "buckets" / "my-bucket" / "runs" / "emoji"
 
 
-WRITES = f"[[ $WORKER == 1 ]] && exit; mkdir -p {STEPS}/6/weights; echo new >{STEPS}/6/weights/data; echo sums >{STEPS}/6/sha256.json"
+WRITES = (
+    f"[[ $WORKER == 1 ]] && exit; mkdir -p {STEPS}/6/weights; echo new "
+    f">{STEPS}/6/weights/data; echo sums >{STEPS}/6/sha256.json"
+)
 
 
 def test_sums_go_up_after_the_files_and_only_the_first_worker_stores_anything(cloud):
-    unfinished = f"cd {STEPS}; mkdir -p 9/weights 9.orbax-checkpoint-tmp; touch 9/weights/data 9.orbax-checkpoint-tmp/x"
-    trained(cloud, f"[[ $* == *--workdir={FOLDER}\\ * ]] || exit 9; {WRITES}; echo log >{FOLDER}/metrics.jsonl; {unfinished}")
+    unfinished = (
+        f"cd {STEPS}; mkdir -p 9/weights 9.orbax-checkpoint-tmp; touch 9/weights/data "
+        "9.orbax-checkpoint-tmp/x"
+    )
+    trained(
+        cloud,
+        f"[[ $* == *--workdir={FOLDER}\\ * ]] || exit 9; {WRITES}; echo log "
+        f">{FOLDER}/metrics.jsonl; {unfinished}",
+    )
     exclude = r"--exclude=.*sha256\.json$,.*\.orbax-checkpoint-tmp.*,.*\.deleted/.*,.*\.replaced/.*"
     assert cloud.storage() == [
         ["ls", f"{BUCKET}/**/sha256.json"],
@@ -57,15 +72,22 @@ def test_sums_go_up_after_the_files_and_only_the_first_worker_stores_anything(cl
         ["ls", f"{BUCKET}/vqvae/checkpoints/"],
         ["rsync", "--recursive", r"--exclude=.*checkpoints/.*,.*\.part$", FOLDER, BUCKET],
     ]
-    assert set(contents(stored(cloud))) == {"metrics.jsonl", *(f"vqvae/checkpoints/{f}" for f in ("6/sha256.json", "6/weights/data",
-                                                                                                 "9/weights/data"))}
+    assert set(contents(stored(cloud))) == {
+        "metrics.jsonl",
+        *(f"vqvae/checkpoints/{f}" for f in ("6/sha256.json", "6/weights/data", "9/weights/data")),
+    }
 
 
 def test_an_upload_that_is_cut_leaves_the_earlier_checkpoint_and_no_new_sums(cloud):
     checkpoint(stored(cloud), 3)
     cloud.failing(["storage rsync.*orbax", 99, "the connection was closed"])
-    assert "training ended with status 0, but not all could be uploaded" in trained(cloud, WRITES, status=2)
-    assert contents(stored(cloud)) == {"vqvae/checkpoints/3/sha256.json": "sums of whole", "vqvae/checkpoints/3/weights/data": "whole"}
+    assert "training ended with status 0, but not all could be uploaded" in trained(
+        cloud, WRITES, status=2
+    )
+    assert contents(stored(cloud)) == {
+        "vqvae/checkpoints/3/sha256.json": "sums of whole",
+        "vqvae/checkpoints/3/weights/data": "whole",
+    }
 
 
 def test_what_the_bucket_has_is_fetched_if_it_is_further(cloud):
@@ -100,7 +122,10 @@ def test_without_an_answer_from_the_bucket_nothing_is_trained_or_stored(cloud):
     before = contents(stored(cloud))
     cloud.failing(["storage ls", 99, "403: the service account has no access"])
     said = trained(cloud, f"[[ $WORKER == 1 ]] && exit; touch {FOLDER}/begun", status=2)
-    assert "403: the service account has no access" in said and "without it training would begin anew" in said
+    assert (
+        "403: the service account has no access" in said
+        and "without it training would begin anew" in said
+    )
     assert contents(stored(cloud)) == before and not local(cloud).exists()
 
 

@@ -1,4 +1,7 @@
-"""Attention, whole and in parts: values and gradients are JAX's own, and in parts nothing is kept that is as large as the weights."""
+"""Attention, whole and in parts: values and gradients are JAX's own, and in parts nothing is kept
+that is as large as the weights.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,10 @@ from vqd_jax.models import attention
 
 def arrays(b, n, m, d, dtype=jnp.float32):
     shapes = (b, n, d), (b, m, d), (b, m, d), (b, n, d)
-    return [jnp.asarray(3 * np.random.default_rng(i).normal(size=shape), dtype) for i, shape in enumerate(shapes)]
+    return [
+        jnp.asarray(3 * np.random.default_rng(i).normal(size=shape), dtype)
+        for i, shape in enumerate(shapes)
+    ]
 
 
 def run(f, q, k, v, g, heads):
@@ -31,10 +37,16 @@ def close(got, want):
 
 def exactly(given, heads, mask=None):
     with jax.enable_x64():
-        return run(lambda q, k, v, heads: reference(q, k, v, heads, mask), *(jnp.asarray(np.asarray(x), jnp.float64) for x in given), heads)
+        return run(
+            lambda q, k, v, heads: reference(q, k, v, heads, mask),
+            *(jnp.asarray(np.asarray(x), jnp.float64) for x in given),
+            heads,
+        )
 
 
-@pytest.mark.parametrize("cached", [1, 2 * 5 * 7, 6 * 5 * 7, 2**20])  # one head at a time, two, six of the twelve, all
+@pytest.mark.parametrize(
+    "cached", [1, 2 * 5 * 7, 6 * 5 * 7, 2**20]
+)  # one head at a time, two, six of the twelve, all
 def test_values_and_gradients_in_parts(cached, monkeypatch):
     monkeypatch.setattr(attention, "CACHED", cached)
     monkeypatch.setattr(attention, "ALONE", cached)
@@ -46,16 +58,23 @@ def test_values_and_gradients_in_parts(cached, monkeypatch):
 
 @pytest.mark.parametrize("rows,queries", [(None, None), (4, 1), (1, 5), (4, 5)])
 def test_values_and_gradients_with_a_mask_for_each_row_or_query(rows, queries):
-    """No mask, one of the texts' lengths, one for all rows such as a causal one, one for each query of each row."""
+    """No mask, one of the texts' lengths, one for all rows such as a causal one, one for each query
+    of each row.
+    """
     given = arrays(4, 5, 7, 12)
     mask = rows and np.random.default_rng(4).random((rows, queries, 7)) < 0.6
     mask = None if mask is None else jnp.asarray(mask | (np.arange(7) == 2))  # none without a key
-    close(run(lambda q, k, v, heads: attention.attend(q, k, v, heads, mask), *given, 3), exactly(given, 3, mask))
+    close(
+        run(lambda q, k, v, heads: attention.attend(q, k, v, heads, mask), *given, 3),
+        exactly(given, 3, mask),
+    )
 
 
 @pytest.mark.parametrize("parts,kept", [(False, True), (True, True), (True, False)])
 def test_few_weights_are_not_worth_parts(parts, kept, monkeypatch):
-    """Whether the backward pass is handed 2 x 3 heads' 16 x 16 weights, which are exactly `MANY` or one more."""
+    """Whether the backward pass is handed 2 x 3 heads' 16 x 16 weights, which are exactly `MANY` or
+    one more.
+    """
     monkeypatch.setattr(attention, "MANY", 2 * 3 * 16 * 16 - (not kept))
     layer, x = attention.SelfAttention(width=6, heads=3, parts=parts), jnp.ones((2, 16, 6))
     params = jax.eval_shape(layer.init, jax.random.key(0), x)
@@ -83,7 +102,9 @@ def test_scores_beyond_the_range_of_the_exponential_function_are_no_matter():
 
 
 def test_the_weights_are_not_kept():
-    """The largest array that the backward pass is handed, for 2 x 3 heads with 64 x 64 weights each."""
+    """The largest array that the backward pass is handed, for 2 x 3 heads with 64 x 64 weights
+    each.
+    """
     q, k, v, _ = arrays(2, 64, 64, 12)
     sizes = {}
     for f in (attention.attend, attention.attend_in_parts):
@@ -93,20 +114,37 @@ def test_the_weights_are_not_kept():
 
 
 def test_cross_attention_tells_its_weights_where_they_are_asked_for():
-    """They are positive, sum to one over the text, are 0 beyond it, and with the values they make the output, whose bits do not change."""
+    """They are positive, sum to one over the text, are 0 beyond it, and with the values they make
+    the output, whose bits do not change.
+    """
     layer = attention.CrossAttention(width=12, heads=3, init_std=0.5)
-    x, text = (jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32) for i, shape in enumerate(((2, 5, 12), (2, 7, 9))))
+    x, text = (
+        jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)
+        for i, shape in enumerate(((2, 5, 12), (2, 7, 9)))
+    )
     mask = jnp.arange(7)[None] < jnp.array([[4], [7]])
     stored = layer.init(jax.random.key(0), x, text, mask)
     assert [*stored] == ["params"]
-    stored = jax.tree.map(lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, stored)  # biases that are not 0
+    stored = jax.tree.map(
+        lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, stored
+    )  # biases that are not 0
     out, told = layer.apply(stored, x, text, mask, mutable="intermediates")
     np.testing.assert_array_equal(out, layer.apply(stored, x, text, mask))
     (weights,) = told["intermediates"]["attention"]
-    assert weights.shape == (2, 3, 5, 7) and (np.asarray(weights)[np.broadcast_to(mask[:, None, None], weights.shape)] > 0).all()
+    assert (
+        weights.shape == (2, 3, 5, 7)
+        and (np.asarray(weights)[np.broadcast_to(mask[:, None, None], weights.shape)] > 0).all()
+    )
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
     assert not np.asarray(weights)[np.broadcast_to(~mask[:, None, None], weights.shape)].any()
     params = stored["params"]
-    values = (text @ params["kv"]["kernel"] + params["kv"]["bias"][None, None])[..., 12:].reshape(2, 7, 3, 4)
+    values = (text @ params["kv"]["kernel"] + params["kv"]["bias"][None, None])[..., 12:].reshape(
+        2, 7, 3, 4
+    )
     mixed = np.einsum("baqm,bmaf->bqaf", weights, values).reshape(2, 5, 12)
-    np.testing.assert_allclose(mixed @ params["out"]["kernel"] + params["out"]["bias"][None, None], out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        mixed @ params["out"]["kernel"] + params["out"]["bias"][None, None],
+        out,
+        rtol=1e-5,
+        atol=1e-5,
+    )

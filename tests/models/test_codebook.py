@@ -1,4 +1,7 @@
-"""Quantisation against brute force, and the moving averages against a float64 loop of the published update."""
+"""Quantisation against brute force, and the moving averages against a float64 loop of the published
+update.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +19,18 @@ def vectors(rows, seed=0):
 
 def state(count=1.0, seed=9):
     start = vectors(K, seed)
-    return Codes(vectors=start, count=jnp.broadcast_to(jnp.asarray(count, jnp.float32), (K,)), total=2 * start)
+    return Codes(
+        vectors=start,
+        count=jnp.broadcast_to(jnp.asarray(count, jnp.float32), (K,)),
+        total=2 * start,
+    )
 
 
 def learn(book, codes, z, step=0, seed=0):
     index = nearest(codes.vectors, z)
-    return jax.jit(lambda codes, z, step: book.learn(jax.random.key(seed), codes, z, index, step, None))(codes, z, jnp.int32(step))
+    return jax.jit(
+        lambda codes, z, step: book.learn(jax.random.key(seed), codes, z, index, step, None)
+    )(codes, z, jnp.int32(step))
 
 
 def distances(a, b):
@@ -40,13 +49,17 @@ def test_nearest_is_brute_force(shape):
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     z, q, weight = vectors(4), vectors(4, 1), vectors(4, 2)
     np.testing.assert_allclose(straight_through(z, q), q, atol=1e-6)
-    by_z, by_q = jax.grad(lambda z, q: (straight_through(z, q) * weight).sum(), argnums=(0, 1))(z, q)
+    by_z, by_q = jax.grad(lambda z, q: (straight_through(z, q) * weight).sum(), argnums=(0, 1))(
+        z, q
+    )
     np.testing.assert_array_equal(by_z, weight)
     np.testing.assert_array_equal(by_q, 0 * weight)
 
 
 def test_moving_averages_are_the_published_ones():
-    """N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / ((N + eps) / (sum N + k eps) sum N), for several batches."""
+    """N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / ((N + eps) / (sum N + k eps) sum N),
+    for several batches.
+    """
     book = Codebook(codes=K, width=Z, decay=0.8, smoothing=0.05, restart_every=0)
     codes = state(count=[0.5, 1, 2, 3, 1, 0.01])
     e, n, m = (np.asarray(x, np.float64) for x in (codes.vectors, codes.count, codes.total))
@@ -93,19 +106,27 @@ def test_dead_codes_move_onto_batch_vectors_when_due_and_only_then(step, due):
     plain = learn(Codebook(**settings, restart_every=0), codes, z, step)
     got = learn(Codebook(**settings, restart_every=4), codes, z, step)
     for name in ("vectors", "count", "total"):
-        np.testing.assert_allclose(getattr(got, name)[~dead], getattr(plain, name)[~dead], rtol=1e-6)
+        np.testing.assert_allclose(
+            getattr(got, name)[~dead], getattr(plain, name)[~dead], rtol=1e-6
+        )
     if not due:
         np.testing.assert_array_equal(got.vectors, plain.vectors)
         np.testing.assert_array_equal(got.count, plain.count)
         return
     away = distances(got.vectors[dead], z)
-    assert (away.min(1) < (0.01 * z.std()) ** 2).all() and len(set(away.argmin(1))) == 2  # two codes, two vectors
+    assert (away.min(1) < (0.01 * z.std()) ** 2).all() and len(
+        set(away.argmin(1))
+    ) == 2  # two codes, two vectors
     np.testing.assert_allclose(got.count[dead], plain.count.mean(), rtol=1e-5)
-    np.testing.assert_allclose(got.total[dead], got.vectors[dead] * got.count[dead, None], rtol=1e-5)
+    np.testing.assert_allclose(
+        got.total[dead], got.vectors[dead] * got.count[dead, None], rtol=1e-5
+    )
 
 
 def test_a_code_is_dead_below_a_share_of_an_even_split():
-    """Counts after the batch: 0.9 of these, and 1.2 more in all: the mean is 1.55, 0.36 and 0.54 are 0.23 and 0.35 of it."""
+    """Counts after the batch: 0.9 of these, and 1.2 more in all: the mean is 1.55, 0.36 and 0.54
+    are 0.23 and 0.35 of it.
+    """
     codes = state([2.0, 2.0, 0.4, 2.0, 0.6, 2.0])
     z = far(state(DEAD))
     got = learn(Codebook(codes=K, width=Z, decay=0.9, restart_every=1, restart_below=0.3), codes, z)
@@ -119,7 +140,9 @@ def test_four_devices_learn_what_one_does():
     book = Codebook(codes=K, width=Z, decay=0.9, restart_every=4)
     codes, z = state(DEAD), far(state(DEAD))
     want = learn(book, codes, z, 3)
-    run = lambda codes, z: book.learn(jax.random.key(0), codes, z, nearest(codes.vectors, z), jnp.int32(3), "batch")
+    run = lambda codes, z: book.learn(
+        jax.random.key(0), codes, z, nearest(codes.vectors, z), jnp.int32(3), "batch"
+    )
     got = jax.pmap(run, axis_name="batch", in_axes=(None, 0))(codes, z.reshape(4, 3, Z))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         for device in range(4):
@@ -149,7 +172,9 @@ def test_usage_by_hand():
     assert got["codes_in_use"] == 0.5 and float(got["perplexity"]) == pytest.approx(2, rel=1e-6)
     got = usage(jnp.array([1, 1, 1, 3]), 8)
     assert got["codes_in_use"] == 0.25
-    assert float(got["perplexity"]) == pytest.approx(np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)), rel=1e-5)
+    assert float(got["perplexity"]) == pytest.approx(
+        np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)), rel=1e-5
+    )
 
 
 def test_usage_is_of_all_devices():
@@ -160,5 +185,7 @@ def test_usage_is_of_all_devices():
 
 
 def test_an_unknown_update_is_one_sentence():
-    with pytest.raises(UserError, match="codebook.update must be 'ema' or 'gradient', got 'kmeans'"):
+    with pytest.raises(
+        UserError, match="codebook.update must be 'ema' or 'gradient', got 'kmeans'"
+    ):
         Codebook(codes=K, width=Z, update="kmeans")

@@ -1,4 +1,7 @@
-"""Captions reach the denoiser as the encoder's states, dropped ones as the learned null, with nothing in between."""
+"""Captions reach the denoiser as the encoder's states, dropped ones as the learned null, with
+nothing in between.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,8 +53,12 @@ def test_gradients_go_where_the_states_came_from(params):
 
 
 def test_the_null_starts_as_wide_as_asked(params):
-    wide = Conditioner(encoder=LearnedText(vocabulary=4, length=40, width=100, layers=0, heads=1), null_std=0.3)
-    null = jax.jit(wide.init)(jax.random.key(0), jnp.ones((1, 40), jnp.int32), jnp.zeros(1, bool))["params"]["null"]
+    wide = Conditioner(
+        encoder=LearnedText(vocabulary=4, length=40, width=100, layers=0, heads=1), null_std=0.3
+    )
+    null = jax.jit(wide.init)(jax.random.key(0), jnp.ones((1, 40), jnp.int32), jnp.zeros(1, bool))[
+        "params"
+    ]["null"]
     assert null.shape == (40, 100) and null.dtype == jnp.float32
     assert abs(null.std() - 0.3) < 0.02 and abs(null.mean()) < 0.03
     assert abs(params["null"].std() - 1) < 0.4
@@ -62,7 +69,9 @@ def test_without_a_learned_null_the_empty_caption_stands_in():
     params = model.init(jax.random.key(0), IDS, DROP)["params"]
     assert params.keys() == {"encoder"}
     states, mask = model.apply({"params": params}, IDS, DROP)
-    want, want_mask = ENCODER.apply({"params": params["encoder"]}, IDS.at[1].set(jnp.array([1, 2, 0, 0, 0])))
+    want, want_mask = ENCODER.apply(
+        {"params": params["encoder"]}, IDS.at[1].set(jnp.array([1, 2, 0, 0, 0]))
+    )
     np.testing.assert_array_equal(states, want)
     np.testing.assert_array_equal(mask, want_mask)
 

@@ -1,4 +1,5 @@
 """The transformer against a plain NumPy forward pass and the published parameter count."""
+
 import math
 
 import jax
@@ -12,7 +13,13 @@ from vqd_jax.models.denoiser import Denoiser, sinusoid
 
 FIELDS = dict(codes=7, grid=(2, 3), T=5, layers=2, width=12, heads=3, mlp_ratio=2)
 E, M = 10, 4  # text width and length
-VARIANTS = [dict(), dict(time="sinusoidal"), dict(head="tied"), dict(predict="previous"), dict(head="tied", predict="previous")]
+VARIANTS = [
+    dict(),
+    dict(time="sinusoidal"),
+    dict(head="tied"),
+    dict(predict="previous"),
+    dict(head="tied", predict="previous"),
+]
 
 
 def inputs(seed=0):
@@ -26,8 +33,23 @@ def count(tree):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def parameters(*, codes, grid, T, layers, width, mlp_ratio, text_width, time="learned", head="linear", predict="x0", **_):
-    """By the description of the network: every linear map with a bias, a table and a map for each AdaLN."""
+def parameters(
+    *,
+    codes,
+    grid,
+    T,
+    layers,
+    width,
+    mlp_ratio,
+    text_width,
+    time="learned",
+    head="linear",
+    predict="x0",
+    **_,
+):
+    """By the description of the network: every linear map with a bias, a table and a map for each
+    AdaLN.
+    """
     linear = lambda a, b: a * b + b
     table = T * width if time == "learned" else 0
     ada = table + linear(width, 2 * width)
@@ -37,7 +59,12 @@ def parameters(*, codes, grid, T, layers, width, mlp_ratio, text_width, time="le
     block = 2 * ada + self_attention + cross_attention + 2 * width + mlp
     embedding = (codes + 1 + sum(grid)) * width
     outputs = codes + (predict == "previous")
-    return embedding + layers * block + 2 * width + (linear(width, outputs) if head == "linear" else outputs)
+    return (
+        embedding
+        + layers * block
+        + 2 * width
+        + (linear(width, outputs) if head == "linear" else outputs)
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -51,7 +78,12 @@ def test_parameter_count_by_formula(variant):
 def test_vq_diffusion_b_has_the_published_parameters():
     fields = dict(codes=2887, grid=(32, 32), T=100, layers=19, width=1024, heads=16, mlp_ratio=4)
     shape = lambda s, dtype: jax.ShapeDtypeStruct(s, dtype)
-    example = shape((1, 1024), jnp.int32), shape((1,), jnp.int32), shape((1, 77, 512), jnp.float32), shape((1, 77), bool)
+    example = (
+        shape((1, 1024), jnp.int32),
+        shape((1,), jnp.int32),
+        shape((1, 77, 512), jnp.float32),
+        shape((1, 77), bool),
+    )
     params = jax.eval_shape(Denoiser(**fields).init, jax.random.key(0), *example)["params"]
     assert count(params) == parameters(**fields, text_width=512) == 388_780_871
 
@@ -63,10 +95,33 @@ def random_params(model, seed=1):
     return jax.tree.map(lambda s: jnp.asarray(0.4 * rng.normal(size=s.shape), jnp.float32), shapes)
 
 
-def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="learned", head="linear", predict="x0", **_):
-    """h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)), then LN and the head; float64."""
+def plain(
+    params,
+    z_t,
+    t,
+    text,
+    mask,
+    *,
+    grid,
+    heads,
+    layers,
+    T,
+    width,
+    time="learned",
+    head="linear",
+    predict="x0",
+    **_,
+):
+    """h += SA(AdaLN(h, t)); h += CA(AdaLN(h, t), text); h += MLP(LN(h)), then LN and the head;
+    float64.
+    """
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    z_t, t, text, mask = np.asarray(z_t), np.asarray(t), np.asarray(text, np.float64), np.asarray(mask)
+    z_t, t, text, mask = (
+        np.asarray(z_t),
+        np.asarray(t),
+        np.asarray(text, np.float64),
+        np.asarray(mask),
+    )
     place = np.arange(grid[0] * grid[1])
     dense = lambda x, q: x @ q["kernel"] + q["bias"]
     sigmoid = lambda x: 1 / (1 + np.exp(-x))
@@ -77,7 +132,12 @@ def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="le
         if time == "learned":
             e = q["table"]["embedding"][t - 1]
         else:
-            angle = (t - 1)[:, None] / T * 4000 * np.exp(-np.arange(width // 2) * np.log(10000) / (width // 2 - 1))
+            angle = (
+                (t - 1)[:, None]
+                / T
+                * 4000
+                * np.exp(-np.arange(width // 2) * np.log(10000) / (width // 2 - 1))
+            )
             e = np.concatenate([np.sin(angle), np.cos(angle)], -1)
         change = dense(e * sigmoid(e), q["linear"])[:, None]
         return normal(x) * (1 + change[..., :width]) + change[..., width:]
@@ -91,7 +151,11 @@ def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="le
             out[..., s] = scores / scores.sum(-1, keepdims=True) @ v[..., s]
         return out
 
-    h = (p["tokens"]["embedding"][z_t] + p["rows"]["embedding"][place // grid[1]] + p["columns"]["embedding"][place % grid[1]])
+    h = (
+        p["tokens"]["embedding"][z_t]
+        + p["rows"]["embedding"][place // grid[1]]
+        + p["columns"]["embedding"][place % grid[1]]
+    )
     for i in range(layers):
         q = p[f"block{i}"]
         query, key, value = np.split(dense(ada(h, q["norm1"]), q["self_attention"]["qkv"]), 3, -1)
@@ -102,7 +166,11 @@ def plain(params, z_t, t, text, mask, *, grid, heads, layers, T, width, time="le
         x = dense(affine(h, q["norm3"]), q["mlp_in"])
         h = h + dense(x * sigmoid(1.702 * x), q["mlp_out"])
     h = affine(h, p["norm"])
-    return dense(h, p["head"]) if head == "linear" else h @ p["tokens"]["embedding"][:len(p["head_bias"])].T + p["head_bias"]
+    return (
+        dense(h, p["head"])
+        if head == "linear"
+        else h @ p["tokens"]["embedding"][: len(p["head_bias"])].T + p["head_bias"]
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -111,14 +179,19 @@ def test_the_forward_pass_is_the_papers(variant):
     params = random_params(model)
     got = jax.jit(model.apply)({"params": params}, *inputs())
     want = plain(params, *inputs(), **FIELDS, **variant)
-    assert got.shape == (3, 6, 7 + (variant.get("predict") == "previous")) and got.dtype == jnp.float32
+    assert (
+        got.shape == (3, 6, 7 + (variant.get("predict") == "previous")) and got.dtype == jnp.float32
+    )
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
 def test_bfloat16_is_close_and_gives_float32_logits():
     params = random_params(Denoiser(**FIELDS))
     params = jax.tree.map(lambda p: p / 2, params)
-    full, half = (jax.jit(Denoiser(**FIELDS, dtype=d).apply)({"params": params}, *inputs()) for d in (jnp.float32, jnp.bfloat16))
+    full, half = (
+        jax.jit(Denoiser(**FIELDS, dtype=d).apply)({"params": params}, *inputs())
+        for d in (jnp.float32, jnp.bfloat16)
+    )
     assert half.dtype == jnp.float32
     assert 1e-5 < np.abs(full - half).mean() / np.abs(full).mean() < 0.05
 
@@ -129,7 +202,9 @@ def test_text_outside_the_mask_has_no_influence():
     apply = jax.jit(lambda text: model.apply({"params": params}, z, t, text, mask))
     noise = 100 * jax.random.normal(jax.random.key(0), text.shape)
     np.testing.assert_array_equal(apply(jnp.where(mask[..., None], text, noise)), apply(text))
-    assert (np.abs(apply(jnp.where(mask[..., None], text + 0.1, text)) - apply(text)).max((1, 2)) > 1e-4).all()
+    assert (
+        np.abs(apply(jnp.where(mask[..., None], text + 0.1, text)) - apply(text)).max((1, 2)) > 1e-4
+    ).all()
 
 
 def test_every_input_token_and_time_counts():
@@ -138,13 +213,18 @@ def test_every_input_token_and_time_counts():
     apply = jax.jit(lambda z, t: model.apply({"params": params}, z, t, text, mask))
     plain_out = apply(z, t)
     for position in range(6):
-        assert np.abs(apply(z.at[:, position].set((z[:, position] + 1) % 8), t) - plain_out).max() > 1e-3
+        assert (
+            np.abs(apply(z.at[:, position].set((z[:, position] + 1) % 8), t) - plain_out).max()
+            > 1e-3
+        )
     seen = [apply(z, jnp.full(3, i)) for i in range(1, 6)]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(seen) for b in seen[:i])
 
 
 def test_sinusoid_by_hand():
-    """T = 100, t = 26: the angle 1000 at frequency 1, 1000 * 1e-2 in the middle, 1000 * 1e-4 at the end."""
+    """T = 100, t = 26: the angle 1000 at frequency 1, 1000 * 1e-2 in the middle, 1000 * 1e-4 at the
+    end.
+    """
     got = sinusoid(jnp.array([25, 0]), 100, 6)
     angles = np.array([1000.0, 10.0, 0.1])
     np.testing.assert_allclose(got[0], [*np.sin(angles), *np.cos(angles)], atol=2e-4)
@@ -165,18 +245,30 @@ def test_initial_weights_and_logits():
 def test_dropout_needs_a_key_and_changes_only_training():
     model = Denoiser(**FIELDS, dropout=0.5)
     params = random_params(model)
-    run = lambda seed, deterministic: model.apply({"params": params}, *inputs(), deterministic=deterministic,
-                                                  rngs={"dropout": jax.random.key(seed)})
+    run = lambda seed, deterministic: model.apply(
+        {"params": params},
+        *inputs(),
+        deterministic=deterministic,
+        rngs={"dropout": jax.random.key(seed)},
+    )
     run = jax.jit(run, static_argnums=1)
     plain = jax.jit(Denoiser(**FIELDS).apply)({"params": params}, *inputs())
     np.testing.assert_allclose(run(0, True), plain, rtol=1e-4, atol=1e-5)
     with jax.debug_key_reuse(False):  # flax's own folding of keys is taken for a reuse by jax 0.10
-        assert np.abs(run(0, False) - run(1, False)).max() > 1e-2 and np.abs(run(0, False) - run(0, True)).max() > 1e-2
+        assert (
+            np.abs(run(0, False) - run(1, False)).max() > 1e-2
+            and np.abs(run(0, False) - run(0, True)).max() > 1e-2
+        )
 
 
-@pytest.mark.parametrize("wrong,sentence", [(dict(time="fourier"), "denoiser.time must be learned or sinusoidal, got 'fourier'"),
-                                            (dict(head="untied"), "denoiser.head must be linear or tied, got 'untied'"),
-                                            (dict(heads=5), "denoiser.width 12 must be a multiple of denoiser.heads 5")])
+@pytest.mark.parametrize(
+    "wrong,sentence",
+    [
+        (dict(time="fourier"), "denoiser.time must be learned or sinusoidal, got 'fourier'"),
+        (dict(head="untied"), "denoiser.head must be linear or tied, got 'untied'"),
+        (dict(heads=5), "denoiser.width 12 must be a multiple of denoiser.heads 5"),
+    ],
+)
 def test_bad_fields_are_one_sentence(wrong, sentence):
     with pytest.raises(UserError, match=sentence):
         Denoiser(**FIELDS | wrong).init(jax.random.key(0), *inputs())
@@ -190,11 +282,18 @@ def test_remat_scan_and_parts_change_no_number_beyond_rounding(mlp, dropout, mon
 
     def gradient(**options):
         model = Denoiser(**FIELDS, mlp=mlp, **options)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, *data)).mean()))(params)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, *data)).mean())
+        )(params)
 
     want = gradient()
-    for options in ({"remat": True}, {"scan": True}, {"scan": True, "remat": True}, {"attention": "parts"},
-                    {"attention": "parts", "scan": True, "remat": True}):
+    for options in (
+        {"remat": True},
+        {"scan": True},
+        {"scan": True, "remat": True},
+        {"attention": "parts"},
+        {"attention": "parts", "scan": True, "remat": True},
+    ):
         for a, b in zip(jax.tree.leaves(gradient(**options)), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
@@ -204,7 +303,11 @@ def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
     for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": True}}.items():
         model = Denoiser(**FIELDS | {"layers": 6}, **options)
         params = random_params(model)
-        grad = jax.jit(jax.grad(lambda p, model=model: jnp.square(model.apply({"params": p}, *inputs())).mean()))
+        grad = jax.jit(
+            jax.grad(
+                lambda p, model=model: jnp.square(model.apply({"params": p}, *inputs())).mean()
+            )
+        )
         programs[name] = grad.lower(params).as_text()
     products = {name: text.count("dot_general") for name, text in programs.items()}
     assert products["scan"] < products["plain"] / 3 and products["remat"] > products["plain"]
@@ -213,7 +316,11 @@ def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
 def test_dropout_is_drawn_anew_in_every_layer_and_call_of_a_scan():
     model = Denoiser(**FIELDS, dropout=0.5, scan=True)
     params = random_params(model)
-    run = jax.jit(lambda key: model.apply({"params": params}, *inputs(), deterministic=False, rngs={"dropout": key}))
+    run = jax.jit(
+        lambda key: model.apply(
+            {"params": params}, *inputs(), deterministic=False, rngs={"dropout": key}
+        )
+    )
     one, two, again = run(jax.random.key(0)), run(jax.random.key(1)), run(jax.random.key(0))
     np.testing.assert_array_equal(one, again)
     assert (one != two).mean() > 0.9

@@ -14,10 +14,13 @@ def images(b, size, seed=0):
 
 def reference(params, image, layers):
     """The network on one image in numpy float64, convolutions by scipy."""
+
     def conv(x, kernel, stride):
         x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-        out = [sum(correlate2d(x[..., i], kernel[..., i, o], "valid") for i in range(x.shape[-1]))
-               for o in range(kernel.shape[-1])]
+        out = [
+            sum(correlate2d(x[..., i], kernel[..., i, o], "valid") for i in range(x.shape[-1]))
+            for o in range(kernel.shape[-1])
+        ]
         return np.stack(out, -1)[::stride, ::stride]
 
     def leaky(x):
@@ -39,15 +42,21 @@ def test_equals_an_independent_implementation(size, layers, patches):
     params = model.init(jax.random.key(0), x)["params"]
     logits = model.apply({"params": params}, x)
     assert logits.shape == (2, patches, patches, 1)
-    np.testing.assert_allclose(logits, np.stack([reference(params, i, layers) for i in x]), atol=2e-5)
+    np.testing.assert_allclose(
+        logits, np.stack([reference(params, i, layers) for i in x]), atol=2e-5
+    )
 
 
 def test_the_published_architecture():
     x = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     params = jax.eval_shape(PatchGAN().init, jax.random.key(0), x)["params"]
     assert {k: v["kernel"].shape for k, v in params.items() if "kernel" in v} == {
-        "conv0": (4, 4, 3, 64), "conv1": (4, 4, 64, 128), "conv2": (4, 4, 128, 256), "conv3": (4, 4, 256, 512),
-        "logits": (4, 4, 512, 1)}
+        "conv0": (4, 4, 3, 64),
+        "conv1": (4, 4, 64, 128),
+        "conv2": (4, 4, 128, 256),
+        "conv3": (4, 4, 256, 512),
+        "logits": (4, 4, 512, 1),
+    }
     assert {k for k, v in params.items() if "kernel" in v and "bias" in v} == {"conv0", "logits"}
     logits = jax.eval_shape(PatchGAN().apply, {"params": params}, x)
     assert logits.shape == (1, 30, 30, 1)

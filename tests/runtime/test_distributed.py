@@ -1,4 +1,7 @@
-"""Processes that meet on this machine, with one file system and with disks of their own; how one that fails ends."""
+"""Processes that meet on this machine, with one file system and with disks of their own; how one
+that fails ends.
+"""
+
 import json
 import os
 import re
@@ -27,9 +30,20 @@ from vqd_jax.errors import UserError
 coordinator, me, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 processes.join(coordinator, 2, me, timeout=60)
 """
-    port, env = free_port(), os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    return [subprocess.Popen([sys.executable, "-c", head + code, f"127.0.0.1:{port}", str(i), *map(str, arguments)], env=env, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+    port, env = (
+        free_port(),
+        os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
+    )
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", head + code, f"127.0.0.1:{port}", str(i), *map(str, arguments)],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]
 
 
 MEET = """
@@ -66,28 +80,44 @@ def test_the_others_get_the_checkpoints_that_they_do_not_see(request, tmp_path):
     both, told = pair(MEET, tmp_path), []
     for process in both:
         request.addfinalizer(process.kill)
-        told.append(json.loads(next(line for line in iter(process.stdout.readline, "") if line.startswith("{"))))
-    contents = lambda folder: {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        told.append(
+            json.loads(
+                next(line for line in iter(process.stdout.readline, "") if line.startswith("{"))
+            )
+        )
+    contents = lambda folder: {
+        f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+    }
     for me, said in enumerate(told):
         assert said["keepers"] == [me, 0]
         assert said[f"disk{me}"] == said["shared"] == [[3, 6], {"a": 6}, True]
-        assert said["further"].startswith("process 1 has a checkpoint of step 7") and str(tmp_path / f"disk{me}") in said["further"]
+        assert (
+            said["further"].startswith("process 1 has a checkpoint of step 7")
+            and str(tmp_path / f"disk{me}") in said["further"]
+        )
     assert contents(tmp_path / "disk0") == contents(tmp_path / "disk1")
-    assert len(contents(tmp_path / "shared")) == len(contents(tmp_path / "disk0"))  # nothing else was left there
+    assert len(contents(tmp_path / "shared")) == len(
+        contents(tmp_path / "disk0")
+    )  # nothing else was left there
     for process in both:  # while processes are joined, JAX would ignore it
         process.send_signal(signal.SIGTERM)
     assert [process.wait(timeout=30) for process in both] == [-signal.SIGTERM] * 2
 
 
-@pytest.mark.parametrize("failure,status,said", [("sys.exit(3)", 3, ""), ("raise KeyError('odd')", 1, "KeyError: 'odd'")])
+@pytest.mark.parametrize(
+    "failure,status,said", [("sys.exit(3)", 3, ""), ("raise KeyError('odd')", 1, "KeyError: 'odd'")]
+)
 def test_one_that_fails_does_not_wait_for_the_others(failure, status, said):
-    both = pair(f"""
+    both = pair(
+        f"""
 import time
 with processes.ending_at_once():
     if me == 1:
         {failure}
     time.sleep(100)
-""", "unused")
+""",
+        "unused",
+    )
     try:
         assert both[1].wait(timeout=25) == status  # JAX's own way out takes at least 30 s
         assert said in both[1].stderr.read() and both[0].poll() is None
@@ -108,14 +138,17 @@ def test_alone_nothing_is_written_to_find_out_who_sees_what(tmp_path):
     assert distributed.keeper(tmp_path / "none") == 0 and not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("arguments,said", [
-    (("", 2, 0), "--processes and --process need --coordinator=HOST:PORT"),
-    (("host", 2, 0), "--coordinator must be HOST:PORT or auto, got host"),
-    (("host:port", 2, 0), "--coordinator must be HOST:PORT or auto, got host:port"),
-    (("host:1", 2, None), "with I from 0 to N - 1, got 2 and None"),
-    (("host:1", 2, 2), "with I from 0 to N - 1, got 2 and 2"),
-    (("host:1", 2, -1), "with I from 0 to N - 1, got 2 and -1"),
-])
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        (("", 2, 0), "--processes and --process need --coordinator=HOST:PORT"),
+        (("host", 2, 0), "--coordinator must be HOST:PORT or auto, got host"),
+        (("host:port", 2, 0), "--coordinator must be HOST:PORT or auto, got host:port"),
+        (("host:1", 2, None), "with I from 0 to N - 1, got 2 and None"),
+        (("host:1", 2, 2), "with I from 0 to N - 1, got 2 and 2"),
+        (("host:1", 2, -1), "with I from 0 to N - 1, got 2 and -1"),
+    ],
+)
 def test_wrong_flags_are_a_sentence(arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
         distributed.join(*arguments)
@@ -123,16 +156,27 @@ def test_wrong_flags_are_a_sentence(arguments, said):
 
 def test_a_first_process_that_is_not_there_and_a_port_that_is_taken_are_sentences():
     port = free_port()
-    with pytest.raises(UserError, match=f"could not be reached at 127.0.0.1:{port} in 0 s .*is it running there"):
+    with pytest.raises(
+        UserError, match=f"could not be reached at 127.0.0.1:{port} in 0 s .*is it running there"
+    ):
         distributed.join(f"127.0.0.1:{port}", 2, 1, timeout=0)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        with pytest.raises(UserError, match=r"cannot listen on port \d+ \(Address already in use\)"):
+        with pytest.raises(
+            UserError, match=r"cannot listen on port \d+ \(Address already in use\)"
+        ):
             distributed.join(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0)
 
 
 def test_nobody_else_to_find_is_a_sentence():
-    done = subprocess.run([sys.executable, "-c", "from vqd_jax import processes; processes.join('auto')"], capture_output=True, text=True,
-                          env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 1 and "UserError: --coordinator=auto finds no other processes here" in done.stderr, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", "from vqd_jax import processes; processes.join('auto')"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+    assert (
+        done.returncode == 1
+        and "UserError: --coordinator=auto finds no other processes here" in done.stderr
+    ), done.stderr

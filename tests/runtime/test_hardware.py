@@ -1,4 +1,7 @@
-"""The table of accelerators against figures that follow from how the chips are built, and the names that JAX gives them."""
+"""The table of accelerators against figures that follow from how the chips are built, and the names
+that JAX gives them.
+"""
+
 import jax
 import pytest
 
@@ -20,11 +23,18 @@ BUILT = [
     ("TPU v4", 8 * 2 * 128**2 * 1.05e9, 4096 * 2.4e9, 6 * 50e9),
     ("TPU v5 lite", 4 * 2 * 128**2 * 1.5e9, 2048 * 3.2e9, 4 * 50e9),
     ("TPU v5p", 8 * 2 * 128**2 * 1.75e9, 6144 * 3.6e9, 6 * 100e9),
-    ("TPU v6 lite", 197e12 * 4.66, 2 * 8 * 819e9, 2 * 200e9),  # as it was announced, against the v5e
+    (
+        "TPU v6 lite",
+        197e12 * 4.66,
+        2 * 8 * 819e9,
+        2 * 200e9,
+    ),  # as it was announced, against the v5e
 ]
 
 
-@pytest.mark.parametrize("kind,peak,bandwidth,link", BUILT, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "kind,peak,bandwidth,link", BUILT, ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_the_figures_are_those_that_the_chip_is_built_for(kind, peak, bandwidth, link):
     found = chip(kind)
     assert found.peak == pytest.approx(peak, rel=0.003)
@@ -38,12 +48,16 @@ def test_every_chip_is_checked_above():
     assert {chip(kind) for kind, *_ in BUILT} == {*CHIPS.values()}
 
 
-@pytest.mark.parametrize("one,other", [("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v6 lite", "TPU v6e")])
+@pytest.mark.parametrize(
+    "one,other", [("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p"), ("TPU v6 lite", "TPU v6e")]
+)
 def test_both_names_of_a_tpu(one, other):
     assert chip(one) is chip(other)
 
 
-@pytest.mark.parametrize("kind", ["", "cpu", "TPU v3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090"])
+@pytest.mark.parametrize(
+    "kind", ["", "cpu", "TPU v3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090"]
+)
 def test_what_is_not_in_the_table_is_unknown(kind):
     assert chip(kind) is None
 

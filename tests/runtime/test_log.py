@@ -1,4 +1,5 @@
 """The history of a run, through kills and resumes, in the file and as TensorBoard reads it."""
+
 import json
 import math
 import struct
@@ -18,8 +19,8 @@ def events(folder):
         data = file.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            yield Event.FromString(data[12:12 + length])
-            data = data[16 + length:]
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
 
 
 def test_lines_are_on_disk_at_once(tmp_path):
@@ -39,9 +40,12 @@ def test_tensorboard_has_scalars_and_pictures(tmp_path):
     log.image(4, "samples", np.zeros((5, 7, 3), np.uint8))
     log.close()
     values = [(e.step, v) for e in events(tmp_path) for v in e.summary.value]
-    assert [(s, v.tag, v.simple_value) for s, v in values if not v.HasField("image")] == [(3, "eval/loss", 0.25)]
-    assert [(s, v.tag, v.image.height, v.image.width) for s, v in values if v.HasField("image")] == [
-        (4, "samples", 5, 7)]
+    assert [(s, v.tag, v.simple_value) for s, v in values if not v.HasField("image")] == [
+        (3, "eval/loss", 0.25)
+    ]
+    assert [
+        (s, v.tag, v.image.height, v.image.width) for s, v in values if v.HasField("image")
+    ] == [(4, "samples", 5, 7)]
 
 
 def test_numbers_that_json_lacks(tmp_path):
@@ -103,7 +107,10 @@ def test_facts_lie_beside_the_metrics_and_the_last_ones_count(tmp_path):
     log = Log(tmp_path / "run")
     for devices in (1, 2):
         log.note("machine.json", {"devices": devices, "name": "é"})
-    assert json.loads((tmp_path / "run" / "machine.json").read_text()) == {"devices": 2, "name": "é"}
+    assert json.loads((tmp_path / "run" / "machine.json").read_text()) == {
+        "devices": 2,
+        "name": "é",
+    }
     assert not [*(tmp_path / "run").glob("*.tmp")] and read_metrics(tmp_path / "run") == []
     (tmp_path / "run" / "folder.json").mkdir()
     with pytest.raises(UserError, match="cannot write a log to .*run"):

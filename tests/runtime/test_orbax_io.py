@@ -1,4 +1,7 @@
-"""Checkpoints that two processes write together: each its own parts, read again on any number of processes and devices."""
+"""Checkpoints that two processes write together: each its own parts, read again on any number of
+processes and devices.
+"""
+
 import os
 import random
 import signal
@@ -71,9 +74,27 @@ print("ok", flush=True)
 
 
 def two(code, folder):
-    port, env = free_port(), os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    return [subprocess.Popen([sys.executable, "-c", "import jax.experimental.multihost_utils\n" + HEAD + code, f"127.0.0.1:{port}", str(i),
-                              str(folder)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+    port, env = (
+        free_port(),
+        os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
+    )
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import jax.experimental.multihost_utils\n" + HEAD + code,
+                f"127.0.0.1:{port}",
+                str(i),
+                str(folder),
+            ],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +109,17 @@ def saved(tmp_path_factory):
 
 def sizes(state):
     """Bytes of data that each process wrote, by the names that Orbax gives their folders."""
-    return {d.name: sum(f.stat().st_size for f in (d / "d").iterdir()) for d in state.glob("ocdbt.process_*")}
+    return {
+        d.name: sum(f.stat().st_size for f in (d / "d").iterdir())
+        for d in state.glob("ocdbt.process_*")
+    }
 
 
 def test_each_process_writes_its_own_parts_and_the_first_one_the_sums(saved):
     folder = saved / "together"
-    assert [p.name for p in folder.iterdir()] == ["20"]  # 10 was one too many, 30 was left, and nothing else stays behind
+    assert [p.name for p in folder.iterdir()] == [
+        "20"
+    ]  # 10 was one too many, 30 was left, and nothing else stays behind
     written = sizes(folder / "20" / "state")
     assert written.keys() == {"ocdbt.process_0", "ocdbt.process_1"} and fault(folder / "20") is None
     assert min(written.values()) > 0.9 * VALUE.nbytes  # half of rows and of columns
@@ -105,18 +131,30 @@ def test_each_process_writes_its_own_parts_and_the_first_one_the_sums(saved):
 def test_one_process_reads_it_whole_or_onto_its_own_devices(saved, name):
     checkpoints = Checkpoints(saved / name, read_only=True)
     got = checkpoints.restore("state")
-    assert {type(got[part]) for part in ("rows", "columns", "copies", "local", "host")} == {np.ndarray} and got["examples"] == 2
+    assert {type(got[part]) for part in ("rows", "columns", "copies", "local", "host")} == {
+        np.ndarray
+    } and got["examples"] == 2
     for part in ("rows", "columns", "copies"):
         np.testing.assert_array_equal(got[part], 2 * VALUE)
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    like = got | {"rows": jax.ShapeDtypeStruct(VALUE.shape, np.float32, sharding=NamedSharding(mesh, PartitionSpec("y", "x")))}
+    like = got | {
+        "rows": jax.ShapeDtypeStruct(
+            VALUE.shape, np.float32, sharding=NamedSharding(mesh, PartitionSpec("y", "x"))
+        )
+    }
     rows = checkpoints.restore("state", like=like)["rows"]
-    assert rows.sharding == like["rows"].sharding and rows.addressable_shards[0].data.shape == (256, 48)
+    assert rows.sharding == like["rows"].sharding and rows.addressable_shards[0].data.shape == (
+        256,
+        48,
+    )
     np.testing.assert_array_equal(rows, 2 * VALUE)
 
 
 def test_damage_to_the_part_of_any_process_is_found(saved):
-    data = max((saved / "together" / "20" / "state" / "ocdbt.process_1" / "d").iterdir(), key=lambda f: f.stat().st_size)
+    data = max(
+        (saved / "together" / "20" / "state" / "ocdbt.process_1" / "d").iterdir(),
+        key=lambda f: f.stat().st_size,
+    )
     whole = data.read_bytes()
     data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
@@ -157,7 +195,9 @@ def test_killed_while_both_are_saving(tmp_path, order):
 
 
 def test_lost_exceptions_are_quiet_printed_or_a_signal_again(tmp_path):
-    """What destructors raise, in a process that listens for signals and has saved: Orbax's of a closed loop, others, Ctrl-C's."""
+    """What destructors raise, in a process that listens for signals and has saved: Orbax's of a
+    closed loop, others, Ctrl-C's.
+    """
     code = """
 import sys, time
 from vqd_jax import interrupt
@@ -177,6 +217,12 @@ try:
 except interrupt.ENDINGS as e:
     print(type(e).__name__)
 """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "steps"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "steps"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.stdout.split() == ["Terminated"]
     assert "of another kind" in done.stderr and "Event loop is closed" not in done.stderr

@@ -1,4 +1,5 @@
 """On a terminal one line redraws itself; in a file there are whole lines, and few."""
+
 import io
 
 import pytest
@@ -24,7 +25,9 @@ def test_a_file_gets_lines(monkeypatch):
     text = run(monkeypatch, io.StringIO())
     lines = text.splitlines()
     assert 1 <= len(lines) <= 3 and "\r" not in text and text.endswith("\n")
-    assert lines[0].startswith("codec: 40/100 step [") and lines[-1].startswith("codec: 100/100 step [")
+    assert lines[0].startswith("codec: 40/100 step [") and lines[-1].startswith(
+        "codec: 100/100 step ["
+    )
     assert "loss=0.01667" in lines[-1] and "step/s" in lines[-1]
 
 

@@ -1,4 +1,5 @@
 """Splitting a batch over devices changes no number."""
+
 import socket
 import subprocess
 import sys
@@ -21,8 +22,11 @@ def test_the_key_of_an_example_does_not_depend_on_the_devices():
     alone = data(Rows.here(8).keys(jax.random.key(3)))
     assert len(np.unique(alone, axis=0)) == 8
     for devices in (2, 4):
-        split = jax.pmap(lambda _: jax.random.key_data(Rows.here(8 // devices, AXIS).keys(jax.random.key(3))), axis_name=AXIS,
-                         devices=jax.local_devices()[:devices])(jnp.zeros(devices))
+        split = jax.pmap(
+            lambda _: jax.random.key_data(Rows.here(8 // devices, AXIS).keys(jax.random.key(3))),
+            axis_name=AXIS,
+            devices=jax.local_devices()[:devices],
+        )(jnp.zeros(devices))
         np.testing.assert_array_equal(np.asarray(split).reshape(8, -1), alone)
     np.testing.assert_array_equal(data(Rows.here(3).keys(jax.random.key(3))), alone[:3])
     assert (data(Rows.here(8).keys(jax.random.key(4))) != alone).any(1).all()
@@ -52,7 +56,9 @@ def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
     assert batch["x"].shape == (parallel.devices, 8 // parallel.devices)
     state, metrics = run(state, frozen, batch, jax.random.key(0))
     noise = jax.vmap(jax.random.uniform)(Rows.here(8).keys(jax.random.key(0)))
-    np.testing.assert_allclose(metrics["value"], np.full(parallel.devices, (2 * x + noise).mean()), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["value"], np.full(parallel.devices, (2 * x + noise).mean()), rtol=1e-6
+    )
     assert parallel.first(state).shape == ()
     np.testing.assert_allclose(parallel.first(state), 1 + (2 * x + noise).mean(), rtol=1e-6)
     state, _ = run(state, frozen, batch, jax.random.key(0))
@@ -70,11 +76,15 @@ def test_replicate_copies_every_kind_of_leaf():
 
 
 def test_bad_input_is_one_sentence():
-    with pytest.raises(UserError, match="batch size 6 must be a multiple of the 4 devices that share it"):
+    with pytest.raises(
+        UserError, match="batch size 6 must be a multiple of the 4 devices that share it"
+    ):
         parallelism().check_batch(6)
     parallelism().check_batch(8)
     parallelism(devices=2).check_batch(6)
-    with pytest.raises(UserError, match=r"parallel.devices must lie in 0\.\.4, the devices here, got 5"):
+    with pytest.raises(
+        UserError, match=r"parallel.devices must lie in 0\.\.4, the devices here, got 5"
+    ):
         parallelism(devices=5)
     with pytest.raises(UserError, match="devices must lie in"):
         parallelism(devices=-1)
@@ -114,8 +124,16 @@ def test_two_processes_are_one_batch(devices):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    run = [subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, port, str(i), str(devices)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, cwd=ROOT) for i in range(2)]
+    run = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, port, str(i), str(devices)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for i in range(2)
+    ]
     out = [p.communicate(timeout=300) for p in run]
     noise = jax.vmap(jax.random.uniform)(Rows.here(8).keys(jax.random.key(0)))
     for p, (printed, errors) in zip(run, out):

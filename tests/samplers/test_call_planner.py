@@ -1,4 +1,5 @@
 """The planner against trying every plan."""
+
 import itertools
 
 import numpy as np

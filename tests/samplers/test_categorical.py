@@ -1,4 +1,5 @@
 """Draws of codes against their distribution."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,11 @@ def rows(logits, n, exclude=None, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(logits))
     u = uniforms(keys, n, 2, jnp.float32)
     spread = jnp.broadcast_to(logits[:, None], (len(logits), n, logits.shape[-1]))
-    skip = None if exclude is None else jnp.broadcast_to(jnp.asarray(exclude)[:, None], (len(logits), n))
+    skip = (
+        None
+        if exclude is None
+        else jnp.broadcast_to(jnp.asarray(exclude)[:, None], (len(logits), n))
+    )
     return jax.jit(draw)(u, spread, skip)
 
 
@@ -34,7 +39,9 @@ def test_draws_have_the_softmax_as_their_distribution(k):
 
 def test_an_excluded_code_is_never_drawn_and_its_mass_is_exact():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 30)), jnp.float32)
-    logits = logits.at[1, 7].set(25.0)  # 1 - p = 4e-10, which a difference of float32 numbers would not see
+    logits = logits.at[1, 7].set(
+        25.0
+    )  # 1 - p = 4e-10, which a difference of float32 numbers would not see
     skip = np.array([3, 7, 29, 30])
     codes, _, (own, other) = rows(logits, 50_000, skip)
     p = np.exp(np.asarray(logits, np.float64))

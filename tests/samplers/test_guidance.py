@@ -1,4 +1,7 @@
-"""Guidance, temperature and truncation against hand-worked numbers and a plain implementation by sorting."""
+"""Guidance, temperature and truncation against hand-worked numbers and a plain implementation by
+sorting.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +26,9 @@ def one(p):
 
 def guide(x, null, scale):
     """One prompt."""
-    return guidance.guide(x[None], null, jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (1, x.shape[0])))
+    return guidance.guide(
+        x[None], null, jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (1, x.shape[0]))
+    )
 
 
 def test_guidance_by_hand():
@@ -31,7 +36,9 @@ def test_guidance_by_hand():
     got = probabilities(guide(one([0.8, 0.2]) + 3.0, one([0.5, 0.5]) - 7.0, 2.0))
     np.testing.assert_allclose(got[0, 0], [16 / 17, 1 / 17], rtol=1e-5)
     got = probabilities(guide(one([0.8, 0.2]), one([0.1, 0.9]), 0.5))  # half way: geometric means
-    np.testing.assert_allclose(got[0, 0], np.sqrt([0.08, 0.18]) / np.sqrt([0.08, 0.18]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        got[0, 0], np.sqrt([0.08, 0.18]) / np.sqrt([0.08, 0.18]).sum(), rtol=1e-5
+    )
 
 
 def test_guidance_of_one_is_the_conditional_and_of_zero_the_null():
@@ -106,7 +113,9 @@ def test_settings_may_be_traced():
     for settings in ((1.0, 1.0, 0.9), (3.0, 0.7, 0.5)):
         s, t, p = settings
         want = nucleus(temper(guide(x, null, s), t), p)
-        np.testing.assert_allclose(program(x, null, *map(jnp.float32, settings)), want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            program(x, null, *map(jnp.float32, settings)), want, rtol=1e-5, atol=1e-5
+        )
     assert program._cache_size() == 1
 
 
@@ -118,7 +127,9 @@ def test_several_prompts_add_their_directions():
     for i, (a, b) in enumerate(zip(*np.asarray(scales))):
         want = log(null)[i] + a * (log(x) - log(null))[i] + b * (log(y) - log(null))[i]
         np.testing.assert_allclose(got[i], want, atol=1e-4)
-    np.testing.assert_allclose(got[2], log(x)[2], atol=1e-5)  # weight 0 and scale 1: the first prompt
+    np.testing.assert_allclose(
+        got[2], log(x)[2], atol=1e-5
+    )  # weight 0 and scale 1: the first prompt
     mean = blend(jnp.stack([x, y]), jnp.array([[3.0] * 3, [1.0] * 3]))
     np.testing.assert_allclose(mean, 0.75 * log(x) + 0.25 * log(y), atol=1e-5)
     np.testing.assert_array_equal(blend(x[None], scales[:1]), x)
@@ -148,11 +159,17 @@ def test_guidance_acts_at_the_calls_of_its_interval():
     assert not Prediction().switches(guided=False).guides(masked).any()
 
 
-@pytest.mark.parametrize("fields,sentence", [
-    (dict(temperature=0.0), "temperature positive"), (dict(top_p=0.0), "top_p in"), (dict(top_p=1.1), "top_p in"),
-    (dict(guidance=float("nan")), "guidance must be a number"), (dict(top_k=-1), "top_k must be 0 or more"),
-    (dict(guidance_below=2.0), "guidance_below in"),
-])
+@pytest.mark.parametrize(
+    "fields,sentence",
+    [
+        (dict(temperature=0.0), "temperature positive"),
+        (dict(top_p=0.0), "top_p in"),
+        (dict(top_p=1.1), "top_p in"),
+        (dict(guidance=float("nan")), "guidance must be a number"),
+        (dict(top_k=-1), "top_k must be 0 or more"),
+        (dict(guidance_below=2.0), "guidance_below in"),
+    ],
+)
 def test_bad_settings_are_one_sentence(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         Prediction(**fields)

@@ -1,4 +1,7 @@
-"""Every sampler: a perfect denoiser gives the data's distribution as well as it can, an oracle gives the data itself."""
+"""Every sampler: a perfect denoiser gives the data's distribution as well as it can, an oracle
+gives the data itself.
+"""
+
 import functools
 import itertools
 
@@ -39,7 +42,9 @@ def keys(b, seed=0):
 
 def sample(sampler, process, denoise, b, n, seed=0, **options):
     """The path that users run: one compiled program from the sampler's own start."""
-    program = jax.jit(lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, n), **options))
+    program = jax.jit(
+        lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, n), **options)
+    )
     return program(keys(b, seed))
 
 
@@ -50,8 +55,15 @@ def table_denoiser(seed=0):
     return p, lambda z, t: log_p[jnp.broadcast_to(t[:, None], z.shape), z]
 
 
-@pytest.mark.parametrize("schedule,name", [*(("paper", name) for name in SAMPLERS), *itertools.product(
-    ["released", "absorbing", "cosine"], ["ancestral", "random", "polished", "from the end"])])
+@pytest.mark.parametrize(
+    "schedule,name",
+    [
+        *(("paper", name) for name in SAMPLERS),
+        *itertools.product(
+            ["released", "absorbing", "cosine"], ["ancestral", "random", "polished", "from the end"]
+        ),
+    ],
+)
 def test_an_oracle_returns_the_data_at_every_number_of_calls(name, schedule):
     process = getattr(schedules, schedule)(T, K)
     z_0 = jnp.array([[0, 1, 2, 3, 1, 0, 0, 2, 3], [3, 3, 0, 0, 2, 1, 2, 3, 0]])
@@ -65,7 +77,9 @@ def test_an_oracle_without_masks(name):
     z_0 = jnp.array([[0, 1, 2, 3, 1]])
     denoise = lambda z, t: 60.0 * jax.nn.one_hot(z_0, K)
     for calls in range(1, T + 1):
-        np.testing.assert_array_equal(sample(SAMPLERS[name](calls), schedules.uniform(T, K), denoise, 1, 5), z_0)
+        np.testing.assert_array_equal(
+            sample(SAMPLERS[name](calls), schedules.uniform(T, K), denoise, 1, 5), z_0
+        )
 
 
 def chi_square(tokens, p):
@@ -74,9 +88,13 @@ def chi_square(tokens, p):
     counts = np.bincount(np.asarray(tokens).ravel(), minlength=len(p))
     assert counts[p < 1e-9].sum() <= 2, (counts, p)
     on = p * counts.sum() > 1
-    return stats.chisquare(np.append(counts[on], counts[~on].sum() + 1e-9),
-                           np.append(p[on], p[~on].sum() + 1e-9 / counts.sum()) * (counts.sum() + 1e-9)
-                           / (p.sum() + 1e-9 / counts.sum()), ddof=0).pvalue
+    return stats.chisquare(
+        np.append(counts[on], counts[~on].sum() + 1e-9),
+        np.append(p[on], p[~on].sum() + 1e-9 / counts.sum())
+        * (counts.sum() + 1e-9)
+        / (p.sum() + 1e-9 / counts.sum()),
+        ddof=0,
+    ).pvalue
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -86,11 +104,15 @@ def test_strided_steps_draw_from_the_exact_posterior(schedule, chain):
     exact, (p, denoise) = chain(process), table_denoiser()
     z_T = [z for z in range(K + 1) if exact.between(0, T)[:K, z].sum() > 0]
     start = jnp.tile(jnp.array(z_T)[:, None], (1, n))
-    end, seen = jax.jit(lambda ks, z: Ancestral(calls=2)(ks, process, denoise, z, trace=True))(keys(len(z_T)), start)
+    end, seen = jax.jit(lambda ks, z: Ancestral(calls=2)(ks, process, denoise, z, trace=True))(
+        keys(len(z_T)), start
+    )
     for i, z in enumerate(z_T):
         middle = exact.reverse(p[T, z], z, 3, T)
         assert chi_square(seen[0][i], middle) > 1e-4
-        last = sum(middle[j] * exact.reverse(p[3, j], j, 0, 3) for j in range(K + 1) if middle[j] > 1e-12)
+        last = sum(
+            middle[j] * exact.reverse(p[3, j], j, 0, 3) for j in range(K + 1) if middle[j] > 1e-12
+        )
         assert chi_square(end[i], last) > 1e-4
         np.testing.assert_array_equal(seen[1][i], end[i])
 
@@ -98,7 +120,9 @@ def test_strided_steps_draw_from_the_exact_posterior(schedule, chain):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("calls", [3, T])
 def test_the_scan_is_the_python_loop(name, calls):
-    """A call at a time, each one network call, gives the states of the scan; and so does the loop of a window of calls."""
+    """A call at a time, each one network call, gives the states of the scan; and so does the loop
+    of a window of calls.
+    """
     process, sampler, (_, denoise) = schedules.paper(T, K), SAMPLERS[name](calls), table_denoiser()
     told = []
 
@@ -119,7 +143,9 @@ def test_the_scan_is_the_python_loop(name, calls):
     part = jax.jit(lambda z, window: runs.run(sampler, keys(3), process, denoise, z, window=window))
     before = [sampler.start(keys(3), process, 16), *looped]
     for window in ((0, calls), (0, calls + 9), (1, calls - 1), *((j, j + 1) for j in range(calls))):
-        np.testing.assert_array_equal(part(before[window[0]], window), before[min(window[1], calls)])
+        np.testing.assert_array_equal(
+            part(before[window[0]], window), before[min(window[1], calls)]
+        )
     assert (np.asarray(end) < K).all()
 
 
@@ -139,25 +165,36 @@ def test_noise_belongs_to_the_image_and_not_to_the_batch(name):
 def test_known_tokens_are_equal_in_the_result(name, seed):
     process, sampler, (_, denoise) = schedules.paper(T, K), SAMPLERS[name](4), table_denoiser()
     rng = np.random.default_rng(seed)
-    known = runs.Known(mask=jnp.asarray(rng.random((3, 16)) < 0.4), tokens=jnp.asarray(rng.integers(0, K, (3, 16))))
+    known = runs.Known(
+        mask=jnp.asarray(rng.random((3, 16)) < 0.4), tokens=jnp.asarray(rng.integers(0, K, (3, 16)))
+    )
     end, states = sample(sampler, process, denoise, 3, 16, known=known, trace=True)
     for state in (end, *states):
-        np.testing.assert_array_equal(np.asarray(state)[known.mask], np.asarray(known.tokens)[known.mask])
+        np.testing.assert_array_equal(
+            np.asarray(state)[known.mask], np.asarray(known.tokens)[known.mask]
+        )
     assert (np.asarray(end) < K).all() and len(np.unique(np.asarray(end)[~known.mask])) == K
 
 
 def test_a_function_for_each_call():
     """Runs of the same function share a scan, and the calls get theirs in order."""
     process, sampler = schedules.paper(T, K), Ancestral(calls=T)
-    zeros, ones = (lambda z, t, i=i: jnp.broadcast_to(60.0 * jax.nn.one_hot(i, K)[None, None], (*z.shape, K)) for i in (0, 1))
+    zeros, ones = (
+        lambda z, t, i=i: jnp.broadcast_to(60.0 * jax.nn.one_hot(i, K)[None, None], (*z.shape, K))
+        for i in (0, 1)
+    )
     end = sample(sampler, process, [zeros] * 5 + [ones], 4, 50)
-    np.testing.assert_array_equal(end, 1)  # the last call decides: t = 1 -> 0 replaces what the model does not believe in
+    np.testing.assert_array_equal(
+        end, 1
+    )  # the last call decides: t = 1 -> 0 replaces what the model does not believe in
     _, states = sample(sampler, process, [ones] * 5 + [zeros], 4, 50, trace=True)
     assert (states[4] == 1).sum() > 100 and (states[4] == 0).sum() < 50
 
 
 @pytest.mark.parametrize("calls", [1, 3, 16])
-@pytest.mark.parametrize("order", ["random", "confidence", "purity", "halton", tuple(range(15, -1, -1))])
+@pytest.mark.parametrize(
+    "order", ["random", "confidence", "purity", "halton", tuple(range(15, -1, -1))]
+)
 @pytest.mark.parametrize("counts", ["uniform", "cosine"])
 def test_counts_reveals_exact_numbers_and_keeps_them(calls, order, counts):
     process, (_, denoise) = schedules.absorbing(T, K), table_denoiser()
@@ -165,12 +202,18 @@ def test_counts_reveals_exact_numbers_and_keeps_them(calls, order, counts):
     _, states = sample(sampler, process, denoise, 5, 16, trace=True)
     masked = np.asarray(states) == K
     left = masked.sum(-1)
-    assert (left == left[:, :1]).all() and (np.diff(np.append(16, left[:, 0])) < 0).all() and left[-1, 0] == 0
+    assert (
+        (left == left[:, :1]).all()
+        and (np.diff(np.append(16, left[:, 0])) < 0).all()
+        and left[-1, 0] == 0
+    )
     for before, after in zip(states, states[1:]):
         kept = np.asarray(before) != K
         np.testing.assert_array_equal(np.asarray(before)[kept], np.asarray(after)[kept])
     if order == tuple(range(15, -1, -1)) and calls == 16:
-        assert [np.flatnonzero(row[0]).tolist() for row in masked] == [list(range(15 - i)) for i in range(16)]
+        assert [np.flatnonzero(row[0]).tolist() for row in masked] == [
+            list(range(15 - i)) for i in range(16)
+        ]
     if counts == "cosine" and calls == 3:
         assert left[:, 0].tolist() == [14, 8, 0]
 
@@ -180,7 +223,9 @@ def test_a_plan_is_followed_and_checked():
     _, states = sample(Counts(calls=3, counts=(1, 5, 3)), process, denoise, 2, 9, trace=True)
     assert (np.asarray(states) == K).sum(-1).tolist() == [[8, 8], [3, 3], [0, 0]]
     for counts in ((1, 5), (1, 5, 4), (0, 5, 4)):
-        with pytest.raises(UserError, match="a plan for 3 calls needs 3 positive numbers with the sum 9"):
+        with pytest.raises(
+            UserError, match="a plan for 3 calls needs 3 positive numbers with the sum 9"
+        ):
             sample(Counts(calls=3, counts=counts), process, denoise, 2, 9)
 
 
@@ -206,13 +251,22 @@ def test_calls_out_of_range_are_one_sentence(make, calls):
         sample(make(calls=calls), schedules.absorbing(T, K), table_denoiser()[1], 1, 3)
 
 
-@pytest.mark.parametrize("make,sentence", [
-    (lambda: Counts(calls=4, order="best"), "order of counts must be one of random, confidence, purity, halton, got 'best'"),
-    (lambda: Counts(calls=4, counts="linear"), "counts must be uniform, cosine or a list of numbers, got 'linear'"),
-    (lambda: Counts(calls=4, polish=4), "0 <= polish < calls"),
-    (lambda: Remask(calls=4, eta=1.5), r"eta in \[0, 1\], got 1.5"),
-    (lambda: PriorRule(calls=4, rule=3), "a rule of 1 or 2"),
-])
+@pytest.mark.parametrize(
+    "make,sentence",
+    [
+        (
+            lambda: Counts(calls=4, order="best"),
+            "order of counts must be one of random, confidence, purity, halton, got 'best'",
+        ),
+        (
+            lambda: Counts(calls=4, counts="linear"),
+            "counts must be uniform, cosine or a list of numbers, got 'linear'",
+        ),
+        (lambda: Counts(calls=4, polish=4), "0 <= polish < calls"),
+        (lambda: Remask(calls=4, eta=1.5), r"eta in \[0, 1\], got 1.5"),
+        (lambda: PriorRule(calls=4, rule=3), "a rule of 1 or 2"),
+    ],
+)
 def test_bad_settings_are_one_sentence(make, sentence):
     with pytest.raises(UserError, match=sentence):
         make()
@@ -221,10 +275,14 @@ def test_bad_settings_are_one_sentence(make, sentence):
 def test_counts_needs_a_mask_and_a_token_for_each_call():
     with pytest.raises(UserError, match="never masks: use ancestral"):
         sample(Counts(calls=3), schedules.uniform(T, K), table_denoiser()[1], 1, 9)
-    with pytest.raises(UserError, match="calls must be in 1..9, so that each reveals a token, got 10"):
+    with pytest.raises(
+        UserError, match="calls must be in 1..9, so that each reveals a token, got 10"
+    ):
         sample(Counts(calls=10), schedules.absorbing(T, K), table_denoiser()[1], 1, 9)
     with pytest.raises(UserError, match="a square grid of tokens, got 8"):
-        sample(Counts(calls=2, order="halton"), schedules.absorbing(T, K), table_denoiser()[1], 1, 8)
+        sample(
+            Counts(calls=2, order="halton"), schedules.absorbing(T, K), table_denoiser()[1], 1, 8
+        )
 
 
 class TestReleased:
@@ -244,7 +302,10 @@ class TestReleased:
         _, states = sample(Ancestral(calls=25), process, denoise, 4, 4000, trace=True)
         assert abs((np.asarray(states[-2]) == 8).mean() - 0.03) < 0.01
 
-    @pytest.mark.parametrize("calls,per_call,left", [(100, 1024, 0), (50, 1024, 10), (25, 1024, 21), (10, 1024, 69), (100, 10, 0)])
+    @pytest.mark.parametrize(
+        "calls,per_call,left",
+        [(100, 1024, 0), (50, 1024, 10), (25, 1024, 21), (10, 1024, 69), (100, 10, 0)],
+    )
     def test_prior_rule_spends_the_released_budgets(self, calls, per_call, left):
         process = schedules.absorbing(100, 8)
         sampler = PriorRule(calls=calls, rule=1, per_call=per_call)
@@ -256,15 +317,20 @@ class TestReleased:
     def test_purity_goes_to_the_sure_positions_first(self):
         process = schedules.absorbing(10, 8)
         sure = jnp.where(jnp.arange(64) < 16, 9.0, 0.0)
-        denoise = lambda z, t: jnp.broadcast_to(sure[None, :, None] * jax.nn.one_hot(2, 8)[None, None], (*z.shape, 8))
+        denoise = lambda z, t: jnp.broadcast_to(
+            sure[None, :, None] * jax.nn.one_hot(2, 8)[None, None], (*z.shape, 8)
+        )
         first = {}
         for rule in (1, 2):
-            _, states = sample(PriorRule(calls=10, rule=rule), process, denoise, 200, 64, trace=True)
+            _, states = sample(
+                PriorRule(calls=10, rule=rule), process, denoise, 200, 64, trace=True
+            )
             first[rule] = (np.asarray(states[1])[:, :16] != 8).mean()
         assert first[2] > 2 * first[1] > 0.2
 
 
-# The toy: 8 tokens, 3 codes, a Markov chain; the exact conditional marginals are the denoiser, so what is left is the sampler.
+# The toy: 8 tokens, 3 codes, a Markov chain; the exact conditional marginals are the denoiser, so
+# what is left is the sampler.
 
 STAY, N, CODES = 0.88, 8, 3
 CHAIN = np.full((CODES, CODES), (1 - STAY) / 2) + np.eye(CODES) * (STAY - (1 - STAY) / 2)
@@ -278,7 +344,9 @@ def perfect(z, t):
     pass_on = lambda message, e: ((message * e) @ step, message)
     flat = jnp.full((z.shape[0], CODES), 1 / CODES)
     _, forward = jax.lax.scan(pass_on, flat, jnp.moveaxis(evidence, 1, 0))
-    _, backward = jax.lax.scan(pass_on, jnp.ones_like(flat), jnp.moveaxis(evidence, 1, 0), reverse=True)
+    _, backward = jax.lax.scan(
+        pass_on, jnp.ones_like(flat), jnp.moveaxis(evidence, 1, 0), reverse=True
+    )
     return jnp.log(jnp.moveaxis(forward * backward * jnp.moveaxis(evidence, 1, 0), 0, 1) + 1e-30)
 
 
@@ -286,34 +354,51 @@ def perfect(z, t):
 def truth():
     index = np.arange(CODES**N)
     digits = np.stack([index // CODES**i % CODES for i in range(N)], 1)
-    return digits, np.prod([CHAIN[digits[:, i], digits[:, i + 1]] for i in range(N - 1)], axis=0) / CODES
+    return digits, np.prod(
+        [CHAIN[digits[:, i], digits[:, i + 1]] for i in range(N - 1)], axis=0
+    ) / CODES
 
 
 def total_variation(sampler, draws=400_000):
     process = schedules.absorbing(100, CODES)
     tokens = np.asarray(sample(sampler, process, perfect, draws, N))
-    counts = np.bincount(tokens @ CODES**np.arange(N), minlength=CODES**N)
+    counts = np.bincount(tokens @ CODES ** np.arange(N), minlength=CODES**N)
     return np.abs(counts / draws - truth()[1]).sum() / 2
 
 
 def conditional_entropy(order=None):
-    """H(i-th token of the order | its first a), for random orders their mean over the i that are left."""
+    """H(i-th token of the order | its first a), for random orders their mean over the i that are
+    left.
+    """
     digits, p = truth()
 
     def joint(positions):
         if not len(positions):
             return 0.0
-        mass = np.bincount(digits[:, positions] @ CODES**np.arange(len(positions)), p)
+        mass = np.bincount(digits[:, positions] @ CODES ** np.arange(len(positions)), p)
         mass = mass[mass > 0]
         return -(mass * np.log(mass)).sum()
 
     if order is not None:
-        return np.array([[joint([*order[:a], order[i]]) - joint(list(order[:a])) if i >= a else 0 for i in range(N)]
-                         for a in range(N)])
+        return np.array(
+            [
+                [
+                    joint([*order[:a], order[i]]) - joint(list(order[:a])) if i >= a else 0
+                    for i in range(N)
+                ]
+                for a in range(N)
+            ]
+        )
     from itertools import combinations
+
     out = []
     for a in range(N):
-        gains = [joint([*some, i]) - joint(list(some)) for some in combinations(range(N), a) for i in range(N) if i not in some]
+        gains = [
+            joint([*some, i]) - joint(list(some))
+            for some in combinations(range(N), a)
+            for i in range(N)
+            if i not in some
+        ]
         out.append(np.mean(gains))
     return np.array(out)
 
@@ -323,12 +408,25 @@ TOY = [  # sampler, the total variation at 4 and 5 calls; 400,000 draws have a f
     ("released_fast", lambda c: ReleasedFast(calls=c), (0.520, 0.681)),
     ("ancestral", lambda c: Ancestral(calls=c), (0.337, 0.270)),
     ("counts", lambda c: Counts(calls=c), (0.247, 0.082)),
-    ("planned", lambda c: Counts(calls=c, counts=best_counts(random_order_cost(conditional_entropy()), c)[0]), (0.140, 0.081)),
+    (
+        "planned",
+        lambda c: Counts(
+            calls=c, counts=best_counts(random_order_cost(conditional_entropy()), c)[0]
+        ),
+        (0.140, 0.081),
+    ),
     ("confidence_1", lambda c: Counts(calls=c, order="confidence", noise=1.0), (0.229, 0.405)),
     ("confidence_4.5", lambda c: Counts(calls=c, order="confidence", noise=4.5), (0.196, 0.182)),
     ("spread", lambda c: Counts(calls=c, order=SPREAD), (0.301, 0.014)),
-    ("spread_planned", lambda c: Counts(calls=c, order=SPREAD, counts=best_counts(
-        fixed_order_cost(conditional_entropy(SPREAD)), c)[0]), (0.013, 0.013)),
+    (
+        "spread_planned",
+        lambda c: Counts(
+            calls=c,
+            order=SPREAD,
+            counts=best_counts(fixed_order_cost(conditional_entropy(SPREAD)), c)[0],
+        ),
+        (0.013, 0.013),
+    ),
 ]
 
 

@@ -1,4 +1,7 @@
-"""The denoiser's losses: times by importance, dropped captions, online tokens, and expectations taken by enumeration."""
+"""The denoiser's losses: times by importance, dropped captions, online tokens, and expectations
+taken by enumeration.
+"""
+
 import dataclasses
 import itertools
 
@@ -23,11 +26,14 @@ SKEWED = History(square=jnp.array([9.0, 16.0, 0.01, 1.0]), count=jnp.full(T, 20.
 
 def without_head(params):
     """Every code equally likely, whatever comes in: -log p(x_0) is log K."""
-    denoiser = params["denoiser"] | {"head": jax.tree.map(jnp.zeros_like, params["denoiser"]["head"])}
+    denoiser = params["denoiser"] | {
+        "head": jax.tree.map(jnp.zeros_like, params["denoiser"]["head"])
+    }
     return params | {"denoiser": denoiser}
 
 
 # ---- the history of the bound
+
 
 def test_history_is_a_moving_average_for_each_time():
     rng, square, count = np.random.default_rng(0), np.zeros(T), np.zeros(T)
@@ -37,7 +43,10 @@ def test_history_is_a_moving_average_for_each_time():
         for i in range(1, T + 1):
             mine = bound[t == i]
             if len(mine):
-                square[i - 1] = 0.9 ** len(mine) * square[i - 1] + (1 - 0.9 ** len(mine)) * np.square(mine).mean()
+                square[i - 1] = (
+                    0.9 ** len(mine) * square[i - 1]
+                    + (1 - 0.9 ** len(mine)) * np.square(mine).mean()
+                )
                 count[i - 1] += len(mine)
         history = history.learn(jnp.asarray(t), jnp.asarray(bound, jnp.float32), None)
         np.testing.assert_allclose(history.square, square, rtol=1e-5)
@@ -46,7 +55,9 @@ def test_history_is_a_moving_average_for_each_time():
 
 
 def test_one_occurrence_moves_the_average_by_a_tenth():
-    history = History(square=jnp.array([1.0, 2.0]), count=jnp.ones(2)).learn(jnp.array([2]), jnp.array([3.0]), None)
+    history = History(square=jnp.array([1.0, 2.0]), count=jnp.ones(2)).learn(
+        jnp.array([2]), jnp.array([3.0]), None
+    )
     np.testing.assert_allclose(history.square, [1.0, 0.9 * 2 + 0.1 * 9], rtol=1e-6)
 
 
@@ -54,32 +65,45 @@ def test_times_are_uniform_until_each_was_drawn_more_than_ten_times():
     square = jnp.array([9.0, 16.0, 0.01, 1.0])
     for last, flat in ((10, True), (11, False)):
         p = History(square=square, count=jnp.array([50.0, 50, 50, last])).probabilities()
-        want = np.sqrt(np.array([16.0, 16.0, 0.01, 1.0]) + 1e-10) + 1e-4  # t = 1 takes the weight of t = 2
+        want = (
+            np.sqrt(np.array([16.0, 16.0, 0.01, 1.0]) + 1e-10) + 1e-4
+        )  # t = 1 takes the weight of t = 2
         np.testing.assert_allclose(p, np.full(4, 0.25) if flat else want / want.sum(), rtol=1e-5)
-    np.testing.assert_allclose(History(square=jnp.zeros(1), count=jnp.full(1, 99.0)).probabilities(), [1.0])
+    np.testing.assert_allclose(
+        History(square=jnp.zeros(1), count=jnp.full(1, 99.0)).probabilities(), [1.0]
+    )
 
 
 def test_devices_share_one_history():
     t, bound = jnp.array([1, 2, 2, 4, 1, 1, 3, 2]), jnp.arange(1.0, 9.0)
     want = SKEWED.learn(t, bound, None)
     learn = lambda h, t, bound: h.learn(t, bound, "batch")
-    got = jax.pmap(learn, axis_name="batch", in_axes=(None, 0, 0))(SKEWED, t.reshape(4, 2), bound.reshape(4, 2))
+    got = jax.pmap(learn, axis_name="batch", in_axes=(None, 0, 0))(
+        SKEWED, t.reshape(4, 2), bound.reshape(4, 2)
+    )
     np.testing.assert_allclose(got.square, np.tile(want.square, (4, 1)), rtol=1e-6)
     np.testing.assert_allclose(got.count, np.tile(want.count, (4, 1)))
 
 
 # ---- the loss
 
+
 @pytest.fixture(scope="module")
 def exact(params, chain):
-    """For one image, for every t and every z_t: q(z_t | z_0), the bound, -log p(z_0), means over tokens; float64 (T, states)."""
+    """For one image, for every t and every z_t: q(z_t | z_0), the bound, -log p(z_0), means over
+    tokens; float64 (T, states).
+    """
     stage, states = make(), np.array(list(itertools.product(range(K + 1), repeat=N)))
     matrices, rows, q, bound, nll = chain(stage.process), len(states), [], [], []
 
     @jax.jit
     def at(t):
-        logits = stage.predict(params, jnp.asarray(states), t, tile(IDS, rows), jnp.zeros(rows, bool))
-        return jax.nn.log_softmax(logits), bound_term(stage.process, logits, tile(Z_0, rows), jnp.asarray(states), t).mean(-1)
+        logits = stage.predict(
+            params, jnp.asarray(states), t, tile(IDS, rows), jnp.zeros(rows, bool)
+        )
+        return jax.nn.log_softmax(logits), bound_term(
+            stage.process, logits, tile(Z_0, rows), jnp.asarray(states), t
+        ).mean(-1)
 
     for t in range(1, T + 1):
         log_p, term = (np.asarray(x, np.float64) for x in at(jnp.full(rows, t)))
@@ -91,14 +115,18 @@ def exact(params, chain):
 
 @pytest.mark.parametrize("importance", [False, True])
 def test_the_loss_is_unbiased(importance, params, exact):
-    """The mean over many rows of one image is the sum over t of expectations over z_t, whatever the times' weights."""
+    """The mean over many rows of one image is the sum over t of expectations over z_t, whatever the
+    times' weights.
+    """
     stage, rows, (q, bound, nll) = make(importance=importance), 30_000, exact
     each = bound + 0.1 * nll
     want = (q * each).sum()
     p = np.asarray(SKEWED.probabilities(), np.float64) if importance else np.full(T, 1 / T)
     p /= p.sum()
     error = np.sqrt(((q * each**2).sum(1) / p).sum() - want**2) / np.sqrt(rows)
-    assert abs(T * (p @ (q * each).sum(1)) - want) > 20 * error or not importance  # without the correction it would show
+    assert (
+        abs(T * (p @ (q * each).sum(1)) - want) > 20 * error or not importance
+    )  # without the correction it would show
     data = {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)}
     loss, (extra, metrics) = evaluate(stage, params, data, SKEWED)
     assert abs(float(loss) - want) < 4.5 * error
@@ -107,7 +135,9 @@ def test_the_loss_is_unbiased(importance, params, exact):
     drawn = np.asarray(extra.count - SKEWED.count, np.float64)
     p = np.asarray(p, np.float64)
     assert stats.chisquare(drawn, p / p.sum() * drawn.sum()).pvalue > 1e-4
-    np.testing.assert_allclose(extra.square[0], (q * bound**2)[0].sum(), rtol=0.1)  # by now the mean square at t = 1
+    np.testing.assert_allclose(
+        extra.square[0], (q * bound**2)[0].sum(), rtol=0.1
+    )  # by now the mean square at t = 1
 
 
 @pytest.mark.parametrize("importance", [False, True])
@@ -115,48 +145,77 @@ def test_antithetic_times_are_spread_evenly_and_change_no_mean(importance, param
     stage, rows, (q, bound, nll) = make(importance=importance, antithetic=True), 30_000, exact
     want = (q * (bound + 0.1 * nll)).sum()
     p = np.asarray(SKEWED.probabilities(), np.float64) if importance else np.full(T, 1 / T)
-    loss, (extra, _) = evaluate(stage, params, {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)}, SKEWED)
+    loss, (extra, _) = evaluate(
+        stage, params, {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)}, SKEWED
+    )
     drawn = np.asarray(extra.count - SKEWED.count)
-    np.testing.assert_allclose(drawn, rows * p / p.sum(), atol=2)  # independent draws would be 60 or more off
+    np.testing.assert_allclose(
+        drawn, rows * p / p.sum(), atol=2
+    )  # independent draws would be 60 or more off
     np.testing.assert_allclose(loss, want, rtol=0.03)
-    stage, two, even = make(antithetic=True), jax.random.split(jax.random.key(0), 2), jnp.full(T, 1 / T)
-    first = {int(np.asarray(stage.times(jax.random.key(i), two, even, Rows.here(2)))[0])
-             for i in range(40)}
+    stage, two, even = (
+        make(antithetic=True),
+        jax.random.split(jax.random.key(0), 2),
+        jnp.full(T, 1 / T),
+    )
+    first = {
+        int(np.asarray(stage.times(jax.random.key(i), two, even, Rows.here(2)))[0])
+        for i in range(40)
+    }
     assert first == set(range(1, T + 1))  # the offset is random
 
 
 @pytest.mark.parametrize("schedule", ["paper", "absorbing"])
 def test_the_loss_in_continuous_time_is_the_integral_of_the_rate(schedule, params):
-    """Over a grid of real times above 1 and every state, put together by hand; and the whole last step."""
-    stage, states = make(schedule=schedule, continuous=True, auxiliary=0.0), np.array(list(itertools.product(range(K + 1), repeat=N)))
+    """Over a grid of real times above 1 and every state, put together by hand; and the whole last
+    step.
+    """
+    stage, states = (
+        make(schedule=schedule, continuous=True, auxiliary=0.0),
+        np.array(list(itertools.product(range(K + 1), repeat=N))),
+    )
     nodes, weights = np.polynomial.legendre.leggauss(6)
     rows = len(states)
     chance = lambda u: chances(stage.process, states, u)
-    last = stage.predict(params, jnp.asarray(states), jnp.full(rows, 1), tile(IDS, rows), jnp.zeros(rows, bool))
+    last = stage.predict(
+        params, jnp.asarray(states), jnp.full(rows, 1), tile(IDS, rows), jnp.zeros(rows, bool)
+    )
     terms = bound_term(stage.process, last, tile(Z_0, rows), jnp.asarray(states), jnp.full(rows, 1))
     want = (chance(1) * np.asarray(terms, np.float64).mean(1)).sum()
     for t in range(2, T + 1):
-        logits = stage.predict(params, jnp.asarray(states), jnp.full(rows, t), tile(IDS, rows), jnp.zeros(rows, bool))
+        logits = stage.predict(
+            params, jnp.asarray(states), jnp.full(rows, t), tile(IDS, rows), jnp.zeros(rows, bool)
+        )
         for node, weight in zip((nodes + 1) / 2, weights / 2):
             back = jnp.full(rows, node, jnp.float32)
-            rate, _ = rate_and_auxiliary(stage.process, logits, tile(Z_0, rows), jnp.asarray(states), jnp.full(rows, t), back)
+            rate, _ = rate_and_auxiliary(
+                stage.process, logits, tile(Z_0, rows), jnp.asarray(states), jnp.full(rows, t), back
+            )
             want += weight * (chance(t - node) * np.asarray(rate, np.float64).mean(1)).sum()
     count = 30_000
-    loss, (_, metrics) = evaluate(stage, params, {"text": tile(IDS, count), "tokens": tile(Z_0, count)})
+    loss, (_, metrics) = evaluate(
+        stage, params, {"text": tile(IDS, count), "tokens": tile(Z_0, count)}
+    )
     np.testing.assert_allclose(loss, want, rtol=0.03)
     np.testing.assert_allclose(metrics["bound"], loss, rtol=1e-5)
 
 
 def chances(process, states, time):
     """q(z = states | Z_0) at a real time, from straight lines between the tables."""
-    unmasked, intact = (np.interp(time, np.arange(T + 1), p) for p in (process.unmasked, process.intact))
+    unmasked, intact = (
+        np.interp(time, np.arange(T + 1), p) for p in (process.unmasked, process.intact)
+    )
     same = states == np.asarray(Z_0)
-    return np.where(states == K, 1 - unmasked, unmasked * (np.where(same, intact, 0) + (1 - intact) / K)).prod(1)
+    return np.where(
+        states == K, 1 - unmasked, unmasked * (np.where(same, intact, 0) + (1 - intact) / K)
+    ).prod(1)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
-    """Without a head it is log K for every token, times 2 - (t - 1) / T if adaptive; the counts tell which t were drawn."""
+    """Without a head it is log K for every token, times 2 - (t - 1) / T if adaptive; the counts
+    tell which t were drawn.
+    """
     data, stage = batch(16), make(auxiliary=0.5, adaptive_auxiliary=adaptive)
     loss, (extra, metrics) = evaluate(stage, without_head(params), data)
     t = np.arange(1, T + 1)
@@ -164,7 +223,9 @@ def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
     want = 0.5 * T * np.log(K) * np.asarray(extra.count) @ strength / 16
     np.testing.assert_allclose(loss - metrics["bound"], want, rtol=1e-4)
     np.testing.assert_allclose(metrics["auxiliary"], np.log(K), rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], (data["tokens"] == 0).mean(), rtol=1e-6)  # of equals, the first
+    np.testing.assert_allclose(
+        metrics["accuracy"], (data["tokens"] == 0).mean(), rtol=1e-6
+    )  # of equals, the first
 
 
 def test_dropped_captions_become_the_null(params):
@@ -215,12 +276,18 @@ def test_dropout_acts_with_a_key_only(params):
 
 # ---- the bound of held-out images
 
+
 @pytest.mark.parametrize("draws", [1, T])
 def test_the_estimate_of_the_bound_is_unbiased(draws, params, exact):
     rows, (q, bound, _) = 4000, exact
     want, each = (q * bound).sum(), T * bound
-    got = np.asarray(jitted.bound(make(), params, jax.random.key(3), tile(Z_0, rows), tile(IDS, rows), draws))
-    between, within = (q * each**2).sum() / T - want**2, ((q * each**2).sum(1) - (q * each).sum(1)**2).sum() / T**2
+    got = np.asarray(
+        jitted.bound(make(), params, jax.random.key(3), tile(Z_0, rows), tile(IDS, rows), draws)
+    )
+    between, within = (
+        (q * each**2).sum() / T - want**2,
+        ((q * each**2).sum(1) - (q * each).sum(1) ** 2).sum() / T**2,
+    )
     variance = between if draws == 1 else within  # with T draws every t comes up once
     assert got.shape == (rows,) and abs(got.mean() - want) < 4.5 * np.sqrt(variance / rows)
     np.testing.assert_allclose(got.var(), variance, rtol=0.3)
@@ -237,21 +304,43 @@ def test_the_estimate_of_a_row_does_not_depend_on_the_others(params):
 
 # ---- sampling
 
+
 @pytest.fixture(scope="module")
 def sample(params):
     stage = make()
 
-    def run(ids, scale=1.0, temperature=1.0, top_p=1.0, *, guided=False, truncated=False, seed=0, negative=None, second=None,
-            weight=0.0, sampler=THREE_CALLS, **switches):
+    def run(
+        ids,
+        scale=1.0,
+        temperature=1.0,
+        top_p=1.0,
+        *,
+        guided=False,
+        truncated=False,
+        seed=0,
+        negative=None,
+        second=None,
+        weight=0.0,
+        sampler=THREE_CALLS,
+        **switches,
+    ):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(ids)))
         rows = [ids, *([] if second is None else [second]), ids if negative is None else negative]
         drop = jnp.zeros((len(rows), len(ids)), bool).at[-1].set(negative is None)
         scales = jnp.full((len(rows) - 1, len(ids)), scale).at[1:].mul(weight)
         knobs = {"scales": scales, "temperature": temperature, "top_p": top_p}
-        return stage.sample(params, keys, Conditions(jnp.stack(rows), drop), knobs, sampler,
-                            Switches(guided=guided, truncated=truncated, **switches))
+        return stage.sample(
+            params,
+            keys,
+            Conditions(jnp.stack(rows), drop),
+            knobs,
+            sampler,
+            Switches(guided=guided, truncated=truncated, **switches),
+        )
 
-    return jax.jit(run, static_argnames=("guided", "truncated", "ramp", "guidance_below", "top_k", "sampler"))
+    return jax.jit(
+        run, static_argnames=("guided", "truncated", "ramp", "guidance_below", "top_k", "sampler")
+    )
 
 
 def test_samples_are_codes_and_depend_on_caption_and_noise(sample):
@@ -285,19 +374,33 @@ def test_a_negative_prompt_takes_the_place_of_the_null(sample):
 
 def test_prompts_blend_by_their_weights(sample):
     ids, other = batch(64)["text"], batch(64, seed=4)["text"]
-    np.testing.assert_array_equal(sample(ids, 2.0, guided=True, second=other), sample(ids, 2.0, guided=True))
+    np.testing.assert_array_equal(
+        sample(ids, 2.0, guided=True, second=other), sample(ids, 2.0, guided=True)
+    )
     both = sample(ids, 2.0, guided=True, second=other, weight=1.0)
-    assert (both != sample(ids, 2.0, guided=True)).any() and (both != sample(other, 2.0, guided=True)).any()
-    assert (sample(ids, second=other, weight=1.0) != sample(ids)).any()  # the blend without guidance
+    assert (both != sample(ids, 2.0, guided=True)).any() and (
+        both != sample(other, 2.0, guided=True)
+    ).any()
+    assert (
+        sample(ids, second=other, weight=1.0) != sample(ids)
+    ).any()  # the blend without guidance
 
 
 def test_an_interval_skips_the_passes_outside_of_it(sample, params):
-    """Guidance that never acts is none; and the program without it does not read the null states at all."""
+    """Guidance that never acts is none; and the program without it does not read the null states at
+    all.
+    """
     ids = batch(64)["text"]
     np.testing.assert_array_equal(sample(ids, 3.0, guided=True, guidance_below=0.0), sample(ids))
-    assert (sample(ids, 3.0, guided=True, guidance_below=0.6) != sample(ids, 3.0, guided=True)).any()
+    assert (
+        sample(ids, 3.0, guided=True, guidance_below=0.6) != sample(ids, 3.0, guided=True)
+    ).any()
     assert (sample(ids, 3.0, guided=True, ramp=True) != sample(ids, 3.0, guided=True)).any()
-    cost = lambda **kw: sample.lower(ids, 3.0, guided=True, sampler=Ancestral(calls=T), **kw).compile().cost_analysis()["flops"]
+    cost = lambda **kw: (
+        sample.lower(ids, 3.0, guided=True, sampler=Ancestral(calls=T), **kw)
+        .compile()
+        .cost_analysis()["flops"]
+    )
     assert cost(guidance_below=0.0) < 0.6 * cost()
 
 
@@ -308,10 +411,14 @@ def test_top_k_of_one_is_the_mode(sample):
 
 # ---- weights
 
+
 def test_initial_parameters_and_weights(params):
     stage = make()
     fresh, history = jax.jit(stage.init)(jax.random.key(0), batch(4))
-    assert jax.tree.structure(fresh) == jax.tree.structure(params) and set(fresh) == {"denoiser", "conditioner"}
+    assert jax.tree.structure(fresh) == jax.tree.structure(params) and set(fresh) == {
+        "denoiser",
+        "conditioner",
+    }
     assert not history.square.any() and not history.count.any() and history.count.shape == (T,)
     weights = stage.weights_of(fresh, SKEWED)
     back, empty = stage.from_weights(weights)

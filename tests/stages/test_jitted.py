@@ -1,4 +1,7 @@
-"""Encoding, decoding, measuring and drawing on eight devices give what one device gives, whether or not the rows divide."""
+"""Encoding, decoding, measuring and drawing on eight devices give what one device gives, whether or
+not the rows divide.
+"""
+
 import subprocess
 import sys
 
@@ -69,5 +72,7 @@ assert local(images).tolist() == [[2]] * 13  # each of the eight has two rows
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_eight_devices_are_one(dtype):
-    done = subprocess.run([sys.executable, "-c", SHARE, dtype], capture_output=True, text=True, cwd=ROOT, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARE, dtype], capture_output=True, text=True, cwd=ROOT, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""The codec's losses: each term and switch by hand, whose gradient reaches whom, and the codes as weights."""
+"""The codec's losses: each term and switch by hand, whose gradient reaches whom, and the codes as
+weights.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +15,42 @@ from vqd_jax.runtime.sharding import Rows
 from vqd_jax.stages import vqvae as module
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage, to_float, to_uint8
 
-OFF = dict(l1=0.0, l2=0.0, commitment=0.0, lpips=0.0, lpips_examples=0, adversarial=0.0, adversarial_start=0,
-           adversarial_adaptive=False)
-MODEL = VQVAE(channels=4, multipliers=(1,), residual_blocks=0, attention_resolutions=(), middle_attention=False,
-              resampling="fold", patch_size=2, latent_width=4, code_width=3)
+OFF = dict(
+    l1=0.0,
+    l2=0.0,
+    commitment=0.0,
+    lpips=0.0,
+    lpips_examples=0,
+    adversarial=0.0,
+    adversarial_start=0,
+    adversarial_adaptive=False,
+)
+MODEL = VQVAE(
+    channels=4,
+    multipliers=(1,),
+    residual_blocks=0,
+    attention_resolutions=(),
+    middle_attention=False,
+    resampling="fold",
+    patch_size=2,
+    latent_width=4,
+    code_width=3,
+)
 CRITIC = PatchGAN(width=4, layers=1)
-BATCH = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))}
+BATCH = {
+    "image": jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+}
 FROZEN = {"lpips": {"w": jnp.float32(3)}}
 
 
 def make(update="ema", **weights):
-    return VQVAEStage(model=MODEL, codebook=Codebook(codes=6, width=3, update=update, restart_every=0), discriminator=CRITIC,
-                      weights=VQVAELoss(**OFF | weights), batch_size=4)
+    return VQVAEStage(
+        model=MODEL,
+        codebook=Codebook(codes=6, width=3, update=update, restart_every=0),
+        discriminator=CRITIC,
+        weights=VQVAELoss(**OFF | weights),
+        batch_size=4,
+    )
 
 
 class Squared:
@@ -41,28 +68,39 @@ def small_lpips(monkeypatch):
 @pytest.fixture(scope="module")
 def start():
     """Parameters of a stage with everything on, by codebook update."""
-    return {update: jax.jit(make(update, adversarial=1.0).init)(jax.random.key(0), BATCH) for update in ("ema", "gradient")}
+    return {
+        update: jax.jit(make(update, adversarial=1.0).init)(jax.random.key(0), BATCH)
+        for update in ("ema", "gradient")
+    }
 
 
 def run(stage, params, extra, step=0):
     def loss(params, step):
-        value, (seen, metrics) = stage.loss(params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.here(4))
+        value, (seen, metrics) = stage.loss(
+            params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.here(4)
+        )
         learned, whole = stage.learn(extra, seen, jax.random.key(1), step, None)
         return value, (learned, metrics | whole)
 
-    (value, (learned, metrics)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, step)
+    (value, (learned, metrics)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        params, step
+    )
     return value, learned, metrics, gradient
 
 
 @jax.jit
 def forward(params, vectors):
-    """Images, code vectors before and after quantisation by brute force, and the output, straight through."""
+    """Images, code vectors before and after quantisation by brute force, and the output, straight
+    through.
+    """
     x = jnp.asarray(BATCH["image"], jnp.float32) / 127.5 - 1
     z = MODEL.apply({"params": params["vqvae"]}, x, method="encode")
     flat = z.reshape(-1, 3)
     index = jnp.square(flat[:, None] - vectors[None]).sum(-1).argmin(1)
     q = vectors[index].reshape(z.shape)
-    out = MODEL.apply({"params": params["vqvae"]}, z + jax.lax.stop_gradient(q - z), method="decode")
+    out = MODEL.apply(
+        {"params": params["vqvae"]}, z + jax.lax.stop_gradient(q - z), method="decode"
+    )
     return x, z, q, out, index
 
 
@@ -74,31 +112,54 @@ def relu(x):
     return np.maximum(np.asarray(x, np.float64), 0)
 
 
-@pytest.mark.parametrize("weights", [
-    dict(l1=2.0), dict(l2=0.7), dict(l1=1.0, commitment=0.25), dict(l2=1.0, lpips=0.5), dict(lpips=0.5, lpips_examples=2),
-    dict(l1=1.0, adversarial=0.3), dict(l1=1.0, adversarial=0.3, adversarial_start=400),
-    dict(l1=1.0, l2=1.0, commitment=0.25, lpips=0.1, adversarial=0.2, adversarial_start=8)], ids=str)
+@pytest.mark.parametrize(
+    "weights",
+    [
+        dict(l1=2.0),
+        dict(l2=0.7),
+        dict(l1=1.0, commitment=0.25),
+        dict(l2=1.0, lpips=0.5),
+        dict(lpips=0.5, lpips_examples=2),
+        dict(l1=1.0, adversarial=0.3),
+        dict(l1=1.0, adversarial=0.3, adversarial_start=400),
+        dict(l1=1.0, l2=1.0, commitment=0.25, lpips=0.1, adversarial=0.2, adversarial_start=8),
+    ],
+    ids=str,
+)
 def test_every_term_and_switch_by_hand(weights, start):
     params, extra = start["ema"]
     if not weights.get("adversarial"):
         params = {"vqvae": params["vqvae"]}
     step = 3  # 12 examples seen
-    loss = lambda p: make(**weights).loss(p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), Rows.here(4))
+    loss = lambda p: make(**weights).loss(
+        p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), Rows.here(4)
+    )
     value, (_, metrics) = jax.jit(loss)(params)
     x, z, q, out, _ = (np.asarray(a, np.float64) for a in forward(params, extra.vectors))
     w = OFF | weights
     rows = w["lpips_examples"] or 4
-    want = w["l1"] * np.abs(x - out).mean() + w["l2"] * np.square(x - out).mean() + w["commitment"] * np.square(z - q).mean()
+    want = (
+        w["l1"] * np.abs(x - out).mean()
+        + w["l2"] * np.square(x - out).mean()
+        + w["commitment"] * np.square(z - q).mean()
+    )
     want += w["lpips"] * 3 * np.square(x - out)[:rows].mean()
     if w["adversarial"] and 12 >= w["adversarial_start"]:
-        fake, real = (np.asarray(jax.jit(critic)(params["discriminator"], jnp.float32(i)), np.float64) for i in (out, x))
-        want += -w["adversarial"] * fake.mean() + 0.5 * (relu(1 - real).mean() + relu(1 + fake).mean())
+        fake, real = (
+            np.asarray(jax.jit(critic)(params["discriminator"], jnp.float32(i)), np.float64)
+            for i in (out, x)
+        )
+        want += -w["adversarial"] * fake.mean() + 0.5 * (
+            relu(1 - real).mean() + relu(1 + fake).mean()
+        )
     np.testing.assert_allclose(value, want, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
     np.testing.assert_allclose(metrics["l1"], np.abs(x - out).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["l2"], np.square(x - out).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["commitment"], np.square(z - q).mean(), rtol=1e-5)
-    assert ("lpips" in metrics) == bool(w["lpips"]) and ("discriminator" in metrics) == bool(w["adversarial"])
+    assert ("lpips" in metrics) == bool(w["lpips"]) and ("discriminator" in metrics) == bool(
+        w["adversarial"]
+    )
 
 
 def losses(stage, scale):
@@ -107,9 +168,12 @@ def losses(stage, scale):
 
     def generator(params, vectors):
         x, z, q, out, _ = forward(params, vectors)
-        return (w.l1 * jnp.abs(x - out).mean() + w.l2 * jnp.square(x - out).mean()
-                + w.commitment * jnp.square(z - jax.lax.stop_gradient(q)).mean()
-                - scale * critic(params["discriminator"], out).mean())
+        return (
+            w.l1 * jnp.abs(x - out).mean()
+            + w.l2 * jnp.square(x - out).mean()
+            + w.commitment * jnp.square(z - jax.lax.stop_gradient(q)).mean()
+            - scale * critic(params["discriminator"], out).mean()
+        )
 
     def discriminator(params, vectors):
         x, _, _, out, _ = forward(params, vectors)
@@ -155,19 +219,27 @@ def test_before_its_start_the_discriminator_neither_learns_nor_counts(start):
 
 def test_the_adaptive_weight_balances_gradients_at_the_last_layer(start):
     params, extra = start["ema"]
-    stage = make(l1=1.0, l2=0.5, lpips=0.2, commitment=0.25, adversarial=0.3, adversarial_adaptive=True)
+    stage = make(
+        l1=1.0, l2=0.5, lpips=0.2, commitment=0.25, adversarial=0.3, adversarial_adaptive=True
+    )
     _, _, metrics, _ = run(stage, params, extra)
 
     def at_last(f):
         """Norm of the gradient by the last convolution, through the whole network."""
-        whole = lambda last: f(forward(params | {"vqvae": params["vqvae"] | {"last": last}}, extra.vectors))
+        whole = lambda last: f(
+            forward(params | {"vqvae": params["vqvae"] | {"last": last}}, extra.vectors)
+        )
         g = jax.jit(jax.grad(whole))(params["vqvae"]["last"])
         return np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(g)))
 
-    nll = at_last(lambda f: jnp.abs(f[0] - f[3]).mean() + (0.5 + 0.2 * 3) * jnp.square(f[0] - f[3]).mean())
+    nll = at_last(
+        lambda f: jnp.abs(f[0] - f[3]).mean() + (0.5 + 0.2 * 3) * jnp.square(f[0] - f[3]).mean()
+    )
     adversarial = at_last(lambda f: -critic(params["discriminator"], f[3]).mean())
     assert 0 < nll / adversarial < 1e4
-    np.testing.assert_allclose(metrics["adversarial_scale"], 0.3 * nll / (adversarial + 1e-4), rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics["adversarial_scale"], 0.3 * nll / (adversarial + 1e-4), rtol=1e-4
+    )
 
 
 def test_the_adaptive_weight_is_bounded(start):
@@ -185,7 +257,9 @@ def test_codes_as_a_parameter_follow_the_codebook_loss_alone(start):
     stage = make("gradient", l1=1.0, commitment=0.25)
     value, _, metrics, gradient = run(stage, params, extra)
     x, z, q, out, index = (np.asarray(a, np.float64) for a in forward(params, params["codes"]))
-    np.testing.assert_allclose(value, np.abs(x - out).mean() + 1.25 * np.square(z - q).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        value, np.abs(x - out).mean() + 1.25 * np.square(z - q).mean(), rtol=1e-5
+    )
     np.testing.assert_allclose(metrics["codebook"], np.square(z - q).mean(), rtol=1e-5)
     want, flat, codes = np.zeros((6, 3)), z.reshape(-1, 3), np.asarray(params["codes"], np.float64)
     for i, vector in zip(index.astype(int), flat):
@@ -199,7 +273,9 @@ def test_averaged_codes_are_no_parameter_and_learn_from_the_batch(start):
     _, learned, metrics, gradient = run(stage, {"vqvae": params["vqvae"]}, extra)
     assert set(gradient) == {"vqvae"}
     _, z, _, _, index = forward(params, extra.vectors)
-    want = stage.codebook.learn(jax.random.key(1), extra, z.reshape(-1, 3), index, jnp.int32(0), None)
+    want = stage.codebook.learn(
+        jax.random.key(1), extra, z.reshape(-1, 3), index, jnp.int32(0), None
+    )
     close(learned, want, 1e-5)
     assert (learned.vectors != extra.vectors).any()
     np.testing.assert_allclose(metrics["codes_in_use"], len(np.unique(index)) / 6, rtol=1e-6)
@@ -208,18 +284,28 @@ def test_averaged_codes_are_no_parameter_and_learn_from_the_batch(start):
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_what_is_trained_starts_right_and_is_what_is_kept(update, start):
     params, extra = start[update]
-    assert set(params) == {"vqvae", "discriminator"} | ({"codes"} if update == "gradient" else set())
+    assert set(params) == {"vqvae", "discriminator"} | (
+        {"codes"} if update == "gradient" else set()
+    )
     x = to_float(jnp.asarray(BATCH["image"]))
-    z = np.asarray(jax.jit(lambda p: MODEL.apply({"params": p}, x, method="encode"))(params["vqvae"])).reshape(-1, 3)
+    z = np.asarray(
+        jax.jit(lambda p: MODEL.apply({"params": p}, x, method="encode"))(params["vqvae"])
+    ).reshape(-1, 3)
     away = np.square(np.asarray(extra.vectors)[:, None] - z).sum(-1).min(1)
     assert (away < (0.01 * z.std()) ** 2).all()
     stage = make(update)
     weights = stage.weights_of(params, extra)
     assert set(weights) == {"vqvae", "codes"}
-    np.testing.assert_array_equal(weights["codes"], params["codes"] if update == "gradient" else extra.vectors)
+    np.testing.assert_array_equal(
+        weights["codes"], params["codes"] if update == "gradient" else extra.vectors
+    )
     back, again = stage.from_weights(weights)
     jax.tree.map(np.testing.assert_array_equal, stage.weights_of(back, again), weights)
-    jax.tree.map(np.testing.assert_array_equal, back, {k: v for k, v in params.items() if k != "discriminator"})
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        back,
+        {k: v for k, v in params.items() if k != "discriminator"},
+    )
     np.testing.assert_array_equal(again.total, again.vectors * again.count[:, None])
 
 
@@ -245,7 +331,10 @@ def test_tokens_are_the_nearest_codes_row_by_row(start):
     assert got.dtype == jnp.uint8 and got.shape == (4, 8, 8, 3)
     assert np.abs(np.asarray(got, int) - want).max() <= 1 and (got == want).mean() > 0.99
     one = jnp.zeros((1, 16), jnp.int32)  # token 1 is the second of the top row
-    changed = (jax.jit(stage.decode)(weights, one.at[0, 1].set(3)).astype(int) != jax.jit(stage.decode)(weights, one)).any((0, 3))
+    changed = (
+        jax.jit(stage.decode)(weights, one.at[0, 1].set(3)).astype(int)
+        != jax.jit(stage.decode)(weights, one)
+    ).any((0, 3))
     assert changed[:2, 2:4].any()
 
 

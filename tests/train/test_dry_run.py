@@ -1,4 +1,7 @@
-"""The rehearsed step is the one that training runs: the same shapes in the same places, and the bytes and exchanges that one expects."""
+"""The rehearsed step is the one that training runs: the same shapes in the same places, and the
+bytes and exchanges that one expects.
+"""
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +12,12 @@ from vqd_jax.runtime.sharding import bytes_on_a_device, parallelism
 from vqd_jax.train import dry_run
 from vqd_jax.train.state import State
 
-LAYOUTS = {"pmap": {}, "data": dict(strategy="mesh"), "fsdp": dict(strategy="mesh", fsdp=4),
-           "both": dict(strategy="mesh", fsdp=2, tensor=2)}
+LAYOUTS = {
+    "pmap": {},
+    "data": dict(strategy="mesh"),
+    "fsdp": dict(strategy="mesh", fsdp=4),
+    "both": dict(strategy="mesh", fsdp=2, tensor=2),
+}
 STAGES = ("vqvae", "diffusion", "autoregressive")
 
 
@@ -20,7 +27,12 @@ def small(dtype="float32", transform="resize"):
     c.vqvae.channels, c.vqvae.latent_width = 8, 8
     c.codebook.codes, c.codebook.width = 64, 8
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads, c.process.T = 2, 32, 2, 10
-    c.learned_text.width, c.learned_text.heads, c.learned_text.layers, c.learned_text.vocabulary = 32, 2, 1, 300
+    c.learned_text.width, c.learned_text.heads, c.learned_text.layers, c.learned_text.vocabulary = (
+        32,
+        2,
+        1,
+        300,
+    )
     c.vqvae_train.batch_size = c.diffusion_train.batch_size = 8
     c.vqvae_loss.lpips = 0.0
     c.vqvae.dtype = c.denoiser.dtype = dtype
@@ -30,27 +42,63 @@ def small(dtype="float32", transform="resize"):
 def real(step):
     """State, frozen and batch with numbers in them, made as training makes them."""
     rng = np.random.default_rng(0)
-    fill = lambda x: rng.integers(1, 9, x.shape).astype(x.dtype) if np.issubdtype(x.dtype, np.integer) else np.full(x.shape, 0.1, x.dtype)
+    fill = lambda x: (
+        rng.integers(1, 9, x.shape).astype(x.dtype)
+        if np.issubdtype(x.dtype, np.integer)
+        else np.full(x.shape, 0.1, x.dtype)
+    )
     batch, frozen = jax.tree.map(fill, step.batch), jax.tree.map(fill, step.frozen)
     params, extra = jax.jit(step.stage.init)(jax.random.key(0), batch)
     optimizer = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), step.state.opt_state)
-    return State(step=np.zeros((), np.int32), params=params, ema=params if step.train.ema else None, opt_state=optimizer, extra=extra), \
-        frozen, batch
+    return (
+        State(
+            step=np.zeros((), np.int32),
+            params=params,
+            ema=params if step.train.ema else None,
+            opt_state=optimizer,
+            extra=extra,
+        ),
+        frozen,
+        batch,
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name,transform", [("vqvae", "resize"), ("diffusion", "resize"), ("diffusion", "crop"),
-                                            ("autoregressive", "resize")])
+@pytest.mark.parametrize(
+    "name,transform",
+    [
+        ("vqvae", "resize"),
+        ("diffusion", "resize"),
+        ("diffusion", "crop"),
+        ("autoregressive", "resize"),
+    ],
+)
 def test_what_is_placed_in_training_is_what_was_rehearsed(name, transform, layout):
-    parallel, step = parallelism(**LAYOUTS[layout]), dry_run.rehearse(small(transform=transform), name)
+    parallel, step = (
+        parallelism(**LAYOUTS[layout]),
+        dry_run.rehearse(small(transform=transform), name),
+    )
     state, frozen, batch = real(step)
-    assert ("image" in batch) == (name == "vqvae" or transform == "crop") and bool(frozen) == (transform == "crop")
-    placed, shapes = (parallel.place(state), parallel.place(frozen), parallel.shard(batch)), \
-        (parallel.placed(step.state), parallel.placed(step.frozen), parallel.sharded(step.batch))
+    assert ("image" in batch) == (name == "vqvae" or transform == "crop") and bool(frozen) == (
+        transform == "crop"
+    )
+    placed, shapes = (
+        (parallel.place(state), parallel.place(frozen), parallel.shard(batch)),
+        (parallel.placed(step.state), parallel.placed(step.frozen), parallel.sharded(step.batch)),
+    )
     first = placed[0].params, placed[0].opt_state, placed[0].ema, placed[1]
-    held = sum(shard.data.nbytes for x in jax.tree.leaves(first) for shard in x.addressable_shards if shard.device == jax.devices()[0])
-    assert held == bytes_on_a_device((shapes[0].params, shapes[0].opt_state, shapes[0].ema, shapes[1]))
-    assert bytes_on_a_device(shapes[2]) * 4 == sum(x.nbytes for x in batch.values()) * LAYOUTS[layout].get("tensor", 1)
+    held = sum(
+        shard.data.nbytes
+        for x in jax.tree.leaves(first)
+        for shard in x.addressable_shards
+        if shard.device == jax.devices()[0]
+    )
+    assert held == bytes_on_a_device(
+        (shapes[0].params, shapes[0].opt_state, shapes[0].ema, shapes[1])
+    )
+    assert bytes_on_a_device(shapes[2]) * 4 == sum(x.nbytes for x in batch.values()) * LAYOUTS[
+        layout
+    ].get("tensor", 1)
     if name == "diffusion":  # the program takes those very arrays
         program = step.lower(parallel).compile()
         assert int(parallel.first(program(*placed, jax.random.key(0))[0].step)) == 1
@@ -59,7 +107,11 @@ def test_what_is_placed_in_training_is_what_was_rehearsed(name, transform, layou
 @pytest.fixture(scope="module", params=STAGES)
 def compiled(request):
     step = dry_run.rehearse(small(), request.param)
-    return request.param, step, {name: step.compile(parallelism(**layout)) for name, layout in LAYOUTS.items()}
+    return (
+        request.param,
+        step,
+        {name: step.compile(parallelism(**layout)) for name, layout in LAYOUTS.items()},
+    )
 
 
 @pytest.mark.slow
@@ -67,7 +119,9 @@ def test_the_compiler_counts_the_same_bytes(compiled):
     name, _, programs = compiled
     for program in programs.values():
         assert 0 <= program.size.arguments - sum(program.arguments.values()) <= 16  # the key
-        assert program.size.in_place >= sum(program.arguments[x] for x in ("parameters", "optimizer", "average"))  # what is donated
+        assert program.size.in_place >= sum(
+            program.arguments[x] for x in ("parameters", "optimizer", "average")
+        )  # what is donated
         assert program.size.peak >= program.size.arguments + program.size.temporaries
     state = lambda x: sum(x.arguments[part] for part in ("parameters", "optimizer", "average"))
     assert state(programs["pmap"]) == state(programs["data"])
@@ -78,7 +132,9 @@ def test_the_compiler_counts_the_same_bytes(compiled):
 def test_copies_reduce_four_bytes_for_each_parameter(compiled):
     name, step, programs = compiled
     count = sum(x.size for x in jax.tree.leaves(step.state.params))
-    history = {"vqvae": 64 + 64 * 8 + 64, "diffusion": 2 * 10, "autoregressive": 0}[name]  # what a stage learns, and which codes are in use
+    history = {"vqvae": 64 + 64 * 8 + 64, "diffusion": 2 * 10, "autoregressive": 0}[
+        name
+    ]  # what a stage learns, and which codes are in use
     reduced = sum(c.size * c.count for c in programs["pmap"].collectives if c.kind == "all-reduce")
     if name == "vqvae":  # two biases that act on the same sum have one gradient
         assert abs(reduced / (4 * (count + history)) - 1) < 0.001
@@ -86,7 +142,9 @@ def test_copies_reduce_four_bytes_for_each_parameter(compiled):
         assert 0 <= reduced - 4 * (count + history) <= 4 * 8  # metrics
     assert {c.axes for c in programs["pmap"].collectives} == {("batch",)}
     others = {c.kind for c in programs["pmap"].collectives} - {"all-reduce"}
-    assert others == ({"all-gather"} if name == "vqvae" else set())  # of the rows that dead codes are drawn from
+    assert others == (
+        {"all-gather"} if name == "vqvae" else set()
+    )  # of the rows that dead codes are drawn from
 
 
 @pytest.mark.slow
@@ -98,7 +156,9 @@ def test_fsdp_gathers_what_it_has_cut_and_each_device_does_its_own_rows(compiled
     gathered = sum(c.moved for c in programs["fsdp"].collectives if c.kind == "all-gather")
     assert cut > 0
     if name != "vqvae":
-        assert 3 / 4 * cut <= gathered <= 3 * 3 / 4 * cut  # once or twice, forward and backward, and little else
+        assert (
+            3 / 4 * cut <= gathered <= 3 * 3 / 4 * cut
+        )  # once or twice, forward and backward, and little else
         assert abs(programs["fsdp"].products / programs["pmap"].products - 1) < 0.1
 
 
@@ -119,5 +179,7 @@ def test_what_cannot_be_is_a_sentence():
     step = dry_run.rehearse(small(), "diffusion")
     with pytest.raises(UserError, match="batch size 8 must be a multiple of the 3 devices"):
         step.lower(parallelism(devices=3))
-    with pytest.raises(UserError, match="stages must be one of vqvae, diffusion, autoregressive, got 'gan'"):
+    with pytest.raises(
+        UserError, match="stages must be one of vqvae, diffusion, autoregressive, got 'gan'"
+    ):
         dry_run.rehearse(small(), "gan")

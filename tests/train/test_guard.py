@@ -1,4 +1,5 @@
 """Which numbers are bad, and which batches are left out."""
+
 import json
 import math
 
@@ -10,30 +11,47 @@ from vqd_jax.train.guard import ENOUGH, WINDOW, Fault, Guard, Record
 GUARD = dict(spike=10.0, tries=2, hang=0.0, hang_seconds=1.0)
 
 
-@pytest.mark.parametrize("values,said", [({"loss": math.nan, "gradient_norm": 1.0}, "loss nan"),
-                                         ({"loss": math.inf, "gradient_norm": 1.0}, "loss inf"),
-                                         ({"loss": 1.0, "gradient_norm": -math.inf}, "gradient norm -inf")])
+@pytest.mark.parametrize(
+    "values,said",
+    [
+        ({"loss": math.nan, "gradient_norm": 1.0}, "loss nan"),
+        ({"loss": math.inf, "gradient_norm": 1.0}, "loss inf"),
+        ({"loss": 1.0, "gradient_norm": -math.inf}, "gradient norm -inf"),
+    ],
+)
 def test_numbers_that_are_not_finite(values, said):
     with pytest.raises(Fault, match=said) as fault:
         Guard(**GUARD | {"spike": 0.0}).check(7, values, values["loss"], [])
     assert fault.value.step == 7
 
 
-@pytest.mark.parametrize("usual,loss,bad", [(2.0, 21.9, False), (2.0, 22.1, True), (-1.0, 8.9, False), (-1.0, 9.1, True),
-                                            (2.0, -90.0, False)])
+@pytest.mark.parametrize(
+    "usual,loss,bad",
+    [
+        (2.0, 21.9, False),
+        (2.0, 22.1, True),
+        (-1.0, 8.9, False),
+        (-1.0, 9.1, True),
+        (2.0, -90.0, False),
+    ],
+)
 def test_a_jump_is_measured_from_the_median(usual, loss, bad):
     before = [usual] * ENOUGH + [500.0] * (ENOUGH - 1)  # fewer than half of them are odd
-    check = lambda spike, before: Guard(**GUARD | {"spike": spike}).check(1, {"loss": loss, "gradient_norm": 1.0}, loss, before)
+    check = lambda spike, before: Guard(**GUARD | {"spike": spike}).check(
+        1, {"loss": loss, "gradient_norm": 1.0}, loss, before
+    )
     if bad:
         with pytest.raises(Fault, match=f"loss {loss:.4g} after {usual:.4g}"):
             check(10.0, before)
     else:
         check(10.0, before)
     check(0.0, before)
-    check(10.0, before[:ENOUGH - 1])  # too few to know
+    check(10.0, before[: ENOUGH - 1])  # too few to know
 
 
-@pytest.mark.parametrize("wrong", [{"spike": -1.0}, {"tries": 0}, {"hang": -1.0}, {"hang_seconds": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"spike": -1.0}, {"tries": 0}, {"hang": -1.0}, {"hang_seconds": -1.0}]
+)
 def test_settings_that_mean_nothing(wrong):
     with pytest.raises(UserError, match="guard"):
         Guard(**GUARD | wrong)
@@ -50,7 +68,12 @@ def test_steps_take_the_batches_that_are_left():
 
 def test_more_batches_each_time_but_none_before_the_checkpoint():
     record = Record()
-    assert [record.up_to(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [[6], [5, 6], [4, 5, 6], [4, 5, 6]]
+    assert [record.up_to(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [
+        [6],
+        [5, 6],
+        [4, 5, 6],
+        [4, 5, 6],
+    ]
     record.leave_out([5])
     assert record.up_to(first=4, step=7, count=2) == [6, 7]
 

@@ -1,4 +1,5 @@
 """What a run says of its speed, by hand on a clock that the test moves; and the traces it writes."""
+
 import gzip
 import json
 import mmap
@@ -55,15 +56,30 @@ def test_rates_by_hand(tmp_path, clock):
     clock(29)  # the first step takes longer: it compiles
     rates = steps(measured, clock, log, 0, 5, wait=0.25)
     del rates["host_memory"]
-    assert rates == pytest.approx(dict(
-        examples_per_second=5 * 256 / 39, input_wait=5 * 0.25 / 39, step_time=2.0, flops_per_second=5e15 / 39,
-        mfu=5e15 / 39 / (8 * 989e12), goodput=10 / 39))
+    assert rates == pytest.approx(
+        dict(
+            examples_per_second=5 * 256 / 39,
+            input_wait=5 * 0.25 / 39,
+            step_time=2.0,
+            flops_per_second=5e15 / 39,
+            mfu=5e15 / 39 / (8 * 989e12),
+            goodput=10 / 39,
+        )
+    )
     clock(61)  # pictures
     measured.pause()
     rates = steps(measured, clock, log, 5, 10, wait=0.5)
     del rates["host_memory"]
-    assert rates == pytest.approx(dict(examples_per_second=128.0, input_wait=0.25, step_time=2.0, flops_per_second=0.5e15,
-                                       mfu=0.5e15 / (8 * 989e12), goodput=20 / 110))
+    assert rates == pytest.approx(
+        dict(
+            examples_per_second=128.0,
+            input_wait=0.25,
+            step_time=2.0,
+            flops_per_second=0.5e15,
+            mfu=0.5e15 / (8 * 989e12),
+            goodput=20 / 110,
+        )
+    )
 
 
 def test_a_killed_run_pays_for_what_it_lost(tmp_path, clock):
@@ -123,22 +139,31 @@ def test_what_is_not_known_is_left_out_and_said(tmp_path, clock):
     rates = steps(Meter(CPU, log, 0), clock, log, 0, 5)
     assert "mfu" not in rates and "device_memory" not in rates
     assert CPU.text == "6 MFLOP a step, on 1 x cpu (peak unknown: no mfu)"
-    assert H100.text == "1 PFLOP a step, on 8 x NVIDIA H100 80GB HBM3 (at most 7.91 PFLOP/s in bfloat16)"
+    assert (
+        H100.text
+        == "1 PFLOP a step, on 8 x NVIDIA H100 80GB HBM3 (at most 7.91 PFLOP/s in bfloat16)"
+    )
 
 
 def test_memory_of_the_process():
     found = memory()["host_memory"]
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     assert found == pytest.approx(int(status["VmRSS"].split()[0]) * 1024, rel=0.02)
-    assert 50e6 < found <= 1.01 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # JAX alone is more
-    with mmap.mmap(-1, 100_000_000) as block:  # from the system: an allocator may have as much left from other tests
+    assert (
+        50e6 < found <= 1.01 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )  # JAX alone is more
+    with mmap.mmap(
+        -1, 100_000_000
+    ) as block:  # from the system: an allocator may have as much left from other tests
         for page in range(0, len(block), mmap.PAGESIZE):
             block[page] = 1
         assert memory()["host_memory"] - found == pytest.approx(len(block), rel=0.2)
 
 
 def test_memory_of_the_fullest_device(monkeypatch):
-    device = lambda now, most: types.SimpleNamespace(memory_stats=lambda: {"bytes_in_use": now, "peak_bytes_in_use": most})
+    device = lambda now, most: types.SimpleNamespace(
+        memory_stats=lambda: {"bytes_in_use": now, "peak_bytes_in_use": most}
+    )
     monkeypatch.setattr(jax, "local_devices", lambda: [device(5, 7), device(6, 9), device(4, 8)])
     assert memory() == {"device_memory": 6, "device_memory_peak": 9}
 
@@ -147,7 +172,9 @@ def test_timings_are_all_that_a_meter_measures(tmp_path, clock, monkeypatch):
     log = Log(tmp_path)
     names = steps(Meter(H100, log, 0), clock, log, 0, 5).keys()
     stats = {"bytes_in_use": 1, "peak_bytes_in_use": 1}
-    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: stats)])
+    monkeypatch.setattr(
+        jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: stats)]
+    )
     assert TIMINGS == {"time", *(f"train/{name}" for name in {*names, *memory()})}
 
 
@@ -155,21 +182,35 @@ def traced(folder):
     """Numbers of the steps in each trace under the folder."""
     for file in sorted(folder.rglob("*.trace.json.gz")):
         events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-        yield [int(e["args"]["step_num"]) for e in events if e.get("name") == "step" and "step_num" in e.get("args", {})]
+        yield [
+            int(e["args"]["step_num"])
+            for e in events
+            if e.get("name") == "step" and "step_num" in e.get("args", {})
+        ]
 
 
-@pytest.mark.parametrize("steps,last,chosen", [(3, 30, [16, 17, 18]), (3, 17, [15, 16, 17]), (30, 7, [6, 7]), (1, 30, [16])])
+@pytest.mark.parametrize(
+    "steps,last,chosen",
+    [(3, 30, [16, 17, 18]), (3, 17, [15, 16, 17]), (30, 7, [6, 7]), (1, 30, [16])],
+)
 def test_a_trace_of_some_steps_after_the_warm_up(tmp_path, capsys, steps, last, chosen):
     with Profile(steps=steps).tracer(tmp_path / "profile", 5, last) as trace:
         out = [trace(step, jnp.add, step, 1) for step in range(6, last + 1)]
     assert out == [*range(7, last + 2)]
     assert list(traced(tmp_path)) == [chosen]
     said = capsys.readouterr().out
-    assert f"trace of steps {chosen[0]} to {chosen[-1]}" in said and f"--logdir={tmp_path / 'profile'}" in said and "perfetto" in said
+    assert (
+        f"trace of steps {chosen[0]} to {chosen[-1]}" in said
+        and f"--logdir={tmp_path / 'profile'}" in said
+        and "perfetto" in said
+    )
 
 
 def test_a_run_that_ends_within_a_trace_keeps_it_and_can_trace_again(tmp_path, capsys):
-    with pytest.raises(KeyboardInterrupt), Profile(steps=5).tracer(tmp_path / "one", 0, 30) as trace:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Profile(steps=5).tracer(tmp_path / "one", 0, 30) as trace,
+    ):
         for step in range(1, 14):
             trace(step, jnp.add, step, 1)
         raise KeyboardInterrupt
@@ -184,5 +225,7 @@ def test_no_trace_unless_asked(tmp_path):
     with Profile(steps=0).tracer(tmp_path / "profile", 0, 30) as trace:
         assert [trace(step, jnp.add, step, 1) for step in range(1, 31)] == [*range(2, 32)]
     assert not (tmp_path / "profile").exists()
-    with pytest.raises(UserError, match="profile.steps must be 0 for none or the number of steps to trace, got -1"):
+    with pytest.raises(
+        UserError, match="profile.steps must be 0 for none or the number of steps to trace, got -1"
+    ):
         Profile(steps=-1)

@@ -1,4 +1,5 @@
 """The optimizer against AdamW written out in NumPy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +9,29 @@ import pytest
 from vqd_jax.core.errors import UserError
 from vqd_jax.train.optim import Optim
 
-FIELDS = dict(learning_rate=0.1, warmup=80, decay="cosine", final=0.1, betas=(0.9, 0.96), weight_decay=0.0, clip=0.0)
+FIELDS = dict(
+    learning_rate=0.1,
+    warmup=80,
+    decay="cosine",
+    final=0.1,
+    betas=(0.9, 0.96),
+    weight_decay=0.0,
+    clip=0.0,
+)
 STEPS, BATCH = 50, 8  # the warm-up ends after 10 steps
 
 
 def params():
-    return {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([0.5, -1.0]), "scale": jnp.array([1.0])}
+    return {
+        "kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]),
+        "bias": jnp.array([0.5, -1.0]),
+        "scale": jnp.array([1.0]),
+    }
 
 
-@pytest.mark.parametrize("decay,middle", [("cosine", 0.1 * (0.9 * 0.5 + 0.1)), ("linear", 0.055), ("constant", 0.1)])
+@pytest.mark.parametrize(
+    "decay,middle", [("cosine", 0.1 * (0.9 * 0.5 + 0.1)), ("linear", 0.055), ("constant", 0.1)]
+)
 def test_schedule_by_hand(decay, middle):
     rate = Optim(**FIELDS | dict(decay=decay)).schedule(STEPS, BATCH)
     values = [float(rate(step)) for step in (0, 5, 10, 30, 50)]
@@ -30,7 +45,9 @@ def test_the_warm_up_is_in_examples_and_fits_into_the_run():
     for batch, steps, first in ((16, 50, 5), (4, 50, 20), (1, 10, 10), (1000, 10, 1)):
         rate = Optim(**FIELDS).schedule(steps, batch)
         assert float(rate(first)) == pytest.approx(0.1, rel=1e-5)
-        assert float(rate(first - 1)) == pytest.approx(0.1 * (first - 1) / first, rel=1e-5, abs=1e-9)
+        assert float(rate(first - 1)) == pytest.approx(
+            0.1 * (first - 1) / first, rel=1e-5, abs=1e-9
+        )
 
 
 def adamw(p, gradients, rates, *, betas, weight_decay, clip):
@@ -42,8 +59,11 @@ def adamw(p, gradients, rates, *, betas, weight_decay, clip):
         shrink = min(1, clip / norm) if clip else 1
         for k in p:
             x = np.asarray(g[k], np.float64) * shrink
-            m[k], v[k] = betas[0] * m[k] + (1 - betas[0]) * x, betas[1] * v[k] + (1 - betas[1]) * x**2
-            step = m[k] / (1 - betas[0]**i) / (np.sqrt(v[k] / (1 - betas[1]**i)) + 1e-8)
+            m[k], v[k] = (
+                betas[0] * m[k] + (1 - betas[0]) * x,
+                betas[1] * v[k] + (1 - betas[1]) * x**2,
+            )
+            step = m[k] / (1 - betas[0] ** i) / (np.sqrt(v[k] / (1 - betas[1] ** i)) + 1e-8)
             p[k] = p[k] - rate * (step + weight_decay * p[k])
     return p
 
@@ -54,16 +74,23 @@ def test_several_steps_are_adamw(clip, weight_decay):
     optim = Optim(**FIELDS | dict(clip=clip, weight_decay=weight_decay))
     optimizer, rng = optim.build(STEPS, BATCH), np.random.default_rng(0)
     rates = [0.1 * i / 10 for i in range(8)]
-    gradients = [{k: (10.0 if i % 2 else 0.1) * rng.normal(size=v.shape) for k, v in params().items()} for i in range(8)]
+    gradients = [
+        {k: (10.0 if i % 2 else 0.1) * rng.normal(size=v.shape) for k, v in params().items()}
+        for i in range(8)
+    ]
     p, state = params(), optimizer.init(params())
     update = jax.jit(optimizer.update)
     for g in gradients:
         updates, state = update(jax.tree.map(jnp.float32, g), state, p)
         p = optax.apply_updates(p, updates)
-    want = adamw(params(), gradients, rates, betas=(0.9, 0.96), weight_decay=weight_decay, clip=clip)
+    want = adamw(
+        params(), gradients, rates, betas=(0.9, 0.96), weight_decay=weight_decay, clip=clip
+    )
     for k in p:
         np.testing.assert_allclose(p[k], want[k], rtol=1e-4, atol=1e-6)
-    other = adamw(params(), gradients, rates, betas=(0.9, 0.96), weight_decay=weight_decay, clip=1.0 - clip)
+    other = adamw(
+        params(), gradients, rates, betas=(0.9, 0.96), weight_decay=weight_decay, clip=1.0 - clip
+    )
     assert np.abs(other["kernel"] - want["kernel"]).max() > 1e-3  # so clipping shows
 
 
@@ -85,15 +112,20 @@ def test_wrong_values_are_one_sentence():
     for wrong in (dict(warmup=-1), dict(betas=(0.9, 1.0)), dict(clip=-1.0)):
         with pytest.raises(UserError, match="betas from 0 to below 1"):
             Optim(**FIELDS | wrong)
-    with pytest.raises(UserError, match="the rate of Muon must be positive, or 0 for AdamW on everything, got -1"):
+    with pytest.raises(
+        UserError, match="the rate of Muon must be positive, or 0 for AdamW on everything, got -1"
+    ):
         Optim(**FIELDS, muon=-1.0)
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (3, 3, 16, 8)])
 def test_muon_turns_the_gradient_of_a_matrix_into_its_nearest_orthogonal_one(shape):
     keys = jax.random.split(jax.random.key(0), 3)
-    p = {"layer": {"kernel": jax.random.normal(keys[0], shape), "bias": jnp.ones(shape[-1])},
-         "head": {"kernel": jax.random.normal(keys[1], (8, 4))}, "table": {"embedding": jax.random.normal(keys[2], (5, 8))}}
+    p = {
+        "layer": {"kernel": jax.random.normal(keys[0], shape), "bias": jnp.ones(shape[-1])},
+        "head": {"kernel": jax.random.normal(keys[1], (8, 4))},
+        "table": {"embedding": jax.random.normal(keys[2], (5, 8))},
+    }
     fields = FIELDS | dict(decay="constant", warmup=BATCH)
     both = Optim(**fields, muon=0.5).build(STEPS, BATCH)
     plain = optax.nadamw(Optim(**fields).schedule(STEPS, BATCH), 0.9, 0.96, weight_decay=0.0)
@@ -103,7 +135,9 @@ def test_muon_turns_the_gradient_of_a_matrix_into_its_nearest_orthogonal_one(sha
     flat = lambda x: np.asarray(x, np.float64).reshape(-1, shape[-1])
     left, _, right = np.linalg.svd(flat(g["layer"]["kernel"]), full_matrices=False)
     scale = 0.2 * max(flat(p["layer"]["kernel"]).shape) ** 0.5 * 0.5
-    inside = left.T @ flat(u["layer"]["kernel"]) @ right.T / -scale  # the identity, up to Newton-Schulz' 0.7 .. 1.2
+    inside = (
+        left.T @ flat(u["layer"]["kernel"]) @ right.T / -scale
+    )  # the identity, up to Newton-Schulz' 0.7 .. 1.2
     assert ((np.diag(inside) > 0.6) & (np.diag(inside) < 1.3)).all()
     np.testing.assert_allclose(inside - np.diag(np.diag(inside)), 0, atol=1e-4)
     for branch, leaf in (("layer", "bias"), ("head", "kernel"), ("table", "embedding")):  # NAdamW

@@ -1,4 +1,7 @@
-"""Fifty steps of every stage on eight devices, by every strategy, are the fifty steps of one: in float64, to 1e-6."""
+"""Fifty steps of every stage on eight devices, by every strategy, are the fifty steps of one: in
+float64, to 1e-6.
+"""
+
 import subprocess
 import sys
 
@@ -61,6 +64,8 @@ for layout in ({}, {"fsdp": 1}, {"fsdp": 2, "tensor": 2}, {"fsdp": 8}, {"tensor"
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vqvae", "diffusion", "autoregressive", "adapter"])
 def test_fifty_steps_on_eight_devices(stage):
-    done = subprocess.run([sys.executable, "-c", STEPS, stage], capture_output=True, text=True, cwd=ROOT, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, stage], capture_output=True, text=True, cwd=ROOT, timeout=900
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""One training step of each stage: its gradient and averages, and that 4 devices take the step of one."""
+"""One training step of each stage: its gradient and averages, and that 4 devices take the step of
+one.
+"""
+
 import dataclasses
 import functools
 
@@ -17,23 +20,36 @@ from vqd_jax.train.step import cached_parts, make_step
 
 
 def gradient_as_state():
-    """An optimizer that changes the parameters by -g and remembers g, so that g can be compared without rounding."""
-    return optax.GradientTransformation(lambda p: jax.tree.map(jnp.zeros_like, p),
-                                        lambda g, state, p: (jax.tree.map(jnp.negative, g), g))
+    """An optimizer that changes the parameters by -g and remembers g, so that g can be compared
+    without rounding.
+    """
+    return optax.GradientTransformation(
+        lambda p: jax.tree.map(jnp.zeros_like, p),
+        lambda g, state, p: (jax.tree.map(jnp.negative, g), g),
+    )
 
 
 @functools.cache
 def make(name):
     """A stage, a state that is not fresh, and the compiled step of one device."""
     stage, rng = STAGES[name], np.random.default_rng(1)
-    shapes, extra = jax.eval_shape(stage.init, jax.random.key(0), jax.tree.map(jnp.asarray, batch()))
-    params = jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes)
+    shapes, extra = jax.eval_shape(
+        stage.init, jax.random.key(0), jax.tree.map(jnp.asarray, batch())
+    )
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes
+    )
     if name == "diffusion":
         extra = History(square=jnp.linspace(0.1, 3, 6), count=jnp.full(6, 20.0))
     elif name == "vqvae":
         extra = jax.tree.map(lambda s: jnp.asarray(1 + rng.random(s.shape), jnp.float32), extra)
-    state = State(step=np.int32(3), params=params, ema=jax.tree.map(jnp.zeros_like, params),
-                  opt_state=gradient_as_state().init(params), extra=extra)
+    state = State(
+        step=np.int32(3),
+        params=params,
+        ema=jax.tree.map(jnp.zeros_like, params),
+        opt_state=gradient_as_state().init(params),
+        extra=extra,
+    )
     return stage, state, jax.jit(make_step(stage, gradient_as_state(), 0.99))
 
 
@@ -43,15 +59,24 @@ def setting(request):
 
 
 def close(a, b, tolerance):
-    """A bias before a norm has a gradient of rounding errors alone: it is measured by the largest of the tree."""
+    """A bias before a norm has a gradient of rounding errors alone: it is measured by the largest
+    of the tree.
+    """
     a, b = jax.tree.map(np.asarray, (a, b))
     largest = max((np.abs(y).max() for y in jax.tree.leaves(b)), default=0)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 0.1 * largest))
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 0.1 * largest)
+        )
 
 
-LAYOUTS = {"pmap": {}, "data": dict(strategy="mesh"), "fsdp": dict(strategy="mesh", fsdp=4), "tensor": dict(strategy="mesh", tensor=4),
-           "both": dict(strategy="mesh", fsdp=2, tensor=2)}
+LAYOUTS = {
+    "pmap": {},
+    "data": dict(strategy="mesh"),
+    "fsdp": dict(strategy="mesh", fsdp=4),
+    "tensor": dict(strategy="mesh", tensor=4),
+    "both": dict(strategy="mesh", fsdp=2, tensor=2),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -66,9 +91,17 @@ def test_four_devices_take_the_step_of_one(setting, layout, caplog):
         for shard in x.addressable_shards if layout == "pmap" else ():
             np.testing.assert_array_equal(shard.data, x.addressable_shards[0].data)
     if layout in ("fsdp", "tensor", "both"):  # parameters are cut, and stay so
-        same = jax.tree.map(lambda x, want: x.sharding.is_equivalent_to(want, x.ndim), shared, parallel.shardings(fresh))
+        same = jax.tree.map(
+            lambda x, want: x.sharding.is_equivalent_to(want, x.ndim),
+            shared,
+            parallel.shardings(fresh),
+        )
         assert all(jax.tree.leaves(same))
-        kernels = [x for path, x in jax.tree_util.tree_leaves_with_path(shared.params) if "kernel" in str(path[-1]) and x.size > 64]
+        kernels = [
+            x
+            for path, x in jax.tree_util.tree_leaves_with_path(shared.params)
+            if "kernel" in str(path[-1]) and x.size > 64
+        ]
         assert np.mean([x.addressable_shards[0].data.size / x.size for x in kernels]) < 0.5
     placed, (shared, shared_metrics) = shared, parallel.first((shared, shared_metrics))
     close(shared.opt_state, alone.opt_state, 1e-5)
@@ -76,7 +109,9 @@ def test_four_devices_take_the_step_of_one(setting, layout, caplog):
     close(shared.ema, alone.ema, 1e-5)
     close(shared.extra, alone.extra, 1e-5)
     assert shared.step == alone.step == 4
-    assert shared_metrics.keys() == metrics.keys() and ({"codes_in_use", "perplexity"} <= metrics.keys()) == (stage is CODEC)
+    assert shared_metrics.keys() == metrics.keys() and (
+        {"codes_in_use", "perplexity"} <= metrics.keys()
+    ) == (stage is CODEC)
     for name in metrics:
         np.testing.assert_allclose(shared_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
     with jax.log_compiles():
@@ -88,11 +123,17 @@ def test_four_devices_take_the_step_of_one(setting, layout, caplog):
 def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
     stage, fresh, _ = setting
     if stage is CODEC:
-        stage = dataclasses.replace(stage, weights=dataclasses.replace(stage.weights, adversarial_adaptive=False))
-    whole, metrics = jax.jit(make_step(stage, gradient_as_state(), 0.99))(fresh, {}, batch(), jax.random.key(1))
+        stage = dataclasses.replace(
+            stage, weights=dataclasses.replace(stage.weights, adversarial_adaptive=False)
+        )
+    whole, metrics = jax.jit(make_step(stage, gradient_as_state(), 0.99))(
+        fresh, {}, batch(), jax.random.key(1)
+    )
     parallel = parallelism(**LAYOUTS.get(layout, {"devices": 1}))
     run = parallel.compile(make_step(stage, gradient_as_state(), 0.99, accumulate=2))
-    parts = run(parallel.place(fresh), parallel.place({}), parallel.shard(batch()), jax.random.key(1))
+    parts = run(
+        parallel.place(fresh), parallel.place({}), parallel.shard(batch()), jax.random.key(1)
+    )
     parts, part_metrics = parallel.first(parts)
     close(parts.opt_state, whole.opt_state, 1e-5)
     close(parts.extra, whole.extra, 1e-5)
@@ -100,8 +141,20 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
         np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("rows,tokens,parts", [(128, 64, 8), (4, 1024, 4), (6, 300, 2), (7, 300, 7), (3, 5000, 3), (5, 100, 1), (64, 0, 1),
-                                               (1, 9, 1), (0, 9, 1)])
+@pytest.mark.parametrize(
+    "rows,tokens,parts",
+    [
+        (128, 64, 8),
+        (4, 1024, 4),
+        (6, 300, 2),
+        (7, 300, 7),
+        (3, 5000, 3),
+        (5, 100, 1),
+        (64, 0, 1),
+        (1, 9, 1),
+        (0, 9, 1),
+    ],
+)
 def test_parts_for_the_cache_are_the_fewest_with_at_most_1024_tokens(rows, tokens, parts):
     assert cached_parts(rows, tokens) == parts
 
@@ -113,8 +166,13 @@ def test_an_accelerator_takes_the_batch_whole(monkeypatch):
 
 def test_a_balance_of_the_whole_batch_cannot_be_had_in_parts():
     _, fresh, _ = make("vqvae")
-    with pytest.raises(UserError, match="vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch"):
-        make_step(CODEC, gradient_as_state(), 0.99, accumulate=2)(fresh, {}, batch(), jax.random.key(1))
+    with pytest.raises(
+        UserError,
+        match="vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch",
+    ):
+        make_step(CODEC, gradient_as_state(), 0.99, accumulate=2)(
+            fresh, {}, batch(), jax.random.key(1)
+        )
 
 
 def test_the_step_is_the_losss_gradient_and_the_averages(setting):
@@ -128,10 +186,14 @@ def test_the_step_is_the_losss_gradient_and_the_averages(setting):
     close(state.opt_state, gradient, 1e-5)
     close(state.extra, extra, 1e-5)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-    norm = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(gradient)))
+    norm = np.sqrt(
+        sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(gradient))
+    )
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     close(state.params, jax.tree.map(lambda p, g: p - g, fresh.params, gradient), 1e-5)
-    close(state.ema, jax.tree.map(lambda p: (1 - 4 / 13) * p, state.params), 1e-5)  # decay (1 + 3) / (10 + 3) at step 3
+    close(
+        state.ema, jax.tree.map(lambda p: (1 - 4 / 13) * p, state.params), 1e-5
+    )  # decay (1 + 3) / (10 + 3) at step 3
     late, _ = step(fresh.replace(step=np.int32(10_000)), {}, batch(), jax.random.key(1))
     close(late.ema, jax.tree.map(lambda p: 0.01 * p, late.params), 1e-5)
 
@@ -155,7 +217,11 @@ def test_no_average_without_a_decay():
         def learn(self, extra, *_):
             return extra, {}
 
-    fresh = State(step=np.int32(0), params=jnp.ones(2), ema=None, opt_state=jnp.zeros(2), extra=None)
-    state, _ = make_step(Square(), gradient_as_state(), 0.0)(fresh, {}, {"x": np.zeros(1)}, jax.random.key(0))
+    fresh = State(
+        step=np.int32(0), params=jnp.ones(2), ema=None, opt_state=jnp.zeros(2), extra=None
+    )
+    state, _ = make_step(Square(), gradient_as_state(), 0.0)(
+        fresh, {}, {"x": np.zeros(1)}, jax.random.key(0)
+    )
     assert state.ema is None
     np.testing.assert_allclose(state.params, [-1, -1])

@@ -1,4 +1,7 @@
-"""Four processes train both stages on one mesh and save together; two of them, or one, go on: always the losses of one process."""
+"""Four processes train both stages on one mesh and save together; two of them, or one, go on:
+always the losses of one process.
+"""
+
 import os
 import shutil
 import subprocess
@@ -16,31 +19,71 @@ from vqd_jax.runtime.workdir import stage_folder
 
 pytestmark = pytest.mark.slow
 STAGES = ("vqvae", "diffusion")
-SETTINGS = """
+SETTINGS = (
+    """
     emoji.max_items=24 vqvae.channels=8 vqvae.multipliers=(1,) vqvae.residual_blocks=0 vqvae.patch_size=8 vqvae.latent_width=8
     codebook.codes=32 codebook.width=8 codebook.restart_every=2 denoiser.layers=1 denoiser.width=16 denoiser.heads=2
     learned_text.width=16 learned_text.heads=2 learned_text.layers=0 learned_text.vocabulary=280 process.T=10 sampling.calls=1
     sampling.guidance=1.0 held_out.examples=8 held_out.draws=1 held_out.lpips=False preview.pictures=1 preview.prompts=()
-    """.split() + [f"{stage}_train.{key}" for stage in STAGES for key in (
-        "batch_size=8", "examples=32", "log_every=8", "save_every=16", "evaluate_every=32")]
+    """.split()
+    + [
+        f"{stage}_train.{key}"
+        for stage in STAGES
+        for key in (
+            "batch_size=8",
+            "examples=32",
+            "log_every=8",
+            "save_every=16",
+            "evaluate_every=32",
+        )
+    ]
+)
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """Trains in a workdir with so many processes of one device each, and returns what each of them said."""
+    """Trains in a workdir with so many processes of one device each, and returns what each of them
+    said.
+    """
     home = tmp_path_factory.mktemp("home")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "xla")}
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(home / "xla"),
+    }
     cache = os.environ.get("VQD_TEST_CACHE") or home / "cache"
 
     def run(workdir, processes=1):
-        command = [sys.executable, "-m", "vqd_jax.main", "--config=configs/emoji.py", f"--workdir={workdir}",
-                   *(f"--config.{key}" for key in [f"data.cache={cache}", *SETTINGS])]
+        command = [
+            sys.executable,
+            "-m",
+            "vqd_jax.main",
+            "--config=configs/emoji.py",
+            f"--workdir={workdir}",
+            *(f"--config.{key}" for key in [f"data.cache={cache}", *SETTINGS]),
+        ]
         if processes > 1:
-            command += [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}", "--config.parallel.strategy=mesh",
-                        "--config.parallel.fsdp=2"]
+            command += [
+                f"--coordinator=127.0.0.1:{free_port()}",
+                f"--processes={processes}",
+                "--config.parallel.strategy=mesh",
+                "--config.parallel.fsdp=2",
+            ]
         each = [command + [f"--process={i}"] * (processes > 1) for i in range(processes)]
-        tasks = [subprocess.Popen(words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for words in each]
+        tasks = [
+            subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for words in each
+        ]
         said = [task.communicate(timeout=400)[0] for task in tasks]
         assert [task.returncode for task in tasks] == [0] * processes, "\n".join(said)
         return said
@@ -63,13 +106,20 @@ def together(train, alone, tmp_path_factory):
 
 def same_numbers(workdir, alone):
     for stage in STAGES:
-        numbers = [[{k: v for k, v in row.items() if "/" in k and k not in TIMINGS} for row in read_metrics(w / stage / "metrics.jsonl")]
-                   for w in (workdir, alone)]
+        numbers = [
+            [
+                {k: v for k, v in row.items() if "/" in k and k not in TIMINGS}
+                for row in read_metrics(w / stage / "metrics.jsonl")
+            ]
+            for w in (workdir, alone)
+        ]
         numbers = [[row for row in rows if row] for rows in numbers]
         assert len(numbers[0]) == len(numbers[1]) == 5  # four steps and an evaluation
         for got, want in zip(*numbers):
             assert got.keys() == want.keys()
-            np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-4, err_msg=f"{stage} {want.keys()}")
+            np.testing.assert_allclose(
+                list(got.values()), list(want.values()), rtol=1e-4, err_msg=f"{stage} {want.keys()}"
+            )
 
 
 def test_four_processes_train_as_one_does(together, alone):
@@ -80,14 +130,24 @@ def test_four_processes_train_as_one_does(together, alone):
 def test_every_process_wrote_its_parts(together, stage):
     for step in ("2", "4"):
         state = stage_folder(together, stage) / step / "state"
-        shares = {d.name: sum(f.stat().st_size for f in (d / "d").iterdir()) for d in state.glob("ocdbt.process_*")}
+        shares = {
+            d.name: sum(f.stat().st_size for f in (d / "d").iterdir())
+            for d in state.glob("ocdbt.process_*")
+        }
         assert shares.keys() == {f"ocdbt.process_{i}" for i in range(4)}
-        assert all(0.1 < size / sum(shares.values()) < 0.5 for size in shares.values()), (step, shares)
+        assert all(0.1 < size / sum(shares.values()) < 0.5 for size in shares.values()), (
+            step,
+            shares,
+        )
 
 
 def test_one_process_reads_what_four_wrote(together, alone):
     four, one = map(pipeline.load, (together, alone))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), four.weights, one.weights)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5),
+        four.weights,
+        one.weights,
+    )
     images = four(["a google style emoji of a dog"] * 2, seed=3)
     assert images.shape == (2, 32, 32, 3) and images.std() > 0
 

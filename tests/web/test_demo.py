@@ -1,4 +1,7 @@
-"""The page's functions without a browser: what may be asked, the line of requests, the server, and that its picture is `sample`'s."""
+"""The page's functions without a browser: what may be asked, the line of requests, the server, and
+that its picture is `sample`'s.
+"""
+
 import base64
 import concurrent.futures
 import contextlib
@@ -56,8 +59,14 @@ def pixels(url):
 def test_a_request_is_seen_call_by_call_and_its_files_make_it_again(model, weights, tmp_path):
     asked = api.read(model, CRAB)
     *seen, done = api.draw(model, asked, weights)
-    assert [event["call"] for event in seen] == [1, 2, 3] and {event["calls"] for event in [*seen, done]} == {3} and done["done"]
-    assert seen[0]["pictures"] != seen[1]["pictures"] and all(len(event["pictures"]) == 3 for event in [*seen, done])
+    assert (
+        [event["call"] for event in seen] == [1, 2, 3]
+        and {event["calls"] for event in [*seen, done]} == {3}
+        and done["done"]
+    )
+    assert seen[0]["pictures"] != seen[1]["pictures"] and all(
+        len(event["pictures"]) == 3 for event in [*seen, done]
+    )
     want = model(CRAB["prompts"] * 3, seed=5, calls=3)
     for i, url in enumerate(done["pictures"]):
         np.testing.assert_array_equal(pixels(url), want[i])
@@ -70,31 +79,52 @@ def test_own_pictures_are_brought_to_size_and_only_the_mask_is_repainted(model, 
     rng = np.random.default_rng(0)
     large, mask = rng.integers(0, 256, (80, 100, 3), np.uint8), np.zeros((80, 100, 3), np.uint8)
     mask[:, :50] = 255
-    asked = api.read(model, CRAB | {name: base64.b64encode(png(x)).decode() for name, x in (("init_image", large), ("mask", mask))})
+    asked = api.read(
+        model,
+        CRAB
+        | {
+            name: base64.b64encode(png(x)).decode()
+            for name, x in (("init_image", large), ("mask", mask))
+        },
+    )
     *_, done = api.draw(model, asked, weights)
     for url in done["pictures"]:
         np.testing.assert_array_equal(pixels(url)[:, 16:], asked.canvas.image[:, 16:])
         assert (pixels(url)[:, :16] != asked.canvas.image[:, :16]).any()
 
 
-@pytest.mark.parametrize("fields,sentence", [
-    ({"num": 17}, "at most 16 pictures are drawn at once, got 17"), ({"prompts": ["a", "b"], "num": 9}, "at most 16.*got 18"),
-    ({"prompts": ["a"] * 1000, "num": 1_000_000}, "at most 16.*got 1000000000"),
-    ({"prompts": [" AND ".join("abcdefghi")]}, "at most 8 prompts are blended in one, got 9"),
-    ({"prompts": ["a cat AND a dog :" + "9" * 400]}, r"the weight of 'a dog' must be a number in -50\.\.50, got inf"),
-    ({"guidance": 51}, r"guidance must be a number in -50\.\.50, got 51"),
-    ({"temperature": 11}, r"temperature must be a number in 0\.\.10"),
-    ({"batch": 2}, "at most 2 pictures"),
-])
+@pytest.mark.parametrize(
+    "fields,sentence",
+    [
+        ({"num": 17}, "at most 16 pictures are drawn at once, got 17"),
+        ({"prompts": ["a", "b"], "num": 9}, "at most 16.*got 18"),
+        ({"prompts": ["a"] * 1000, "num": 1_000_000}, "at most 16.*got 1000000000"),
+        ({"prompts": [" AND ".join("abcdefghi")]}, "at most 8 prompts are blended in one, got 9"),
+        (
+            {"prompts": ["a cat AND a dog :" + "9" * 400]},
+            r"the weight of 'a dog' must be a number in -50\.\.50, got inf",
+        ),
+        ({"guidance": 51}, r"guidance must be a number in -50\.\.50, got 51"),
+        ({"temperature": 11}, r"temperature must be a number in 0\.\.10"),
+        ({"batch": 2}, "at most 2 pictures"),
+    ],
+)
 def test_what_is_asked_of_the_page_is_bounded(model, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         api.read(model, CRAB | fields)
 
 
-@pytest.mark.parametrize("prompt", ["x" * 1000, "日本語の犬", "حصان", "👩‍🚀", "a\nb\x00c", "‮abc", "<b onload=x>", "%s ${x} '\""])
+@pytest.mark.parametrize(
+    "prompt",
+    ["x" * 1000, "日本語の犬", "حصان", "👩‍🚀", "a\nb\x00c", "‮abc", "<b onload=x>", "%s ${x} '\""],
+)
 def test_prompts_of_any_length_and_script_are_drawn(model, weights, prompt):
     *_, done = api.draw(model, api.read(model, CRAB | {"prompts": [prompt]}), weights)
-    text = json.loads(Image.open(io.BytesIO(base64.b64decode(done["pictures"][0].partition(",")[2]))).text[recipe.KEY])
+    text = json.loads(
+        Image.open(io.BytesIO(base64.b64decode(done["pictures"][0].partition(",")[2]))).text[
+            recipe.KEY
+        ]
+    )
     assert text["prompts"] == [prompt]
 
 
@@ -103,12 +133,17 @@ def test_a_small_file_with_a_large_picture_is_refused(model):
     file = io.BytesIO()
     Image.new("L", (5000, 4000)).save(file, "PNG")
     assert len(file.getvalue()) < 100_000
-    with pytest.raises(UserError, match="the init_image is not a picture that can be read .*at most 16,777,216 are read"):
+    with pytest.raises(
+        UserError,
+        match="the init_image is not a picture that can be read .*at most 16,777,216 are read",
+    ):
         api.read(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
 
 
 def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
-    """Each kind has a compiled program; of many the memory keeps few, and what was forgotten is drawn as before."""
+    """Each kind has a compiled program; of many the memory keeps few, and what was forgotten is
+    drawn as before.
+    """
     monkeypatch.setattr(api, "KINDS", 2)
     drawn, kept = [], []
     for calls in (1, 2, 3, 4, 1, 2):
@@ -120,7 +155,12 @@ def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
 
 def test_what_the_page_is_told_of_a_model(model, weights):
     about = api.about(model, str(MODEL), weights)
-    assert (about["name"], about["size"], about["calls"], about["model"]) == ("emoji", 32, 100, weights)
+    assert (about["name"], about["size"], about["calls"], about["model"]) == (
+        "emoji",
+        32,
+        100,
+        weights,
+    )
     for name in about["samplers"]:
         api.read(model, CRAB | {"sampler": name})
     api.read(model, {"prompts": [about["example"]], **about["sampling"]})
@@ -174,7 +214,10 @@ def test_who_leaves_is_not_drawn_further_and_the_others_are():
     line.leave(third)
     work.go.set()
     assert heard(last)[-1] == {"done": "d"}
-    assert len([w for w in work.done if w[0] == "a"]) <= 1 and {name for name, _ in work.done} <= {"a", "d"}
+    assert len([w for w in work.done if w[0] == "a"]) <= 1 and {name for name, _ in work.done} <= {
+        "a",
+        "d",
+    }
 
 
 def test_an_error_is_said_and_the_line_goes_on(caplog):
@@ -184,7 +227,9 @@ def test_an_error_is_said_and_the_line_goes_on(caplog):
 
     line = Line(work)
     assert heard(line.join(UserError("a sentence")))[-1] == {"error": "a sentence"}
-    assert heard(line.join(ZeroDivisionError("x")))[-1]["error"].startswith("this could not be drawn")
+    assert heard(line.join(ZeroDivisionError("x")))[-1]["error"].startswith(
+        "this could not be drawn"
+    )
     assert "ZeroDivisionError" in caplog.text
     assert heard(line.join(UserError("again")))[-1] == {"error": "again"}
 
@@ -246,7 +291,12 @@ def ask(server, method, path, body=None, **headers):
     """(status, headers, body) of a request."""
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
     given = {"Content-Type": "application/json"} if body is not None else {}
-    connection.request(method, path, body, given | {name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(
+        method,
+        path,
+        body,
+        given | {name.replace("_", "-"): value for name, value in headers.items()},
+    )
     answer = connection.getresponse()
     out = answer.status, dict(answer.headers), answer.read()
     connection.close()
@@ -282,7 +332,9 @@ def test_fifty_requests_of_ten_clients_are_all_answered_in_order_in_flat_memory(
             del answers
             drawn = list(dict.fromkeys(name for name, _ in work.done))
             assert sorted(drawn) == [f"{i:02d}" for i in range(50)]
-            assert max(abs(drawn.index(name) - i) for i, name in enumerate(order)) < 10  # clients that read at once may join in turn
+            assert (
+                max(abs(drawn.index(name) - i) for i, name in enumerate(order)) < 10
+            )  # clients that read at once may join in turn
             gc.collect()
             peaks.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
@@ -295,8 +347,11 @@ def test_a_client_that_goes_stops_the_work():
     with served(work) as server:
         body = json.dumps({"name": "gone", "count": 100_000})
         connection = socket.create_connection(server.server_address[:2])
-        connection.sendall(f"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-                           f"\r\n\r\n{body}".encode())
+        connection.sendall(
+            "POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            f"application/json\r\nContent-Length: {len(body)}"
+            f"\r\n\r\n{body}".encode()
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         connection.close()
         wait(lambda: server.line._now is not None and server.line._now.left)
@@ -305,8 +360,20 @@ def test_a_client_that_goes_stops_the_work():
     assert len([w for w in work.done if w[0] == "gone"]) <= 1
 
 
-@pytest.mark.parametrize("path", ["/../../etc/passwd", "//etc/passwd", "/%2e%2e/setup.cfg", "/page.js/../../__main__.py", "/__main__.py",
-                                  "/file=x", "/pretrained/emoji/README.md", "/api/draw", "//["])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "//etc/passwd",
+        "/%2e%2e/setup.cfg",
+        "/page.js/../../__main__.py",
+        "/__main__.py",
+        "/file=x",
+        "/pretrained/emoji/README.md",
+        "/api/draw",
+        "//[",
+    ],
+)
 def test_nothing_but_the_page_can_be_read(path):
     with served(Work()) as server:
         status, _, body = ask(server, "GET", path)
@@ -314,7 +381,9 @@ def test_nothing_but_the_page_can_be_read(path):
 
 
 def test_the_page_is_all_here():
-    """Every file that the page names is served, none from elsewhere, and the browser is told to load nothing else."""
+    """Every file that the page names is served, none from elsewhere, and the browser is told to
+    load nothing else.
+    """
     with served(Work()) as server:
         todo, seen = ["/"], {}
         while todo:
@@ -322,19 +391,30 @@ def test_the_page_is_all_here():
             status, headers, body = ask(server, "GET", path)
             assert status == 200 and "default-src 'self'" in headers["Content-Security-Policy"]
             seen[path] = text = body.decode()
-            assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", ""))
-            todo += [f"/{name}" for name in re.findall(r'(?:src|href)="([^"]+)"|from "\./([^"]+)"', text) for name in name if name
-                     if f"/{name}" not in seen]
+            assert not re.findall(
+                r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", "")
+            )
+            todo += [
+                f"/{name}"
+                for name in re.findall(r'(?:src|href)="([^"]+)"|from "\./([^"]+)"', text)
+                for name in name
+                if name
+                if f"/{name}" not in seen
+            ]
         assert {*seen} == {"/", "/page.css", "/page.js", "/editor.js", "/icon.svg"}
         assert {*server.files} == {*seen} | {"/index.html", "/api/openapi.json"}
 
 
 def test_the_interface_is_described_as_it_is(model, weights):
-    """Every field of a request, its bounds, its example and the fields of events; nothing else is taken."""
+    """Every field of a request, its bounds, its example and the fields of events; nothing else is
+    taken.
+    """
     with served(Work()) as server:
         status, headers, body = ask(server, "GET", "/api/openapi.json")
     said = json.loads(body)
-    fields, example = (said["components"]["schemas"]["Recipe"][name] for name in ("properties", "example"))
+    fields, example = (
+        said["components"]["schemas"]["Recipe"][name] for name in ("properties", "example")
+    )
     assert status == 200 and headers["Content-Type"] == "application/json"
     assert {*said["paths"]} == {"/api/model", "/api/draw"} and {*example} <= {*fields}
     text = json.loads(recipe.metadata(model, api.read(model, CRAB), weights)[recipe.KEY])
@@ -344,7 +424,12 @@ def test_the_interface_is_described_as_it_is(model, weights):
     for name, field in fields.items():
         for bound, outside in (("minimum", -1), ("maximum", 1)):
             if bound in field:
-                api.read(model, example | {name: field[bound], "negative_prompt": ""} | ({"num": 1} if name != "num" else {}))
+                api.read(
+                    model,
+                    example
+                    | {name: field[bound], "negative_prompt": ""}
+                    | ({"num": 1} if name != "num" else {}),
+                )
                 with pytest.raises(UserError, match=f"{name}|at most 16 pictures"):
                     api.read(model, example | {name: field[bound] + outside})
     *seen, done = api.draw(model, api.read(model, example | {"calls": 2}), weights)
@@ -358,9 +443,21 @@ def test_only_the_own_page_is_answered():
         port = server.server_address[1]
         for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
             assert ask(server, "GET", "/", Host=host)[0] == 200
-            assert ask(server, "POST", "/api/draw", fields, Host=host, Origin=f"http://{host}")[0] == 200
-        for headers in ({"Host": "example.org"}, {"Host": ""}, {"Host": "localhost.example.org"}, {"Host": "["}, {"Host": "127.0.0.1@x"},
-                        {"Origin": "http://example.org"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": "http://["}):
+            assert (
+                ask(server, "POST", "/api/draw", fields, Host=host, Origin=f"http://{host}")[0]
+                == 200
+            )
+        for headers in (
+            {"Host": "example.org"},
+            {"Host": ""},
+            {"Host": "localhost.example.org"},
+            {"Host": "["},
+            {"Host": "127.0.0.1@x"},
+            {"Origin": "http://example.org"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Origin": "http://["},
+        ):
             assert ask(server, "POST", "/api/draw", fields, **headers)[0] == 403
         assert ask(server, "POST", "/api/draw", fields, Content_Type="text/plain")[0] == 415
         assert ask(server, "PUT", "/api/draw", fields)[0] == 501
@@ -372,22 +469,35 @@ def test_bad_and_large_requests_are_one_sentence(monkeypatch):
 
     monkeypatch.setattr(serving, "LARGEST", 2**20)
     with served(Work(), read) as server:
-        for body, status, sentence in (("{}", 400, "calls must be in 1..100"), ("{", 400, "the request is not JSON"),
-                                       (b"\xff", 400, "the request is not JSON"), ("[" * 100_000, 400, "the request is not JSON"),
-                                       (b"0" * (2**20 + 1), 413, "a request says its length, which is at most 1 MiB")):
+        for body, status, sentence in (
+            ("{}", 400, "calls must be in 1..100"),
+            ("{", 400, "the request is not JSON"),
+            (b"\xff", 400, "the request is not JSON"),
+            ("[" * 100_000, 400, "the request is not JSON"),
+            (b"0" * (2**20 + 1), 413, "a request says its length, which is at most 1 MiB"),
+        ):
             got, _, answer = ask(server, "POST", "/api/draw", body)
             assert (got, json.loads(answer)) == (status, {"error": sentence})
         for length in (b"-5", b"+5", b"0x5", b"", b"1_0", "²".encode("latin-1"), b"9" * 5000):
             with socket.create_connection(server.server_address[:2]) as connection:
-                connection.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\n\r\n" % length)
+                connection.sendall(
+                    b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\n\r\n"
+                    % length
+                )
                 assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize("close", [True, False])
 def test_a_connection_serves_again_unless_its_client_says_no(close):
     body = b'{"name": "x", "count": 1}'
-    head = b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-    with served(Work()) as server, socket.create_connection(server.server_address[:2], timeout=20) as connection:
+    head = (
+        b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+        b"application/json\r\nContent-Length: %d\r\n" % len(body)
+    )
+    with (
+        served(Work()) as server,
+        socket.create_connection(server.server_address[:2], timeout=20) as connection,
+    ):
         for _ in range(1 if close else 3):
             connection.sendall(head + (b"Connection: close\r\n" if close else b"") + b"\r\n" + body)
             answer = b""
@@ -401,14 +511,19 @@ def test_a_connection_serves_again_unless_its_client_says_no(close):
 def test_a_bug_is_answered_too(caplog):
     with served(Work(), lambda fields: fields["name"]) as server:
         status, _, body = ask(server, "POST", "/api/draw", "{}")
-    assert (status, json.loads(body)["error"]) == (500, "this request could not be read; the log of the server says why")
+    assert (status, json.loads(body)["error"]) == (
+        500,
+        "this request could not be read; the log of the server says why",
+    )
     assert "KeyError" in caplog.text
 
 
 def test_who_sends_slowly_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(serving, "PATIENCE", 0.5)
     with served(Work()) as server, socket.create_connection(server.server_address[:2]) as slow:
-        slow.sendall(b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        slow.sendall(
+            b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+        )
 
         def tried():
             with contextlib.suppress(OSError):
@@ -420,11 +535,16 @@ def test_who_sends_slowly_is_not_waited_for(monkeypatch):
 
 
 def test_there_is_an_end_of_places(monkeypatch):
-    """Who comes when all are taken is not kept waiting, and takes no thread; who comes later is answered."""
+    """Who comes when all are taken is not kept waiting, and takes no thread; who comes later is
+    answered.
+    """
     monkeypatch.setattr(serving, "CONNECTIONS", 3)
     with served(Work()) as server:
         with contextlib.ExitStack() as stack:
-            idle = [stack.enter_context(socket.create_connection(server.server_address[:2])) for _ in range(3)]
+            idle = [
+                stack.enter_context(socket.create_connection(server.server_address[:2]))
+                for _ in range(3)
+            ]
             more = stack.enter_context(socket.create_connection(server.server_address[:2]))
             wait(lambda: gone(more))
             assert not any(map(gone, idle))
@@ -460,25 +580,52 @@ def test_pictures_are_read_one_at_a_time():
     assert most == [1] * 16
 
 
-@pytest.mark.parametrize("arguments,sentence", [
-    (["--workdir={model}", "--port={taken}"], "cannot serve at 127.0.0.1:{taken}: Address already in use"),
-    (["--workdir={model}", "--host=999.1.1.1"], "cannot serve at 999.1.1.1"),
-])
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        (
+            ["--workdir={model}", "--port={taken}"],
+            "cannot serve at 127.0.0.1:{taken}: Address already in use",
+        ),
+        (["--workdir={model}", "--host=999.1.1.1"], "cannot serve at 999.1.1.1"),
+    ],
+)
 def test_the_command_says_what_is_wrong(arguments, sentence):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         names = {"model": MODEL, "taken": taken.getsockname()[1]}
-        done = subprocess.run([sys.executable, "-m", "vqd_jax", "demo", *(a.format(**names) for a in arguments)], cwd=ROOT,
-                              capture_output=True, text=True, timeout=300, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode != 0 and "Traceback" not in done.stderr and sentence.format(**names) in done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "vqd_jax", "demo", *(a.format(**names) for a in arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+    assert (
+        done.returncode != 0
+        and "Traceback" not in done.stderr
+        and sentence.format(**names) in done.stderr
+    )
 
 
 def test_ctrl_c_ends_it_while_it_draws():
-    process = subprocess.Popen([sys.executable, "-m", "vqd_jax", "demo", f"--workdir={MODEL}", "--port=0"], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vqd_jax", "demo", f"--workdir={MODEL}", "--port=0"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     try:
         place = "127.0.0.1", int(re.search(r":(\d+)/", process.stdout.readline())[1])
         connection = http.client.HTTPConnection(*place, timeout=300)
-        connection.request("POST", "/api/draw", json.dumps(CRAB | {"calls": 100}), {"Content-Type": "application/json"})
+        connection.request(
+            "POST",
+            "/api/draw",
+            json.dumps(CRAB | {"calls": 100}),
+            {"Content-Type": "application/json"},
+        )
         answer = connection.getresponse()
         while '"call": 2' not in answer.readline().decode():
             pass

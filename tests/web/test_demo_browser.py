@@ -1,4 +1,7 @@
-"""The page in headless Chromium, with the shipped model behind it: what a person does, and what then is on the screen and in the files."""
+"""The page in headless Chromium, with the shipped model behind it: what a person does, and what
+then is on the screen and in the files.
+"""
+
 import base64
 import contextlib
 import http.client
@@ -17,13 +20,22 @@ from PIL import Image
 
 from helpers import ROOT
 
-ENVIRONMENT = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = os.environ | {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 @pytest.fixture(scope="module")
 def address():
-    process = subprocess.Popen([sys.executable, "-m", "vqd_jax", "demo", "--workdir=pretrained/emoji", "--port=0"], cwd=ROOT, env=ENVIRONMENT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vqd_jax", "demo", "--workdir=pretrained/emoji", "--port=0"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     yield re.match(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
     process.terminate()
     process.wait(30)
@@ -81,7 +93,10 @@ class Page:
     def pixels(self):
         """Of the pictures, as they lie in their files."""
         sources = [image.get_attribute("src") for image in self.all("figure img")]
-        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources]
+        return [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))))
+            for s in sources
+        ]
 
 
 @pytest.fixture
@@ -93,7 +108,11 @@ def page(browser, address):
 def picture(tmp_path_factory):
     """A picture of one's own: three colours, from left to right."""
     path = tmp_path_factory.mktemp("own") / "own.png"
-    Image.fromarray(np.array([[[200, 30, 30], [30, 200, 30], [30, 30, 200]]], np.uint8).repeat(96, 0).repeat(32, 1)).save(path)
+    Image.fromarray(
+        np.array([[[200, 30, 30], [30, 200, 30], [30, 30, 200]]], np.uint8)
+        .repeat(96, 0)
+        .repeat(32, 1)
+    ).save(path)
     return path
 
 
@@ -112,28 +131,58 @@ def test_pictures_appear_while_they_are_denoised_and_the_file_makes_them_again(p
     page.until(file.exists)
     page.until(lambda: file.stat().st_size > 0)
     text = json.loads(Image.open(file).text["vqd_jax"])
-    assert [text[name] for name in ("prompts", "seed", "num", "picture", "calls")] == [["an openmoji style emoji of a tree"], 3, 2, 1, 6]
-    subprocess.run([sys.executable, "-m", "vqd_jax", "sample", "--workdir=pretrained/emoji", f"--like={file}", f"--out={tmp_path / 'x.png'}"],
-                   cwd=ROOT, env=ENVIRONMENT, check=True, timeout=600)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(Image.open(file)))
+    assert [text[name] for name in ("prompts", "seed", "num", "picture", "calls")] == [
+        ["an openmoji style emoji of a tree"],
+        3,
+        2,
+        1,
+        6,
+    ]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vqd_jax",
+            "sample",
+            "--workdir=pretrained/emoji",
+            f"--like={file}",
+            f"--out={tmp_path / 'x.png'}",
+        ],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        check=True,
+        timeout=600,
+    )
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "x.png")), np.asarray(Image.open(file))
+    )
 
 
 def test_a_brush_repaints_a_part_of_a_picture_that_was_dropped(page, picture):
     from selenium.webdriver import ActionChains
 
-    page.script("""
+    page.script(
+        """
         const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0)), dropped = new DataTransfer();
         dropped.items.add(new File([bytes], "own.png"));
         document.getElementById("start").dispatchEvent(new DragEvent("drop", {dataTransfer: dropped, bubbles: true, cancelable: true}));
-        """, base64.b64encode(picture.read_bytes()).decode())
+        """,
+        base64.b64encode(picture.read_bytes()).decode(),
+    )
     page.until(lambda: page.find("canvas").is_displayed())
     canvas, side = page.find("canvas"), page.find("canvas").size["width"]
-    stroke = ActionChains(page.browser).move_to_element_with_offset(canvas, -side * 3 // 8, 0).click_and_hold()
+    stroke = (
+        ActionChains(page.browser)
+        .move_to_element_with_offset(canvas, -side * 3 // 8, 0)
+        .click_and_hold()
+    )
     stroke.move_by_offset(0, side // 8).release().perform()
     page.find("draw").click()
     page.finished()
     for pixels in page.pixels():
-        assert (np.abs(pixels[:, 12:20].astype(int) - (30, 200, 30)) <= 8).all() and (pixels[:, 24:] == (30, 30, 200)).all()
+        assert (np.abs(pixels[:, 12:20].astype(int) - (30, 200, 30)) <= 8).all() and (
+            pixels[:, 24:] == (30, 30, 200)
+        ).all()
         assert (pixels[12:24, :8] != (200, 30, 30)).any()
 
 
@@ -147,7 +196,10 @@ def test_a_click_varies_a_picture_and_each_is_told_apart(page):
     page.all("figure button.picture")[0].click()
     page.until(lambda: page.state == "running")
     page.finished()
-    assert page.all("figure img")[0].get_attribute("alt") == "a twitter style emoji of a crab, picture 1 of 2"
+    assert (
+        page.all("figure img")[0].get_attribute("alt")
+        == "a twitter style emoji of a crab, picture 1 of 2"
+    )
     assert page.find("seed").get_attribute("value") != seed and len(page.pixels()) == 2
     assert all((after != before[0]).any() for after in page.pixels())
 
@@ -167,13 +219,30 @@ def test_everything_can_be_done_with_the_keyboard(page, picture):
         names.append(active().get_attribute("id"))
         if names[-1] == "draw":
             break
-    assert {"num", "seed", "another", "negative", "calls", "guidance", "temperature", "sampler", "file", "canvas", "brush", "strength",
-            "unbrush", "remove", "draw"} <= {*names}
+    assert {
+        "num",
+        "seed",
+        "another",
+        "negative",
+        "calls",
+        "guidance",
+        "temperature",
+        "sampler",
+        "file",
+        "canvas",
+        "brush",
+        "strength",
+        "unbrush",
+        "remove",
+        "draw",
+    } <= {*names}
     press(Keys.ENTER)
     page.until(lambda: page.state == "running")
     page.finished()
     for pixels in page.pixels():
-        assert (pixels[:, 24:] == (30, 30, 200)).all() and (pixels[14:18, 8:12] != picture_cell(picture)).any()
+        assert (pixels[:, 24:] == (30, 30, 200)).all() and (
+            pixels[14:18, 8:12] != picture_cell(picture)
+        ).any()
 
 
 def picture_cell(picture):
@@ -182,10 +251,14 @@ def picture_cell(picture):
 
 def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
     said = lambda: page.until(lambda: page.find("error").text)
-    for id, value, sentence in (("calls", 101, "Calls must be in 1..100, got 101."), ("num", 17, "At most 16 pictures are drawn at once"),
-                                ("prompt", " ", "A prompt is empty: write what the picture should show."),
-                                ("seed", "", "Seed must be a number."),
-                                ("temperature", 0, "positive"), ("prompt", "x" * 1001, "A prompt has 1,001 characters")):
+    for id, value, sentence in (
+        ("calls", 101, "Calls must be in 1..100, got 101."),
+        ("num", 17, "At most 16 pictures are drawn at once"),
+        ("prompt", " ", "A prompt is empty: write what the picture should show."),
+        ("seed", "", "Seed must be a number."),
+        ("temperature", 0, "positive"),
+        ("prompt", "x" * 1001, "A prompt has 1,001 characters"),
+    ):
         before = page.find(id).get_attribute("value")
         page.script("arguments[0].value = arguments[1]", page.find(id), str(value))
         page.find("draw").click()
@@ -213,7 +286,9 @@ def test_who_waits_sees_how_many_are_before_and_is_drawn_when_they_go(page, addr
     body = json.dumps({"prompts": ["a twitter style emoji of a crab"], "num": 16, "calls": 100})
     with contextlib.ExitStack() as others:
         for _ in range(2):
-            connection = others.enter_context(contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc)))
+            connection = others.enter_context(
+                contextlib.closing(http.client.HTTPConnection(urlsplit(address).netloc))
+            )
             connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
             others.enter_context(connection.getresponse())
         page.find("draw").click()
@@ -228,15 +303,35 @@ def test_it_fits_a_phone_names_every_picture_and_loads_nothing_from_elsewhere(pa
         page.until(lambda: page.find("canvas").is_displayed())
         page.find("draw").click()
         page.finished()
-        assert page.script("return document.documentElement.scrollWidth <= innerWidth && innerWidth <= 390")
-        assert page.script("return [...document.querySelectorAll('button, a.button, input, select')].filter(e => e.offsetParent)"
-                           ".every(e => e.getBoundingClientRect().height >= 32)")
+        assert page.script(
+            "return document.documentElement.scrollWidth <= innerWidth && innerWidth <= 390"
+        )
+        assert page.script(
+            "return [...document.querySelectorAll('button, a.button, input, select')].filter(e => "
+            "e.offsetParent)"
+            ".every(e => e.getBoundingClientRect().height >= 32)"
+        )
     finally:
         page.browser.set_window_size(1200, 1000)
-    assert all(image.get_attribute("alt") for image in page.all("img")) and page.find("canvas").get_attribute("aria-label")
-    assert page.script("return [...document.querySelectorAll('input, select, textarea')].every(e => e.labels.length)")
-    events = [json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance")]
-    urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert all(image.get_attribute("alt") for image in page.all("img")) and page.find(
+        "canvas"
+    ).get_attribute("aria-label")
+    assert page.script(
+        "return [...document.querySelectorAll('input, select, textarea')].every(e => "
+        "e.labels.length)"
+    )
+    events = [
+        json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance")
+    ]
+    urls = {
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    }
     assert any(url.endswith("/api/draw") for url in urls)
     assert not [url for url in urls if not url.startswith(("http://127.0.0.1:", "data:"))]
-    assert not [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE" and "400 (Bad" not in entry["message"]]
+    assert not [
+        entry
+        for entry in page.browser.get_log("browser")
+        if entry["level"] == "SEVERE" and "400 (Bad" not in entry["message"]
+    ]

@@ -1,4 +1,7 @@
-"""The report of a workdir: its numbers are those of the files, nothing comes from elsewhere, and what is odd there ends nothing."""
+"""The report of a workdir: its numbers are those of the files, nothing comes from elsewhere, and
+what is odd there ends nothing.
+"""
+
 import base64
 import html.parser
 import io
@@ -21,7 +24,9 @@ VOID = {"meta", "img", "input", "br"}
 
 
 class Parsed(html.parser.HTMLParser):
-    """The elements of a page, as (name, attributes), its texts, and the JSON in it; a page whose elements do not close is an error."""
+    """The elements of a page, as (name, attributes), its texts, and the JSON in it; a page whose
+    elements do not close is an error.
+    """
 
     def __init__(self, text):
         super().__init__()
@@ -62,25 +67,55 @@ def pixels(uri):
 
 
 def test_curves_are_the_numbers_of_the_log(workdir, parsed):
-    curves = {found["stage"]: {(line["name"], panel["name"]): line for panel in found["panels"] for line in panel["lines"]}
-              for found in parsed.data["curves"]}
+    curves = {
+        found["stage"]: {
+            (line["name"], panel["name"]): line
+            for panel in found["panels"]
+            for line in panel["lines"]
+        }
+        for found in parsed.data["curves"]
+    }
     assert [*curves] == ["vqvae", "diffusion"]
-    assert {*curves["vqvae"]} == {("train", "loss"), ("train", "step_time"), ("train", "goodput"), ("train", "examples_per_second"),
-                                  ("held_out", "psnr")}  # what is no number, faults and the count of examples are no curves
+    assert {*curves["vqvae"]} == {
+        ("train", "loss"),
+        ("train", "step_time"),
+        ("train", "goodput"),
+        ("train", "examples_per_second"),
+        ("held_out", "psnr"),
+    }  # what is no number, faults and the count of examples are no curves
     for stage, lines in curves.items():
         for (part, name), line in lines.items():
-            rows = {row["step"]: row[f"{part}/{name}"] for row in read_metrics(workdir / stage) if f"{part}/{name}" in row}
-            assert [rows[step] for step in line["steps"]] == line["values"] and len(rows) == line["of"]
+            rows = {
+                row["step"]: row[f"{part}/{name}"]
+                for row in read_metrics(workdir / stage)
+                if f"{part}/{name}" in row
+            }
+            assert [rows[step] for step in line["steps"]] == line["values"] and len(rows) == line[
+                "of"
+            ]
             assert (line["steps"][0], line["steps"][-1]) == (min(rows), max(rows))
-            assert len(line["steps"]) == min(len(rows), contents.POINTS) and max(np.diff(line["steps"]), default=1) <= 3
+            assert (
+                len(line["steps"]) == min(len(rows), contents.POINTS)
+                and max(np.diff(line["steps"]), default=1) <= 3
+            )
     drawn = [a["data-panel"] for a in parsed.all("figure") if "data-panel" in a]
-    assert sorted(drawn) == sorted(f"{i},{j}" for i, found in enumerate(parsed.data["curves"]) for j, _ in enumerate(found["panels"]))
+    assert sorted(drawn) == sorted(
+        f"{i},{j}"
+        for i, found in enumerate(parsed.data["curves"])
+        for j, _ in enumerate(found["panels"])
+    )
 
 
 def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir, parsed):
     codec, denoiser = parsed.data["pictures"]
-    assert (codec["stage"], codec["kind"], len(codec["steps"])) == ("vqvae", "reconstructions", contents.PICTURES)
-    assert (codec["steps"][0], codec["steps"][-1]) == (100, 5000) and {*np.diff(codec["steps"])} == {100, 200}
+    assert (codec["stage"], codec["kind"], len(codec["steps"])) == (
+        "vqvae",
+        "reconstructions",
+        contents.PICTURES,
+    )
+    assert (codec["steps"][0], codec["steps"][-1]) == (100, 5000) and {
+        *np.diff(codec["steps"])
+    } == {100, 200}
     for step, uri in zip(codec["steps"], codec["images"]):
         np.testing.assert_array_equal(pixels(uri), colours(step))
     assert denoiser["steps"] == [10] and denoiser["images"][0].startswith("data:image/jpeg")
@@ -94,48 +129,98 @@ def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir
 
 def test_codes_are_counted_and_those_never_chosen_are_told(parsed):
     assert parsed.data["codes"] == {"steps": [100, 200], "counts": [[0, 3, 1], [2, 2, 0]]}
-    assert "3 codes, of which 66.7% were chosen for the held-out pictures after step 200; the most frequent one is 50.0%" in parsed.text
+    assert (
+        "3 codes, of which 66.7% were chosen for the held-out pictures after step 200; the most "
+        "frequent one is 50.0%" in parsed.text
+    )
 
 
 def test_what_lies_between_a_plan_and_the_curve_is_what_it_loses(parsed):
-    costs = {"random": random_order_cost(entropy()["random"]), "halton": fixed_order_cost(entropy()["halton"])}
+    costs = {
+        "random": random_order_cost(entropy()["random"]),
+        "halton": fixed_order_cost(entropy()["halton"]),
+    }
     for found in parsed.data["plans"]:
-        assert [plan["calls"] for plan in found["plans"]] == [4, 5, 8]  # and the config's own, if there are as many tokens
+        assert [plan["calls"] for plan in found["plans"]] == [
+            4,
+            5,
+            8,
+        ]  # and the config's own, if there are as many tokens
         for plan in found["plans"]:
-            assert sum(plan["counts"]) == found["tokens"] == 12 and len(plan["counts"]) == plan["calls"]
+            assert (
+                sum(plan["counts"]) == found["tokens"] == 12
+                and len(plan["counts"]) == plan["calls"]
+            )
             known = np.append(0, np.cumsum(plan["counts"]))
-            assert plan["lost"] == pytest.approx(sum(costs[found["order"]][a, b] for a, b in zip(known, known[1:])), abs=1e-3)
-            assert np.subtract(plan["now"], found["curve"]).sum() == pytest.approx(plan["lost"], abs=2e-3)
+            assert plan["lost"] == pytest.approx(
+                sum(costs[found["order"]][a, b] for a, b in zip(known, known[1:])), abs=1e-3
+            )
+            assert np.subtract(plan["now"], found["curve"]).sum() == pytest.approx(
+                plan["lost"], abs=2e-3
+            )
 
 
 def test_tables_have_the_evaluation_the_times_the_machine_and_what_is_not_the_default(parsed):
-    for said in ("mine.json", "protocol emoji; steps: Codec (vqvae) 5,000, Denoiser (diffusion) 10; calls 5", "seen cells (1,234)", "25.0%",
-                 "0.5000 ± 0.1250", "75.0%", "1.443", "21.5", "8 × TPU <v5>", "2.5", "jax 1.2.3", "50.0%", "32.0", "40,000",
-                 "2 batches, from batch 10 on, were left out, since numbers were bad in step 12"):
+    for said in (
+        "mine.json",
+        "protocol emoji; steps: Codec (vqvae) 5,000, Denoiser (diffusion) 10; calls 5",
+        "seen cells (1,234)",
+        "25.0%",
+        "0.5000 ± 0.1250",
+        "75.0%",
+        "1.443",
+        "21.5",
+        "8 × TPU <v5>",
+        "2.5",
+        "jax 1.2.3",
+        "50.0%",
+        "32.0",
+        "40,000",
+        "2 batches, from batch 10 on, were left out, since numbers were bad in step 12",
+    ):
         assert said in parsed.text, said
     assert "chance" not in parsed.text
-    changed = parsed.text.partition("What differs from the defaults:")[2].partition("All settings")[0].split()
-    assert {word for word in changed if "." in word and word.partition(".")[0] in dict(defaults())} == {
-        "denoiser.layers", "preview.prompts", "sampling.calls"}
+    changed = (
+        parsed.text.partition("What differs from the defaults:")[2]
+        .partition("All settings")[0]
+        .split()
+    )
+    assert {
+        word for word in changed if "." in word and word.partition(".")[0] in dict(defaults())
+    } == {"denoiser.layers", "preview.prompts", "sampling.calls"}
 
 
 def test_nothing_is_loaded_and_no_text_becomes_an_element(workdir, parsed):
     for name, attributes in parsed.elements:
-        assert name not in ("link", "iframe", "object", "b", "base") and not any(key.startswith("on") for key in attributes)
+        assert name not in ("link", "iframe", "object", "b", "base") and not any(
+            key.startswith("on") for key in attributes
+        )
         for key in ("src", "href", "data", "action", "srcset", "poster"):
             assert attributes.get(key, "data:").startswith(("data:", "#")), (name, attributes)
     assert "a <b>run & more" in parsed.text and EVIL in parsed.text
     (style,), scripts = parsed.all("style"), parsed.all("script")
     text = page.page(workdir)
-    assert len(scripts) == 2 and text.count("</script") == 2 and "url(" not in text and "@import" not in text and style == {}
-    policy = next(a["content"] for a in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        len(scripts) == 2
+        and text.count("</script") == 2
+        and "url(" not in text
+        and "@import" not in text
+        and style == {}
+    )
+    policy = next(
+        a["content"] for a in parsed.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'") and "http" not in policy
 
 
 def test_the_same_files_give_the_same_bytes(workdir, tmp_path):
     for name in ("one.html", "two.html"):
         page.write(workdir, tmp_path / "new" / name)
-    assert (tmp_path / "new/one.html").read_bytes() == (tmp_path / "new/two.html").read_bytes() == page.page(workdir).encode()
+    assert (
+        (tmp_path / "new/one.html").read_bytes()
+        == (tmp_path / "new/two.html").read_bytes()
+        == page.page(workdir).encode()
+    )
     assert sorted(f.name for f in (tmp_path / "new").iterdir()) == ["one.html", "two.html"]
 
 
@@ -151,25 +236,48 @@ def test_what_is_not_there_is_left_out(tmp_path):
     assert titles == {"curves", "time-and-hardware"}
 
 
-@pytest.mark.parametrize("file,sentence,lost", [
-    ("vqvae/metrics.jsonl", "line 1 of .* is not a line of metrics", {"curves", "pictures", "time-and-hardware"}),
-    ("diffusion/plan.npz", "the plan .* is damaged", {"information"}),
-    ("vqvae/codes-00000200.npy", "codes-00000200.npy is damaged", {"codebook"}),
-    ("diffusion/machine.json", "a machine.json in .* is damaged", {"time-and-hardware"}),
-    ("mine.json", "mine.json is not a result of vqd evaluate", {"evaluations"})])
+@pytest.mark.parametrize(
+    "file,sentence,lost",
+    [
+        (
+            "vqvae/metrics.jsonl",
+            "line 1 of .* is not a line of metrics",
+            {"curves", "pictures", "time-and-hardware"},
+        ),
+        ("diffusion/plan.npz", "the plan .* is damaged", {"information"}),
+        ("vqvae/codes-00000200.npy", "codes-00000200.npy is damaged", {"codebook"}),
+        ("diffusion/machine.json", "a machine.json in .* is damaged", {"time-and-hardware"}),
+        ("mine.json", "mine.json is not a result of vqd evaluate", {"evaluations"}),
+    ],
+)
 def test_damage_is_told_where_it_is_and_the_rest_is_shown(workdir, tmp_path, file, sentence, lost):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    odd = json.dumps(EVALUATION | {"seen_cells": {"generated": {"vgg_kid": "none"}}}) if file == "mine.json" else "nonsense\n{}\n"
+    odd = (
+        json.dumps(EVALUATION | {"seen_cells": {"generated": {"vgg_kid": "none"}}})
+        if file == "mine.json"
+        else "nonsense\n{}\n"
+    )
     (copy / file).write_text(odd)
     parsed = Parsed(page.page(copy))
     assert re.search(sentence, parsed.text)
-    assert {a["id"] for a in parsed.all("section")} == {"curves", "pictures", "codebook", "information", "evaluations", "time-and-hardware",
-                                                         "config"}
-    assert "What differs from the defaults" in parsed.text and ("retrieval@1" in parsed.text) == ("evaluations" not in lost)
+    assert {a["id"] for a in parsed.all("section")} == {
+        "curves",
+        "pictures",
+        "codebook",
+        "information",
+        "evaluations",
+        "time-and-hardware",
+        "config",
+    }
+    assert "What differs from the defaults" in parsed.text and ("retrieval@1" in parsed.text) == (
+        "evaluations" not in lost
+    )
 
 
-def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_error(workdir, tmp_path, capsys):
+def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_error(
+    workdir, tmp_path, capsys
+):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     page.refresh(copy)
@@ -177,7 +285,10 @@ def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_
     assert before == page.page(copy).encode() and capsys.readouterr().out == ""
     (copy / "vqvae" / "metrics.jsonl").write_text('{"step": 1, "train/loss": "much"}\n')
     page.refresh(copy)
-    assert "report.html stays as it is: TypeError" in capsys.readouterr().out and (copy / page.NAME).read_bytes() == before
+    assert (
+        "report.html stays as it is: TypeError" in capsys.readouterr().out
+        and (copy / page.NAME).read_bytes() == before
+    )
     (copy / "vqvae" / "metrics.jsonl").unlink()
     (copy / page.NAME).unlink()
     (copy / page.NAME).mkdir()
@@ -187,4 +298,9 @@ def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_
 
 
 def test_durations():
-    assert [contents.duration(s) for s in (83, 725, 3 * 3600 + 290, 52 * 3600)] == ["83 s", "12 min", "3 h 05 min", "2 d 4 h"]
+    assert [contents.duration(s) for s in (83, 725, 3 * 3600 + 290, 52 * 3600)] == [
+        "83 s",
+        "12 min",
+        "3 h 05 min",
+        "2 d 4 h",
+    ]

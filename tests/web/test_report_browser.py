@@ -1,4 +1,7 @@
-"""The report in headless Chromium, opened from the disk: what can be moved moves, what it shows are the numbers, and it loads nothing."""
+"""The report in headless Chromium, opened from the disk: what can be moved moves, what it shows are
+the numbers, and it loads nothing.
+"""
+
 import json
 
 import numpy as np
@@ -27,13 +30,17 @@ def opened(browser, workdir):
 
 def panel(browser, stage, name):
     """The figure of a panel: its element, what it draws and what it reads out."""
-    names = browser.execute_script("return data.curves.map(found => [found.stage, found.panels.map(panel => panel.name)])")
+    names = browser.execute_script(
+        "return data.curves.map(found => [found.stage, found.panels.map(panel => panel.name)])"
+    )
     i = [found for found, _ in names].index(stage)
     return browser.find_element("css selector", f"[data-panel='{i},{names[i][1].index(name)}']")
 
 
 def paths(figure, kind):
-    return [path.get_attribute("d") for path in figure.find_elements("css selector", f"path.{kind}")]
+    return [
+        path.get_attribute("d") for path in figure.find_elements("css selector", f"path.{kind}")
+    ]
 
 
 def press(browser, *keys):
@@ -43,14 +50,24 @@ def press(browser, *keys):
 
 
 def move(browser, slider, value):
-    browser.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))", slider, value)
+    browser.execute_script(
+        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))",
+        slider,
+        value,
+    )
 
 
 def test_smoothing_is_that_of_the_library_and_its_slider_moves_the_curves(opened):
     values = np.random.default_rng(0).normal(size=300)
     for width in (0.7, 3.0, 40.0):
-        np.testing.assert_allclose(opened.execute_script("return smooth(arguments[0], arguments[1])", values.tolist(), width),
-                                   smooth(values, width), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            opened.execute_script(
+                "return smooth(arguments[0], arguments[1])", values.tolist(), width
+            ),
+            smooth(values, width),
+            rtol=1e-9,
+            atol=1e-12,
+        )
     figure, slider = panel(opened, "vqvae", "loss"), opened.find_element("id", "smoothing")
     drawn = []
     for value in (0, 10, 100):
@@ -58,7 +75,9 @@ def test_smoothing_is_that_of_the_library_and_its_slider_moves_the_curves(opened
         drawn.append(paths(figure, "curve"))
         assert len(drawn[-1]) == 1 and len(paths(figure, "raw")) == (value > 0)
     assert len({*map(tuple, drawn)}) == 3
-    assert "over 10 % of a curve" in opened.find_element("css selector", "output[for=smoothing]").text
+    assert (
+        "over 10 % of a curve" in opened.find_element("css selector", "output[for=smoothing]").text
+    )
 
 
 def test_an_axis_is_linear_or_logarithmic_where_numbers_are_positive(opened):
@@ -71,11 +90,15 @@ def test_an_axis_is_linear_or_logarithmic_where_numbers_are_positive(opened):
         y = [float(point.split(",")[1]) for point in paths(figure, "curve")[0][1:].split("L")]
         heights.append((y[len(y) // 2] - y[0]) / (y[-1] - y[0]))
         box.click()
-    steps = opened.execute_script("return data.curves[0].panels.find(panel => panel.name === 'loss').lines[0].steps")
+    steps = opened.execute_script(
+        "return data.curves[0].panels.find(panel => panel.name === 'loss').lines[0].steps"
+    )
     low, middle, high = (5 / steps[i] for i in (0, len(steps) // 2, -1))
     assert heights[0] == pytest.approx(np.log(middle / low) / np.log(high / low), abs=0.01)
     assert heights[1] == pytest.approx((middle - low) / (high - low), abs=0.01)
-    assert not panel(opened, "diffusion", "loss").find_element("class name", "log").is_enabled()  # a negative one
+    assert (
+        not panel(opened, "diffusion", "loss").find_element("class name", "log").is_enabled()
+    )  # a negative one
 
 
 def test_the_keyboard_reads_out_the_numbers_of_the_log(opened, workdir):
@@ -91,7 +114,9 @@ def test_the_keyboard_reads_out_the_numbers_of_the_log(opened, workdir):
     press(opened, Keys.ARROW_LEFT)
     step = int(said.text.split(":")[0].removeprefix("step ").replace(",", ""))
     row = next(row for row in read_metrics(workdir / "vqvae") if row["step"] == step)
-    assert float(said.text.split()[3]) == pytest.approx(row["train/loss"], rel=1e-2) and step >= 4997
+    assert (
+        float(said.text.split()[3]) == pytest.approx(row["train/loss"], rel=1e-2) and step >= 4997
+    )
 
 
 def test_sliders_go_through_the_pictures_and_the_codes(opened):
@@ -99,39 +124,59 @@ def test_sliders_go_through_the_pictures_and_the_codes(opened):
 
     figure = opened.find_element("css selector", "[data-pictures='0']")
     image = figure.find_element("tag name", "img")
-    images, steps = opened.execute_script("return [data.pictures[0].images, data.pictures[0].steps]")
+    images, steps = opened.execute_script(
+        "return [data.pictures[0].images, data.pictures[0].steps]"
+    )
     opened.execute_script("arguments[0].focus()", figure.find_element("tag name", "input"))
     for key, place in ((Keys.HOME, 0), (Keys.ARROW_RIGHT, 1), (Keys.END, len(steps) - 1)):
         press(opened, key)
-        assert image.get_attribute("src") == images[place] and f"after step {steps[place]:,}" in image.get_attribute("alt")
+        assert image.get_attribute("src") == images[
+            place
+        ] and f"after step {steps[place]:,}" in image.get_attribute("alt")
         assert figure.find_element("tag name", "output").text == f"{steps[place]:,}"
     codes = opened.find_element("id", "codes")
     opened.execute_script("arguments[0].focus()", codes.find_element("tag name", "canvas"))
     press(opened, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-    assert codes.find_element("class name", "readout").text == "code 1: chosen 2 times, 50.00 % of the tokens"
+    assert (
+        codes.find_element("class name", "readout").text
+        == "code 1: chosen 2 times, 50.00 % of the tokens"
+    )
     opened.execute_script("arguments[0].focus()", codes.find_element("tag name", "input"))
     press(opened, Keys.ARROW_LEFT)
-    assert "66.7% were chosen for the held-out pictures after step 100; the most frequent one is 75.0%" in codes.text
+    assert (
+        "66.7% were chosen for the held-out pictures after step 100; the most frequent one is 75.0%"
+        in codes.text
+    )
     colours = opened.execute_script("""const canvas = document.querySelector('canvas'), context = canvas.getContext('2d');
         return [0, 1, 2].map(i => [...context.getImageData((i + 0.5) * canvas.width / 3, canvas.height / 2, 1, 1).data])""")
-    assert len({*map(tuple, colours)}) == 3 and colours[0][0] > colours[0][2]  # the one that was never chosen is red
+    assert (
+        len({*map(tuple, colours)}) == 3 and colours[0][0] > colours[0][2]
+    )  # the one that was never chosen is red
 
 
 def test_a_plan_for_another_number_of_calls_says_what_it_loses(opened):
     figure = opened.find_element("css selector", "[data-plan='0']")
     plans = opened.execute_script("return data.plans[0].plans")
     for place, plan in enumerate(plans):
-        opened.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))",
-                              figure.find_element("tag name", "select"), str(place))
+        opened.execute_script(
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))",
+            figure.find_element("tag name", "select"),
+            str(place),
+        )
         said = figure.find_element("class name", "readout").text
-        assert f"{plan['calls']} calls with {', '.join(map(str, plan['counts']))} tokens lose" in said
+        assert (
+            f"{plan['calls']} calls with {', '.join(map(str, plan['counts']))} tokens lose" in said
+        )
     assert len(paths(figure, "between")) == 1
 
 
 def test_it_fits_a_phone_and_loads_nothing(browser, workdir, tmp_path):
     for log in ("performance", "browser"):  # of other tests
         browser.get_log(log)
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
+    )
     try:
         browser.get((workdir / page.NAME).as_uri())
         for details in browser.find_elements("tag name", "details"):
@@ -139,10 +184,26 @@ def test_it_fits_a_phone_and_loads_nothing(browser, workdir, tmp_path):
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
         assert all(plot.size["width"] > 250 for plot in browser.find_elements("class name", "plot"))
         browser.save_screenshot(str(tmp_path / "phone.png"))
-        assert len(np.unique(np.asarray(Image.open(tmp_path / "phone.png")).reshape(-1, 3 + 1)[:, :3], axis=0)) > 20
+        assert (
+            len(
+                np.unique(
+                    np.asarray(Image.open(tmp_path / "phone.png")).reshape(-1, 3 + 1)[:, :3], axis=0
+                )
+            )
+            > 20
+        )
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-    assert {url.partition(":")[0] for url in urls} <= {"file", "data"} and sum(url.startswith("file:") for url in urls) == 1
-    assert not browser.get_log("browser") and browser.find_element("tag name", "h1").text == "a <b>run & more"
+    urls = {
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    }
+    assert {url.partition(":")[0] for url in urls} <= {"file", "data"} and sum(
+        url.startswith("file:") for url in urls
+    ) == 1
+    assert (
+        not browser.get_log("browser")
+        and browser.find_element("tag name", "h1").text == "a <b>run & more"
+    )

@@ -1,7 +1,7 @@
 """Published weights as a workdir: `vqd convert SOURCE --workdir=DIR`.
 
-SOURCE is an official VQ-Diffusion checkpoint, a codec of taming-transformers, a diffusers folder such as
-microsoft/vq-diffusion-ithq, or a file by `vqd export`; `sample`, `evaluate` and fine-tuning
+SOURCE is an official VQ-Diffusion checkpoint, a codec of taming-transformers, a diffusers folder
+such as microsoft/vq-diffusion-ithq, or a file by `vqd export`; `sample`, `evaluate` and fine-tuning
 (`--config.init_from=DIR`) then work on the workdir.
 """
 
@@ -30,18 +30,40 @@ from vqd_jax.runtime.checkpoint import Checkpoints, fit
 from vqd_jax.runtime.workdir import stage_folder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The workdir to make.")
-_YAML = flags.DEFINE_string("yaml", None, "The config that an official checkpoint comes with, for what its weights do not tell.")
-_REMAP = flags.DEFINE_string("remap", None, "The codec's remap file, such as taming_vqvae_2887.pt: the token of each of its codes.")
-_CODEC = flags.DEFINE_string("codec", None, "The codec's own file, instead of the one inside SOURCE.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "CLIP's vocabulary: a folder with vocab.json and merges.txt, or OpenAI's "
-                                                    "bpe_simple_vocab_16e6.txt.gz.")
-_HEADS = flags.DEFINE_integer("heads", None, "Attention heads, where neither SOURCE nor --yaml says it; 16 in all released models.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Side of the images, where neither SOURCE nor --yaml says it.")
+_YAML = flags.DEFINE_string(
+    "yaml",
+    None,
+    "The config that an official checkpoint comes with, for what its weights do not tell.",
+)
+_REMAP = flags.DEFINE_string(
+    "remap",
+    None,
+    "The codec's remap file, such as taming_vqvae_2887.pt: the token of each of its codes.",
+)
+_CODEC = flags.DEFINE_string(
+    "codec", None, "The codec's own file, instead of the one inside SOURCE."
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    None,
+    "CLIP's vocabulary: a folder with vocab.json and merges.txt, or OpenAI's "
+    "bpe_simple_vocab_16e6.txt.gz.",
+)
+_HEADS = flags.DEFINE_integer(
+    "heads",
+    None,
+    "Attention heads, where neither SOURCE nor --yaml says it; 16 in all released models.",
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 256, "Side of the images, where neither SOURCE nor --yaml says it."
+)
 
 
 def main(argv: Any) -> None:
     if len(argv) != 2 or not _WORKDIR.value:
-        raise UserError("give the weights and where the workdir goes: vqd convert SOURCE --workdir=DIR")
+        raise UserError(
+            "give the weights and where the workdir goes: vqd convert SOURCE --workdir=DIR"
+        )
     workdir, path = Path(_WORKDIR.value), Path(argv[1]).expanduser()
     for stage in own.ITEMS:
         if Checkpoints(stage_folder(workdir, stage), read_only=True).latest_step() is not None:
@@ -52,25 +74,43 @@ def main(argv: Any) -> None:
     with undone(*(stage_folder(workdir, stage) for stage in stages)):  # all or nothing
         for stage, items in stages.items():
             with Checkpoints(stage_folder(workdir, stage), keep=1) as checkpoints:
-                checkpoints.save(items["step"], {name: value for name, value in items.items() if name != "step"}, wait=True)
+                checkpoints.save(
+                    items["step"],
+                    {name: value for name, value in items.items() if name != "step"},
+                    wait=True,
+                )
         if plan:
             pipeline.write_plan(workdir, plan)
     print(f"{workdir}: sample from it with vqd sample --workdir={workdir}")
 
 
 def exported(path: Path) -> tuple[own.Stages, dict[str, np.ndarray]]:
-    """The stages and the plan in a file by `vqd export`, once they have been seen to fit their own configs."""
-    if given := [f"--{flag.name}" for flag in (_YAML, _REMAP, _CODEC, _TOKENIZER, _HEADS, _IMAGE_SIZE) if flag.present]:
+    """The stages and the plan in a file by `vqd export`, once they have been seen to fit their own
+    configs.
+    """
+    if given := [
+        f"--{flag.name}"
+        for flag in (_YAML, _REMAP, _CODEC, _TOKENIZER, _HEADS, _IMAGE_SIZE)
+        if flag.present
+    ]:
         raise UserError(f"{path} holds a whole model: leave out {' and '.join(given)}")
     stages, plan = own.read(path)
     for stage, items in stages.items():
         config, weights = complete(items["config"]), items["weights"]
         if stage == "vqvae":
-            codes = len(weights["codes"]) if "remap" in weights and "codes" in weights else config.codebook.codes
-            target = codec_target(config, codes, remap="remap" in weights, projection="projection" in weights)
+            codes = (
+                len(weights["codes"])
+                if "remap" in weights and "codes" in weights
+                else config.codebook.codes
+            )
+            target = codec_target(
+                config, codes, remap="remap" in weights, projection="projection" in weights
+            )
         else:
             target = target_of(stage, config, load_tokenizer(items["tokenizer"]))
-        wide = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.float16 else x.dtype)
+        wide = lambda x: jax.ShapeDtypeStruct(
+            x.shape, jnp.float32 if x.dtype == jnp.float16 else x.dtype
+        )
         fit(jax.tree.map(wide, weights), target, f"the part {stage!r} of {path}")
     return stages, plan
 
@@ -88,25 +128,39 @@ def published(name: str) -> own.Stages:
     stages = {"vqvae": items | {"weights": codec_weights(config, source, found.name)}}
     if found.denoiser:
         tokens = tokenizer(config, found)
-        stages["diffusion"] = items | {"weights": diffusion_weights(config, found, tokens), "tokenizer": tokens.to_json()}
+        stages["diffusion"] = items | {
+            "weights": diffusion_weights(config, found, tokens),
+            "tokenizer": tokens.to_json(),
+        }
         if found.text and config.condition.kind != "text":
-            print(f"left out: {len(found.text)} arrays of a text encoder (condition_emb), which this model does not read")
+            print(
+                f"left out: {len(found.text)} arrays of a text encoder (condition_emb), which "
+                "this model does not read"
+            )
     return stages
 
 
 def configure(found: released.Found, source: released.Arrays) -> ConfigDict:
     """The config of the workdir."""
-    sizes, settings = vqgan.sizes(source), {name: dict(section) for name, section in found.settings.items()}
+    sizes, settings = (
+        vqgan.sizes(source),
+        {name: dict(section) for name, section in found.settings.items()},
+    )
     tokens = len(source["inverse"]) if "inverse" in source else sizes["codes"][0]
     wanted = settings.get("codebook", {}).get("codes", tokens)
     if wanted != tokens:
-        file = {2887: " (help_folder/statistics/taming_vqvae_2887.pt of the official repository)",
-                974: " (help_folder/statistics/taming_vqvae_974.pt of the official repository)"}.get(wanted, "")
-        raise UserError(f"the denoiser knows {wanted} tokens and the codec {tokens}: give the remap file{file} with --remap")
+        file = {
+            2887: " (help_folder/statistics/taming_vqvae_2887.pt of the official repository)",
+            974: " (help_folder/statistics/taming_vqvae_974.pt of the official repository)",
+        }.get(wanted, "")
+        raise UserError(
+            f"the denoiser knows {wanted} tokens and the codec {tokens}: give the remap "
+            f"file{file} with --remap"
+        )
     factor = 2 ** (len(sizes["vqvae"]["multipliers"]) - 1)
     side = settings.pop("grid", {}).get("side")
     size = side * factor if side else _IMAGE_SIZE.value
-    attention = tuple(size // 2 ** level for level in sizes["attention_levels"])
+    attention = tuple(size // 2**level for level in sizes["attention_levels"])
     settings["vqvae"] = sizes["vqvae"] | {"attention_resolutions": attention}
     settings["codebook"] = {"codes": tokens, "width": sizes["codes"][1]}
     settings["data"] = {"source": "folder", "image_size": size}
@@ -117,11 +171,17 @@ def configure(found: released.Found, source: released.Arrays) -> ConfigDict:
         network["positions"] = () if network["positions"] == grid else network["positions"]
         settings["sampling"] = {"guidance": 1.0, "top_p": 0.86}
         if found.tables is not None:
-            settings["process"] |= {"schedule": "stored", "log_alpha": tuple(found.tables[0].tolist()),
-                                    "log_beta": tuple(found.tables[1].tolist())}
+            settings["process"] |= {
+                "schedule": "stored",
+                "log_alpha": tuple(found.tables[0].tolist()),
+                "log_beta": tuple(found.tables[1].tolist()),
+            }
         if condition["kind"] == "text":
             fields = clip.sizes(found.text)
-            settings["text"], settings["clip_text"] = {"encoder": "clip"}, {k: fields[k] for k in ("width", "layers", "heads")}
+            settings["text"], settings["clip_text"] = (
+                {"encoder": "clip"},
+                {k: fields[k] for k in ("width", "layers", "heads")},
+            )
             condition["null"] = "learned" if found.null is not None else "empty"
             if found.null is not None:
                 settings["sampling"] = {"guidance": 5.0, "top_p": 1.0}
@@ -130,21 +190,39 @@ def configure(found: released.Found, source: released.Arrays) -> ConfigDict:
     return complete(settings)
 
 
-def codec_target(config: ConfigDict, codes: int, *, remap: bool, projection: bool) -> dict[str, Any]:
-    """Shapes of a codec's weights; of a converted one with more codes than tokens, or with a Gumbel quantiser."""
+def codec_target(
+    config: ConfigDict, codes: int, *, remap: bool, projection: bool
+) -> dict[str, Any]:
+    """Shapes of a codec's weights; of a converted one with more codes than tokens, or with a Gumbel
+    quantiser.
+    """
     stage = build.vqvae_stage(config)
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
-    images, width = shape(1, config.data.image_size, config.data.image_size, 3), stage.model.code_width
-    target = {"vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"], "codes": shape(codes, width)}
+    images, width = (
+        shape(1, config.data.image_size, config.data.image_size, 3),
+        stage.model.code_width,
+    )
+    target = {
+        "vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"],
+        "codes": shape(codes, width),
+    }
     if remap:
-        target |= {"remap": shape(codes, dtype=jnp.int32), "inverse": shape(config.codebook.codes, dtype=jnp.int32)}
+        target |= {
+            "remap": shape(codes, dtype=jnp.int32),
+            "inverse": shape(config.codebook.codes, dtype=jnp.int32),
+        }
     if projection:
         target["projection"] = {"kernel": shape(width, codes), "bias": shape(codes)}
     return target
 
 
 def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dict[str, Any]:
-    target = codec_target(config, len(vqgan.codebook(source)), remap="remap" in source, projection="quantize.proj.weight" in source)
+    target = codec_target(
+        config,
+        len(vqgan.codebook(source)),
+        remap="remap" in source,
+        projection="quantize.proj.weight" in source,
+    )
     return released.codec_weights(source, target, name)
 
 
@@ -153,27 +231,41 @@ def tokenizer(config: ConfigDict, found: released.Found) -> Tokenizer:
         return build.tokenizer(config, [])
     folder = _TOKENIZER.value or found.tokenizer
     if not folder:
-        raise UserError("the checkpoint has no vocabulary: give CLIP's with --tokenizer (a folder with vocab.json and merges.txt, or "
-                        "bpe_simple_vocab_16e6.txt.gz, which pip download --no-deps open_clip_torch brings)")
+        raise UserError(
+            "the checkpoint has no vocabulary: give CLIP's with --tokenizer (a folder with "
+            "vocab.json and merges.txt, or "
+            "bpe_simple_vocab_16e6.txt.gz, which pip download --no-deps open_clip_torch brings)"
+        )
     return ClipTokenizer.load(folder)
 
 
 def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, Any]:
     """Shapes of the weights of a network over tokens and of what it is conditioned on."""
     batch = {"text": jax.ShapeDtypeStruct((1, tokens.length), jnp.int32)}
-    return jax.eval_shape(build.TOKEN_STAGES[stage](config, tokens).init, jax.random.key(0), batch)[0]
+    return jax.eval_shape(build.TOKEN_STAGES[stage](config, tokens).init, jax.random.key(0), batch)[
+        0
+    ]
 
 
-def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokenizer) -> dict[str, Any]:
+def diffusion_weights(
+    config: ConfigDict, found: released.Found, tokens: Tokenizer
+) -> dict[str, Any]:
     target = target_of("diffusion", config, tokens)
     out = {"denoiser": released.denoiser_weights(found.denoiser, target["denoiser"], found.name)}
     if config.condition.kind == "text":
-        out["conditioner"] = {"encoder": released.text_weights(found.text, target["conditioner"]["encoder"], found.name)}
+        out["conditioner"] = {
+            "encoder": released.text_weights(
+                found.text, target["conditioner"]["encoder"], found.name
+            )
+        }
         if found.null is not None:
             null = np.asarray(found.null, np.float32)
             if null.shape != target["conditioner"]["null"].shape:
-                raise UserError(f"{found.name}: the null embedding has shape {null.shape}, the text encoder's states "
-                                f"{target['conditioner']['null'].shape}")
+                raise UserError(
+                    f"{found.name}: the null embedding has shape {null.shape}, the text encoder's "
+                    "states "
+                    f"{target['conditioner']['null'].shape}"
+                )
             out["conditioner"]["null"] = null
     return out
 
@@ -181,7 +273,10 @@ def diffusion_weights(config: ConfigDict, found: released.Found, tokens: Tokeniz
 def summary(stage: str, config: ConfigDict, weights: Any) -> str:
     count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
     if stage == "vqvae":
-        return f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes, {config.codebook.codes} tokens"
+        return (
+            f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes, "
+            f"{config.codebook.codes} tokens"
+        )
     network = "denoiser" if stage == "diffusion" else stage
     return f"{network}: {count(weights[network]):,} parameters, condition {config.condition.kind}"
 

@@ -1,6 +1,7 @@
 """Draw the metrics of a run: vqd curves --workdir=DIR --out=FILE.png
 
-One row of panels for each metrics.jsonl under the folder, which is one stage; matplotlib comes with the extra `plots`.
+One row of panels for each metrics.jsonl under the folder, which is one stage; matplotlib comes with
+the extra `plots`.
 """
 
 import itertools
@@ -25,7 +26,9 @@ LOG_AXIS_FROM = 10  # ratio of the largest to the smallest value
 
 
 def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
-    """Draw every metric under `folder` to the picture `out`: raw in pale, smoothed on top, split names in one panel."""
+    """Draw every metric under `folder` to the picture `out`: raw in pale, smoothed on top, split
+    names in one panel.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -36,11 +39,18 @@ def curves(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     stages = read_curves(folder)
     rows = sum(-(-len(panels) // 4) for panels in stages.values())
     columns = min(4, max(map(len, stages.values())))
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows + 0.5), squeeze=False,
-                                   layout="constrained")
+    figure, axes = pyplot.subplots(
+        rows,
+        columns,
+        figsize=(4.2 * columns, 2.9 * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
     for axis in axes.flat:
         axis.set_axis_off()
-    names = dict.fromkeys(line for panels in stages.values() for lines in panels.values() for line in lines)
+    names = dict.fromkeys(
+        line for panels in stages.values() for lines in panels.values() for line in lines
+    )
     colors = dict(zip(names, itertools.cycle(COLORS)))
     row = 0
     for stage, panels in stages.items():

@@ -1,4 +1,6 @@
-"""A page to draw pictures on, with a JSON interface: `vqd demo --workdir=DIR`. It is for this machine alone unless told."""
+"""A page to draw pictures on, with a JSON interface: `vqd demo --workdir=DIR`. It is for this
+machine alone unless told.
+"""
 
 import functools
 import os
@@ -10,8 +12,14 @@ from absl import flags
 from vqd_jax.cli import loading_flags, runner
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Where to listen; 0.0.0.0 lets in everyone who reaches it, without a password.")
-_PORT = flags.DEFINE_integer("port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535)
+_HOST = flags.DEFINE_string(
+    "host",
+    "127.0.0.1",
+    "Where to listen; 0.0.0.0 lets in everyone who reaches it, without a password.",
+)
+_PORT = flags.DEFINE_integer(
+    "port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535
+)
 
 LEAVING = 10.0  # seconds that a network call may take to end
 
@@ -39,7 +47,10 @@ def main(argv: Any) -> None:
     except KeyboardInterrupt:
         print(flush=True)
         if not line.close(LEAVING):
-            os._exit(0)  # it compiles, which cannot be broken off; an interpreter that ends under it would crash
+            os._exit(
+                0
+                # it compiles, which cannot be broken off; an interpreter that ends under it would crash
+            )
 
 
 def run() -> None:

@@ -1,8 +1,9 @@
 """A model to give away: `vqd export --workdir=runs/emoji [--out=...] [--format=...]`.
 
-`safetensors` is one file with all arrays, the configs and the tokenizer; `diffusers` the folder of its VQDiffusionPipeline, for the
-models that fit into it; `vqd convert` makes a workdir of either again. `workdir` is a small workdir: only what
-sampling and evaluating need, in half precision, and the logs and curves' data.
+`safetensors` is one file with all arrays, the configs and the tokenizer; `diffusers` the folder of
+its VQDiffusionPipeline, for the models that fit into it; `vqd convert` makes a workdir of either
+again. `workdir` is a small workdir: only what sampling and evaluating need, in half precision, and
+the logs and curves' data.
 """
 
 import os
@@ -26,10 +27,18 @@ from vqd_jax.runtime.log import METRICS
 from vqd_jax.runtime.workdir import stage_folder
 
 ENDINGS = {"safetensors": ".safetensors", "diffusers": "-diffusers", "workdir": "-small"}
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained or converted workdir; nothing in it is changed.")
-_OUT = flags.DEFINE_string("out", None, "What to make, a file or folder that does not exist yet; beside the workdir by default: "
-                                        + ", ".join(f"WORKDIR{ending}" for ending in ENDINGS.values()))
-_FORMAT = flags.DEFINE_enum("format", "safetensors", [*ENDINGS], "One file, a folder for diffusers, or a small workdir.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "A trained or converted workdir; nothing in it is changed."
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "What to make, a file or folder that does not exist yet; beside the workdir by default: "
+    + ", ".join(f"WORKDIR{ending}" for ending in ENDINGS.values()),
+)
+_FORMAT = flags.DEFINE_enum(
+    "format", "safetensors", [*ENDINGS], "One file, a folder for diffusers, or a small workdir."
+)
 Plan = dict[str, np.ndarray]
 
 
@@ -43,14 +52,28 @@ def main(argv: Any) -> None:
     out = Path(_OUT.value or f"{named}{ENDINGS[make]}")
     if make == "safetensors" and out.suffix != ".safetensors":
         raise UserError(f"the name of the file must end in .safetensors, got --out={out}")
-    if os.path.lexists(out) and not (make == "workdir" and out.is_dir() and not any(out.glob("*/*"))):  # a README may be there
+    if os.path.lexists(out) and not (
+        make == "workdir" and out.is_dir() and not any(out.glob("*/*"))
+    ):  # a README may be there
         raise UserError(f"{out} exists already; choose another --out")
     stages = stored(workdir)
     plan = pipeline.read_plan(workdir) if "diffusion" in stages else {}
-    {"safetensors": one_file, "diffusers": diffusers_folder, "workdir": small_workdir}[make](workdir, out, stages, plan)
+    {"safetensors": one_file, "diffusers": diffusers_folder, "workdir": small_workdir}[make](
+        workdir, out, stages, plan
+    )
     size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
-    held = "codec and " + " and ".join(name for name in stages if name != "vqvae") if len(stages) > 1 else "a codec alone"
-    left = "no plan, as the workdir has none" if not plan else "without the plan" if make == "diffusers" else "and the plan"
+    held = (
+        "codec and " + " and ".join(name for name in stages if name != "vqvae")
+        if len(stages) > 1
+        else "a codec alone"
+    )
+    left = (
+        "no plan, as the workdir has none"
+        if not plan
+        else "without the plan"
+        if make == "diffusers"
+        else "and the plan"
+    )
     print(f"{out}: {size / 1e6:.1f} MB, {held}, {left}")
 
 
@@ -62,7 +85,10 @@ def stored(workdir: Path) -> exported.Stages:
         step = checkpoints.latest_step()
         if step is None and out:
             continue
-        out[stage] = {name: step if name == "step" else checkpoints.restore(name, step=step) for name in ("weights", *items)}
+        out[stage] = {
+            name: step if name == "step" else checkpoints.restore(name, step=step)
+            for name in ("weights", *items)
+        }
         out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
         if "adapter" in out[stage]["weights"]:  # what is given away is a plain model
             out[stage]["weights"] = pipeline.stored_model(workdir, stage)[1]
@@ -77,11 +103,16 @@ def one_file(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> N
 
 def diffusers_folder(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> None:
     if "diffusion" not in stages:
-        raise UserError(f"diffusers' layout holds codec and denoiser, and {workdir} has no denoiser")
+        raise UserError(
+            f"diffusers' layout holds codec and denoiser, and {workdir} has no denoiser"
+        )
     model, codec = stages["diffusion"], stages["vqvae"]["weights"]
     config = complete(model["config"])
     if reasons := diffusers.reasons(config.to_dict(), build.process(config), codec):
-        raise UserError(f"diffusers' layout cannot hold this model: {'; '.join(reasons[:3])}; --format=safetensors can")
+        raise UserError(
+            f"diffusers' layout cannot hold this model: {'; '.join(reasons[:3])}; "
+            "--format=safetensors can"
+        )
     with whole(out) as part:
         part.mkdir()
         diffusers.write(part, config.to_dict(), widen(codec), widen(model["weights"]))
@@ -89,12 +120,18 @@ def diffusers_folder(workdir: Path, out: Path, stages: exported.Stages, plan: Pl
 
 
 def small_workdir(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> None:
-    half = lambda x: x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
+    half = lambda x: (
+        x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
+    )
     with undone(*(out / stage for stage in stages)):
         for stage, items in stages.items():
             with Checkpoints(stage_folder(out, stage), keep=1) as made:
                 kept = {name: value for name, value in items.items() if name != "step"}
-                made.save(items["step"], kept | {"weights": jax.tree.map(half, items["weights"])}, wait=True)
+                made.save(
+                    items["step"],
+                    kept | {"weights": jax.tree.map(half, items["weights"])},
+                    wait=True,
+                )
             if (metrics := workdir / stage / METRICS).exists():  # converted models have none
                 with whole(out / stage / METRICS) as part:
                     part.write_bytes(metrics.read_bytes())

@@ -6,11 +6,22 @@ from absl import flags
 
 from vqd_jax.core.errors import UserError
 
-_STAGE = flags.DEFINE_enum("stage", None, ["diffusion", "autoregressive"], "Which model of a workdir that has both; diffusion by default.")
+_STAGE = flags.DEFINE_enum(
+    "stage",
+    None,
+    ["diffusion", "autoregressive"],
+    "Which model of a workdir that has both; diffusion by default.",
+)
 _PLAN = flags.DEFINE_string("plan", None, "A plan.npz by vqd plan, instead of the workdir's own.")
-_ADAPTER = flags.DEFINE_string("adapter", None, "An adapter.safetensors, written by training with --config.adapter.rank, for the model in "
-                                                "the workdir it began with.")
-_ADAPTER_SCALE = flags.DEFINE_float("adapter_scale", 1.0, "How many times the adapter counts; 0 is not at all.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter",
+    None,
+    "An adapter.safetensors, written by training with --config.adapter.rank, for the model in "
+    "the workdir it began with.",
+)
+_ADAPTER_SCALE = flags.DEFINE_float(
+    "adapter_scale", 1.0, "How many times the adapter counts; 0 is not at all."
+)
 
 
 def loading() -> dict[str, Any]:

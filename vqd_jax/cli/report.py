@@ -1,4 +1,6 @@
-"""What is known of a run as one page: `vqd report --workdir=DIR [--out=FILE.html]`. Training writes it, too."""
+"""What is known of a run as one page: `vqd report --workdir=DIR [--out=FILE.html]`. Training writes
+it, too.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""What every command line shares: one sentence and a non-zero exit for a user's error, and quiet logs."""
+"""What every command line shares: one sentence and a non-zero exit for a user's error, and quiet
+logs.
+"""
 
 import errno
 import os
@@ -17,17 +19,23 @@ from vqd_jax.runtime.signals import Terminated
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of a disk, or what one may have of it
 
 
-def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0, again: str = "starts anew") -> None:
-    """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and status 2.
+def run(
+    main: Callable[[Sequence[str]], None], *, arguments: int = 0, again: str = "starts anew"
+) -> None:
+    """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and
+    status 2.
 
-    Beside options the command takes at most that many `arguments`. `again` says what the same command does after it was interrupted.
+    Beside options the command takes at most that many `arguments`. `again` says what the same
+    command does after it was interrupted.
     """
 
     def guarded(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.WARNING)
         try:
             if len(argv) > 1 + arguments:
-                raise UserError(f"unexpected argument {argv[1 + arguments]!r}; options are written --name=value")
+                raise UserError(
+                    f"unexpected argument {argv[1 + arguments]!r}; options are written --name=value"
+                )
             main(argv)
             sys.stdout.flush()
         except UserError as error:
@@ -52,11 +60,15 @@ def run(main: Callable[[Sequence[str]], None], *, arguments: int = 0, again: str
 
 
 def workdir(config: str, named: str | None) -> Path:
-    """Where the experiment of --config=FILE:VARIANT is kept: the named folder, else runs/FILE-VARIANT. UserError without that file, or for
-    a bucket."""
+    """Where the experiment of --config=FILE:VARIANT is kept: the named folder, else
+    runs/FILE-VARIANT. UserError without that file, or for a bucket.
+    """
     path, variant = config_file(config)
     if "://" in (named or ""):
-        raise UserError(f"a workdir is a local folder, got {named}: mount the bucket, or let launch/tpu_vm.sh keep the workdir in it")
+        raise UserError(
+            f"a workdir is a local folder, got {named}: mount the bucket, or let launch/tpu_vm.sh "
+            "keep the workdir in it"
+        )
     return Path(named or Path("runs") / (Path(path).stem + (f"-{variant}" if variant else "")))
 
 
@@ -66,12 +78,16 @@ def config_file(config: str) -> tuple[str, str]:
     if not path:
         raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
     if not Path(path).is_file():
-        raise UserError(f"there is no config file {path}; the ones that come with vqd_jax are in configs/")
+        raise UserError(
+            f"there is no config file {path}; the ones that come with vqd_jax are in configs/"
+        )
     return path, variant
 
 
 def _parse(argv: list[str]) -> Any:
-    """absl's flags, where a config file that cannot be read or a key that it does not have is a sentence, too."""
+    """absl's flags, where a config file that cannot be read or a key that it does not have is a
+    sentence, too.
+    """
     if {"-h", "--help"} & {*argv[1:]}:
         print(usage(argv[0]))
         sys.exit(0)
@@ -83,23 +99,48 @@ def _parse(argv: list[str]) -> Any:
         missing = re.search(r"Attempted \[.*\]:\n\s+(\S+)\n.*No such file", str(error))
         if not missing:
             raise
-        sys.exit(_sentence(f"there is no config file {missing[1]}; the ones that come with vqd_jax are in configs/"))
-    except (AttributeError, KeyError) as error:  # ml_collections, on a key that the config does not have
+        sys.exit(
+            _sentence(
+                f"there is no config file {missing[1]}; the ones that come with vqd_jax are in "
+                "configs/"
+            )
+        )
+    except (
+        AttributeError,
+        KeyError,
+    ) as error:  # ml_collections, on a key that the config does not have
         key = re.search(r"\\?'(\w+)\\?'", str(error))
         meant = re.search(r'Did you mean "(\w+)"', str(error))
         if not key:
             raise
-        sys.exit(_sentence(f"the config has no key {key[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")))
+        sys.exit(
+            _sentence(
+                f"the config has no key {key[1]!r}"
+                + (f"; did you mean {meant[1]!r}?" if meant else "")
+            )
+        )
 
 
 def usage(command: str) -> str:
     """The help text of a command: what its module says, and its flags."""
     name = command.split()[-1] if command.startswith("vqd ") else "train"
     out = [(sys.modules[f"vqd_jax.cli.{name}"].__doc__ or "").strip(), "", "flags:"]
-    ours = [flag for module, defined in flags.FLAGS.flags_by_module_dict().items() if module.startswith("vqd_jax.cli.") for flag in defined]
+    ours = [
+        flag
+        for module, defined in flags.FLAGS.flags_by_module_dict().items()
+        if module.startswith("vqd_jax.cli.")
+        for flag in defined
+    ]
     for flag in sorted(ours, key=lambda flag: flag.name):
         default = f" (default: {flag.default})" if flag.default not in (None, "", [], False) else ""
-        out.append(textwrap.fill(f"--{flag.name}  {' '.join((flag.help or '').split())}{default}", 100, initial_indent="  ", subsequent_indent="      "))
+        out.append(
+            textwrap.fill(
+                f"--{flag.name}  {' '.join((flag.help or '').split())}{default}",
+                100,
+                initial_indent="  ",
+                subsequent_indent="      ",
+            )
+        )
     return "\n".join(out)
 
 

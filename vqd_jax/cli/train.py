@@ -1,7 +1,9 @@
-"""Trains: `python -m vqd_jax.main --config=configs/emoji.py [--workdir=DIR] [--config.section.key=value]`.
+"""Trains: `python -m vqd_jax.main --config=configs/emoji.py [--workdir=DIR]
+[--config.section.key=value]`.
 
-Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is skipped as done. On several
-machines the same command runs on each, with --coordinator=HOST:PORT --processes=N --process=I added, as launch/ does.
+Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is
+skipped as done. On several machines the same command runs on each, with --coordinator=HOST:PORT
+--processes=N --process=I added, as launch/ does.
 """
 
 from typing import Any
@@ -11,9 +13,17 @@ from ml_collections import config_flags
 
 from vqd_jax.cli import runner
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/, with :variant if it has any.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; runs/<config> by default.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "To train in several processes: HOST:PORT of the first one, or auto on a TPU pod.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file in configs/, with :variant if it has any.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is written; runs/<config> by default."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "To train in several processes: HOST:PORT of the first one, or auto on a TPU pod.",
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
@@ -28,11 +38,15 @@ def main(argv: Any) -> None:
     from vqd_jax.train.experiment import Experiment
 
     flag = flags.FLAGS["config"]
-    workdir = runner.workdir(config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value)
+    workdir = runner.workdir(
+        config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value
+    )
     distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     pipeline.compilation_cache()
     lock = None if jax.process_index() else distributed.lock(workdir)
-    for folder in (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))) if lock else ():
+    for folder in (
+        (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))) if lock else ()
+    ):
         clean(folder)
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()

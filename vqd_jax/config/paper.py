@@ -1,7 +1,8 @@
-"""The sizes and settings of the published models, for configs: Gu et al. 2022, Tang et al. 2022 and their released code.
+"""The sizes and settings of the published models, for configs: Gu et al. 2022, Tang et al. 2022 and
+their released code.
 
-Each function sets keys of a config. A codec that a config trains has as many codes as the released one has tokens, so that
-the denoisers have the published numbers of parameters.
+Each function sets keys of a config. A codec that a config trains has as many codes as the released
+one has tokens, so that the denoisers have the published numbers of parameters.
 """
 
 from ml_collections import ConfigDict
@@ -13,21 +14,33 @@ def codec(c: ConfigDict, factor: int, codes: int) -> None:
     """The VQGAN with a down-factor of 8 or 16, here with a codebook by moving averages."""
     c.data.image_size = 256
     c.vqvae.channels, c.vqvae.multipliers = 128, {8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}[factor]
-    c.vqvae.residual_blocks, c.vqvae.middle_attention, c.vqvae.attention_resolutions = 2, True, (256 // factor,)
+    c.vqvae.residual_blocks, c.vqvae.middle_attention, c.vqvae.attention_resolutions = (
+        2,
+        True,
+        (256 // factor,),
+    )
     c.vqvae.resampling, c.vqvae.patch_size, c.vqvae.latent_width = "conv", 1, 256
     c.codebook.codes, c.codebook.width = codes, 256
     c.vqvae_loss.l2, c.vqvae_loss.lpips, c.vqvae_loss.adversarial = 0.0, 1.0, 0.75
-    c.vqvae_optim.betas, c.vqvae_optim.weight_decay, c.vqvae_optim.learning_rate = (0.5, 0.9), 0.0, 1e-4
+    c.vqvae_optim.betas, c.vqvae_optim.weight_decay, c.vqvae_optim.learning_rate = (
+        (0.5, 0.9),
+        0.0,
+        1e-4,
+    )
     c.vqvae_train.batch_size = 32
 
 
 def ithq_codec(c: ConfigDict) -> None:
-    """The codec of the model for 200 million pictures with captions: half as wide, 4096 codes of width 128."""
+    """The codec of the model for 200 million pictures with captions: half as wide, 4096 codes of
+    width 128.
+    """
     codec(c, 8, 4096)
     c.vqvae.channels, c.vqvae.multipliers, c.codebook.width = 64, (1, 2, 4, 8), 128
 
 
-def denoiser(c: ConfigDict, *, layers: int, width: int, mlp_ratio: int = 4, mlp: str = "fc") -> None:
+def denoiser(
+    c: ConfigDict, *, layers: int, width: int, mlp_ratio: int = 4, mlp: str = "fc"
+) -> None:
     """A denoiser of that size with the released loss and optimiser."""
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads = layers, width, 16
     c.denoiser.mlp_ratio, c.denoiser.mlp = mlp_ratio, mlp
@@ -63,7 +76,9 @@ def large(c: ConfigDict) -> None:
 
 
 def imagenet(c: ConfigDict) -> None:
-    """The class model: 518 million, with a learned null class. Its 16x16 tokens are read through position tables for 32x32."""
+    """The class model: 518 million, with a learned null class. Its 16x16 tokens are read through
+    position tables for 32x32.
+    """
     codec(c, 16, 974)
     c.condition.kind, c.condition.classes, c.condition.null = "class", 1000, "learned"
     denoiser(c, layers=24, width=512, mlp="conv")
@@ -80,8 +95,12 @@ def ffhq(c: ConfigDict) -> None:
     c.diffusion_loss.drop_caption, c.sampling.guidance, c.sampling.top_p = 0.0, 1.0, 0.86
 
 
-def lengths(c: ConfigDict, *, images: int, epochs: int, batch_size: int, warmup: int, codec_examples: int) -> None:
-    """Lengths of both stages; `warmup` in steps. The logs and checkpoints of a codec that is trained here come as often."""
+def lengths(
+    c: ConfigDict, *, images: int, epochs: int, batch_size: int, warmup: int, codec_examples: int
+) -> None:
+    """Lengths of both stages; `warmup` in steps. The logs and checkpoints of a codec that is
+    trained here come as often.
+    """
     examples = images * epochs
     c.diffusion_train.examples, c.diffusion_train.batch_size = examples, batch_size
     c.diffusion_optim.warmup = warmup * batch_size
@@ -93,7 +112,9 @@ def lengths(c: ConfigDict, *, images: int, epochs: int, batch_size: int, warmup:
 
 
 def released(c: ConfigDict) -> None:
-    """As the released weights were trained, to go on from them: their schedule, and no learned null."""
+    """As the released weights were trained, to go on from them: their schedule, and no learned
+    null.
+    """
     c.process.schedule = "released"
     c.condition.null = "empty"
     c.diffusion_loss.drop_caption = 0.0

@@ -1,6 +1,7 @@
 """SHA-256 sums of the files of a folder, kept in it as JSON.
 
-A flipped bit or a lost end of a file is noticed only so: array formats return wrong values without an error.
+A flipped bit or a lost end of a file is noticed only so: array formats return wrong values without
+an error.
 """
 
 import hashlib
@@ -19,8 +20,11 @@ def write_sums(directory: Path) -> None:
     temporary.replace(directory / SUMS)
 
 
-def fault(directory: Path, subfolder: str | None = None, *, but: tuple[str, ...] = ()) -> str | None:
-    """What is wrong with the files in `subfolder` and those at the top, or None; other files may come and go.
+def fault(
+    directory: Path, subfolder: str | None = None, *, but: tuple[str, ...] = ()
+) -> str | None:
+    """What is wrong with the files in `subfolder` and those at the top, or None; other files may
+    come and go.
 
     Without a subfolder it is all of them, but those of the subfolders in `but`.
     """

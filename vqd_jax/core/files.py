@@ -1,4 +1,6 @@
-"""Files and folders that appear whole or not at all, and one sentence where the disk is full or may not be written to."""
+"""Files and folders that appear whole or not at all, and one sentence where the disk is full or may
+not be written to.
+"""
 
 import contextlib
 import os
@@ -11,9 +13,11 @@ from vqd_jax.core.errors import UserError
 
 @contextlib.contextmanager
 def whole(path: Path, what: str = "") -> Iterator[Path]:
-    """Where to write what then takes the place of `path`; folders on the way are made. After an error nothing is left.
+    """Where to write what then takes the place of `path`; folders on the way are made. After an
+    error nothing is left.
 
-    UserError, which begins with "cannot write" and `what`, where the system does not let it be written.
+    UserError, which begins with "cannot write" and `what`, where the system does not let it be
+    written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -21,7 +25,9 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {what}{' ' * bool(what)}{path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {what}{' ' * bool(what)}{path}: {error.strerror or error}"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
@@ -39,6 +45,8 @@ def undone(*folders: Path) -> Iterator[None]:
 
 
 def clean(folder: Path) -> None:
-    """Removes what processes that were killed in `whole` left in the folder; nobody may be writing there now."""
+    """Removes what processes that were killed in `whole` left in the folder; nobody may be writing
+    there now.
+    """
     for part in folder.glob(".*.part"):
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)

@@ -1,4 +1,6 @@
-"""Sheets of pictures as uint8 arrays, with captions underneath, and PNG files that say how they were made."""
+"""Sheets of pictures as uint8 arrays, with captions underneath, and PNG files that say how they
+were made.
+"""
 
 import io
 import os
@@ -23,16 +25,26 @@ LINES = 6
 WHITE, INK = 255, (40, 40, 40)
 
 
-def grid(images: Pictures, columns: int, *, captions: Sequence[str] | None = None, scale: int = 1,
-         gap: int = 2) -> Sheet:
-    """The pictures in rows of `columns` on white, each `scale` times enlarged, captions wrapped to their width.
+def grid(
+    images: Pictures,
+    columns: int,
+    *,
+    captions: Sequence[str] | None = None,
+    scale: int = 1,
+    gap: int = 2,
+) -> Sheet:
+    """The pictures in rows of `columns` on white, each `scale` times enlarged, captions wrapped to
+    their width.
 
-    With captions, small pictures are enlarged further, by a whole factor, until text fits under them.
+    With captions, small pictures are enlarged further, by a whole factor, until text fits under
+    them.
     """
     n, h, w, _ = images.shape
     if n == 0 or columns < 1 or scale < 1 or gap < 0:
-        raise UserError(f"a grid needs a picture, a column, a scale of at least 1 and no negative gap, "
-                        f"got {n} pictures, {columns} columns, scale {scale}, gap {gap}")
+        raise UserError(
+            f"a grid needs a picture, a column, a scale of at least 1 and no negative gap, "
+            f"got {n} pictures, {columns} columns, scale {scale}, gap {gap}"
+        )
     if captions is not None and len(captions) != n:
         raise UserError(f"a grid needs one caption per picture, got {len(captions)} for {n}")
     if captions is not None:
@@ -44,9 +56,11 @@ def grid(images: Pictures, columns: int, *, captions: Sequence[str] | None = Non
     rows = -(-n // columns)
     font = ImageFont.load_default(FONT_SIZE)
     texts = [_wrap(text, w, font) for text in captions] if captions is not None else [[]] * n
-    row_of_texts = [texts[r * columns:(r + 1) * columns] for r in range(rows)]
+    row_of_texts = [texts[r * columns : (r + 1) * columns] for r in range(rows)]
     heights = [h + LINE * max(map(len, row)) + (4 if any(row) else 0) for row in row_of_texts]
-    sheet = Image.new("RGB", (columns * (w + gap) + gap, sum(heights) + (rows + 1) * gap), (WHITE,) * 3)
+    sheet = Image.new(
+        "RGB", (columns * (w + gap) + gap, sum(heights) + (rows + 1) * gap), (WHITE,) * 3
+    )
     draw = ImageDraw.Draw(sheet)
     for i in range(n):
         r, c = divmod(i, columns)
@@ -57,8 +71,14 @@ def grid(images: Pictures, columns: int, *, captions: Sequence[str] | None = Non
     return np.array(sheet)
 
 
-def side_by_side(originals: Pictures, reconstructions: Pictures, *, columns: int = 8, scale: int = 1,
-                 gap: int = 2) -> Sheet:
+def side_by_side(
+    originals: Pictures,
+    reconstructions: Pictures,
+    *,
+    columns: int = 8,
+    scale: int = 1,
+    gap: int = 2,
+) -> Sheet:
     """Rows of originals, each above the row of their reconstructions."""
     columns = min(columns, len(originals))
     pad = np.full((-len(originals) % columns, *originals.shape[1:]), WHITE, np.uint8)
@@ -67,9 +87,15 @@ def side_by_side(originals: Pictures, reconstructions: Pictures, *, columns: int
     return grid(both.reshape(-1, *originals.shape[1:]), columns, scale=scale, gap=gap)
 
 
-def save_png(path: str | os.PathLike, image: Sheet, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a PNG file, whole or not at all, with `metadata` as its text; folders on the way are made."""
-    content = png_file(image, metadata)  # Pillow itself does not say why a file could not be written
+def save_png(
+    path: str | os.PathLike, image: Sheet, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG file, whole or not at all, with `metadata` as its text; folders on the way are
+    made.
+    """
+    content = png_file(
+        image, metadata
+    )  # Pillow itself does not say why a file could not be written
     with whole(Path(path), "the picture") as part:
         part.write_bytes(content)
 
@@ -85,10 +111,14 @@ def png_file(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:
-    """Write a figure of matplotlib, whole or not at all, in the format that the name's ending says; `what` is for the sentence if not."""
+    """Write a figure of matplotlib, whole or not at all, in the format that the name's ending says;
+    `what` is for the sentence if not.
+    """
     content = io.BytesIO()
     try:
-        figure.savefig(content, format=path.suffix[1:] or None, dpi=120, metadata={"Software": "vqd_jax"})
+        figure.savefig(
+            content, format=path.suffix[1:] or None, dpi=120, metadata={"Software": "vqd_jax"}
+        )
     except ValueError as error:  # a format that matplotlib does not know
         raise UserError(f"cannot write {what} {path}: {error}") from error
     with whole(path, what) as part:
@@ -96,7 +126,9 @@ def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines no wider than `width`; words that are wider are cut, and what exceeds LINES ends in an ellipsis."""
+    """Lines no wider than `width`; words that are wider are cut, and what exceeds LINES ends in an
+    ellipsis.
+    """
     lines = [""]
     for word in text.split():
         together = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,6 @@
-"""Pickles as plain data: no object is looked up and nothing runs, and no memory is taken for lengths that a damaged file only claims."""
+"""Pickles as plain data: no object is looked up and nothing runs, and no memory is taken for
+lengths that a damaged file only claims.
+"""
 
 import io
 import pickle
@@ -7,10 +9,11 @@ from typing import Any
 
 
 class Unpickler(pickle._Unpickler):
-    """The one of the standard library that is written in Python, whose steps can be refused and whose table of objects is sparse.
+    """The one of the standard library that is written in Python, whose steps can be refused and
+    whose table of objects is sparse.
 
-    Numbers, strings, lists, tuples, sets and dictionaries load; a class that knows more globals overrides `find_class`, and
-    `stateful` with those of its classes that take a state.
+    Numbers, strings, lists, tuples, sets and dictionaries load; a class that knows more globals
+    overrides `find_class`, and `stateful` with those of its classes that take a state.
     """
 
     stateful: tuple[type, ...] = ()
@@ -28,7 +31,7 @@ class Unpickler(pickle._Unpickler):
         self.stack[-1].__setstate__(state)
 
     def _bytes(self) -> None:
-        length, = struct.unpack("<Q", self.read(8))
+        (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
     dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _state, pickle.BYTEARRAY8[0]: _bytes}
@@ -44,4 +47,6 @@ class _Bounded:
         self.readline = file.readline
 
     def read(self, length: int) -> bytes:
-        return self.file.read(length if length <= 4096 else min(length, self.end - self.file.tell()))
+        return self.file.read(
+            length if length <= 4096 else min(length, self.end - self.file.tell())
+        )

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Bool, Float, Int, Key
 
-Tokens = Int[Array, "b n"]        # states in [0, v); v - 1 is [MASK]
-Times = Int[Array, " b"]          # t in {0..T}; 0 is clean data
+Tokens = Int[Array, "b n"]  # states in [0, v); v - 1 is [MASK]
+Times = Int[Array, " b"]  # t in {0..T}; 0 is clean data
 LogProbs = Float[Array, "b n v"]  # normalised, float32
-Logits = Float[Array, "b n k"]    # over codes only: nothing ever predicts [MASK]
+Logits = Float[Array, "b n k"]  # over codes only: nothing ever predicts [MASK]
 Images = Float[Array, "b H W 3"]  # in [-1, 1]
 TextIds = Int[Array, "b m"]
 TextStates = Float[Array, "b m e"]
-TextMask = Bool[Array, "b m"]     # True where the denoiser may attend
+TextMask = Bool[Array, "b m"]  # True where the denoiser may attend
 PRNGKey = Key[Array, ""]
-PRNGKeys = Key[Array, " b"]       # one key for each example
+PRNGKeys = Key[Array, " b"]  # one key for each example
 DenoiseFn = Callable[[Tokens, Times], Logits]

@@ -1,4 +1,6 @@
-"""The examples of each stage: which records, with which captions, and as squares of the model's size."""
+"""The examples of each stage: which records, with which captions, and as squares of the model's
+size.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +22,19 @@ def indices(source: Source, *splits: str) -> list[int]:
 
 def spread(items: list[int], count: int) -> list[int]:
     """At most `count` of the items, evenly spaced: the same ones every time."""
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)] if items else []
+    return (
+        [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
+        if items
+        else []
+    )
 
 
 def examined(source: Source, count: int) -> dict[str, list[int]]:
     """Split → the positions of the records on which the bound is measured during training."""
-    return {name: spread(indices(source, name), count) for name in ("train", "held_out_cells", "held_out_items")}
+    return {
+        name: spread(indices(source, name), count)
+        for name in ("train", "held_out_cells", "held_out_items")
+    }
 
 
 def image_loader(source: Source, transform: Callable, **options: Any) -> Loader:
@@ -34,22 +43,41 @@ def image_loader(source: Source, transform: Callable, **options: Any) -> Loader:
     return Loader(indices(source, "train"), load=load, **options)
 
 
-def pair_loader(source: Source, tokens: np.ndarray | None, transform: Callable, tokenizer: Tokenizer, *, drop_words: float = 0.0,
-                **options: Any) -> Loader:
-    """Training captions (one of an image's, at random) with tokens, or with images where there are no tokens.
+def pair_loader(
+    source: Source,
+    tokens: np.ndarray | None,
+    transform: Callable,
+    tokenizer: Tokenizer,
+    *,
+    drop_words: float = 0.0,
+    **options: Any,
+) -> Loader:
+    """Training captions (one of an image's, at random) with tokens, or with images where there are
+    no tokens.
 
-    `drop_words` is the probability with which each word of a caption is left out; one of them always stays.
+    `drop_words` is the probability with which each word of a caption is left out; one of them
+    always stays.
     """
     if not 0 <= drop_words < 1:
         raise UserError(f"data.drop_words is a probability in [0, 1), got {drop_words:g}")
     train = indices(source, "train")
-    ids = {} if drop_words else {i: tokenizer(source.records[i].captions) for i in train}  # else tokens change with every draw
+    ids = (
+        {} if drop_words else {i: tokenizer(source.records[i].captions) for i in train}
+    )  # else tokens change with every draw
 
     def load(i, rng):
         captions = source.records[i].captions
         chosen = rng.integers(len(captions))
-        text = tokenizer([fewer_words(captions[chosen], drop_words, rng)])[0] if drop_words else ids[i][chosen]
-        return {"text": text} | ({"image": transform(source[i]["image"], rng)} if tokens is None else {"tokens": tokens[i]})
+        text = (
+            tokenizer([fewer_words(captions[chosen], drop_words, rng)])[0]
+            if drop_words
+            else ids[i][chosen]
+        )
+        return {"text": text} | (
+            {"image": transform(source[i]["image"], rng)}
+            if tokens is None
+            else {"tokens": tokens[i]}
+        )
 
     return Loader(train, load=load, **options)
 
@@ -58,15 +86,23 @@ def fewer_words(caption: str, share: float, rng: np.random.Generator) -> str:
     """The caption without each of its words with probability `share`, but never without all."""
     words = caption.split()
     draws = rng.random(len(words))
-    return " ".join(word for word, draw in zip(words, draws) if draw >= share or draw == draws.max())
+    return " ".join(
+        word for word, draw in zip(words, draws) if draw >= share or draw == draws.max()
+    )
 
 
 class Squares:
-    """A source whose images all have the model's size; `files` tells which of its records share a picture."""
+    """A source whose images all have the model's size; `files` tells which of its records share a
+    picture.
+    """
 
     def __init__(self, source: Source, transform: Callable):
         self._source, self._transform = source, transform
-        self.records, self.skipped, self.fingerprint = source.records, source.skipped, f"{source.fingerprint} {transform}"
+        self.records, self.skipped, self.fingerprint = (
+            source.records,
+            source.skipped,
+            f"{source.fingerprint} {transform}",
+        )
         self.files = getattr(source, "files", range(len(source)))
 
     def __len__(self) -> int:

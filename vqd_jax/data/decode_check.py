@@ -1,4 +1,5 @@
-"""What training reads of image files that were not prepared: every one is decoded before training could meet a broken one.
+"""What training reads of image files that were not prepared: every one is decoded before training
+could meet a broken one.
 
 The result is kept in the cache, so that a set is checked once.
 """
@@ -23,13 +24,23 @@ def checked(source: Files, cache: str) -> Files:
     total, every = len(source.pictures()) + len(source.skipped), f"images in {source.place}"
     named = lambda reasons: some(f"{file}: {why}" for file, why in reasons.items())
     if source.skipped:
-        raise UserError(f"{named(source.skipped)} of the {total} {every} have no caption that can be used: mend or remove them, {REMEDY}.")
-    broken = _broken(source, pathlib.Path(cache).expanduser() / f"checked-{source.fingerprint[:16]}.json")
+        raise UserError(
+            f"{named(source.skipped)} of the {total} {every} have no caption that can be used: "
+            f"mend or remove them, {REMEDY}."
+        )
+    broken = _broken(
+        source, pathlib.Path(cache).expanduser() / f"checked-{source.fingerprint[:16]}.json"
+    )
     if len(broken) > TOLERATED * total:
-        raise UserError(f"{named(broken)} of the {total} {every} cannot be decoded; at most {TOLERATED:.0%} are skipped: mend or delete "
-                        f"them, {REMEDY}.")
+        raise UserError(
+            f"{named(broken)} of the {total} {every} cannot be decoded; at most {TOLERATED:.0%} "
+            "are skipped: mend or delete "
+            f"them, {REMEDY}."
+        )
     if broken:
-        logging.warning("%s of the %d %s cannot be decoded and are skipped", named(broken), total, every)
+        logging.warning(
+            "%s of the %d %s cannot be decoded and are skipped", named(broken), total, every
+        )
     return source.without(broken)
 
 

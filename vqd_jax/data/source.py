@@ -1,7 +1,7 @@
 """What every data source offers: decoded examples by index, and their metadata without decoding.
 
-An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}; sources differ only in where it
-comes from.
+An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}; sources
+differ only in where it comes from.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """The metadata of one example; `captions[0]` is the canonical caption, `label` is -1 where there are no classes.
+    """The metadata of one example; `captions[0]` is the canonical caption, `label` is -1 where
+    there are no classes.
 
     `group` joins variants of one thing: they share a split.
     """
@@ -27,8 +28,14 @@ class Record:
 
     def example(self, image: Any) -> dict[str, Any]:
         """The example that this record and its decoded image make."""
-        return {"image": image, "captions": self.captions, "item": self.item, "style": self.style, "split": self.split,
-                "label": self.label}
+        return {
+            "image": image,
+            "captions": self.captions,
+            "item": self.item,
+            "style": self.style,
+            "split": self.split,
+            "label": self.label,
+        }
 
 
 @runtime_checkable
@@ -48,7 +55,9 @@ class Source(Protocol):
 def fingerprint(*parts: object, records: Iterable[Record] = ()) -> str:
     """A hex digest of the parts and the records, the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode())
-    values = operator.attrgetter(*(field.name for field in dataclasses.fields(Record)))  # a million records in seconds
+    values = operator.attrgetter(
+        *(field.name for field in dataclasses.fields(Record))
+    )  # a million records in seconds
     for record in records:
         digest.update(repr(values(record)).encode())
     return digest.hexdigest()[:32]

@@ -1,7 +1,9 @@
-"""Held-out splits that depend on names alone: a stable hash decides, so filters, order and machine move no example.
+"""Held-out splits that depend on names alone: a stable hash decides, so filters, order and machine
+move no example.
 
-`held_out_items` are groups never seen in any style; `held_out_cells` are (group, style) pairs whose group and style are
-both seen in training, but not together: they measure compositional generalisation.
+`held_out_items` are groups never seen in any style; `held_out_cells` are (group, style) pairs whose
+group and style are both seen in training, but not together: they measure compositional
+generalisation.
 """
 
 import hashlib
@@ -16,12 +18,14 @@ def unit(*parts: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def assign(cells: Iterable[tuple[str, str]], *, held_out_cells: float,
-           held_out_items: float) -> dict[tuple[str, str], str]:
+def assign(
+    cells: Iterable[tuple[str, str]], *, held_out_cells: float, held_out_items: float
+) -> dict[tuple[str, str], str]:
     """(group, style) → split, for all cells of a data set.
 
-    A group whose every style would be held out keeps the one with the largest hash in training, so a group with a
-    single style is never held out as a cell. The answer for a group depends on nothing but its name and its styles.
+    A group whose every style would be held out keeps the one with the largest hash in training, so
+    a group with a single style is never held out as a cell. The answer for a group depends on
+    nothing but its name and its styles.
     """
     styles: dict[str, set[str]] = {}
     for group, style in cells:
@@ -33,5 +37,8 @@ def assign(cells: Iterable[tuple[str, str]], *, held_out_cells: float,
             continue
         draws = {style: unit("cell", group, style) for style in own}
         kept = max(own, key=draws.__getitem__)
-        out |= {(group, style): CELLS if draws[style] < held_out_cells and style != kept else TRAIN for style in own}
+        out |= {
+            (group, style): CELLS if draws[style] < held_out_cells and style != kept else TRAIN
+            for style in own
+        }
     return out

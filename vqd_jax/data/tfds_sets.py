@@ -14,7 +14,9 @@ from vqd_jax.runtime.progress import track
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """The pictures of a prepared set by file name: sizes in bytes, TFDS's names of their splits, and captions if it has any."""
+    """The pictures of a prepared set by file name: sizes in bytes, TFDS's names of their splits,
+    and captions if it has any.
+    """
 
     sizes: dict[str, int]
     splits: dict[str, str]
@@ -32,15 +34,27 @@ def is_tfds(root: pathlib.Path) -> bool:
 
 
 def load(root: pathlib.Path, name: str, key: str) -> Stored:
-    """The set `name` in the directory that holds its features.json; `key` is the feature with an image's file name."""
+    """The set `name` in the directory that holds its features.json; `key` is the feature with an
+    image's file name.
+    """
     out = Stored({}, {}, {}, {})
     for split, stored in _splits(root, name).items():
         with damage(root):
-            for row, example in enumerate(track((stored[i] for i in range(len(stored))), len(stored), f"reading {root}", "image")):
+            for row, example in enumerate(
+                track(
+                    (stored[i] for i in range(len(stored))), len(stored), f"reading {root}", "image"
+                )
+            ):
                 file = example[key].decode()
-                out.sizes[file], out.splits[file], out.rows[file] = len(example["image"]), split, (stored, row)
+                out.sizes[file], out.splits[file], out.rows[file] = (
+                    len(example["image"]),
+                    split,
+                    (stored, row),
+                )
                 texts = example.get("captions", {"id": (), "text": ()})
-                out.captions[file] = [(int(number), text.decode()) for number, text in zip(texts["id"], texts["text"])]
+                out.captions[file] = [
+                    (int(number), text.decode()) for number, text in zip(texts["id"], texts["text"])
+                ]
     return out
 
 
@@ -57,6 +71,9 @@ def _splits(root: pathlib.Path, name: str) -> dict[str, Any]:
         if builder.name != name:
             raise UserError(f"{root} is the TFDS set {builder.name}, not {name}.")
         if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-            raise UserError(f"The TFDS set in {root} is stored as {builder.info.file_format.value}, which needs TensorFlow: prepare "
-                            f"it with tfds build {name} --file_format=array_record.")
+            raise UserError(
+                f"The TFDS set in {root} is stored as {builder.info.file_format.value}, which "
+                "needs TensorFlow: prepare "
+                f"it with tfds build {name} --file_format=array_record."
+            )
         return {split: array_record.encoded(builder, split) for split in builder.info.splits}

@@ -1,4 +1,6 @@
-"""The tokens of every image, computed once with the finished codec and kept on disk until codec or data change; or of a few."""
+"""The tokens of every image, computed once with the finished codec and kept on disk until codec or
+data change; or of a few.
+"""
 
 import contextlib
 import hashlib
@@ -20,8 +22,11 @@ from vqd_jax.runtime.progress import bar
 BATCH = 64
 
 
-def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[Any], Any]) -> Int[np.ndarray, "i n"]:
-    """Tokens of source[i] in row i; `encode` maps uint8 (64, H, W, 3) to int (64, n), `codec` are its weights.
+def cached_tokens(
+    folder: Path, source: Source, codec: Any, encode: Callable[[Any], Any]
+) -> Int[np.ndarray, "i n"]:
+    """Tokens of source[i] in row i; `encode` maps uint8 (64, H, W, 3) to int (64, n), `codec` are
+    its weights.
 
     UserError if they cannot be written.
     """
@@ -37,17 +42,29 @@ def cached_tokens(folder: Path, source: Source, codec: Any, encode: Callable[[An
     with array_record.lock(folder / "tokens.lock"):
         clean(folder)
         with whole(path, "tokens to") as part, part.open("wb") as file:
-            np.save(types.SimpleNamespace(write=file.write), tokens)  # with the file itself NumPy would not say why it failed
+            np.save(
+                types.SimpleNamespace(write=file.write), tokens
+            )  # with the file itself NumPy would not say why it failed
     return tokens
 
 
-def some_tokens(source: Source, chosen: Iterable[int], encode: Callable[[Any], Any]) -> dict[int, np.ndarray]:
-    """i → tokens (n,) of source[i], for the chosen i only: what evaluations need of a set that is encoded during training."""
+def some_tokens(
+    source: Source, chosen: Iterable[int], encode: Callable[[Any], Any]
+) -> dict[int, np.ndarray]:
+    """i → tokens (n,) of source[i], for the chosen i only: what evaluations need of a set that is
+    encoded during training.
+    """
     chosen = sorted(set(chosen))
-    return dict(zip(chosen, _encoded(source, chosen, encode, "encoding images for evaluation"))) if chosen else {}
+    return (
+        dict(zip(chosen, _encoded(source, chosen, encode, "encoding images for evaluation")))
+        if chosen
+        else {}
+    )
 
 
-def _encoded(source: Source, chosen: Items, encode: Callable[[Any], Any], description: str) -> np.ndarray:
+def _encoded(
+    source: Source, chosen: Items, encode: Callable[[Any], Any], description: str
+) -> np.ndarray:
     rows = []
     with bar(len(chosen), description=description, unit="image") as progress:
         for batch, valid in sequential(chosen, BATCH, lambda i, rng: {"image": source[i]["image"]}):

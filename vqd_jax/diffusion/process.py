@@ -34,8 +34,12 @@ class Kernel:
         codes, mask = log_p[..., :-1], log_p[..., -1:]
         mass = jax.nn.logsumexp(codes, axis=-1, keepdims=True)
         return jnp.concatenate(
-            [jnp.logaddexp(self.log_keep + codes, self.log_replace + mass),
-             jnp.logaddexp(mask, self.log_mask + mass)], axis=-1)
+            [
+                jnp.logaddexp(self.log_keep + codes, self.log_replace + mass),
+                jnp.logaddexp(mask, self.log_mask + mass),
+            ],
+            axis=-1,
+        )
 
     def likelihood(self, z_t: Tokens, v: int) -> LogProbs:
         """log q(z_t | z_s = j) as a function of j (not a distribution over j)."""
@@ -78,9 +82,11 @@ class MaskAndReplace:
         change = lambda p: (table := log_table(p))[t] - table[s]
         d_unmasked, d_intact = change(self.unmasked), change(self.intact)
         column = lambda x: jnp.maximum(x, LOG_ZERO)[:, None, None]
-        return Kernel(log_keep=column(d_unmasked + d_intact),
-                      log_replace=column(d_unmasked + log1m_exp(d_intact) - np.log(self.k)),
-                      log_mask=column(log1m_exp(d_unmasked)))
+        return Kernel(
+            log_keep=column(d_unmasked + d_intact),
+            log_replace=column(d_unmasked + log1m_exp(d_intact) - np.log(self.k)),
+            log_mask=column(log1m_exp(d_unmasked)),
+        )
 
     def diffuse(self, key: PRNGKey, z_0: Tokens, t: Times) -> Tokens:
         """Samples z_t ~ q(z_t | z_0)."""
@@ -89,8 +95,13 @@ class MaskAndReplace:
     def move(self, key: PRNGKey, z: Tokens, kernel: Kernel) -> Tokens:
         """What the kernel makes of codes."""
         fate_key, code_key = jax.random.split(key)
-        replace, mask = self.k * jnp.exp(kernel.log_replace)[..., 0], jnp.exp(kernel.log_mask)[..., 0]
-        fate = jax.random.uniform(fate_key, z.shape)  # in this order, what has probability 0 never happens
+        replace, mask = (
+            self.k * jnp.exp(kernel.log_replace)[..., 0],
+            jnp.exp(kernel.log_mask)[..., 0],
+        )
+        fate = jax.random.uniform(
+            fate_key, z.shape
+        )  # in this order, what has probability 0 never happens
         code = jax.random.randint(code_key, z.shape, 0, self.k, z.dtype)
         return jnp.where(fate < replace, code, jnp.where(fate < replace + mask, self.k, z))
 
@@ -100,11 +111,14 @@ class MaskAndReplace:
         s = t - 1 is the ancestral step; any s < t is fast inference.
         """
         v, zero = self.k + 1, jnp.zeros_like(t)
-        log_x = jnp.pad(jax.nn.log_softmax(logits), ((0, 0), (0, 0), (0, 1)), constant_values=LOG_ZERO)
+        log_x = jnp.pad(
+            jax.nn.log_softmax(logits), ((0, 0), (0, 0), (0, 1)), constant_values=LOG_ZERO
+        )
         evidence = self.between(zero, t).likelihood(z_t, v)
         weight = jnp.where(evidence > LOG_ZERO / 2, log_x - evidence, LOG_ZERO)
         return jax.nn.log_softmax(
-            self.between(s, t).likelihood(z_t, v) + self.between(zero, s).push(weight))
+            self.between(s, t).likelihood(z_t, v) + self.between(zero, s).push(weight)
+        )
 
 
 def log_onehot(z: Tokens, v: int) -> LogProbs:
@@ -113,9 +127,13 @@ def log_onehot(z: Tokens, v: int) -> LogProbs:
 
 
 def log_table(p: tuple[float, ...]) -> Float[Array, " t"]:
-    """log p, taken in float64 so that log(1 - 1e-6) keeps its digits in float32 (float64 where JAX has it on)."""
+    """log p, taken in float64 so that log(1 - 1e-6) keeps its digits in float32 (float64 where JAX
+    has it on).
+    """
     with np.errstate(divide="ignore"):
-        return jnp.asarray(np.maximum(np.log(np.asarray(p, np.float64)), LOG_ZERO), jnp.result_type(float))
+        return jnp.asarray(
+            np.maximum(np.log(np.asarray(p, np.float64)), LOG_ZERO), jnp.result_type(float)
+        )
 
 
 def log1m_exp(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:

@@ -1,6 +1,7 @@
 """Noise schedules: each returns a `MaskAndReplace` with its tables built in float64.
 
-`paper` is the text of Gu et al. 2022 (90 % masked, 10 % replaced at the end); `released` is what their code trains.
+`paper` is the text of Gu et al. 2022 (90 % masked, 10 % replaced at the end); `released` is what
+their code trains.
 """
 
 import numpy as np
@@ -12,13 +13,17 @@ from vqd_jax.diffusion.process import MaskAndReplace
 def paper(T: int, k: int, final_mask: float = 0.9) -> MaskAndReplace:
     """intact code with probability 1 - t/T, [MASK] with final_mask * t/T, a uniform code otherwise."""
     if not 0 <= final_mask <= 1:
-        raise UserError(f"the final share of [MASK] is a probability, got final_mask {final_mask:g}")
+        raise UserError(
+            f"the final share of [MASK] is a probability, got final_mask {final_mask:g}"
+        )
     t = _ramp(T)
     return from_probabilities(1 - t, 1 - final_mask * t, k)
 
 
 def released(T: int, k: int) -> MaskAndReplace:
-    """The linear tables of the released code: from 0.99999 intact to 0.99999 masked, 1e-6 replaced throughout."""
+    """The linear tables of the released code: from 0.99999 intact to 0.99999 masked, 1e-6 replaced
+    throughout.
+    """
     if T < 2:
         raise UserError(f"the released schedule needs T >= 2, got {T}")
     alpha = np.append(1, np.linspace(0.99999, 0.000009, T))
@@ -27,18 +32,28 @@ def released(T: int, k: int) -> MaskAndReplace:
 
 
 def stored(log_alpha: np.ndarray, log_beta: np.ndarray, k: int) -> MaskAndReplace:
-    """The tables of a released checkpoint, its buffers log_cumprod_at and log_cumprod_bt (T + 1,), whose last slot is t = 0.
+    """The tables of a released checkpoint, its buffers log_cumprod_at and log_cumprod_bt (T + 1,),
+    whose last slot is t = 0.
 
-    They are float32 logs, so what is not masked is taken as alpha + k beta, which keeps its digits, and not as 1 - mask.
+    They are float32 logs, so what is not masked is taken as alpha + k beta, which keeps its digits,
+    and not as 1 - mask.
     """
     if log_alpha.shape != log_beta.shape or log_alpha.ndim != 1 or len(log_alpha) < 2:
-        raise UserError(f"a stored schedule is two tables of T + 1 numbers, got shapes {log_alpha.shape} and {log_beta.shape}")
+        raise UserError(
+            f"a stored schedule is two tables of T + 1 numbers, got shapes {log_alpha.shape} and "
+            f"{log_beta.shape}"
+        )
     alpha, beta = (np.exp(np.roll(np.asarray(x, np.float64), 1)) for x in (log_alpha, log_beta))
     if abs(alpha[0] - 1) > 1e-6 or k * beta[0] > 1e-6:
-        raise UserError("the last slot of a stored schedule must be that of clean data: alpha 1 and beta 0")
+        raise UserError(
+            "the last slot of a stored schedule must be that of clean data: alpha 1 and beta 0"
+        )
     alpha[0], beta[0] = 1, 0
     if not (np.isfinite(alpha) & np.isfinite(beta) & (alpha + k * beta > 0)).all():
-        raise UserError("the tables of a stored schedule must be logarithms of probabilities, of which something is left at every time")
+        raise UserError(
+            "the tables of a stored schedule must be logarithms of probabilities, of which "
+            "something is left at every time"
+        )
     falling = np.minimum.accumulate
     return from_fates(falling(alpha + k * beta), falling(alpha / (alpha + k * beta)), k)
 
@@ -49,7 +64,9 @@ def absorbing(T: int, k: int) -> MaskAndReplace:
 
 
 def cosine(T: int, k: int) -> MaskAndReplace:
-    """[MASK] with probability sin(pi/2 t/T), nothing is ever replaced: seen from t = T few tokens appear at first (MaskGIT)."""
+    """[MASK] with probability sin(pi/2 t/T), nothing is ever replaced: seen from t = T few tokens
+    appear at first (MaskGIT).
+    """
     return from_fates(np.append(1 - np.sin(np.pi / 2 * _ramp(T)[:-1]), 0), np.ones(T + 1), k)
 
 
@@ -59,7 +76,9 @@ def uniform(T: int, k: int) -> MaskAndReplace:
 
 
 def from_probabilities(alpha: np.ndarray, unmasked: np.ndarray, k: int) -> MaskAndReplace:
-    """From cumulative P(intact code) and P(not masked), float64 (T + 1,); a code that is surely masked counts as intact."""
+    """From cumulative P(intact code) and P(not masked), float64 (T + 1,); a code that is surely
+    masked counts as intact.
+    """
     intact = np.divide(alpha, unmasked, out=np.ones_like(alpha), where=unmasked > 0)
     return from_fates(unmasked, intact, k)
 

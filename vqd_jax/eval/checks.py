@@ -1,4 +1,6 @@
-"""Features as the measures take them: one row for each image, in float64, finite; anything else is a sentence."""
+"""Features as the measures take them: one row for each image, in float64, finite; anything else is
+a sentence.
+"""
 
 from collections.abc import Iterator
 
@@ -9,24 +11,38 @@ from vqd_jax.core.errors import UserError
 
 
 def rows(features: np.ndarray, what: str, *, least: int = 1) -> Float[np.ndarray, "n d"]:
-    """Features of `what` as float64; UserError unless they are at least `least` rows of finite numbers."""
+    """Features of `what` as float64; UserError unless they are at least `least` rows of finite
+    numbers.
+    """
     features = np.asarray(features)
     if features.ndim != 2 or not features.shape[1] or features.dtype.kind not in "fiu":
-        raise UserError(f"features of {what} must be numbers of shape (images, width), got {features.dtype} of shape {features.shape}")
+        raise UserError(
+            f"features of {what} must be numbers of shape (images, width), got {features.dtype} "
+            f"of shape {features.shape}"
+        )
     if len(features) < least:
-        raise UserError(f"features of {what} must be of at least {least} images, got {len(features)}")
+        raise UserError(
+            f"features of {what} must be of at least {least} images, got {len(features)}"
+        )
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(axis=1)).sum())
-        raise UserError(f"features of {what} must be finite, but those of {bad} of {len(features)} images have NaN or infinity")
+        raise UserError(
+            f"features of {what} must be finite, but those of {bad} of {len(features)} images "
+            "have NaN or infinity"
+        )
     return features.astype(np.float64)
 
 
-def two_sets(a: np.ndarray, b: np.ndarray, names: tuple[str, str], *,
-             least: int = 1) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
+def two_sets(
+    a: np.ndarray, b: np.ndarray, names: tuple[str, str], *, least: int = 1
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
     """Both sets as `rows` gives them; UserError if their widths differ."""
     a, b = rows(a, names[0], least=least), rows(b, names[1], least=least)
     if a.shape[1] != b.shape[1]:
-        raise UserError(f"features of {names[0]} and {names[1]} must have one width, got {a.shape[1]} and {b.shape[1]}")
+        raise UserError(
+            f"features of {names[0]} and {names[1]} must have one width, got {a.shape[1]} and "
+            f"{b.shape[1]}"
+        )
     return a, b
 
 
@@ -35,7 +51,10 @@ def unit(embeddings: Float[np.ndarray, "n d"], what: str) -> Float[np.ndarray, "
     embeddings = rows(embeddings, what)
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not lengths.all():
-        raise UserError(f"embeddings of {what} must not be 0, but {int((lengths == 0).sum())} of {len(embeddings)} are")
+        raise UserError(
+            f"embeddings of {what} must not be 0, but {int((lengths == 0).sum())} of "
+            f"{len(embeddings)} are"
+        )
     return embeddings / lengths
 
 

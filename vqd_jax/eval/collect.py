@@ -1,4 +1,6 @@
-"""What networks see in pictures, gathered in one pass, a batch of pictures at a time: mean and covariance of all, features of some."""
+"""What networks see in pictures, gathered in one pass, a batch of pictures at a time: mean and
+covariance of all, features of some.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
 from vqd_jax.runtime.progress import bar
 
-ROWS = 64    # pictures of a batch
+ROWS = 64  # pictures of a batch
 BLOCK = 1024  # features whose moments are taken at once
 
 Batch = UInt8[np.ndarray, "b H W 3"]
@@ -22,7 +24,9 @@ Batch = UInt8[np.ndarray, "b H W 3"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Wanted:
-    """Of one network's features: those of `held` pictures, evenly spaced (0: of all), and `moments` if they are asked for."""
+    """Of one network's features: those of `held` pictures, evenly spaced (0: of all), and `moments`
+    if they are asked for.
+    """
 
     extract: Extractor
     held: int = 0
@@ -31,7 +35,9 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gathered:
-    """Of `count` pictures the features of those numbered in `held`, float32, and the moments of all, each as often as it counts."""
+    """Of `count` pictures the features of those numbered in `held`, float32, and the moments of
+    all, each as often as it counts.
+    """
 
     count: int
     held: Sequence[int]
@@ -56,12 +62,23 @@ def batches(pictures: Items, rows: int = ROWS) -> Iterator[Batch]:
         yield np.stack(waiting)
 
 
-def gather(parts: Iterable[Batch], total: int, networks: Mapping[Any, Wanted], *, description: str,
-           times: Sequence[int] | None = None) -> dict[Any, Gathered]:
-    """What is wanted of each network about the `total` pictures in `parts`; picture i counts times[i] times in the moments, else once."""
+def gather(
+    parts: Iterable[Batch],
+    total: int,
+    networks: Mapping[Any, Wanted],
+    *,
+    description: str,
+    times: Sequence[int] | None = None,
+) -> dict[Any, Gathered]:
+    """What is wanted of each network about the `total` pictures in `parts`; picture i counts
+    times[i] times in the moments, else once.
+    """
     times = np.ones(total, int) if times is None else np.asarray(times)
     if len(times) != total or times.min(initial=1) < 1:
-        raise UserError(f"each of {total} pictures must count at least once, got {len(times)} numbers from {times.min(initial=1)}")
+        raise UserError(
+            f"each of {total} pictures must count at least once, got {len(times)} numbers from "
+            f"{times.min(initial=1)}"
+        )
     collectors = {name: _Collector(wanted, times) for name, wanted in networks.items()}
     done = 0
     with bar(total, description=description, unit="picture") as progress:
@@ -88,7 +105,7 @@ class _Collector:
         low, high = np.searchsorted(self.held, (first, first + len(images)))
         self.kept.append(features[self.held[low:high] - first])
         if self.wanted.moments:
-            self.block.append(np.repeat(features, self.times[first:first + len(images)], axis=0))
+            self.block.append(np.repeat(features, self.times[first : first + len(images)], axis=0))
             if sum(map(len, self.block)) >= BLOCK:
                 self._add()
 
@@ -99,4 +116,9 @@ class _Collector:
     def result(self) -> Gathered:
         if self.block:
             self._add()
-        return Gathered(count=int(self.times.sum()), held=self.held.tolist(), features=np.concatenate(self.kept), moments=self.moments)
+        return Gathered(
+            count=int(self.times.sum()),
+            held=self.held.tolist(),
+            features=np.concatenate(self.kept),
+            moments=self.moments,
+        )

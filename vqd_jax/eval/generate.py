@@ -1,6 +1,8 @@
-"""Generated pictures as a folder of PNG files, which any other program can read: made batch by batch, no batch twice.
+"""Generated pictures as a folder of PNG files, which any other program can read: made batch by
+batch, no batch twice.
 
-Picture i depends on its prompt, the seed, i and the size of the batches, so that a run that was killed goes on with the same bits.
+Picture i depends on its prompt, the seed, i and the size of the batches, so that a run that was
+killed goes on with the same bits.
 """
 
 import concurrent.futures
@@ -29,16 +31,33 @@ from vqd_jax.runtime.progress import bar
 DESCRIPTION, CAPTIONS = "pictures.json", "metadata.jsonl"
 
 
-def generate(model: TextToImage, folder: Path, prompts: Sequence[str], *, seed: int, batch: int, settings: dict[str, Any],
-             protocol: str) -> tuple[PictureFolder, float]:
-    """The pictures of `prompts` in `folder`, those that are not there yet made now, and how many a second were made in all.
+def generate(
+    model: TextToImage,
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    batch: int,
+    settings: dict[str, Any],
+    protocol: str,
+) -> tuple[PictureFolder, float]:
+    """The pictures of `prompts` in `folder`, those that are not there yet made now, and how many a
+    second were made in all.
 
-    `batch` is for each local device; `settings` are keywords of `model.settings`. Beside the pictures the folder gets a description and,
-    when all are there, their prompts as `data.folder` reads captions. UserError if it holds pictures of another model, seed or settings,
-    or others.
+    `batch` is for each local device; `settings` are keywords of `model.settings`. Beside the
+    pictures the folder gets a description and, when all are there, their prompts as `data.folder`
+    reads captions. UserError if it holds pictures of another model, seed or settings, or others.
     """
-    wanted = {"protocol": protocol, "model": digest(model), "prompts": _sha256("\n".join(prompts).encode()), "pictures": len(prompts),
-              "seed": seed, "batch": batch, **settings, "with": str(model.settings(**settings))}
+    wanted = {
+        "protocol": protocol,
+        "model": digest(model),
+        "prompts": _sha256("\n".join(prompts).encode()),
+        "pictures": len(prompts),
+        "seed": seed,
+        "batch": batch,
+        **settings,
+        "with": str(model.settings(**settings)),
+    }
     files = [f"{i:06d}.png" for i in range(len(prompts))]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,18 +65,32 @@ def generate(model: TextToImage, folder: Path, prompts: Sequence[str], *, seed: 
             clean(folder)
             done = _begun(folder, json.loads(json.dumps(wanted)))
             there = scan(folder)
-            missing = next((i // batch * batch for i, file in enumerate(files) if file not in there), len(files))
-            batches = model.batches(prompts, batch, seed=seed, start=missing, **settings) if missing < len(files) else ()
+            missing = next(
+                (i // batch * batch for i, file in enumerate(files) if file not in there),
+                len(files),
+            )
+            batches = (
+                model.batches(prompts, batch, seed=seed, start=missing, **settings)
+                if missing < len(files)
+                else ()
+            )
             _write_pictures(folder, files, batches, missing, done)
             if not (folder / CAPTIONS).exists() and model.config.condition.kind == "text":
-                lines = (json.dumps({"file_name": file, "text": prompt}, ensure_ascii=False) for file, prompt in zip(files, prompts))
+                lines = (
+                    json.dumps({"file_name": file, "text": prompt}, ensure_ascii=False)
+                    for file, prompt in zip(files, prompts)
+                )
                 _write(folder / CAPTIONS, "\n".join(lines))
     except OSError as error:
-        raise UserError(f"cannot write pictures into {folder}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write pictures into {folder}: {error.strerror or error}"
+        ) from error
     return PictureFolder(folder, files), done["made"] / done["seconds"] if done["seconds"] else 0.0
 
 
-def _write_pictures(folder: Path, files: list[str], batches: Iterable[np.ndarray], start: int, done: dict[str, Any]) -> None:
+def _write_pictures(
+    folder: Path, files: list[str], batches: Iterable[np.ndarray], start: int, done: dict[str, Any]
+) -> None:
     """Batches from number `start` on into the files; the description is told about each."""
     began = time.perf_counter()
 
@@ -65,10 +98,12 @@ def _write_pictures(folder: Path, files: list[str], batches: Iterable[np.ndarray
         with whole(folder / file, "the picture") as part:
             part.write_bytes(png(image))
 
-    with bar(len(files), start, f"pictures into {folder}", "picture") as progress, \
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        bar(len(files), start, f"pictures into {folder}", "picture") as progress,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         for images in batches:
-            list(pool.map(write, files[start:start + len(images)], images))
+            list(pool.map(write, files[start : start + len(images)], images))
             start, done["made"] = start + len(images), done["made"] + len(images)
             done["seconds"] += time.perf_counter() - began
             began = time.perf_counter()
@@ -77,7 +112,9 @@ def _write_pictures(folder: Path, files: list[str], batches: Iterable[np.ndarray
 
 
 def _begun(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The description in the folder, written now if it is not there: what is wanted, and how many pictures took how many seconds."""
+    """The description in the folder, written now if it is not there: what is wanted, and how many
+    pictures took how many seconds.
+    """
     path, remedy = folder / DESCRIPTION, "name another folder with --pictures, or delete this one"
     if not path.exists():
         if scan(folder):
@@ -88,7 +125,9 @@ def _begun(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         found, _ = done["wanted"], (done["made"] + 0, done["seconds"] + 0.0)
         differences = [key for key in wanted if found[key] != wanted[key]]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it with its pictures") from error
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}): delete it with its pictures"
+        ) from error
     if differences:
         key = differences[0]
         values = "" if key in ("model", "prompts") else f" ({found[key]} there, {wanted[key]} here)"

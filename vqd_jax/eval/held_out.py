@@ -1,6 +1,8 @@
-"""What happens around the loop for each stage: its examples, its evaluation on held-out data, and its pictures.
+"""What happens around the loop for each stage: its examples, its evaluation on held-out data, and
+its pictures.
 
-All devices of all processes share the rows of an evaluation: every process calls it, and gets the same numbers.
+All devices of all processes share the rows of an evaluation: every process calls it, and gets the
+same numbers.
 """
 
 import dataclasses
@@ -31,11 +33,11 @@ from vqd_jax.stages.vqvae import VQVAEStage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecEvaluation:
-    """PSNR, SSIM, LPIPS, codes in use and perplexity on held-out images; originals above reconstructions as a picture, and in codes-*.npy
-    how often each code was chosen (k,).
+    """PSNR, SSIM, LPIPS, codes in use and perplexity on held-out images; originals above
+    reconstructions as a picture, and in codes-*.npy how often each code was chosen (k,).
 
-    `folder` None leaves out the files; `lpips` has the networks of the perceptual distance: vgg, alex, both or none. Images too small
-    for SSIM's window have none.
+    `folder` None leaves out the files; `lpips` has the networks of the perceptual distance: vgg,
+    alex, both or none. Images too small for SSIM's window have none.
     """
 
     stage: VQVAEStage
@@ -46,7 +48,11 @@ class CodecEvaluation:
     examples: int
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
-        chosen = spread(indices(self.source, "held_out_cells", "held_out_items") or indices(self.source, "train"), self.examples)
+        chosen = spread(
+            indices(self.source, "held_out_cells", "held_out_items")
+            or indices(self.source, "train"),
+            self.examples,
+        )
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
         images, outputs, tokens, distances = [], [], [], {net: [] for net in self.lpips}
         weights = copies(weights, devices := everywhere())
@@ -54,7 +60,9 @@ class CodecEvaluation:
             z = jitted.encode(self.stage, weights, batch["image"], devices=devices)
             output = jitted.decode(self.stage, weights, z, devices=devices)
             for net, kept in distances.items():
-                distance = jitted.lpips(net, jitted.lpips_params(net, devices), batch["image"], output, devices=devices)
+                distance = jitted.lpips(
+                    net, jitted.lpips_params(net, devices), batch["image"], output, devices=devices
+                )
                 kept.append(np.asarray(distance)[:valid])
             for kept, value in ((tokens, z), (outputs, output), (images, batch["image"])):
                 kept.append(np.asarray(value)[:valid])
@@ -62,20 +70,32 @@ class CodecEvaluation:
         values = {"psnr": float(np.mean(psnr(images, outputs)))}
         if min(images.shape[1:3]) >= WINDOW:
             values["ssim"] = float(np.mean(ssim(images, outputs)))
-        values |= {"lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(kept).mean()) for net, kept in distances.items()}
-        values["perplexity"], values["codes_in_use"] = codebook_use(tokens, self.stage.codebook.codes)
+        values |= {
+            "lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(kept).mean())
+            for net, kept in distances.items()
+        }
+        values["perplexity"], values["codes_in_use"] = codebook_use(
+            tokens, self.stage.codebook.codes
+        )
         if self.folder:
             shown = spread(list(range(len(images))), 16)
-            save_png(self.folder / f"reconstructions-{step:08d}.png", side_by_side(images[shown], outputs[shown], scale=3))
-            with whole(self.folder / f"codes-{step:08d}.npy", "the use of the codes") as part, part.open("wb") as file:
+            save_png(
+                self.folder / f"reconstructions-{step:08d}.png",
+                side_by_side(images[shown], outputs[shown], scale=3),
+            )
+            with (
+                whole(self.folder / f"codes-{step:08d}.npy", "the use of the codes") as part,
+                part.open("wb") as file,
+            ):
                 np.save(file, np.bincount(tokens.ravel(), minlength=self.stage.codebook.codes))
         return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The variational bound, or the exact value, of -log p of chosen records with their first captions, in nats per token; the same
-    noise every time."""
+    """The variational bound, or the exact value, of -log p of chosen records with their first
+    captions, in nats per token; the same noise every time.
+    """
 
     stage: TokenStage
     source: Source
@@ -84,18 +104,31 @@ class Bound:
     draws: int
 
     def __call__(self, weights: Any, chosen: list[int]) -> float:
-        load = lambda i, rng: {"tokens": self.tokens[i], "text": self.tokenizer(self.source.records[i].captions[:1])[0]}
+        load = lambda i, rng: {
+            "tokens": self.tokens[i],
+            "text": self.tokenizer(self.source.records[i].captions[:1])[0],
+        }
         nats, weights = [], copies(weights, devices := everywhere())
         for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
             key = jax.random.fold_in(jax.random.key(0), j)
-            value = jitted.bound(self.stage, weights, key, batch["tokens"], batch["text"], self.draws, devices=devices)
+            value = jitted.bound(
+                self.stage,
+                weights,
+                key,
+                batch["tokens"],
+                batch["text"],
+                self.draws,
+                devices=devices,
+            )
             nats.append(np.asarray(value)[:valid])
         return float(np.concatenate(nats).mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenEvaluation:
-    """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts and noise."""
+    """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts
+    and noise.
+    """
 
     bound: Bound
     codec: Any
@@ -114,8 +147,18 @@ class TokenEvaluation:
         ids, rows = self.bound.tokenizer(self.prompts), len(self.prompts)
         conditions = Conditions(np.stack([ids, ids]), np.repeat([[False], [True]], rows, axis=1))
         scales = np.full((1, rows), self.prediction.guidance, np.float32)
-        tokens = jitted.sample(stage, weights, conditions, scales, seed=0, sampler=self.sampler, prediction=self.prediction,
-                                 devices=devices)
+        tokens = jitted.sample(
+            stage,
+            weights,
+            conditions,
+            scales,
+            seed=0,
+            sampler=self.sampler,
+            prediction=self.prediction,
+            devices=devices,
+        )
         images = np.asarray(jitted.decode(stage.codec, self.codec, tokens, devices=devices))
-        save_png(self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3))
+        save_png(
+            self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3)
+        )
         return values

@@ -1,6 +1,8 @@
-"""How much of one set of features lies in the neighbourhoods of another, by distances to k-th nearest neighbours, in float64.
+"""How much of one set of features lies in the neighbourhoods of another, by distances to k-th
+nearest neighbours, in float64.
 
-Precision and recall are of Kynkäänniemi et al. 2019 (arXiv:1904.06991), density and coverage of Naeem et al. 2020 (arXiv:2002.09797).
+Precision and recall are of Kynkäänniemi et al. 2019 (arXiv:1904.06991), density and coverage of
+Naeem et al. 2020 (arXiv:2002.09797).
 """
 
 from dataclasses import dataclass
@@ -11,14 +13,16 @@ from jaxtyping import Float
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.checks import blocks, two_sets
 
-_TIE = 1e-12  # squared distances that differ by less, in units of the largest squared length, count as equal
+# squared distances that differ by less, in units of the largest squared length, count as equal
+_TIE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbourhoods:
-    """precision: generated images in the ball of a real one; recall: real images in the ball of a generated one; density: balls of
-    real images around a generated one, / k; coverage: real images with a generated one in their ball. Fractions, but density,
-    whose expectation is 1 for sets of one distribution.
+    """precision: generated images in the ball of a real one; recall: real images in the ball of a
+    generated one; density: balls of real images around a generated one, / k; coverage: real images
+    with a generated one in their ball. Fractions, but density, whose expectation is 1 for sets of
+    one distribution.
     """
 
     precision: float
@@ -27,11 +31,19 @@ class Neighbourhoods:
     coverage: float
 
 
-def neighbourhoods(real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m e"], *, k: int, block: int = 4096) -> Neighbourhoods:
-    """An image's ball reaches to its k-th nearest other image of its own set, which is outside, as in the authors' `prdc`.
+def neighbourhoods(
+    real: Float[np.ndarray, "n d"],
+    generated: Float[np.ndarray, "m e"],
+    *,
+    k: int,
+    block: int = 4096,
+) -> Neighbourhoods:
+    """An image's ball reaches to its k-th nearest other image of its own set, which is outside, as
+    in the authors' `prdc`.
 
-    The papers take k = 3 for precision and recall and k = 5 for density and coverage. Only `block` x `block` distances are held
-    at a time, of which the result does not depend. UserError unless both sets have more than k images of finite features of one width.
+    The papers take k = 3 for precision and recall and k = 5 for density and coverage. Only `block`
+    x `block` distances are held at a time, of which the result does not depend. UserError unless
+    both sets have more than k images of finite features of one width.
     """
     if k < 1:
         raise UserError(f"neighbours are counted from k = 1, got {k}")
@@ -49,8 +61,12 @@ def neighbourhoods(real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, 
             balls[j] += inside.sum(axis=0)
             covered[i] |= inside.any(axis=1)
             recalled[i] |= (distance < generated_ball[j]).any(axis=1)
-    return Neighbourhoods(precision=float((balls > 0).mean()), recall=float(recalled.mean()), density=float(balls.mean() / k),
-                          coverage=float(covered.mean()))
+    return Neighbourhoods(
+        precision=float((balls > 0).mean()),
+        recall=float(recalled.mean()),
+        density=float(balls.mean() / k),
+        coverage=float(covered.mean()),
+    )
 
 
 def _squared_radii(x: Float[np.ndarray, "n d"], k: int, block: int) -> Float[np.ndarray, " n"]:
@@ -59,7 +75,7 @@ def _squared_radii(x: Float[np.ndarray, "n d"], k: int, block: int) -> Float[np.
 
     def see(rows, distance):
         both = np.concatenate([nearest[rows], distance], axis=1)
-        nearest[rows] = np.partition(both, k, axis=1)[:, :k + 1]
+        nearest[rows] = np.partition(both, k, axis=1)[:, : k + 1]
 
     for i in blocks(len(x), block):
         for j in blocks(i.stop, block):  # each pair once
@@ -70,5 +86,7 @@ def _squared_radii(x: Float[np.ndarray, "n d"], k: int, block: int) -> Float[np.
     return nearest.max(axis=1)
 
 
-def _squared_distances(x: Float[np.ndarray, "p d"], y: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "p q"]:
+def _squared_distances(
+    x: Float[np.ndarray, "p d"], y: Float[np.ndarray, "q d"]
+) -> Float[np.ndarray, "p q"]:
     return np.einsum("pd,pd->p", x, x)[:, None] + np.einsum("qd,qd->q", y, y) - 2 * (x @ y.T)

@@ -23,37 +23,58 @@ _BITS = 22  # of the fraction of Pillow's weights for bytes
 Matrix = Float[np.ndarray, "new old"]
 
 
-def resize(images: Float[Array, "b H W c"], size: tuple[int, int], convention: str) -> Float[Array, "b _ _ c"]:
-    """Images of any scale, or in [0, 255] for `clean`, which clips, to (height, width) = size, float32."""
+def resize(
+    images: Float[Array, "b H W c"], size: tuple[int, int], convention: str
+) -> Float[Array, "b _ _ c"]:
+    """Images of any scale, or in [0, 255] for `clean`, which clips, to (height, width) = size,
+    float32.
+    """
     if convention not in CONVENTIONS:
-        raise UserError(f"there is no resizing convention {convention!r}, only {', '.join(CONVENTIONS)}")
-    rows, columns = (CONVENTIONS[convention](old, new).astype(np.float32) for old, new in zip(images.shape[1:3], size, strict=True))
+        raise UserError(
+            f"there is no resizing convention {convention!r}, only {', '.join(CONVENTIONS)}"
+        )
+    rows, columns = (
+        CONVENTIONS[convention](old, new).astype(np.float32)
+        for old, new in zip(images.shape[1:3], size, strict=True)
+    )
     x = jnp.einsum("xw,bhwc->bhxc", columns, images, precision=jax.lax.Precision.HIGHEST)
     x = jnp.einsum("yh,bhxc->byxc", rows, x, precision=jax.lax.Precision.HIGHEST)
     return jnp.clip(x, 0, 255) if convention == "clean" else x
 
 
-def bicubic_bytes(images: UInt8[Array, "b H W c"], size: tuple[int, int]) -> UInt8[Array, "b _ _ c"]:
-    """Pillow's `resize(size, BICUBIC)` of images of bytes, bit by bit: fixed-point weights, rounded to bytes after each direction."""
+def bicubic_bytes(
+    images: UInt8[Array, "b H W c"], size: tuple[int, int]
+) -> UInt8[Array, "b _ _ c"]:
+    """Pillow's `resize(size, BICUBIC)` of images of bytes, bit by bit: fixed-point weights, rounded
+    to bytes after each direction.
+    """
     x = images
     for axis, (old, new) in ((2, (images.shape[2], size[1])), (1, (images.shape[1], size[0]))):
         if old != new:
             weights = _fixed_point(pillow_bicubic(old, new))
-            x = jnp.einsum("xw,bhwc->bhxc" if axis == 2 else "yh,bhwc->bywc", weights, x.astype(jnp.int32))
+            x = jnp.einsum(
+                "xw,bhwc->bhxc" if axis == 2 else "yh,bhwc->bywc", weights, x.astype(jnp.int32)
+            )
             x = jnp.clip((x + 2 ** (_BITS - 1)) >> _BITS, 0, 255).astype(jnp.uint8)
     return x
 
 
 def middle_square(images: UInt8[Array, "b H W c"], size: int) -> UInt8[Array, "b _ _ c"]:
-    """CLIP's transform, as OpenAI published it: Pillow's bicubic to `size` pixels on the shorter side, then the middle of the longer."""
+    """CLIP's transform, as OpenAI published it: Pillow's bicubic to `size` pixels on the shorter
+    side, then the middle of the longer.
+    """
     short = min(images.shape[1:3])
     height, width = (int(size * side / short) for side in images.shape[1:3])
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return bicubic_bytes(images, (height, width))[:, top:top + size, left:left + size]
+    return bicubic_bytes(images, (height, width))[:, top : top + size, left : left + size]
 
 
 def torch_bilinear(old: int, new: int) -> Matrix:
-    centres = np.maximum((np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0)
+    centres = np.maximum(
+        (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new)
+        - np.float32(0.5),
+        0,
+    )
     return _bilinear(centres, old)
 
 
@@ -77,7 +98,11 @@ def pillow_bicubic(old: int, new: int) -> Matrix:
 
 def _bilinear(centres: Float[np.ndarray, " new"], old: int) -> Matrix:
     low = np.minimum(centres.astype(int), old - 1)
-    weights, rows, fraction = np.zeros((len(centres), old)), np.arange(len(centres)), centres - low.astype(np.float32)
+    weights, rows, fraction = (
+        np.zeros((len(centres), old)),
+        np.arange(len(centres)),
+        centres - low.astype(np.float32),
+    )
     weights[rows, low] = 1 - fraction
     weights[rows, np.minimum(low + 1, old - 1)] += fraction
     return weights
@@ -88,4 +113,7 @@ def _fixed_point(weights: Matrix) -> Int[np.ndarray, "new old"]:
 
 
 CONVENTIONS: dict[str, Callable[[int, int], Matrix]] = {
-    "pytorch-fid": torch_bilinear, "tf-legacy": tensorflow_bilinear, "clean": pillow_bicubic}
+    "pytorch-fid": torch_bilinear,
+    "tf-legacy": tensorflow_bilinear,
+    "clean": pillow_bicubic,
+}

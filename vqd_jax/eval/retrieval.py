@@ -1,4 +1,5 @@
-"""Does a generated image show what its prompt asked for? Its nearest real images, by pretrained features, answer.
+"""Does a generated image show what its prompt asked for? Its nearest real images, by pretrained
+features, answer.
 
 Images carry a group (what is drawn; variants such as skin tones share it) and a style (how).
 """
@@ -13,25 +14,39 @@ from vqd_jax.core.errors import UserError
 _TIE = 1e-9  # cosine distances closer than this count as equal
 
 
-def retrieval(features: Float[np.ndarray, "n d"], groups: Sequence[str], styles: Sequence[str],
-              gallery: Float[np.ndarray, "m d"], gallery_groups: Sequence[str], gallery_styles: Sequence[str],
-              *, ranks: Sequence[int] = (1, 5)) -> dict[str, float]:
-    """Score generated images, whose prompts asked for `groups` in `styles`, against a gallery of real images.
+def retrieval(
+    features: Float[np.ndarray, "n d"],
+    groups: Sequence[str],
+    styles: Sequence[str],
+    gallery: Float[np.ndarray, "m d"],
+    gallery_groups: Sequence[str],
+    gallery_styles: Sequence[str],
+    *,
+    ranks: Sequence[int] = (1, 5),
+) -> dict[str, float]:
+    """Score generated images, whose prompts asked for `groups` in `styles`, against a gallery of
+    real images.
 
-    retrieval@k: among the gallery's images of the prompt's style, the prompted group is one of the k nearest groups,
-    a group being as near as its nearest image. style_accuracy: the nearest image of the whole gallery has the prompted
-    style. chance@k: what an image unrelated to its prompt would score. Distances are cosine distances: on softened and
-    noisy emoji they found more than Euclidean, standardised or centred ones. Ties count as if broken at random.
-    All are means over images, in [0, 1]. The gallery should have the resolution of the generated images.
-    Raises UserError if the gallery lacks a prompted (group, style).
+    retrieval@k: among the gallery's images of the prompt's style, the prompted group is one of the
+    k nearest groups, a group being as near as its nearest image. style_accuracy: the nearest image
+    of the whole gallery has the prompted style. chance@k: what an image unrelated to its prompt
+    would score. Distances are cosine distances: on softened and noisy emoji they found more than
+    Euclidean, standardised or centred ones. Ties count as if broken at random. All are means over
+    images, in [0, 1]. The gallery should have the resolution of the generated images. Raises
+    UserError if the gallery lacks a prompted (group, style).
     """
     groups, styles = np.asarray(groups), np.asarray(styles)
     gallery_groups, gallery_styles = np.asarray(gallery_groups), np.asarray(gallery_styles)
-    for what, rows, *labels in (("generated", features, groups, styles),
-                                ("gallery", gallery, gallery_groups, gallery_styles)):
+    for what, rows, *labels in (
+        ("generated", features, groups, styles),
+        ("gallery", gallery, gallery_groups, gallery_styles),
+    ):
         if not len(rows) or any(len(rows) != len(a) for a in labels):
-            raise UserError(f"retrieval needs one group and one style for each {what} image, got {len(rows)} images, "
-                            f"{len(labels[0])} groups and {len(labels[1])} styles")
+            raise UserError(
+                f"retrieval needs one group and one style for each {what} image, got {len(rows)} "
+                "images, "
+                f"{len(labels[0])} groups and {len(labels[1])} styles"
+            )
     if min(ranks) < 1:
         raise UserError(f"retrieval ranks start at 1, got {tuple(ranks)}")
     distance = 1 - _unit(features) @ _unit(gallery).T
@@ -51,13 +66,19 @@ def retrieval(features: Float[np.ndarray, "n d"], groups: Sequence[str], styles:
         for k in ranks:
             found[k][rows], chance[k][rows] = credit[k], min(1, k / len(names))
     right_style = _credit(to_style, _positions(styles, all_styles, "any"), (1,))[1]
-    return {**{f"retrieval@{k}": float(found[k].mean()) for k in ranks},
-            **{f"chance@{k}": float(chance[k].mean()) for k in ranks},
-            "style_accuracy": float(right_style.mean())}
+    return {
+        **{f"retrieval@{k}": float(found[k].mean()) for k in ranks},
+        **{f"chance@{k}": float(chance[k].mean()) for k in ranks},
+        "style_accuracy": float(right_style.mean()),
+    }
 
 
-def _credit(distance: Float[np.ndarray, "q r"], wanted: np.ndarray, ranks: Sequence[int]) -> dict[int, np.ndarray]:
-    """Probability that column `wanted` of each row is among the k smallest, if ties are broken at random."""
+def _credit(
+    distance: Float[np.ndarray, "q r"], wanted: np.ndarray, ranks: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Probability that column `wanted` of each row is among the k smallest, if ties are broken at
+    random.
+    """
     own = np.take_along_axis(distance, wanted[:, None], axis=1)
     nearer = (distance < own - _TIE).sum(axis=1)
     tied = (np.abs(distance - own) <= _TIE).sum(axis=1)
@@ -66,8 +87,10 @@ def _credit(distance: Float[np.ndarray, "q r"], wanted: np.ndarray, ranks: Seque
 
 def _positions(wanted: np.ndarray, names: np.ndarray, style: str) -> np.ndarray:
     if missing := sorted(set(wanted.tolist()) - set(names.tolist())):
-        raise UserError(f"the gallery has no real image of {missing[0]!r} in the style {style!r}"
-                        + (f" ({len(missing)} such prompts)" if len(missing) > 1 else ""))
+        raise UserError(
+            f"the gallery has no real image of {missing[0]!r} in the style {style!r}"
+            + (f" ({len(missing)} such prompts)" if len(missing) > 1 else "")
+        )
     return np.searchsorted(names, wanted)
 
 

@@ -1,7 +1,8 @@
-"""Changing pictures: repaint a region of any shape, vary a whole picture, or paint beyond its edges.
+"""Changing pictures: repaint a region of any shape, vary a whole picture, or paint beyond its
+edges.
 
-Tokens whose cells are kept enter every network call and come out as they were. A canvas larger than the model's pictures
-is painted window by window, the one with the most known cells first.
+Tokens whose cells are kept enter every network call and come out as they were. A canvas larger than
+the model's pictures is painted window by window, the one with the most known cells first.
 """
 
 import collections
@@ -23,7 +24,9 @@ from vqd_jax.samplers.base import Known
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """A picture and where to paint: `image` uint8 (H, W, 3), `repaint` (H, W), True where the picture may change."""
+    """A picture and where to paint: `image` uint8 (H, W, 3), `repaint` (H, W), True where the
+    picture may change.
+    """
 
     image: UInt8[np.ndarray, "H W 3"]
     repaint: Bool[np.ndarray, "H W"]
@@ -34,8 +37,12 @@ def read(init_image: str, mask: str | None, extend: Sequence[str], size: int) ->
     return canvas(_open(init_image), _open(mask) if mask else None, extend, size)
 
 
-def canvas(picture: Image.Image, mask: Image.Image | None, extend: Sequence[str], size: int) -> Canvas:
-    """A picture with a mask or wider edges: brought to the model's `size`, or kept if it is larger and there is one of them."""
+def canvas(
+    picture: Image.Image, mask: Image.Image | None, extend: Sequence[str], size: int
+) -> Canvas:
+    """A picture with a mask or wider edges: brought to the model's `size`, or kept if it is larger
+    and there is one of them.
+    """
     if (not mask and not extend) or min(picture.size) < size:
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     image = np.asarray(picture)
@@ -51,7 +58,10 @@ def canvas(picture: Image.Image, mask: Image.Image | None, extend: Sequence[str]
         try:
             left, top, right, bottom = map(int, extend)
         except ValueError:
-            raise UserError(f"--extend takes four numbers of pixels, LEFT,TOP,RIGHT,BOTTOM, got {','.join(extend)}") from None
+            raise UserError(
+                "--extend takes four numbers of pixels, LEFT,TOP,RIGHT,BOTTOM, got "
+                f"{','.join(extend)}"
+            ) from None
         if min(left, top, right, bottom) < 0 or not max(left, top, right, bottom):
             raise UserError("--extend takes numbers of pixels that are not negative, and not all 0")
         around = (top, bottom), (left, right)
@@ -60,23 +70,39 @@ def canvas(picture: Image.Image, mask: Image.Image | None, extend: Sequence[str]
     return Canvas(image, repaint if mask or extend else np.ones_like(repaint))
 
 
-def paint(model: TextToImage, canvas: Canvas, prompts: Sequence[str], *, seed: int = 0, strength: float = 1.0,
-          **settings: Any) -> UInt8[np.ndarray, "b H W 3"]:
-    """The canvas painted once for each prompt; outside of the cells with something to repaint no pixel changes.
+def paint(
+    model: TextToImage,
+    canvas: Canvas,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    strength: float = 1.0,
+    **settings: Any,
+) -> UInt8[np.ndarray, "b H W 3"]:
+    """The canvas painted once for each prompt; outside of the cells with something to repaint no
+    pixel changes.
 
-    `strength` below 1 begins at the time strength * T from the tokens that are there. Row i has the noise of image i.
+    `strength` below 1 begins at the time strength * T from the tokens that are there. Row i has the
+    noise of image i.
     """
+
     def once(*prompts: Any, **asked: Any) -> Iterator[tuple[Any, Any]]:
         tokens = model.tokens(*prompts, **asked)
         yield tokens, model.decode(tokens)
 
     images = collections.deque([np.repeat(canvas.image[None], len(prompts), axis=0)], maxlen=1)
-    images.extend(_painting(model, canvas, prompts, once, track, seed=seed, strength=strength, **settings))
+    images.extend(
+        _painting(model, canvas, prompts, once, track, seed=seed, strength=strength, **settings)
+    )
     return images[0]
 
 
-def watch(model: TextToImage, canvas: Canvas, prompts: Sequence[str], **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """What `paint` paints after each network call, as it comes; the last pictures are those of `paint`, bit for bit."""
+def watch(
+    model: TextToImage, canvas: Canvas, prompts: Sequence[str], **settings: Any
+) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+    """What `paint` paints after each network call, as it comes; the last pictures are those of
+    `paint`, bit for bit.
+    """
     return _painting(model, canvas, prompts, model.watch, lambda places, *_: places, **settings)
 
 
@@ -85,17 +111,32 @@ def check(model: TextToImage, canvas: Canvas) -> tuple[int, int]:
     size, cell = model.config.data.image_size, model.codec.model.downsampling
     height, width = canvas.repaint.shape
     if height < size or width < size or height % cell or width % cell:
-        raise UserError(f"a canvas needs sides of at least {size} pixels in multiples of {cell}, got {width} x {height}")
+        raise UserError(
+            f"a canvas needs sides of at least {size} pixels in multiples of {cell}, got {width} "
+            f"x {height}"
+        )
     return size, cell
 
 
-def _painting(model: TextToImage, canvas: Canvas, prompts: Sequence[str], states: Callable[..., Iterator[tuple[Any, Any]]],
-              shown: Callable[..., Any], *, seed: int = 0, strength: float = 1.0,
-              **settings: Any) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """The canvases after each of the `states` (tokens, images) of each window; `shown` may show how many windows are done."""
+def _painting(
+    model: TextToImage,
+    canvas: Canvas,
+    prompts: Sequence[str],
+    states: Callable[..., Iterator[tuple[Any, Any]]],
+    shown: Callable[..., Any],
+    *,
+    seed: int = 0,
+    strength: float = 1.0,
+    **settings: Any,
+) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+    """The canvases after each of the `states` (tokens, images) of each window; `shown` may show how
+    many windows are done.
+    """
     size, cell = check(model, canvas)
     height, width = canvas.repaint.shape
-    todo = canvas.repaint.reshape(height // cell, cell, width // cell, cell).any((1, 3))  # cells, (h, w)
+    todo = canvas.repaint.reshape(height // cell, cell, width // cell, cell).any(
+        (1, 3)
+    )  # cells, (h, w)
     images = np.repeat(canvas.image[None], len(prompts), axis=0)
     n, side = (size // cell) ** 2, size // cell
     tokens, painted = np.zeros((len(prompts), *todo.shape), np.int32), np.zeros_like(todo)
@@ -107,26 +148,40 @@ def _painting(model: TextToImage, canvas: Canvas, prompts: Sequence[str], states
         here = model.encode(images[:, *pixels]).reshape(-1, side, side)
         here = np.where(painted[rows, columns], tokens[:, rows, columns], here).reshape(-1, n)
         keep = np.broadcast_to(~fresh.reshape(1, n), here.shape)
-        repainted, before = fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None], images[:, *pixels]
-        for state in states(prompts, seed=seed, first=number * len(prompts), strength=strength,
-                            image=here if strength < 1 else None, known=Known(keep, here), **settings):
+        repainted, before = (
+            fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None],
+            images[:, *pixels],
+        )
+        for state in states(
+            prompts,
+            seed=seed,
+            first=number * len(prompts),
+            strength=strength,
+            image=here if strength < 1 else None,
+            known=Known(keep, here),
+            **settings,
+        ):
             images = images.copy()
             images[:, *pixels] = np.where(repainted, state[1], before)
             yield images
-        tokens[:, rows, columns] = np.where(fresh, state[0].reshape(-1, side, side), tokens[:, rows, columns])
+        tokens[:, rows, columns] = np.where(
+            fresh, state[0].reshape(-1, side, side), tokens[:, rows, columns]
+        )
         painted[rows, columns] |= fresh
 
 
 def windows(todo: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int]]:
-    """Top left cells of windows that cover all of `todo`, at half-window steps, always next the one that knows most."""
+    """Top left cells of windows that cover all of `todo`, at half-window steps, always next the one
+    that knows most.
+    """
     todo, (height, width) = todo.copy(), todo.shape
     starts = lambda length: sorted({*range(0, length - side, max(side // 2, 1)), length - side})
     places = [(y, x) for y in starts(height) for x in starts(width)]
     out = []
     while todo.any():
-        open_ = lambda place: todo[place[0]:place[0] + side, place[1]:place[1] + side].sum()
+        open_ = lambda place: todo[place[0] : place[0] + side, place[1] : place[1] + side].sum()
         best = min((place for place in places if open_(place)), key=open_)
-        todo[best[0]:best[0] + side, best[1]:best[1] + side] = False
+        todo[best[0] : best[0] + side, best[1] : best[1] + side] = False
         out.append(best)
     return out
 
@@ -138,7 +193,9 @@ def _open(path: str) -> Image.Image:
 
 
 def decoded(content: bytes, what: str, largest: int = LARGEST) -> Image.Image:
-    """The picture in a file's bytes, of at most `largest` pixels, or a sentence that begins with `what`."""
+    """The picture in a file's bytes, of at most `largest` pixels, or a sentence that begins with
+    `what`.
+    """
     try:
         return Image.fromarray(decode(content, largest))
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes

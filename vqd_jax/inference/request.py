@@ -1,8 +1,10 @@
-"""How pictures are made, as something that a PNG file or a request carries: the same recipe and the same model give the same pixels.
+"""How pictures are made, as something that a PNG file or a request carries: the same recipe and the
+same model give the same pixels.
 
-The fields are those of JSON: "prompts", "num" (pictures of each), "seed", "batch", "negative_prompt", the keys of `config.sampling` and
-options of the sampler; of a changed picture "init_image" and "mask" (PNG in base64; white is repainted) and "strength". A file has
-"model", the sum of the weights, and of one picture out of several "picture", its number from 0, too.
+The fields are those of JSON: "prompts", "num" (pictures of each), "seed", "batch",
+"negative_prompt", the keys of `config.sampling` and options of the sampler; of a changed picture
+"init_image" and "mask" (PNG in base64; white is repainted) and "strength". A file has "model", the
+sum of the weights, and of one picture out of several "picture", its number from 0, too.
 """
 
 import base64
@@ -30,17 +32,23 @@ from vqd_jax.samplers.base import times
 from vqd_jax.samplers.counts import Counts
 
 KEY = "vqd_jax"  # of the text in a PNG file
-BATCH = 16       # pictures computed at once
+BATCH = 16  # pictures computed at once
 MOST = 1_000_000  # pictures
 SEEDS = 2**32
 FINITE = sys.float_info.max  # the largest number
-LOADING = ("plan", "stage", "adapter", "adapter_scale")  # how the model was loaded: for who reads the file, the sum says it all
+LOADING = (
+    "plan",
+    "stage",
+    "adapter",
+    "adapter_scale",
+)  # how the model was loaded: for who reads the file, the sum says it all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
-    """`num` pictures of each prompt, computed in batches; `settings` are keywords of `TextToImage`. With a `canvas` it is painted instead,
-    beginning at the time `strength` * T."""
+    """`num` pictures of each prompt, computed in batches; `settings` are keywords of `TextToImage`.
+    With a `canvas` it is painted instead, beginning at the time `strength` * T.
+    """
 
     prompts: tuple[str, ...]
     num: int = 1
@@ -60,70 +68,130 @@ def draw(model: TextToImage, recipe: Recipe) -> UInt8[np.ndarray, "b H W 3"]:
     """The pictures, all those of the first prompt first."""
     wanted = recipe.wanted
     if recipe.canvas:
-        return inpaint.paint(model, recipe.canvas, wanted, seed=recipe.seed, strength=recipe.strength, **recipe.settings)
+        return inpaint.paint(
+            model,
+            recipe.canvas,
+            wanted,
+            seed=recipe.seed,
+            strength=recipe.strength,
+            **recipe.settings,
+        )
     images = []
     with bar(len(wanted), description="sampling", unit="picture") as progress:
-        for made in model.batches(wanted, min(recipe.batch, len(wanted)), seed=recipe.seed, **recipe.settings):
+        for made in model.batches(
+            wanted, min(recipe.batch, len(wanted)), seed=recipe.seed, **recipe.settings
+        ):
             images.append(made)
             progress.update(len(made))
     return np.concatenate(images)
 
 
 def watch(model: TextToImage, recipe: Recipe) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """The pictures of a single batch after each network call; the last ones are those of `draw`, bit for bit."""
+    """The pictures of a single batch after each network call; the last ones are those of `draw`,
+    bit for bit.
+    """
     if recipe.canvas:
-        yield from inpaint.watch(model, recipe.canvas, recipe.wanted, seed=recipe.seed, strength=recipe.strength, **recipe.settings)
+        yield from inpaint.watch(
+            model,
+            recipe.canvas,
+            recipe.wanted,
+            seed=recipe.seed,
+            strength=recipe.strength,
+            **recipe.settings,
+        )
     else:
-        yield from (images for _, images in model.watch(recipe.wanted, seed=recipe.seed, **recipe.settings))
+        yield from (
+            images for _, images in model.watch(recipe.wanted, seed=recipe.seed, **recipe.settings)
+        )
 
 
 def calls(model: TextToImage, recipe: Recipe) -> int:
     """How many network calls `watch` shows, of a canvas of the model's size."""
     sampler, _ = _sampling(model, recipe)
     n = (model.config.data.image_size // model.codec.model.downsampling) ** 2
-    return n if isinstance(sampler, Raster) else len(times(sampler, model.process, n, model.begin(recipe.strength)))
+    return (
+        n
+        if isinstance(sampler, Raster)
+        else len(times(sampler, model.process, n, model.begin(recipe.strength)))
+    )
 
 
-def metadata(model: TextToImage, recipe: Recipe, weights: str, *, picture: int | None = None, **more: Any) -> dict[str, str]:
-    """The text of a PNG file with all the pictures, or with the one of that number. `weights` is the sum of the model's.
+def metadata(
+    model: TextToImage, recipe: Recipe, weights: str, *, picture: int | None = None, **more: Any
+) -> dict[str, str]:
+    """The text of a PNG file with all the pictures, or with the one of that number. `weights` is
+    the sum of the model's.
 
     Counts of tokens are written as they are: the workdir may have another plan later.
     """
     sampler, _ = _sampling(model, recipe)
     planned = {"counts": sampler.counts} if isinstance(sampler, Counts) else {}
-    fields = {**model.config.sampling, **recipe.settings, **planned, **more, "seed": recipe.seed, "prompts": recipe.prompts,
-              "num": recipe.num, "batch": recipe.batch, "model": weights}
+    fields = {
+        **model.config.sampling,
+        **recipe.settings,
+        **planned,
+        **more,
+        "seed": recipe.seed,
+        "prompts": recipe.prompts,
+        "num": recipe.num,
+        "batch": recipe.batch,
+        "model": weights,
+    }
     if recipe.canvas:
         image, mask = recipe.canvas.image, recipe.canvas.repaint.astype(np.uint8) * 255
-        encoded = {name: base64.b64encode(png(pixels)).decode() for name, pixels in (("init_image", image), ("mask", mask))}
+        encoded = {
+            name: base64.b64encode(png(pixels)).decode()
+            for name, pixels in (("init_image", image), ("mask", mask))
+        }
         fields |= encoded | {"strength": recipe.strength}
     return {KEY: json.dumps(fields | ({} if picture is None else {"picture": picture}))}
 
 
 def read(model: TextToImage, fields: Any, *, most: int | None = None) -> Recipe:
-    """The recipe of the fields that a file or a request has; UserError where they are not those of this model.
+    """The recipe of the fields that a file or a request has; UserError where they are not those of
+    this model.
 
-    With `most` they are a request's: at most that many pictures, and one to be changed is brought to the model's size.
+    With `most` they are a request's: at most that many pictures, and one to be changed is brought
+    to the model's size.
     """
     if not isinstance(fields, dict):
-        raise UserError("a recipe is a JSON object, such as {\"prompts\": [\"a twitter style emoji of a crab\"], \"seed\": 1}")
+        raise UserError(
+            'a recipe is a JSON object, such as {"prompts": ["a twitter style emoji of a crab"], '
+            '"seed": 1}'
+        )
     given = dict(fields)
     prompts = given.pop("prompts", [])
-    if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+    if not isinstance(prompts, (list, tuple)) or not all(
+        isinstance(prompt, str) for prompt in prompts
+    ):
         raise UserError(f"prompts must be a list of texts, got {prompts!r:.80}")
     if model.config.condition.kind == "none":
         prompts = [*filter(None, prompts)]
-    numbers = {name: number(name, given.pop(name, default), default, low, high)
-               for name, default, low, high in (("num", 1, 1, MOST), ("seed", 0, 0, SEEDS - 1), ("batch", BATCH, 1, MOST))}
+    numbers = {
+        name: number(name, given.pop(name, default), default, low, high)
+        for name, default, low, high in (
+            ("num", 1, 1, MOST),
+            ("seed", 0, 0, SEEDS - 1),
+            ("batch", BATCH, 1, MOST),
+        )
+    }
     if most and len(prompts) * numbers["num"] > min(most, numbers["batch"]):
-        raise UserError(f"at most {min(most, numbers['batch'])} pictures are drawn at once, got {len(prompts) * numbers['num']}")
+        raise UserError(
+            f"at most {min(most, numbers['batch'])} pictures are drawn at once, got "
+            f"{len(prompts) * numbers['num']}"
+        )
     strength = number("strength", given.pop("strength", 1.0), 1.0, 0, 1)
     files = {name: _content(name, given.pop(name, None)) for name in ("init_image", "mask")}
     canvas = None
     if files["init_image"]:
-        image, mask = (content and inpaint.decoded(content, f"the {name}", LARGE if most else LARGEST) for name, content in files.items())
+        image, mask = (
+            content and inpaint.decoded(content, f"the {name}", LARGE if most else LARGEST)
+            for name, content in files.items()
+        )
         size = model.config.data.image_size
-        canvas = inpaint.canvas(image.resize((size, size), Image.Resampling.BICUBIC) if most else image, mask, [], size)
+        canvas = inpaint.canvas(
+            image.resize((size, size), Image.Resampling.BICUBIC) if most else image, mask, [], size
+        )
     elif files["mask"] or strength != 1:
         raise UserError("a mask and a strength are for changing a picture: give it as init_image")
     for name, default in {**model.config.sampling, "negative_prompt": ""}.items():
@@ -131,7 +199,13 @@ def read(model: TextToImage, fields: Any, *, most: int | None = None) -> Recipe:
             given[name] = number(name, given[name], default)
     if not given.get("negative_prompt"):
         given.pop("negative_prompt", None)
-    recipe = Recipe(prompts=tuple(model.prompts(prompts)), **numbers, settings=given, canvas=canvas, strength=strength)
+    recipe = Recipe(
+        prompts=tuple(model.prompts(prompts)),
+        **numbers,
+        settings=given,
+        canvas=canvas,
+        strength=strength,
+    )
     check(model, recipe)
     return recipe
 
@@ -145,7 +219,10 @@ def read_file(model: TextToImage, path: str, weights: str) -> tuple[Recipe, int 
             image.load()  # or text after the pixels is not seen
             fields = json.loads(image.text[KEY])
     except Exception as error:  # Pillow raises nearly anything on broken bytes
-        raise UserError(f"{path} does not say how it was made: it is no PNG of vqd_jax, or a program has saved it again") from error
+        raise UserError(
+            f"{path} does not say how it was made: it is no PNG of vqd_jax, or a program has "
+            "saved it again"
+        ) from error
     try:
         if not isinstance(fields, dict):
             raise UserError("what it says is no recipe")
@@ -153,19 +230,29 @@ def read_file(model: TextToImage, path: str, weights: str) -> tuple[Recipe, int 
         if model_of != weights:
             raise UserError("it was drawn by another model, or with another adapter or stage")
         recipe = read(model, {name: value for name, value in fields.items() if name not in LOADING})
-        return recipe, picture if picture is None else number("picture", picture, 0, 0, len(recipe.prompts) * recipe.num - 1)
+        return recipe, picture if picture is None else number(
+            "picture", picture, 0, 0, len(recipe.prompts) * recipe.num - 1
+        )
     except UserError as error:
         raise UserError(f"{path} cannot be made again: {error}") from error
 
 
-def number(name: str, value: Any, like: Any, low: int | float = -FINITE, high: int | float = FINITE) -> Any:
-    """The value, if it is of the kind of `like` and, if that is a number, finite and in low..high; or a sentence."""
+def number(
+    name: str, value: Any, like: Any, low: int | float = -FINITE, high: int | float = FINITE
+) -> Any:
+    """The value, if it is of the kind of `like` and, if that is a number, finite and in low..high;
+    or a sentence.
+    """
     kinds = (int, float) if isinstance(like, float) else type(like)
     kind = {int: "a whole number", bool: "true or false", str: "a text"}.get(type(like), "a number")
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(like, bool):
         raise UserError(f"{name} must be {kind}, got {value!r:.80}")
     if isinstance(value, (int, float)) and not low <= value <= high:  # as of NaN
-        raise UserError(f"{name} must be {kind}" + (f" in {low:g}..{high:g}" if low > -FINITE else "") + f", got {value!r:.80}")
+        raise UserError(
+            f"{name} must be {kind}"
+            + (f" in {low:g}..{high:g}" if low > -FINITE else "")
+            + f", got {value!r:.80}"
+        )
     return float(value) if isinstance(like, float) else value
 
 
@@ -180,7 +267,9 @@ def _content(name: str, text: Any) -> bytes | None:
 
 
 def check(model: TextToImage, recipe: Recipe) -> None:
-    """UserError, before anything is computed, for settings or prompts that this model does not take."""
+    """UserError, before anything is computed, for settings or prompts that this model does not
+    take.
+    """
     _, prediction = _sampling(model, recipe)
     calls(model, recipe)
     model.conditions(recipe.prompts, recipe.settings.get("negative_prompt", ""), prediction)

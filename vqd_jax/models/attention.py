@@ -11,33 +11,54 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from vqd_jax.models.linear import Linear
 
 CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
-ALONE = 2**25 if jax.__version_info__ >= (0, 12) else CACHED  # the same without gradients: such a jax fuses the softmax into the products
-MANY = 2**23    # weights; with fewer the parts cost more than they save
+ALONE = (
+    2**25 if jax.__version_info__ >= (0, 12) else CACHED
+)  # the same without gradients: such a jax fuses the softmax into the products
+MANY = 2**23  # weights; with fewer the parts cost more than they save
 
 
-def attend(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int,
-           mask: Bool[Array, "#b #q m"] | None = None) -> Float[Array, "b q d"]:
+def attend(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b m d"],
+    v: Float[Array, "b m d"],
+    heads: int,
+    mask: Bool[Array, "#b #q m"] | None = None,
+) -> Float[Array, "b q d"]:
     """softmax(q k^T / sqrt(f)) v over `heads` heads; keys where `mask` is False get no weight."""
     return _join(_attend(*_heads(q, k, v, heads), mask))
 
 
-def attention_weights(q: Float[Array, "b q d"], k: Float[Array, "b m d"], heads: int,
-                      mask: Bool[Array, "#b #q m"] | None = None) -> Float[Array, "b heads q m"]:
-    """softmax(q k^T / sqrt(f)): how much each query looks at each key; keys where `mask` is False get no weight."""
+def attention_weights(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b m d"],
+    heads: int,
+    mask: Bool[Array, "#b #q m"] | None = None,
+) -> Float[Array, "b heads q m"]:
+    """softmax(q k^T / sqrt(f)): how much each query looks at each key; keys where `mask` is False
+    get no weight.
+    """
     q, k, _ = _heads(q, k, k, heads)
     return jax.nn.softmax(_masked(_scores(q, k), mask))
 
 
-def attend_in_parts(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Float[Array, "b q d"]:
-    """`attend` for a CPU: as many heads at a time as its cache has room for, with weights that the backward pass computes again.
+def attend_in_parts(
+    q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int
+) -> Float[Array, "b q d"]:
+    """`attend` for a CPU: as many heads at a time as its cache has room for, with weights that the
+    backward pass computes again.
 
-    Of the (b, heads, q, m) weights only the logs of their sums are kept (Dao et al. 2022, arXiv:2205.14135).
+    Of the (b, heads, q, m) weights only the logs of their sums are kept (Dao et al. 2022,
+    arXiv:2205.14135).
     """
     return _join(_attend_in_parts(*_heads(q, k, v, heads)))
 
 
-def _heads(q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> tuple[Array, Array, Array]:
-    """All three as (b, heads, n, f), which CPUs multiply faster than (b, n, heads, f); the scale goes into the queries."""
+def _heads(
+    q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int
+) -> tuple[Array, Array, Array]:
+    """All three as (b, heads, n, f), which CPUs multiply faster than (b, n, heads, f); the scale
+    goes into the queries.
+    """
     q = q * (q.shape[-1] // heads) ** -0.5
     return tuple(x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (q, k, v))
 
@@ -59,7 +80,9 @@ def _attend_forward(q, k, v, mask):
 
 def _attend_backward(saved, g):
     q, k, v, w, total, out = saved
-    g = (g / total).astype(g.dtype)  # the weights are not divided by their sums, which are many times fewer
+    g = (g / total).astype(
+        g.dtype
+    )  # the weights are not divided by their sums, which are many times fewer
     dq, dk, dv = _gradients(q, k, v, w, g, _own(out, g))
     return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3), None
 
@@ -92,7 +115,10 @@ def _parts_backward(saved, g):
 
     (*saved, out, log_total), shape = saved, g.shape
     g = g.reshape(out.shape)
-    dq, dk, dv = (x.reshape(*shape[:2], *x.shape[2:]) for x in jax.lax.map(lambda part: some(*part), (*saved, log_total, g, _own(out, g))))
+    dq, dk, dv = (
+        x.reshape(*shape[:2], *x.shape[2:])
+        for x in jax.lax.map(lambda part: some(*part), (*saved, log_total, g, _own(out, g)))
+    )
     return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
 
@@ -130,9 +156,11 @@ def _own(out, g):
 
 
 def _gradients(q, k, v, w, g, own):
-    """Of the queries, and transposed of the keys and values; `own` is the share of each query's output in its gradient g.
+    """Of the queries, and transposed of the keys and values; `own` is the share of each query's
+    output in its gradient g.
 
-    With the transposed weights as the left factor the sums over queries would run at a fifth of the pace on XLA's CPU backend.
+    With the transposed weights as the left factor the sums over queries would run at a fifth of the
+    pace on XLA's CPU backend.
     """
     change = (w * (_scores(g, v) - own)).astype(q.dtype)
     over_queries = lambda x, w: jnp.einsum("...qf,...qm->...fm", x, w)
@@ -140,7 +168,9 @@ def _gradients(q, k, v, w, g, own):
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to every position; with `parts`, where there are many weights, by `attend_in_parts`."""
+    """Every position attends to every position; with `parts`, where there are many weights, by
+    `attend_in_parts`.
+    """
 
     width: int
     heads: int
@@ -150,15 +180,18 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
-                                                kernel_init=nn.initializers.normal(self.init_std))
+        dense = lambda features, name: Linear(
+            features, dtype=self.dtype, name=name, kernel_init=nn.initializers.normal(self.init_std)
+        )
         q, k, v = jnp.split(dense(3 * self.width, "qkv")(x), 3, axis=-1)
         parts = self.parts and q.shape[0] * self.heads * q.shape[1] ** 2 > MANY
         return dense(self.width, "out")((attend_in_parts if parts else attend)(q, k, v, self.heads))
 
 
 class CrossAttention(nn.Module):
-    """Image positions attend to the text states; where "intermediates" are asked for, `attention_weights` are among them."""
+    """Image positions attend to the text states; where "intermediates" are asked for,
+    `attention_weights` are among them.
+    """
 
     width: int
     heads: int
@@ -166,12 +199,18 @@ class CrossAttention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], text: Float[Array, "b m e"],
-                 text_mask: Bool[Array, "b m"]) -> Float[Array, "b n d"]:
-        dense = lambda features, name: Linear(features, dtype=self.dtype, name=name,
-                                                kernel_init=nn.initializers.normal(self.init_std))
+    def __call__(
+        self, x: Float[Array, "b n d"], text: Float[Array, "b m e"], text_mask: Bool[Array, "b m"]
+    ) -> Float[Array, "b n d"]:
+        dense = lambda features, name: Linear(
+            features, dtype=self.dtype, name=name, kernel_init=nn.initializers.normal(self.init_std)
+        )
         k, v = jnp.split(dense(2 * self.width, "kv")(text), 2, axis=-1)
         q = dense(self.width, "q")(x)
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", attention_weights(q, k, self.heads, text_mask[:, None]))
+            self.sow(
+                "intermediates",
+                "attention",
+                attention_weights(q, k, self.heads, text_mask[:, None]),
+            )
         return dense(self.width, "out")(attend(q, k, v, self.heads, text_mask[:, None]))

@@ -1,6 +1,8 @@
-"""CLIP (Radford et al. 2021): an image and a caption as two vectors of one space, whose cosine says how well they go together.
+"""CLIP (Radford et al. 2021): an image and a caption as two vectors of one space, whose cosine says
+how well they go together.
 
-The towers are transformers of the same blocks; that of captions is `text_clip.ClipText`, read at the end token.
+The towers are transformers of the same blocks; that of captions is `text_clip.ClipText`, read at
+the end token.
 """
 
 import flax.linen as nn
@@ -12,7 +14,10 @@ from vqd_jax.core.shapes import TextIds
 from vqd_jax.models.text_clip import ClipText, quick_gelu
 from vqd_jax.models.text_learned import INIT, TextBlock, text_norm
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of images in [0, 1], by channel
+MEAN, STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of images in [0, 1], by channel
 
 
 class ClipImage(nn.Module):
@@ -39,20 +44,36 @@ class ClipImage(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b z"]:
         if images.shape[1:3] != (self.size, self.size):
-            raise UserError(f"this CLIP takes images of {self.size} pixels a side, got {images.shape[1]}x{images.shape[2]}")
-        x = nn.Conv(self.width, (self.patch,) * 2, (self.patch,) * 2, "VALID", use_bias=False, name="patches")(images)
+            raise UserError(
+                f"this CLIP takes images of {self.size} pixels a side, got "
+                f"{images.shape[1]}x{images.shape[2]}"
+            )
+        x = nn.Conv(
+            self.width,
+            (self.patch,) * 2,
+            (self.patch,) * 2,
+            "VALID",
+            use_bias=False,
+            name="patches",
+        )(images)
         x = x.reshape(len(x), -1, self.width)
         first = self.param("class_embedding", INIT, (self.width,))
-        x = jnp.concatenate([jnp.broadcast_to(first[None, None], (len(x), 1, self.width)), x], axis=1)
+        x = jnp.concatenate(
+            [jnp.broadcast_to(first[None, None], (len(x), 1, self.width)), x], axis=1
+        )
         x = text_norm("norm_in")(x + self.param("position_embedding", INIT, x.shape[1:])[None])
         everywhere: Bool[Array, "1 1 1 m"] = jnp.ones((1, 1, 1, x.shape[1]), bool)
         for i in range(self.layers):
             x = TextBlock(self.heads, quick_gelu, jnp.float32, name=f"block_{i}")(x, everywhere)
-        return nn.Dense(self.embedding, use_bias=False, name="projection")(text_norm("norm")(x[:, 0]))
+        return nn.Dense(self.embedding, use_bias=False, name="projection")(
+            text_norm("norm")(x[:, 0])
+        )
 
 
 class ClipCaption(nn.Module):
-    """Token ids, of which the end token is the largest -> embeddings of length 1; what is behind the first end token is not read."""
+    """Token ids, of which the end token is the largest -> embeddings of length 1; what is behind
+    the first end token is not read.
+    """
 
     tower: ClipText
     embedding: int = 512
@@ -60,6 +81,8 @@ class ClipCaption(nn.Module):
     @nn.compact
     def __call__(self, ids: TextIds) -> Float[Array, "b z"]:
         states, _ = self.tower(ids)
-        end = states[jnp.arange(len(ids)), jnp.argmax(ids, axis=1)]  # of length 1, which changes that of the projection alone
+        end = states[
+            jnp.arange(len(ids)), jnp.argmax(ids, axis=1)
+        ]  # of length 1, which changes that of the projection alone
         x = nn.Dense(self.embedding, use_bias=False, name="projection")(end)
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

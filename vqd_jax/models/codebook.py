@@ -1,7 +1,8 @@
-"""The codebook: nearest-code quantisation with a straight-through gradient, learned by moving averages or by gradient.
+"""The codebook: nearest-code quantisation with a straight-through gradient, learned by moving
+averages or by gradient.
 
-Moving averages with Laplace smoothing follow van den Oord et al. 2017, appendix A.1; a code that too few vectors
-choose is moved onto a vector of the current batch.
+Moving averages with Laplace smoothing follow van den Oord et al. 2017, appendix A.1; a code that
+too few vectors choose is moved onto a vector of the current batch.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ Vectors = Float[Array, "r z"]
 
 @flax.struct.dataclass
 class Codes:
-    """The codebook's state: vectors (k, z), and moving averages of how many vectors chose each (k,) and of their sum (k, z)."""
+    """The codebook's state: vectors (k, z), and moving averages of how many vectors chose each (k,)
+    and of their sum (k, z).
+    """
 
     vectors: Any
     count: Any
@@ -29,10 +32,15 @@ class Codes:
 
 def nearest(vectors: Float[Array, "k z"], z: Float[Array, "*axes z"]) -> Int[Array, "*axes"]:
     """Index of the code at the smallest Euclidean distance."""
-    return jnp.argmax(z @ vectors.T - 0.5 * jnp.square(vectors).sum(-1).reshape((1,) * (z.ndim - 1) + (-1,)), axis=-1)
+    return jnp.argmax(
+        z @ vectors.T - 0.5 * jnp.square(vectors).sum(-1).reshape((1,) * (z.ndim - 1) + (-1,)),
+        axis=-1,
+    )
 
 
-def straight_through(z: Float[Array, "*axes z"], quantised: Float[Array, "*axes z"]) -> Float[Array, "*axes z"]:
+def straight_through(
+    z: Float[Array, "*axes z"], quantised: Float[Array, "*axes z"]
+) -> Float[Array, "*axes z"]:
     """The value of `quantised` with the gradient of z."""
     return z + jax.lax.stop_gradient(quantised - z)
 
@@ -42,8 +50,8 @@ class Codebook:
     """How k codes are learned.
 
     Attributes:
-      update: "ema" (moving averages) or "gradient" (the codebook loss; vectors are then a parameter).
-      decay, smoothing: of the moving averages.
+      update: "ema" (moving averages) or "gradient" (the codebook loss; vectors are then a
+      parameter). decay, smoothing: of the moving averages.
       restart_every: steps between restarts of dead codes; 0 for never.
       restart_below: a code is dead when it is chosen less often than this share of an even split.
     """
@@ -61,18 +69,31 @@ class Codebook:
             raise UserError(f"codebook.update must be 'ema' or 'gradient', got {self.update!r}")
 
     def init(self, key: PRNGKey, z: Vectors) -> Codes:
-        """Codes placed on random vectors of the first batch; a little noise separates repeated ones."""
+        """Codes placed on random vectors of the first batch; a little noise separates repeated
+        ones.
+        """
         vectors = self._draw(key, z)
         return Codes(vectors=vectors, count=jnp.ones(self.codes), total=jnp.copy(vectors))
 
     def _draw(self, key: PRNGKey, z: Vectors) -> Float[Array, "k z"]:
         pick_key, noise_key = jax.random.split(key)
-        rows = jax.random.choice(pick_key, z.shape[0], (self.codes,), replace=z.shape[0] < self.codes)
+        rows = jax.random.choice(
+            pick_key, z.shape[0], (self.codes,), replace=z.shape[0] < self.codes
+        )
         return z[rows] + 1e-3 * z.std() * jax.random.normal(noise_key, (self.codes, self.width))
 
-    def learn(self, key: PRNGKey, codes: Codes, z: Vectors, index: Int[Array, " r"], step: Int[Array, ""],
-              axis: str | None) -> Codes:
-        """The next state after a batch of vectors z with their nearest codes; `axis` names the devices to sum over."""
+    def learn(
+        self,
+        key: PRNGKey,
+        codes: Codes,
+        z: Vectors,
+        index: Int[Array, " r"],
+        step: Int[Array, ""],
+        axis: str | None,
+    ) -> Codes:
+        """The next state after a batch of vectors z with their nearest codes; `axis` names the
+        devices to sum over.
+        """
         z = jax.lax.stop_gradient(z)
         chosen = jax.nn.one_hot(index, self.codes, dtype=z.dtype)
         count, total = chosen.sum(0), chosen.T @ z
@@ -87,7 +108,7 @@ class Codebook:
             smooth = (count + self.smoothing) / (n + self.codes * self.smoothing) * n
             vectors = total / smooth[:, None]
         if self.restart_every:
-            due = (step % self.restart_every == self.restart_every - 1)
+            due = step % self.restart_every == self.restart_every - 1
             dead = due & (count < self.restart_below * count.mean())
             fresh = self._draw(key, z)
             vectors = jnp.where(dead[:, None], fresh, vectors)
@@ -97,7 +118,9 @@ class Codebook:
 
 
 def usage(index: Int[Array, " r"], k: int, axis: str | None = None) -> dict[str, Float[Array, ""]]:
-    """Share of the k codes that occur in `index`, of all devices of `axis`, and the perplexity exp(entropy) of their frequencies."""
+    """Share of the k codes that occur in `index`, of all devices of `axis`, and the perplexity
+    exp(entropy) of their frequencies.
+    """
     count = jnp.bincount(index, length=k)
     count = count if axis is None else jax.lax.psum(count, axis)
     p = count / count.sum()

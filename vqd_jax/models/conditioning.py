@@ -1,6 +1,8 @@
-"""What the denoiser is conditioned on, and what stands in for it when it is dropped (classifier-free guidance).
+"""What the denoiser is conditioned on, and what stands in for it when it is dropped
+(classifier-free guidance).
 
-Each conditioner maps ids (b, m) and `drop` (b,) to (condition, mask) for `models.denoiser.Denoiser`.
+Each conditioner maps ids (b, m) and `drop` (b,) to (condition, mask) for
+`models.denoiser.Denoiser`.
 """
 
 from typing import Any
@@ -45,8 +47,9 @@ class Conditioner(nn.Module):
 
 
 class ClassConditioner(nn.Module):
-    """Labels (b, 1) to class indices; where `drop` is True the one after the last, which is a row of its own in the
-    denoiser's tables if the null is learned, and the mean of their rows if not."""
+    """Labels (b, 1) to class indices; where `drop` is True the one after the last, which is a row
+    of its own in the denoiser's tables if the null is learned, and the mean of their rows if not.
+    """
 
     classes: int
 

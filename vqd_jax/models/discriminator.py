@@ -1,7 +1,7 @@
 """PatchGAN (Isola et al. 2017, arXiv:1611.07004) as VQGAN trains it, and its hinge losses.
 
-GroupNorm stands in for the original's BatchNorm: the network has no state, and its output is the same however a batch
-is split over devices.
+GroupNorm stands in for the original's BatchNorm: the network has no state, and its output is the
+same however a batch is split over devices.
 """
 
 import math
@@ -25,8 +25,8 @@ def _around_one(key, shape, dtype=jnp.float32):
 class PatchGAN(nn.Module):
     """Images in [-1, 1] -> one real/fake logit a patch, float32.
 
-    `layers` convolutions of stride 2 and two of stride 1, 4x4, padding 1; width doubles a layer, up to 8 times.
-    A patch sees 70 px with layers=3, 34 px with layers=2 (for images of 32 px).
+    `layers` convolutions of stride 2 and two of stride 1, 4x4, padding 1; width doubles a layer, up
+    to 8 times. A patch sees 70 px with layers=3, 34 px with layers=2 (for images of 32 px).
     """
 
     width: int = 64
@@ -36,23 +36,43 @@ class PatchGAN(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Patches:
         if self.width % 4 or self.width < 4 or self.layers < 1:
-            raise UserError(f"PatchGAN needs a width that is a multiple of 4 and at least 1 layer, "
-                            f"got width={self.width}, layers={self.layers}")
+            raise UserError(
+                f"PatchGAN needs a width that is a multiple of 4 and at least 1 layer, "
+                f"got width={self.width}, layers={self.layers}"
+            )
         if min(images.shape[1:3]) < 3 * 2**self.layers:
-            raise UserError(f"PatchGAN with layers={self.layers} needs images of at least {3 * 2**self.layers} pixels "
-                            f"a side, got {images.shape[1]}x{images.shape[2]}")
-        x = nn.leaky_relu(self._conv(self.width, 2, "conv0", bias=True)(images.astype(self.dtype)), 0.2)
+            raise UserError(
+                f"PatchGAN with layers={self.layers} needs images of at least "
+                f"{3 * 2**self.layers} pixels "
+                f"a side, got {images.shape[1]}x{images.shape[2]}"
+            )
+        x = nn.leaky_relu(
+            self._conv(self.width, 2, "conv0", bias=True)(images.astype(self.dtype)), 0.2
+        )
         for i in range(1, self.layers + 1):
             channels = self.width * min(2**i, 8)
             x = self._conv(channels, 2 if i < self.layers else 1, f"conv{i}", bias=False)(x)
-            norm = nn.GroupNorm(math.gcd(32, channels // 4), epsilon=1e-5, dtype=jnp.float32, scale_init=_around_one,
-                                name=f"norm{i}")
+            norm = nn.GroupNorm(
+                math.gcd(32, channels // 4),
+                epsilon=1e-5,
+                dtype=jnp.float32,
+                scale_init=_around_one,
+                name=f"norm{i}",
+            )
             x = nn.leaky_relu(norm(x), 0.2).astype(self.dtype)
         return self._conv(1, 1, "logits", bias=True)(x).astype(jnp.float32)
 
     def _conv(self, features: int, stride: int, name: str, bias: bool) -> nn.Conv:
-        return nn.Conv(features, (4, 4), (stride, stride), _PAD, use_bias=bias, kernel_init=_WEIGHTS, dtype=self.dtype,
-                       name=name)
+        return nn.Conv(
+            features,
+            (4, 4),
+            (stride, stride),
+            _PAD,
+            use_bias=bias,
+            kernel_init=_WEIGHTS,
+            dtype=self.dtype,
+            name=name,
+        )
 
 
 def hinge_d(real_logits: Patches, fake_logits: Patches) -> Float[Array, ""]:

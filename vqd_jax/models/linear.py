@@ -1,7 +1,8 @@
-"""The linear layer of the transformers, with its backward pass written as two plain matrix products.
+"""The linear layer of the transformers, with its backward pass written as two plain matrix
+products.
 
-Autodiff transposes the output of the weight gradient, which XLA's CPU backend runs several times slower than the
-same product written row-major; the numbers are the same up to rounding.
+Autodiff transposes the output of the weight gradient, which XLA's CPU backend runs several times
+slower than the same product written row-major; the numbers are the same up to rounding.
 """
 
 import functools

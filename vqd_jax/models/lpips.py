@@ -1,7 +1,8 @@
-"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv:1801.03924), on the features of VGG16 or AlexNet.
+"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv:1801.03924), on the features
+of VGG16 or AlexNet.
 
-d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all weights are frozen: gradients reach the
-inputs only.
+d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all weights are frozen:
+gradients reach the inputs only.
 """
 
 from typing import Any
@@ -16,11 +17,19 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Images
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-ALEX = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))  # channels, kernel, stride, padding
+ALEX = (
+    (64, 11, 4, 2),
+    (192, 5, 1, 2),
+    (384, 3, 1, 1),
+    (256, 3, 1, 1),
+    (256, 3, 1, 1),
+)  # channels, kernel, stride, padding
 SMALLEST = {"vgg": 16, "alex": 31}  # pixels: four poolings; the first convolution and two poolings
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-_SMALL = 16  # pixels up to which one matrix product is used: at 2x2 XLA's convolution takes 100 times as long on a CPU
+# pixels up to which one matrix product is used: at 2x2 XLA's convolution takes 100 times as long on
+# a CPU
+_SMALL = 16
 _NORM_FLOOR = 1e-20  # under the root: a pixel without features has a finite gradient
 
 Pyramid = tuple[Float[Array, "b _ _ _"], ...]
@@ -37,22 +46,35 @@ class FrozenConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b _ _ _"]:
-        kernel = self.param("kernel", nn.initializers.he_normal(), (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel",
+            nn.initializers.he_normal(),
+            (self.size, self.size, x.shape[-1], self.features),
+        )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = (lax.stop_gradient(p).astype(self.dtype) for p in (kernel, bias))
         _, H, W, c = x.shape
         if H * W <= _SMALL and (self.size, self.stride, self.padding) == (3, 1, 1):
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            patches = jnp.concatenate([padded[:, i:i + H, j:j + W] for i in range(3) for j in range(3)], axis=-1)
+            patches = jnp.concatenate(
+                [padded[:, i : i + H, j : j + W] for i in range(3) for j in range(3)], axis=-1
+            )
             y = patches @ kernel.reshape(9 * c, self.features)
         else:
-            y = lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((self.padding,) * 2,) * 2,
-                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride,) * 2,
+                ((self.padding,) * 2,) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         return y + bias[None, None, None]
 
 
 class VGG16(nn.Module):
-    """The convolutions of VGG16: images in [-1, 1] -> (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3)."""
+    """The convolutions of VGG16: images in [-1, 1] -> (relu1_2, relu2_2, relu3_3, relu4_3,
+    relu5_3).
+    """
 
     dtype: Any = jnp.float32
 
@@ -90,10 +112,11 @@ NETS = {"vgg": VGG16, "alex": AlexNet}
 
 
 class LPIPS(nn.Module):
-    """Distance of each pair of images in [-1, 1]; 0 for equal images, below 0.1 for a slight blur, near 1 for noise.
+    """Distance of each pair of images in [-1, 1]; 0 for equal images, below 0.1 for a slight blur,
+    near 1 for noise.
 
-    `upsample` enlarges both images bilinearly first (the network was trained on 224 px). `net`: of NETS; losses have vgg,
-    tables of results mostly alex.
+    `upsample` enlarges both images bilinearly first (the network was trained on 224 px). `net`: of
+    NETS; losses have vgg, tables of results mostly alex.
     """
 
     upsample: int = 1
@@ -103,8 +126,11 @@ class LPIPS(nn.Module):
     @nn.compact
     def __call__(self, x: Images, y: Images) -> Float[Array, " b"]:
         network = NETS[self.net](self.dtype, name=self.net)
-        # two calls, not one on the concatenation: in training only one of the images needs a backward pass
-        pyramids = zip(network(_enlarge(x, self.upsample)), network(_enlarge(y, self.upsample)), strict=True)
+        # two calls, not one on the concatenation: in training only one of the images needs a
+        # backward pass
+        pyramids = zip(
+            network(_enlarge(x, self.upsample)), network(_enlarge(y, self.upsample)), strict=True
+        )
         distance = jnp.zeros(x.shape[0], jnp.float32)
         for i, (f, g) in enumerate(pyramids, start=1):
             head = lax.stop_gradient(self.param(f"head{i}", nn.initializers.ones, (f.shape[-1],)))
@@ -121,7 +147,10 @@ def vgg_features(pyramid: Pyramid) -> Float[Array, "b 512"]:
 def _standard(x: Images, network: str, least: int) -> Images:
     """What the networks were trained on; UserError if the images are too small for them."""
     if min(x.shape[1:3]) < least:
-        raise UserError(f"{network} needs images of at least {least} pixels a side, got {x.shape[1]}x{x.shape[2]}")
+        raise UserError(
+            f"{network} needs images of at least {least} pixels a side, got "
+            f"{x.shape[1]}x{x.shape[2]}"
+        )
     shift, scale = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (_SHIFT, _SCALE))
     return (x.astype(jnp.float32) - shift) / scale
 
@@ -134,7 +163,9 @@ def _enlarge(x: Images, factor: int) -> Float[Array, "b _ _ 3"]:
 
 
 def _halve(x: Float[Array, "b H W c"]) -> Float[Array, "b _ _ c"]:
-    """2x2 maximum, stride 2. By pairs: the backward pass of `nn.max_pool` takes 30 times as long on a CPU."""
+    """2x2 maximum, stride 2. By pairs: the backward pass of `nn.max_pool` takes 30 times as long on
+    a CPU.
+    """
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])

@@ -1,7 +1,8 @@
-"""The text tower of CLIP ViT-B/32 (Radford et al. 2021) as VQ-Diffusion reads it: causal, with QuickGELU.
+"""The text tower of CLIP ViT-B/32 (Radford et al. 2021) as VQ-Diffusion reads it: causal, with
+QuickGELU.
 
-The states are the final norm's output at every position, each scaled to length 1, without pooling or projection; the
-padding after a caption counts as text.
+The states are the final norm's output at every position, each scaled to length 1, without pooling
+or projection; the padding after a caption counts as text.
 """
 
 import flax.linen as nn
@@ -42,9 +43,17 @@ class ClipText(nn.Module):
 
     @nn.compact
     def __call__(self, ids: TextIds) -> tuple[TextStates, TextMask]:
-        """States at all positions, and a mask that is True everywhere: the denoiser reads the padding too."""
+        """States at all positions, and a mask that is True everywhere: the denoiser reads the
+        padding too.
+        """
         check_text_shape(ids, self.length, self.width, self.heads)
-        x = nn.Embed(self.vocabulary, self.width, embedding_init=INIT, dtype=self.dtype, name="token_embedding")(ids)
+        x = nn.Embed(
+            self.vocabulary,
+            self.width,
+            embedding_init=INIT,
+            dtype=self.dtype,
+            name="token_embedding",
+        )(ids)
         positions = self.param("position_embedding", INIT, (self.length, self.width))
         x = x + positions[None].astype(self.dtype)
         causal = jnp.tril(jnp.ones((self.length, self.length), bool))[None, None]

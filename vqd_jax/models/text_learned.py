@@ -1,4 +1,5 @@
-"""A small bidirectional transformer over caption tokens, trained together with the denoiser that reads its states.
+"""A small bidirectional transformer over caption tokens, trained together with the denoiser that
+reads its states.
 
 Pre-LN blocks (Xiong et al. 2020) with learned positions; padding (id 0) is never attended to.
 """
@@ -17,7 +18,9 @@ INIT = nn.initializers.normal(0.02)
 
 
 class LearnedText(nn.Module):
-    """Token ids → float32 states for cross-attention; `layers=0` leaves embeddings, positions and the norm."""
+    """Token ids → float32 states for cross-attention; `layers=0` leaves embeddings, positions and
+    the norm.
+    """
 
     vocabulary: int
     length: int
@@ -31,11 +34,19 @@ class LearnedText(nn.Module):
         """States and a mask that is True where the caption is (not padding)."""
         check_text_shape(ids, self.length, self.width, self.heads)
         mask = ids != 0
-        x = nn.Embed(self.vocabulary, self.width, embedding_init=INIT, dtype=self.dtype, name="token_embedding")(ids)
+        x = nn.Embed(
+            self.vocabulary,
+            self.width,
+            embedding_init=INIT,
+            dtype=self.dtype,
+            name="token_embedding",
+        )(ids)
         positions = self.param("position_embedding", INIT, (self.length, self.width))
         x = x + positions[None].astype(self.dtype)
         for i in range(self.layers):
-            x = TextBlock(self.heads, nn.gelu, self.dtype, name=f"block_{i}")(x, mask[:, None, None, :])
+            x = TextBlock(self.heads, nn.gelu, self.dtype, name=f"block_{i}")(
+                x, mask[:, None, None, :]
+            )
         return text_norm("norm")(x), mask
 
 
@@ -49,13 +60,17 @@ class TextBlock(nn.Module):
     @nn.compact
     def __call__(self, x: TextStates, mask: Bool[Array, "#b 1 #m m"]) -> TextStates:
         width = x.shape[-1]
-        x = x + TextAttention(self.heads, self.dtype, name="attention")(text_norm("norm_1")(x), mask)
+        x = x + TextAttention(self.heads, self.dtype, name="attention")(
+            text_norm("norm_1")(x), mask
+        )
         y = nn.Dense(4 * width, dtype=self.dtype, name="mlp_in")(text_norm("norm_2")(x))
         return x + nn.Dense(width, dtype=self.dtype, name="mlp_out")(self.activation(y))
 
 
 class TextAttention(nn.Module):
-    """Multi-head self-attention with biases; the mask is True where a query (second to last axis) may look."""
+    """Multi-head self-attention with biases; the mask is True where a query (second to last axis)
+    may look.
+    """
 
     heads: int
     dtype: DTypeLike
@@ -84,6 +99,12 @@ def text_norm(name: str) -> nn.LayerNorm:
 
 def check_text_shape(ids: TextIds, length: int, width: int, heads: int) -> None:
     if width % heads:
-        raise UserError(f"A text width of {width} does not divide among {heads} heads; make it a multiple of them.")
+        raise UserError(
+            f"A text width of {width} does not divide among {heads} heads; make it a multiple of "
+            "them."
+        )
     if ids.shape[1] != length:
-        raise UserError(f"The text encoder was given {ids.shape[1]} tokens a caption; it was built for {length}.")
+        raise UserError(
+            f"The text encoder was given {ids.shape[1]} tokens a caption; it was built for "
+            f"{length}."
+        )

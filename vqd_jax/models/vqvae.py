@@ -1,7 +1,9 @@
-"""Convolutional encoder and decoder of the VQGAN family (Esser et al. 2021), images to a grid of code vectors and back.
+"""Convolutional encoder and decoder of the VQGAN family (Esser et al. 2021), images to a grid of
+code vectors and back.
 
-Encoder: conv, then per level residual blocks (with attention at chosen resolutions) and a downsample, then
-residual-attention-residual, GroupNorm, conv. The decoder mirrors it with one more block a level.
+Encoder: conv, then per level residual blocks (with attention at chosen resolutions) and a
+downsample, then residual-attention-residual, GroupNorm, conv. The decoder mirrors it with one more
+block a level.
 """
 
 import math
@@ -31,8 +33,12 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map) -> Float[Array, "b h w _"]:
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(jax.nn.silu(norm(x, "norm1")))
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(jax.nn.silu(norm(h, "norm2")))
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(
+            jax.nn.silu(norm(x, "norm1"))
+        )
+        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(
+            jax.nn.silu(norm(h, "norm2"))
+        )
         if x.shape[-1] != self.features:
             x = Linear(self.features, dtype=self.dtype, name="shortcut")(x)
         return x + h
@@ -48,8 +54,13 @@ class SpatialAttention(nn.Module):
         b, h, w, c = x.shape
         flat = norm(x, "norm").reshape(b, h * w, c)
         dense = lambda name: Linear(c, dtype=self.dtype, name=name)
-        logits = jnp.einsum("bqc,bnc->bqn", dense("q")(flat), dense("k")(flat)).astype(jnp.float32) * c ** -0.5
-        out = jnp.einsum("bqn,bnc->bqc", jax.nn.softmax(logits).astype(flat.dtype), dense("v")(flat))
+        logits = (
+            jnp.einsum("bqc,bnc->bqn", dense("q")(flat), dense("k")(flat)).astype(jnp.float32)
+            * c**-0.5
+        )
+        out = jnp.einsum(
+            "bqn,bnc->bqc", jax.nn.softmax(logits).astype(flat.dtype), dense("v")(flat)
+        )
         return x + dense("out")(out).reshape(b, h, w, c)
 
 
@@ -106,8 +117,14 @@ class Encoder(Trunk):
                 if self.resampling == "fold":
                     x = Linear(x.shape[-1], dtype=self.dtype, name=f"down{i}_resample")(fold(x, 2))
                 else:  # zeros on the right and below only, as in the released codecs
-                    x = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=self.dtype,
-                                name=f"down{i}_resample")(x)
+                    x = nn.Conv(
+                        x.shape[-1],
+                        (3, 3),
+                        strides=2,
+                        padding=((0, 1), (0, 1)),
+                        dtype=self.dtype,
+                        name=f"down{i}_resample",
+                    )(x)
         x = self.middle(x, self.middle_attention)
         x = conv(self.latent_width, "conv_out")(jax.nn.silu(norm(x, "norm_out")))
         return x.astype(jnp.float32)
@@ -142,13 +159,16 @@ class VQVAE(nn.Module):
     """The codec without its codebook: `encode` to vectors, `decode` from (quantised) vectors.
 
     Attributes:
-      channels, multipliers: width at each resolution, finest first; each but the last is followed by a halving.
+      channels, multipliers: width at each resolution, finest first; each but the last is followed
+      by a halving.
       residual_blocks: per level (the decoder has one more).
       attention_resolutions: feature-map heights at which attention follows each residual block.
       middle_attention: attention at the coarsest resolution, as in VQGAN.
-      resampling: "conv" (as released) or "fold" (space to depth and a 1x1 convolution; several times faster on a CPU).
+      resampling: "conv" (as released) or "fold" (space to depth and a 1x1 convolution; several
+      times faster on a CPU).
       patch_size: pixels folded into channels before the first convolution; 1 is the VQGAN.
-      latent_width: z channels. code_width: width of the codebook, reached by a 1x1 convolution on each side.
+      latent_width: z channels. code_width: width of the codebook, reached by a 1x1 convolution on
+      each side.
     """
 
     channels: int = 128
@@ -165,13 +185,20 @@ class VQVAE(nn.Module):
     def setup(self):
         if self.resampling not in ("conv", "fold"):
             raise UserError(f"vqvae.resampling must be conv or fold, got {self.resampling!r}")
-        trunk = dict(dtype=self.dtype, attention_resolutions=self.attention_resolutions, channels=self.channels,
-                     multipliers=self.multipliers, residual_blocks=self.residual_blocks,
-                     middle_attention=self.middle_attention, resampling=self.resampling,
-                     patch_size=self.patch_size, latent_width=self.latent_width)
+        trunk = dict(
+            dtype=self.dtype,
+            attention_resolutions=self.attention_resolutions,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            residual_blocks=self.residual_blocks,
+            middle_attention=self.middle_attention,
+            resampling=self.resampling,
+            patch_size=self.patch_size,
+            latent_width=self.latent_width,
+        )
         self.encoder, self.decoder = Encoder(**trunk), Decoder(**trunk)
         self.to_code, self.from_code = Linear(self.code_width), Linear(self.latent_width)
-        self.last = nn.Conv(3 * self.patch_size ** 2, (3, 3), dtype=self.dtype)
+        self.last = nn.Conv(3 * self.patch_size**2, (3, 3), dtype=self.dtype)
 
     @property
     def downsampling(self) -> int:

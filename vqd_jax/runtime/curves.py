@@ -14,7 +14,8 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps and values
 def read_curves(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, Curve]]]:
     """Stage → panel → line → (steps, values); "train/loss" is the line "train" of the panel "loss".
 
-    Read from every metrics.jsonl in the folder or in a folder inside it, without values that are not finite. UserError if there is none.
+    Read from every metrics.jsonl in the folder or in a folder inside it, without values that are
+    not finite. UserError if there is none.
     """
     folder = Path(folder)
     stages = {}
@@ -31,7 +32,10 @@ def read_curves(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, Curv
         if panels:
             stages["" if path.parent == folder else path.parent.name] = panels
     if not stages:
-        raise UserError(f"there are no metrics to draw in {folder}, expected {METRICS} in it or in a folder inside it")
+        raise UserError(
+            f"there are no metrics to draw in {folder}, expected {METRICS} in it or in a folder "
+            "inside it"
+        )
     return stages
 
 

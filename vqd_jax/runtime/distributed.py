@@ -1,7 +1,9 @@
-"""Several processes that train together, usually one for each machine: how they meet, and which of them writes where.
+"""Several processes that train together, usually one for each machine: how they meet, and which of
+them writes where.
 
-They share the batches and the gradients; all else each of them computes for itself, from the same data and the same seed. The first
-one writes the workdir. The others read it where they see its files, and where they do not they get a copy of the checkpoints they need.
+They share the batches and the gradients; all else each of them computes for itself, from the same
+data and the same seed. The first one writes the workdir. The others read it where they see its
+files, and where they do not they get a copy of the checkpoints they need.
 """
 
 import contextlib
@@ -29,15 +31,21 @@ CHUNK = 2**26  # bytes
 _NUMBERS = itertools.count()
 
 
-def join(coordinator: str, count: int | None = None, index: int | None = None, *, timeout: int = 300) -> None:
+def join(
+    coordinator: str, count: int | None = None, index: int | None = None, *, timeout: int = 300
+) -> None:
     """Makes this process, number `index` of `count`, one of several; before any computation of JAX.
 
-    coordinator: HOST:PORT at which the first process can be reached by all, "auto" where JAX finds out everything by itself (on a TPU
-    pod), "" for a process alone. timeout: seconds to wait for the others. UserError if the first process cannot be reached.
+    coordinator: HOST:PORT at which the first process can be reached by all, "auto" where JAX finds
+    out everything by itself (on a TPU pod), "" for a process alone. timeout: seconds to wait for
+    the others. UserError if the first process cannot be reached.
     """
     if not coordinator:
         if count is not None or index is not None:
-            raise UserError("--processes and --process need --coordinator=HOST:PORT, where the first process can be reached")
+            raise UserError(
+                "--processes and --process need --coordinator=HOST:PORT, where the first process "
+                "can be reached"
+            )
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     limits = dict(initialization_timeout=timeout, shutdown_timeout_seconds=30)
@@ -45,34 +53,48 @@ def join(coordinator: str, count: int | None = None, index: int | None = None, *
         try:
             jax.distributed.initialize(**limits)
         except ValueError as error:
-            raise UserError(f"--coordinator=auto finds no other processes here ({error}): give HOST:PORT, --processes and --process") \
-                from error
+            raise UserError(
+                f"--coordinator=auto finds no other processes here ({error}): give HOST:PORT, "
+                "--processes and --process"
+            ) from error
         return
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"--coordinator must be HOST:PORT or auto, got {coordinator}")
     if count is None or index is None or not 0 <= index < count:
-        raise UserError(f"--coordinator={coordinator} needs --processes=N and --process=I with I from 0 to N - 1, got {count} and {index}")
+        raise UserError(
+            f"--coordinator={coordinator} needs --processes=N and --process=I with I from 0 to N "
+            f"- 1, got {count} and {index}"
+        )
     print(f"process {index} of {count}, the first one is at {coordinator}", flush=True)
     _check_port(int(port)) if index == 0 else _reach(host, int(port), timeout)
     # Without "deactivate" JAX would take one GPU for each process under Slurm.
-    jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate", **limits)
+    jax.distributed.initialize(
+        coordinator, count, index, cluster_detection_method="deactivate", **limits
+    )
 
 
 def lock(folder: Path) -> Any:
-    """Keeps every other training out of `folder`, which is made if need be, until what is returned is closed or this process ends."""
+    """Keeps every other training out of `folder`, which is made if need be, until what is returned
+    is closed or this process ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another process is training in {folder}: wait for it, stop it, or choose another --workdir") from None
+        raise UserError(
+            f"another process is training in {folder}: wait for it, stop it, or choose another "
+            "--workdir"
+        ) from None
     return file
 
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """A process that fails here ends without the others, which then notice: JAX's way out waits for them, and they for this process."""
+    """A process that fails here ends without the others, which then notice: JAX's way out waits for
+    them, and they for this process.
+    """
     try:
         yield
     except BaseException as error:
@@ -87,7 +109,9 @@ def ending_at_once() -> Iterator[None]:
 
 
 def keeper(folder: Path) -> int:
-    """The first of the processes that see the same `folder`, which is made if need be. Every process calls it."""
+    """The first of the processes that see the same `folder`, which is made if need be. Every
+    process calls it.
+    """
     if jax.process_count() == 1:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +125,9 @@ def keeper(folder: Path) -> int:
 
 
 def shared(keeper: int) -> bool:
-    """Whether all processes see the first one's folder, from what `keeper` told each. Every process calls it."""
+    """Whether all processes see the first one's folder, from what `keeper` told each. Every process
+    calls it.
+    """
     return jax.process_count() == 1 or not multihost_utils.process_allgather(np.int32(keeper)).any()
 
 
@@ -113,32 +139,48 @@ def wait() -> None:
 
 def agree(answer: bool) -> bool:
     """The first process's answer, in all of them. Every process calls it."""
-    return answer if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+    return (
+        answer
+        if jax.process_count() == 1
+        else bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+    )
 
 
 def hand_out(folder: Path, steps: Sequence[int], keeper: int) -> None:
-    """Copies the latest checkpoint in `folder` from the first process to those that do not see its files. Every process calls it.
+    """Copies the latest checkpoint in `folder` from the first process to those that do not see its
+    files. Every process calls it.
 
-    steps: the finished ones that this process sees. keeper: who keeps the folder, from `keeper`. UserError if another process has a
-    later one than the first has.
+    steps: the finished ones that this process sees. keeper: who keeps the folder, from `keeper`.
+    UserError if another process has a later one than the first has.
     """
     if jax.process_count() == 1:
         return
     me = jax.process_index()
     latest = multihost_utils.process_allgather(np.int32(max(steps, default=-1))).tolist()
     if max(latest) > latest[0]:
-        raise UserError(f"process {latest.index(max(latest))} has a checkpoint of step {max(latest)} in {folder}, further than those of "
-                        "the first process: copy it there, or remove it")
+        raise UserError(
+            f"process {latest.index(max(latest))} has a checkpoint of step {max(latest)} in "
+            f"{folder}, further than those of "
+            "the first process: copy it there, or remove it"
+        )
     if min(latest) == latest[0]:
         return
     source, part = folder / str(latest[0]), folder / f"{latest[0]}.part{me}"
     wanted = latest[me] < latest[0] and keeper == me
     files = sorted(f for f in source.rglob("*") if f.is_file()) if me == 0 else []
-    listing = _told(json.dumps([[f.relative_to(source).as_posix(), f.stat().st_size] for f in files]).encode())
+    listing = _told(
+        json.dumps([[f.relative_to(source).as_posix(), f.stat().st_size] for f in files]).encode()
+    )
     for name, size in json.loads(listing):
         if wanted:
             (part / name).parent.mkdir(parents=True, exist_ok=True)
-        with (source / name).open("rb") if me == 0 else (part / name).open("wb") if wanted else contextlib.nullcontext() as file:
+        with (
+            (source / name).open("rb")
+            if me == 0
+            else (part / name).open("wb")
+            if wanted
+            else contextlib.nullcontext() as file
+        ):
             for start in range(0, size, CHUNK):
                 chunk = _told(file.read(CHUNK) if me == 0 else b"", min(CHUNK, size - start))
                 if wanted:
@@ -153,7 +195,9 @@ def _told(content: bytes, size: int | None = None) -> bytes:
     """What the first process says, at most `size` bytes long if the others know that."""
     if size is None:
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    said = np.frombuffer(content, np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    said = (
+        np.frombuffer(content, np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    )
     return np.asarray(multihost_utils.broadcast_one_to_all(said)).astype(np.uint8).tobytes()
 
 
@@ -163,7 +207,10 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UserError(f"the first process cannot listen on port {port} ({error.strerror}): choose another one") from error
+            raise UserError(
+                f"the first process cannot listen on port {port} ({error.strerror}): choose "
+                "another one"
+            ) from error
 
 
 def _reach(host: str, port: int, timeout: int) -> None:
@@ -175,6 +222,9 @@ def _reach(host: str, port: int, timeout: int) -> None:
             return
         except OSError as error:
             if time.monotonic() > ends:
-                raise UserError(f"the first process could not be reached at {host}:{port} in {timeout} s ({error.strerror or error}): "
-                                "is it running there?") from error
+                raise UserError(
+                    f"the first process could not be reached at {host}:{port} in {timeout} s "
+                    f"({error.strerror or error}): "
+                    "is it running there?"
+                ) from error
             time.sleep(0.5)

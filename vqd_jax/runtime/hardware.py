@@ -1,7 +1,9 @@
-"""What an accelerator can do at most, by the name that JAX gives it, from its maker's data sheet; and what this machine is.
+"""What an accelerator can do at most, by the name that JAX gives it, from its maker's data sheet;
+and what this machine is.
 
-Sources: the data sheets of NVIDIA H100, H200, A100, L4 and T4 (nvidia.com/en-us/data-center), and for TPUs the pages v4, v5e, v5p and v6e
-of docs.cloud.google.com/tpu/docs; the links of the v4 are from Jouppi et al. 2023 (arXiv:2304.01433).
+Sources: the data sheets of NVIDIA H100, H200, A100, L4 and T4 (nvidia.com/en-us/data-center), and
+for TPUs the pages v4, v5e, v5p and v6e of docs.cloud.google.com/tpu/docs; the links of the v4 are
+from Jouppi et al. 2023 (arXiv:2304.01433).
 """
 
 import dataclasses
@@ -22,10 +24,13 @@ class Chip:
     """One device of JAX. The figures are ceilings: a program reaches a share of them.
 
     Attributes:
-      peak: FLOP/s of dense bfloat16 matrix products, without sparsity; of the T4, which has no bfloat16, those of float16. Float32
-        is slower: NVIDIA's TF32 half of it at most, a TPU's float32 a third at most.
-      memory: bytes, as on the data sheet; what a program can use of them, the device says itself. bandwidth: bytes/s of that memory.
-      link: bytes/s to the other devices of the machine or the slice, one direction, over all links together.
+      peak: FLOP/s of dense bfloat16 matrix products, without sparsity; of the T4, which has no
+        bfloat16, those of float16. Float32 is slower: NVIDIA's TF32 half of it at most, a TPU's
+        float32 a third at most.
+      memory: bytes, as on the data sheet; what a program can use of them, the device says itself.
+      bandwidth: bytes/s of that memory.
+      link: bytes/s to the other devices of the machine or the slice, one direction, over all links
+      together.
     """
 
     name: str
@@ -51,20 +56,36 @@ CHIPS = {  # the name in JAX → what it is; cards in a PCIe slot have the link 
     "NVIDIA L4": Chip("L4", 121e12, 24e9, 300e9, 32e9),
     "Tesla T4": Chip("T4", 65e12, 16e9, 320e9, 16e9),
     "TPU v4": Chip("TPU v4", 275e12, 32.0 * 2**30, 1200e9, 300e9),
-    "TPU v5 lite": _V5E, "TPU v5e": _V5E,
-    "TPU v5": _V5P, "TPU v5p": _V5P,
-    "TPU v6 lite": _V6E, "TPU v6e": _V6E,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
 }
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The chip that JAX names so (`jax.Device.device_kind`), None if it is not in the table: a CPU, another card, a part of one (MIG)."""
+    """The chip that JAX names so (`jax.Device.device_kind`), None if it is not in the table: a CPU,
+    another card, a part of one (MIG).
+    """
     return CHIPS.get(device_kind)
 
 
 def machine() -> dict[str, Any]:
-    """What a program runs on here: the devices of all processes, the cores of this machine, and versions."""
-    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {"commit": commit.stdout.strip() or None, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-            "cpus": os.cpu_count(), "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+    """What a program runs on here: the devices of all processes, the cores of this machine, and
+    versions.
+    """
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "commit": commit.stdout.strip() or None,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }

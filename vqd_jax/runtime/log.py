@@ -1,6 +1,8 @@
-"""The log of a run: one JSON line per step in metrics.jsonl, and the same scalars, with pictures, for TensorBoard.
+"""The log of a run: one JSON line per step in metrics.jsonl, and the same scalars, with pictures,
+for TensorBoard.
 
-What a killed run wrote after its last checkpoint is taken back by `rewind`, so that a resumed run has one history.
+What a killed run wrote after its last checkpoint is taken back by `rewind`, so that a resumed run
+has one history.
 """
 
 import contextlib
@@ -17,10 +19,27 @@ import numpy as np
 from vqd_jax.core.errors import UserError
 
 PREFIX = "train/"
-# what differs between two runs that are otherwise equal: measurements of time and memory, as the log names them
-TIMINGS = frozenset(("time", *(PREFIX + name for name in (
-    "examples_per_second", "input_wait", "step_time", "flops_per_second", "mfu", "device_memory", "device_memory_peak", "host_memory",
-    "goodput"))))
+# what differs between two runs that are otherwise equal: measurements of time and memory, as the
+# log names them
+TIMINGS = frozenset(
+    (
+        "time",
+        *(
+            PREFIX + name
+            for name in (
+                "examples_per_second",
+                "input_wait",
+                "step_time",
+                "flops_per_second",
+                "mfu",
+                "device_memory",
+                "device_memory_peak",
+                "host_memory",
+                "goodput",
+            )
+        ),
+    )
+)
 METRICS = "metrics.jsonl"
 
 
@@ -40,7 +59,9 @@ class Log:
         """Append one line of scalars, named `prefix` + key; on disk when it returns."""
         values = {prefix + key: float(value) for key, value in values.items()}
         now = time.time()
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON has no NaN
+        finite = {
+            key: value if math.isfinite(value) else None for key, value in values.items()
+        }  # JSON has no NaN
         row = {"step": int(step), "time": round(now, 3)} | finite
         from tensorboardX import summary
 
@@ -70,7 +91,13 @@ class Log:
             self._keep(lambda row: row["step"] <= step)
             self._file = (self.folder / METRICS).open("a")
             if (self.folder / "tensorboard").is_dir():
-                self._events(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+                self._events(
+                    Event(
+                        wall_time=time.time(),
+                        step=step + 1,
+                        session_log=SessionLog(status=SessionLog.START),
+                    )
+                )
 
     def close(self) -> None:
         with self._written():
@@ -85,13 +112,16 @@ class Log:
         self._events(*(Event(wall_time=now, step=step, summary=each) for each in summaries))
 
     def _events(self, *events: Any) -> None:
-        """Appended at once: SummaryWriter has a thread for it, which a full disk ends, and then whoever logs waits forever."""
+        """Appended at once: SummaryWriter has a thread for it, which a full disk ends, and then
+        whoever logs waits forever.
+        """
         if self._tensorboard is None:
             from tensorboardX.event_file_writer import EventsWriter
 
             folder = self.folder / "tensorboard"
             folder.mkdir(exist_ok=True)
-            # Files are named after the second: a suffix, or one opened twice within it would overwrite itself.
+            # Files are named after the second: a suffix, or one opened twice within it would
+            # overwrite itself.
             self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns() % 10**9}")
         for event in events:
             self._tensorboard.write_event(event)
@@ -119,11 +149,16 @@ class Log:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, or of the one in the folder `path`, oldest first; a cut last line is left out."""
+    """The rows of a metrics.jsonl, or of the one in the folder `path`, oldest first; a cut last
+    line is left out.
+    """
     path = Path(path)
     path = path / METRICS if path.is_dir() else path
     try:
-        return [{key: math.nan if value is None else value for key, value in row.items()} for _, row in _rows(path)]
+        return [
+            {key: math.nan if value is None else value for key, value in row.items()}
+            for _, row in _rows(path)
+        ]
     except OSError as error:
         raise UserError(f"cannot read metrics from {path}: {error.strerror}") from error
 
@@ -140,5 +175,8 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(row, dict) and "step" in row:
             rows.append((line, row))
         elif number < len(lines):
-            raise UserError(f"line {number} of {path} is not a line of metrics, which is a JSON object with a step")
+            raise UserError(
+                f"line {number} of {path} is not a line of metrics, which is a JSON object with a "
+                "step"
+            )
     return rows

@@ -1,6 +1,8 @@
-"""The items of one checkpoint as files, by Orbax: written by one process, or by all of those over which their arrays are cut.
+"""The items of one checkpoint as files, by Orbax: written by one process, or by all of those over
+which their arrays are cut.
 
-An item is a tree of arrays, kept as nested dicts, or anything JSON can hold. Whatever wrote it, any number of processes can read it.
+An item is a tree of arrays, kept as nested dicts, or anything JSON can hold. Whatever wrote it, any
+number of processes can read it.
 """
 
 import contextlib
@@ -17,36 +19,48 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-PATIENCE = 1200  # seconds in which the first process does what comes last, as Orbax gives each to write
+PATIENCE = (
+    1200  # seconds in which the first process does what comes last, as Orbax gives each to write
+)
 _NUMBERS = itertools.count()
 
 
 def by_path(tree: Any) -> dict[tuple[str, ...], Any]:
     """The leaves of a tree by the names on the way to them."""
     name = lambda key: jax.tree_util.keystr((key,), simple=True)
-    return {tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def is_cut(items: Any) -> bool:
     """Whether no process has the whole of some array."""
-    cut = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    cut = lambda x: (
+        isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    )
     return any(map(cut, jax.tree.leaves(items)))
 
 
 def prepared(value: Any, *, copy: bool, together: bool) -> Any:
-    """An item as `write` (`together`: as `begin`) takes it: nested dicts of leaves on the host, copied if need be, or what JSON gives back.
+    """An item as `write` (`together`: as `begin`) takes it: nested dicts of leaves on the host,
+    copied if need be, or what JSON gives back.
 
-    Every process calls it. `together`, arrays of several processes stay where they are; otherwise the first process gets the whole of them,
-    and the others nothing.
+    Every process calls it. `together`, arrays of several processes stay where they are; otherwise
+    the first process gets the whole of them, and the others nothing.
     """
     if not _has_arrays(value):
         return json.loads(json.dumps(value, default=lambda x: x.item()))
-    leaves, stays = by_path(value), lambda x: together and isinstance(x, jax.Array) and not x.is_fully_addressable
+    leaves, stays = (
+        by_path(value),
+        lambda x: together and isinstance(x, jax.Array) and not x.is_fully_addressable,
+    )
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array) or stays(leaf):
             continue
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(f"{'/'.join(path)} is a PRNG key: derive keys from the step instead of storing them")
+            raise ValueError(
+                f"{'/'.join(path)} is a PRNG key: derive keys from the step instead of storing them"
+            )
         if is_cut(leaf):
             leaves[path] = multihost_utils.process_allgather(leaf, tiled=True)
         else:
@@ -69,16 +83,19 @@ def write(directory: Path, items: Mapping[str, Any], last: Callable[[], None]) -
 
 
 def begin(directory: Path, items: Mapping[str, Any]) -> Callable[[Callable[[], None]], None]:
-    """Begins to write prepared items in all processes, each its own parts of arrays, which may be donated when this returns.
+    """Begins to write prepared items in all processes, each its own parts of arrays, which may be
+    donated when this returns.
 
-    Every process calls it, and then what it returns, in any thread, with what the first process is to do last, when all have written;
-    that returns when this is done, too. They agree through the coordination service, never by a computation that the training's could
-    get in the way of.
+    Every process calls it, and then what it returns, in any thread, with what the first process is
+    to do last, when all have written; that returns when this is done, too. They agree through the
+    coordination service, never by a computation that the training's could get in the way of.
     """
     import orbax.checkpoint as ocp  # slow to import
 
     everyone, name = set(range(jax.process_count())), f"save_{next(_NUMBERS)}"
-    checkpointer = _checkpointer(ocp.AsyncCheckpointer, active_processes=everyone, barrier_sync_key_prefix=name)
+    checkpointer = _checkpointer(
+        ocp.AsyncCheckpointer, active_processes=everyone, barrier_sync_key_prefix=name
+    )
     checkpointer.save(directory, args=_args(items))
 
     def finish(last: Callable[[], None]) -> None:
@@ -92,8 +109,9 @@ def begin(directory: Path, items: Mapping[str, Any]) -> Callable[[Callable[[], N
 
 
 def read(directory: Path, item: str, like: Any = None) -> Any:
-    """An item as nested dicts of NumPy arrays, or the JSON value; of arrays that in `like` lie on devices of several processes
-    only the parts of this one are read, to there."""
+    """An item as nested dicts of NumPy arrays, or the JSON value; of arrays that in `like` lie on
+    devices of several processes only the parts of this one are read, to there.
+    """
     import orbax.checkpoint as ocp
 
     if not (directory / item / "_METADATA").is_file():
@@ -107,11 +125,17 @@ def read(directory: Path, item: str, like: Any = None) -> Any:
                 return ocp.RestoreArgs()
             leaf = wanted.get(tuple(jax.tree_util.keystr((key,), simple=True) for key in path))
             sharding = getattr(leaf, "sharding", None)
-            if sharding is None or sharding.is_fully_addressable or tuple(np.shape(leaf)) != tuple(meta.shape):
+            if (
+                sharding is None
+                or sharding.is_fully_addressable
+                or tuple(np.shape(leaf)) != tuple(meta.shape)
+            ):
                 return ocp.RestoreArgs(restore_type=np.ndarray)
             return ocp.ArrayRestoreArgs(sharding=sharding)
 
-        args = ocp.args.PyTreeRestore(item=stored, restore_args=jax.tree_util.tree_map_with_path(how, stored))
+        args = ocp.args.PyTreeRestore(
+            item=stored, restore_args=jax.tree_util.tree_map_with_path(how, stored)
+        )
     with _checkpointer() as checkpointer:
         return checkpointer.restore(directory, args=ocp.args.Composite(**{item: args}))[item]
 
@@ -123,8 +147,12 @@ def _has_arrays(value: Any) -> bool:
 def _args(items: Mapping[str, Any]) -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.args.Composite(**{name: ocp.args.StandardSave(value) if _has_arrays(value) else ocp.args.JsonSave(value)
-                                 for name, value in items.items()})
+    return ocp.args.Composite(
+        **{
+            name: ocp.args.StandardSave(value) if _has_arrays(value) else ocp.args.JsonSave(value)
+            for name, value in items.items()
+        }
+    )
 
 
 def _checkpointer(make: Any = None, **several: Any) -> Any:
@@ -133,9 +161,17 @@ def _checkpointer(make: Any = None, **several: Any) -> Any:
 
     _less_chatter()
     me = jax.process_index()
-    alone = {"primary_host": me, "active_processes": {me}, "barrier_sync_key_prefix": f"process_{me}"}
-    options = ocp.options.MultiprocessingOptions(**several or (alone if jax.process_count() > 1 else {}))
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=options))
+    alone = {
+        "primary_host": me,
+        "active_processes": {me},
+        "barrier_sync_key_prefix": f"process_{me}",
+    }
+    options = ocp.options.MultiprocessingOptions(
+        **several or (alone if jax.process_count() > 1 else {})
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options)
+    )
     return (make or ocp.Checkpointer)(handler, multiprocessing_options=options)
 
 
@@ -149,8 +185,10 @@ def _less_chatter() -> None:
 
 
 def _not_chatter(record: logging.LogRecord) -> bool:
-    """Orbax tells some twenty things about every save, at the level of what a run itself has to say, and a failed one fails again in
-    each of its threads, beside the exception that `save` raises."""
+    """Orbax tells some twenty things about every save, at the level of what a run itself has to
+    say, and a failed one fails again in each of its threads, beside the exception that `save`
+    raises.
+    """
     if "never retrieved" in str(record.msg) or "_SignalingThread" in str(record.msg):
         return False
     return record.levelno > logging.INFO or "orbax" not in Path(record.pathname).parts

@@ -1,4 +1,5 @@
-"""A progress bar with rate, loss and time left, which turns into a line every ten seconds where there is no terminal.
+"""A progress bar with rate, loss and time left, which turns into a line every ten seconds where
+there is no terminal.
 
 It is tqdm on standard error; the lines keep the logs of batch jobs readable.
 """
@@ -19,18 +20,35 @@ Item = TypeVar("Item")
 class Bar(contextlib.AbstractContextManager):
     """Counts up to `total`; close it, or use it with `with`."""
 
-    def __init__(self, total: int, initial: int, description: str, unit: str, stream: io.TextIOBase):
+    def __init__(
+        self, total: int, initial: int, description: str, unit: str, stream: io.TextIOBase
+    ):
         if stream.isatty():
             style = {"file": stream, "dynamic_ncols": True}
         else:
-            style = {"file": _Lines(stream), "mininterval": SECONDS_PER_LINE, "maxinterval": SECONDS_PER_LINE,
-                     "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"}
-        self._tqdm = tqdm(total=total, initial=initial, desc=description, unit=unit, miniters=1, smoothing=0.1, **style)
+            style = {
+                "file": _Lines(stream),
+                "mininterval": SECONDS_PER_LINE,
+                "maxinterval": SECONDS_PER_LINE,
+                "bar_format": "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, "
+                "{rate_fmt}{postfix}]",
+            }
+        self._tqdm = tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit=unit,
+            miniters=1,
+            smoothing=0.1,
+            **style,
+        )
 
     def update(self, n: int = 1, **values: Any) -> None:
         """Advance by `n`; numbers such as loss=… are shown behind the rate until the next ones."""
         if values:
-            self._tqdm.set_postfix({key: f"{float(value):.4g}" for key, value in values.items()}, refresh=False)
+            self._tqdm.set_postfix(
+                {key: f"{float(value):.4g}" for key, value in values.items()}, refresh=False
+            )
         self._tqdm.update(n)
 
     def close(self) -> None:
@@ -41,7 +59,9 @@ class Bar(contextlib.AbstractContextManager):
 
 
 def bar(total: int, initial: int = 0, description: str = "", unit: str = "step") -> Bar:
-    """A bar from `initial` to `total` on standard error; `initial` > 0 for a resumed run, not counted in the rate."""
+    """A bar from `initial` to `total` on standard error; `initial` > 0 for a resumed run, not
+    counted in the rate.
+    """
     return Bar(total, initial, description, unit, sys.stderr)
 
 

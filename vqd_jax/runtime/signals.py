@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C: what works on `noted` finishes its step and saves; everything else ends at once, and can be gone on with."""
+"""SIGTERM and Ctrl-C: what works on `noted` finishes its step and saves; everything else ends at
+once, and can be gone on with.
+"""
 
 import contextlib
 import os
@@ -11,7 +13,9 @@ from typing import Any, NoReturn
 
 import jax
 
-GRACE = 20  # seconds from SIGTERM, within which a step must end; who sends it usually kills after 30
+GRACE = (
+    20  # seconds from SIGTERM, within which a step must end; who sends it usually kills after 30
+)
 LEAVING = 5  # seconds in which threads must end at the end
 _noting = _breaking = False
 _asked: int | None = None
@@ -19,15 +23,18 @@ _taken, _answered = threading.Event(), threading.Event()
 
 
 class Terminated(BaseException):
-    """Raised where a SIGTERM arrives; like KeyboardInterrupt no Exception, so that nothing goes on after it."""
+    """Raised where a SIGTERM arrives; like KeyboardInterrupt no Exception, so that nothing goes on
+    after it.
+    """
 
 
 ENDINGS = (Terminated, KeyboardInterrupt)
 
 
 def listen() -> None:
-    """From now on a SIGTERM raises Terminated in the main thread, or is noted. A process that does not come to that in GRACE seconds,
-    because it computes, ends with status 0 all the same."""
+    """From now on a SIGTERM raises Terminated in the main thread, or is noted. A process that does
+    not come to that in GRACE seconds, because it computes, ends with status 0 all the same.
+    """
     read, write = os.pipe()
     os.set_blocking(write, False)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,7 +48,9 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Callable[[], bool]]:
-    """In this context the first signal is noted only: what is yielded says whether there was one. `end` answers it."""
+    """In this context the first signal is noted only: what is yielded says whether there was one.
+    `end` answers it.
+    """
     global _noting
     _noting = True
     try:
@@ -53,9 +62,13 @@ def noted() -> Iterator[Callable[[], bool]]:
 
 
 def end() -> NoReturn:
-    """Raises what a signal raises elsewhere; SIGTERM's exception without any, where another process was told to end."""
+    """Raises what a signal raises elsewhere; SIGTERM's exception without any, where another process
+    was told to end.
+    """
     _answered.set()
-    leave = threading.Timer(LEAVING, os._exit, (130 if _asked == signal.SIGINT else 0,))  # a thread may hang in what it reads
+    leave = threading.Timer(
+        LEAVING, os._exit, (130 if _asked == signal.SIGINT else 0,)
+    )  # a thread may hang in what it reads
     leave.daemon = True
     leave.start()
     _raise()
@@ -82,22 +95,33 @@ def _take(number: int, frame: object) -> None:
     _taken.set()
     if _noting and _asked is None:
         _asked = number
-        print("\nsaving after this step, then ending" + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""),
-              file=sys.stderr, flush=True)
+        print(
+            "\nsaving after this step, then ending"
+            + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""),
+            file=sys.stderr,
+            flush=True,
+        )
         return
     _asked = number
     if _breaking:
         _answered.set()
         _raise()
-    if jax.distributed.is_initialized():  # nothing is left to agree upon, and the others wait for no one who says goodbye
-        print("\nended as asked; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    if (
+        jax.distributed.is_initialized()
+    ):  # nothing is left to agree upon, and the others wait for no one who says goodbye
+        print(
+            "\nended as asked; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(130 if number == signal.SIGINT else 0)
     end()
 
 
 def _again(lost: Any) -> None:
-    """Sends the signal once more where Python would print what was raised and go on: in destructors and callbacks, as of its garbage
-    collector."""
+    """Sends the signal once more where Python would print what was raised and go on: in destructors
+    and callbacks, as of its garbage collector.
+    """
     if isinstance(lost.exc_value, ENDINGS):
         threading.Timer(0.01, os.kill, (os.getpid(), _asked or signal.SIGTERM)).start()
     else:
@@ -114,8 +138,14 @@ def _watch(read: int) -> None:
             break
     ends = time.monotonic() + GRACE
     while not _taken.wait(1) and time.monotonic() < ends:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGURG)  # it may wait in the system without having noticed
+        signal.pthread_kill(
+            threading.main_thread().ident, signal.SIGURG
+        )  # it may wait in the system without having noticed
     if not _answered.wait(max(ends - time.monotonic(), 0)):
-        print(f"\nended: what was being computed did not finish in {GRACE} s; the same command goes on from the last checkpoint",
-              file=sys.stderr, flush=True)
+        print(
+            f"\nended: what was being computed did not finish in {GRACE} s; the same command goes "
+            "on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(0)

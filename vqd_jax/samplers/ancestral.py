@@ -1,4 +1,6 @@
-"""Ancestral sampling in any number of network calls, by the exact posterior; optionally with remasking."""
+"""Ancestral sampling in any number of network calls, by the exact posterior; optionally with
+remasking.
+"""
 
 import dataclasses
 from typing import Any
@@ -17,7 +19,9 @@ from vqd_jax.samplers.categorical import draw, uniforms
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral:
-    """z_T -> ... -> z_0 over a falling grid of calls + 1 times, each step by the exact posterior q(z_s | z_t, x_0)."""
+    """z_T -> ... -> z_0 over a falling grid of calls + 1 times, each step by the exact posterior
+    q(z_s | z_t, x_0).
+    """
 
     calls: int
 
@@ -31,7 +35,8 @@ class Ancestral:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remask:
-    """Ancestral steps that also send codes back to [MASK], to be drawn again (ReMDM, Wang et al. 2025).
+    """Ancestral steps that also send codes back to [MASK], to be drawn again (ReMDM, Wang et al.
+    2025).
 
     Attributes:
       eta: share of the largest rate that leaves q(z_s | x_0) as it is, in [0, 1]; 0 is `Ancestral`.
@@ -56,18 +61,28 @@ class Remask:
         return [ancestral_stretch(process, even_times(begin, self.calls), self.eta * late)]
 
 
-def ancestral_stretch(process: MaskAndReplace, grid: np.ndarray, remasking: np.ndarray | float = 0.0) -> Stretch:
+def ancestral_stretch(
+    process: MaskAndReplace, grid: np.ndarray, remasking: np.ndarray | float = 0.0
+) -> Stretch:
     """Exact steps over the falling times of `grid`; the network is told the earlier, noisier one."""
-    return Stretch(update=take_branch, times=grid[:-1], numbers=branches(process, grid[1:], grid[:-1], remasking))
+    return Stretch(
+        update=take_branch,
+        times=grid[:-1],
+        numbers=branches(process, grid[1:], grid[:-1], remasking),
+    )
 
 
-def take_branch(keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, c: Branches) -> Tokens:
+def take_branch(
+    keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, c: Branches
+) -> Tokens:
     """z_s ~ p(z_s | z_t = z) with the coefficients of this step."""
     k, n = process.k, z.shape[1]
     c = jax.tree.map(lambda x: jnp.asarray(x, logits.dtype), c)
     floats, ints = noise(keys, place, 2)
     u = uniforms(floats, n, 5, logits.dtype)
-    both = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, k * max(k - 1, 1)))(ints).astype(z.dtype)
+    both = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, k * max(k - 1, 1)))(ints).astype(
+        z.dtype
+    )
     anywhere, elsewhere = both // max(k - 1, 1), both % max(k - 1, 1)
     elsewhere = jnp.where(elsewhere == z, k - 1, elsewhere)  # uniform over the codes that are not z
     code, _, (p_own, p_other) = draw(u[:2], logits, exclude=z)
@@ -75,4 +90,6 @@ def take_branch(keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Log
     wander = c.wander_own * p_own + c.wander_other * p_other
     moved = jnp.where(u[2] < jump, code, jnp.where(u[2] < jump + wander, elsewhere, z))
     opened = jnp.where(u[3] < c.lands, code, anywhere)
-    return jnp.where(z == k, jnp.where(u[2] < c.remains, z, opened), jnp.where(u[4] < c.remasks, k, moved))
+    return jnp.where(
+        z == k, jnp.where(u[2] < c.remains, z, opened), jnp.where(u[4] < c.remasks, k, moved)
+    )

@@ -1,7 +1,9 @@
-"""How every sampler runs: its calls in stretches, each stretch one compiled loop, of all its calls or of those in a window.
+"""How every sampler runs: its calls in stretches, each stretch one compiled loop, of all its calls
+or of those in a window.
 
-A sampler is a frozen dataclass whose `plan` returns stretches. Within a stretch every call does the same thing to other
-numbers. Noise comes from (the image's key, the number of the call) and nothing else.
+A sampler is a frozen dataclass whose `plan` returns stretches. Within a stretch every call does the
+same thing to other numbers. Noise comes from (the image's key, the number of the call) and nothing
+else.
 """
 
 import dataclasses
@@ -25,7 +27,8 @@ class Stretch:
     """Calls that share an update.
 
     Attributes:
-      update: `(keys, place, process, logits, z, numbers) -> z` at the call number `place`; its noise is from `noise`.
+      update: `(keys, place, process, logits, z, numbers) -> z` at the call number `place`; its
+      noise is from `noise`.
       times: the time that the network is told at each call, (calls,) int.
       numbers: what differs between the calls: a tree of NumPy arrays (calls, ...).
     """
@@ -37,8 +40,9 @@ class Stretch:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """`plan`: what to do with n tokens that are at time `begin`; `start`: tokens at T without an image; `noised`: those of an
-    image at a time t."""
+    """`plan`: what to do with n tokens that are at time `begin`; `start`: tokens at T without an
+    image; `noised`: those of an image at a time t.
+    """
 
     def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]: ...
 
@@ -50,7 +54,9 @@ class Sampler(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """Tokens that are given: `tokens` int (b, n) where `mask` bool (b, n) is True; they are equal in the result."""
+    """Tokens that are given: `tokens` int (b, n) where `mask` bool (b, n) is True; they are equal
+    in the result.
+    """
 
     mask: Any
     tokens: Any
@@ -59,35 +65,71 @@ class Known:
         return jnp.where(self.mask, self.tokens, z).astype(z.dtype)
 
 
-def run(sampler: Sampler, keys: PRNGKeys, process: MaskAndReplace, denoise: DenoiseFn | Sequence[DenoiseFn], z: Tokens, *,
-        known: Known | None = None, begin: int | None = None, trace: bool = False, window: tuple[Any, Any] | None = None) -> Any:
-    """Tokens in [0, k) from tokens at time `begin` (T by default); row i depends on row i of the arguments only.
+def run(
+    sampler: Sampler,
+    keys: PRNGKeys,
+    process: MaskAndReplace,
+    denoise: DenoiseFn | Sequence[DenoiseFn],
+    z: Tokens,
+    *,
+    known: Known | None = None,
+    begin: int | None = None,
+    trace: bool = False,
+    window: tuple[Any, Any] | None = None,
+) -> Any:
+    """Tokens in [0, k) from tokens at time `begin` (T by default); row i depends on row i of the
+    arguments only.
 
-    `denoise` may be a sequence with a function for each call: neighbours that are the same object share a scan. With
-    `trace` returns (tokens, the states after each call (calls, b, n)). With a `window` (from, to), which need not be known when this is
-    compiled, only the calls with these numbers are made: z is the state before them. Then there is no trace.
+    `denoise` may be a sequence with a function for each call: neighbours that are the same object
+    share a scan. With `trace` returns (tokens, the states after each call (calls, b, n)). With a
+    `window` (from, to), which need not be known when this is compiled, only the calls with these
+    numbers are made: z is the state before them. Then there is no trace.
     """
     stretches, states = _stretches(sampler, process, z.shape[1], begin), []
-    functions = denoise if isinstance(denoise, Sequence) else [denoise] * sum(len(s.times) for s in stretches)
+    functions = (
+        denoise
+        if isinstance(denoise, Sequence)
+        else [denoise] * sum(len(s.times) for s in stretches)
+    )
     z = known.hold(z) if known else z
     first = 0
     for stretch in stretches:
-        for begins, ends in _runs(functions[first:first + len(stretch.times)]):
-            one = functools.partial(call, stretch.update, keys, process, functions[first + begins], known=known)
-            rows = jax.tree.map(jnp.asarray, (first + np.arange(begins, ends), *_part(stretch, slice(begins, ends))))
+        for begins, ends in _runs(functions[first : first + len(stretch.times)]):
+            one = functools.partial(
+                call, stretch.update, keys, process, functions[first + begins], known=known
+            )
+            rows = jax.tree.map(
+                jnp.asarray, (first + np.arange(begins, ends), *_part(stretch, slice(begins, ends)))
+            )
             if window is None:
                 z, seen = jax.lax.scan(functools.partial(_step, one, trace), z, rows)
                 states.append(seen)
             else:
-                z = jax.lax.fori_loop(*_within(window, first + begins, first + ends), functools.partial(_place, one, rows), z)
+                z = jax.lax.fori_loop(
+                    *_within(window, first + begins, first + ends),
+                    functools.partial(_place, one, rows),
+                    z,
+                )
         first += len(stretch.times)
     return (z, jnp.concatenate(states)) if trace else z
 
 
-def call(update: Update, keys: PRNGKeys, process: MaskAndReplace, denoise: DenoiseFn, z: Tokens, place: Any, time: Any,
-         numbers: Any, *, known: Known | None = None) -> Tokens:
+def call(
+    update: Update,
+    keys: PRNGKeys,
+    process: MaskAndReplace,
+    denoise: DenoiseFn,
+    z: Tokens,
+    place: Any,
+    time: Any,
+    numbers: Any,
+    *,
+    known: Known | None = None,
+) -> Tokens:
     """One network call and what follows from it; `place` is its number, from 0."""
-    z = update(keys, place, process, denoise(z, jnp.full(z.shape[:1], time)), z, numbers).astype(z.dtype)
+    z = update(keys, place, process, denoise(z, jnp.full(z.shape[:1], time)), z, numbers).astype(
+        z.dtype
+    )
     return known.hold(z) if known else z
 
 
@@ -101,7 +143,9 @@ def _fold(i: int, key: PRNGKey) -> PRNGKey:
     return jax.random.fold_in(key, i)
 
 
-def _step(one: Callable[..., Tokens], trace: bool, z: Tokens, row: Any) -> tuple[Tokens, Tokens | None]:
+def _step(
+    one: Callable[..., Tokens], trace: bool, z: Tokens, row: Any
+) -> tuple[Tokens, Tokens | None]:
     z = one(z, *row)
     return z, z if trace else None
 
@@ -120,12 +164,16 @@ def _part(stretch: Stretch, which: slice) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[which], (stretch.times, stretch.numbers))
 
 
-def times(sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None = None) -> np.ndarray:
+def times(
+    sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None = None
+) -> np.ndarray:
     """The time that the network is told at each call."""
     return np.concatenate([stretch.times for stretch in _stretches(sampler, process, n, begin)])
 
 
-def _stretches(sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None) -> list[Stretch]:
+def _stretches(
+    sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None
+) -> list[Stretch]:
     begin = process.T if begin is None else begin
     if not 1 <= begin <= process.T:
         raise UserError(f"a sampler can begin at a time in 1..{process.T}, got {begin}")
@@ -139,7 +187,9 @@ def _runs(functions: Sequence[DenoiseFn]) -> list[tuple[int, int]]:
 
 
 def start_of_process(keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
-    """z_T without an image: each of n tokens is [MASK] with the schedule's final probability, else a uniform code."""
+    """z_T without an image: each of n tokens is [MASK] with the schedule's final probability, else
+    a uniform code.
+    """
 
     def one(code_key, mask_key):
         code = jax.random.randint(code_key, (n,), 0, process.k)
@@ -155,7 +205,9 @@ def diffused(keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> To
 
 
 def masked_at(keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> Tokens:
-    """z_0 with the number of [MASK] that the schedule expects at t, in random places, and nothing replaced."""
+    """z_0 with the number of [MASK] that the schedule expects at t, in random places, and nothing
+    replaced.
+    """
     n = z_0.shape[1]
     count = round(n * (1 - process.unmasked[t]) / (1 - process.unmasked[-1]))
     order = jax.vmap(lambda key: jax.random.permutation(key, n))(noise(keys, -1, 1)[0])

@@ -1,7 +1,9 @@
-"""Draws of codes from softmax(logits) with two uniforms a token, by inverting the distribution in two levels.
+"""Draws of codes from softmax(logits) with two uniforms a token, by inverting the distribution in
+two levels.
 
-The codes are cut into about sqrt(k) blocks: the first uniform chooses a block by its mass, the second a code in it. One
-exponential a code is all the work; a Gumbel a code would cost k random numbers a token.
+The codes are cut into about sqrt(k) blocks: the first uniform chooses a block by its mass, the
+second a code in it. One exponential a code is all the work; a Gumbel a code would cost k random
+numbers a token.
 """
 
 import math
@@ -21,11 +23,14 @@ def uniforms(keys: PRNGKeys, n: int, count: int, dtype: DTypeLike) -> Float[Arra
     return jax.vmap(lambda key: jax.random.uniform(key, (count, n), dtype), out_axes=1)(keys)
 
 
-def draw(u: Float[Array, "2 b n"], logits: Logits, exclude: Tokens | None = None) -> tuple[Tokens, PerToken, Float[Array, "2 b n"]]:
+def draw(
+    u: Float[Array, "2 b n"], logits: Logits, exclude: Tokens | None = None
+) -> tuple[Tokens, PerToken, Float[Array, "2 b n"]]:
     """A code for each token, never the one in `exclude` (a value of k or more excludes none).
 
-    Returns (codes, log p of each drawn code without the exclusion, p of the excluded code and 1 - that: (2, b, n)); the
-    difference is summed without the excluded code, so it keeps its digits when p is close to 1.
+    Returns (codes, log p of each drawn code without the exclusion, p of the excluded code and 1 -
+    that: (2, b, n)); the difference is summed without the excluded code, so it keeps its digits
+    when p is close to 1.
     """
     b, n, k = logits.shape
     exclude = jnp.full((b, n), k) if exclude is None else exclude
@@ -33,8 +38,9 @@ def draw(u: Float[Array, "2 b n"], logits: Logits, exclude: Tokens | None = None
     return code, log_p, own.swapaxes(0, 1)
 
 
-def _draw(u: Float[Array, "2 n"], logits: Float[Array, "n k"],
-          exclude: Int[Array, " n"]) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "2 n"]]:
+def _draw(
+    u: Float[Array, "2 n"], logits: Float[Array, "n k"], exclude: Int[Array, " n"]
+) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "2 n"]]:
     """`draw` for one image."""
     k = logits.shape[-1]
     size = math.isqrt(k - 1) + 1
@@ -52,11 +58,17 @@ def _draw(u: Float[Array, "2 n"], logits: Float[Array, "n k"],
     place = _invert(u[1], jnp.where((codes < k) & (codes != exclude[:, None]), inside, 0))
     chosen = jnp.take_along_axis(inside, place[:, None], axis=-1)[:, 0]
     total = own + rest
-    return (block * size + place).astype(exclude.dtype), jnp.log(chosen / total), jnp.stack([own / total, rest / total])
+    return (
+        (block * size + place).astype(exclude.dtype),
+        jnp.log(chosen / total),
+        jnp.stack([own / total, rest / total]),
+    )
 
 
 def _invert(u: Float[Array, " n"], weights: Float[Array, "n w"]) -> Int[Array, " n"]:
-    """The first place where the cumulative weight passes u of the total; a place of weight 0 is never taken."""
+    """The first place where the cumulative weight passes u of the total; a place of weight 0 is
+    never taken.
+    """
     cumulative = jnp.cumsum(weights, axis=-1)
     place = jnp.arange(weights.shape[-1])[None]
     some = weights > 0

@@ -1,4 +1,6 @@
-"""The sampler of networks that predict z_{t-1} itself: one call for each step, of which none can be left out."""
+"""The sampler of networks that predict z_{t-1} itself: one call for each step, of which none can be
+left out.
+"""
 
 import dataclasses
 from typing import Any
@@ -23,6 +25,8 @@ class Previous:
         return [Stretch(update=take, times=np.arange(begin, 0, -1, dtype=np.int32), numbers=())]
 
 
-def take(keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, numbers: Any) -> Tokens:
+def take(
+    keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, numbers: Any
+) -> Tokens:
     """z_{t-1} ~ softmax(logits)."""
     return draw(uniforms(noise(keys, place, 1)[0], z.shape[1], 2, logits.dtype), logits)[0]

@@ -1,6 +1,8 @@
-"""From the network's logits to the distribution of x_0 that a sampler uses: guidance, then temperature, then truncation.
+"""From the network's logits to the distribution of x_0 that a sampler uses: guidance, then
+temperature, then truncation.
 
-Guidance acts on normalised log-probabilities of x_0 (Ho and Salimans 2022; Tang et al. 2022), never on the posterior.
+Guidance acts on normalised log-probabilities of x_0 (Ho and Salimans 2022; Tang et al. 2022), never
+on the posterior.
 """
 
 import dataclasses
@@ -21,13 +23,15 @@ Scales = Float[Array, "p b"]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
     """Attributes:
-      guidance: scale w; 1 is none and saves the second pass (the paper's s is w - 1).
-      null: what it leads away from without a negative prompt: the "learned" null, or the "empty" caption, for models that
-        were trained without one.
-      ramp: let it grow as tokens appear: 1 + (w - 1) (1 - masked share).
-      guidance_below: guidance acts only while at most this share of the tokens is masked; calls before take one pass.
-      temperature: p^(1 / temperature); below 1 is nearer to the mode.
-      top_p: the smallest set of codes with this mass; 1 is all. top_k: the k likeliest codes; 0 is all.
+    guidance: scale w; 1 is none and saves the second pass (the paper's s is w - 1).
+    null: what it leads away from without a negative prompt: the "learned" null, or the "empty"
+      caption, for models that were trained without one.
+    ramp: let it grow as tokens appear: 1 + (w - 1) (1 - masked share).
+    guidance_below: guidance acts only while at most this share of the tokens is masked; calls
+    before take one pass.
+    temperature: p^(1 / temperature); below 1 is nearer to the mode.
+    top_p: the smallest set of codes with this mass; 1 is all. top_k: the k likeliest codes; 0 is
+    all.
     """
 
     guidance: float = 1.0
@@ -39,18 +43,33 @@ class Prediction:
     top_k: int = 0
 
     def __post_init__(self):
-        if not np.isfinite(self.guidance) or not 0 < self.temperature < np.inf or not 0 < self.top_p <= 1:
-            raise UserError(f"guidance must be a number, temperature positive and top_p in (0, 1], got {self.guidance:g}, "
-                            f"{self.temperature:g} and {self.top_p:g}")
+        if (
+            not np.isfinite(self.guidance)
+            or not 0 < self.temperature < np.inf
+            or not 0 < self.top_p <= 1
+        ):
+            raise UserError(
+                "guidance must be a number, temperature positive and top_p in (0, 1], got "
+                f"{self.guidance:g}, "
+                f"{self.temperature:g} and {self.top_p:g}"
+            )
         if self.null not in ("learned", "empty"):
             raise UserError(f"the null of guidance must be learned or empty, got {self.null!r}")
         if self.top_k < 0 or not 0 <= self.guidance_below <= 1:
-            raise UserError(f"top_k must be 0 or more and guidance_below in [0, 1], got {self.top_k} and {self.guidance_below:g}")
+            raise UserError(
+                f"top_k must be 0 or more and guidance_below in [0, 1], got {self.top_k} and "
+                f"{self.guidance_below:g}"
+            )
 
     def switches(self, *, guided: bool) -> "Switches":
         """What is in use; `guided` says whether any scale differs from 1."""
-        return Switches(guided=guided, ramp=self.ramp, guidance_below=self.guidance_below, truncated=self.top_p < 1,
-                        top_k=self.top_k)
+        return Switches(
+            guided=guided,
+            ramp=self.ramp,
+            guidance_below=self.guidance_below,
+            truncated=self.top_p < 1,
+            top_k=self.top_k,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +83,22 @@ class Switches:
     top_k: int = 0
 
     def guides(self, masked: Float[np.ndarray, " calls"]) -> Bool[np.ndarray, " calls"]:
-        """At which calls, by the share of tokens that the schedule masks there, the second pass is needed."""
+        """At which calls, by the share of tokens that the schedule masks there, the second pass is
+        needed.
+        """
         return (masked <= self.guidance_below) & self.guided
 
-    def combine(self, logits: Float[Array, "q b n k"], scales: Scales, live: Float[Array, " b"], *, guided: bool) -> Logits:
-        """The prompts' logits as one; with `guided` the last of them is the null. `live` is the share of known tokens."""
+    def combine(
+        self,
+        logits: Float[Array, "q b n k"],
+        scales: Scales,
+        live: Float[Array, " b"],
+        *,
+        guided: bool,
+    ) -> Logits:
+        """The prompts' logits as one; with `guided` the last of them is the null. `live` is the
+        share of known tokens.
+        """
         if not guided:
             return blend(logits, scales)
         return guide(logits[:-1], logits[-1], ramped(scales, live) if self.ramp else scales)
@@ -81,20 +111,28 @@ class Switches:
 
 
 def guide(logits: Several, null_logits: Logits, scales: Scales) -> Logits:
-    """null + sum_p scale_p (logits_p - null), on normalised logits; one prompt at scale 1 is that prompt."""
+    """null + sum_p scale_p (logits_p - null), on normalised logits; one prompt at scale 1 is that
+    prompt.
+    """
     log_p, log_null = jax.nn.log_softmax(logits), jax.nn.log_softmax(null_logits)
     return log_null + jnp.einsum("pb,pbnk->bnk", scales, log_p - log_null[None])
 
 
 def blend(logits: Several, scales: Scales) -> Logits:
-    """The prompts' geometric mean with weights in proportion to the scales: guidance of 1, which needs no null."""
+    """The prompts' geometric mean with weights in proportion to the scales: guidance of 1, which
+    needs no null.
+    """
     if logits.shape[0] == 1:
         return logits[0]
-    return jnp.einsum("pb,pbnk->bnk", scales / scales.sum(0, keepdims=True), jax.nn.log_softmax(logits))
+    return jnp.einsum(
+        "pb,pbnk->bnk", scales / scales.sum(0, keepdims=True), jax.nn.log_softmax(logits)
+    )
 
 
 def ramped(scales: Scales, live: Float[Array, " b"]) -> Scales:
-    """Scales whose sum w becomes 1 + (w - 1) live, where `live` is the share of tokens that are not masked."""
+    """Scales whose sum w becomes 1 + (w - 1) live, where `live` is the share of tokens that are not
+    masked.
+    """
     total = scales.sum(0)
     return scales * ((1 + (total - 1) * live) / total)[None]
 
@@ -105,10 +143,11 @@ def temper(logits: Logits, temperature: Scalar) -> Logits:
 
 
 def nucleus(logits: Logits, top_p: Scalar) -> Logits:
-    """The smallest set of codes whose mass reaches top_p keeps its logits, the rest gets -1e4 (Holtzman et al. 2020).
+    """The smallest set of codes whose mass reaches top_p keeps its logits, the rest gets -1e4
+    (Holtzman et al. 2020).
 
-    The threshold is found by bisection on the logarithm of the probability, without sorting; codes of equal probability
-    stay or go together.
+    The threshold is found by bisection on the logarithm of the probability, without sorting; codes
+    of equal probability stay or go together.
     """
     log_p = jax.nn.log_softmax(logits)
     p = jnp.exp(log_p)
@@ -124,10 +163,14 @@ def nucleus(logits: Logits, top_p: Scalar) -> Logits:
     low = jnp.full_like(high, -80.0)
     low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
     low = jnp.where(mass(high) >= top_p, high, low)
-    return jnp.where((log_p >= low) | (top_p >= 1), log_p, -1e4)  # all of them at 1: float32 sums reach 1 early
+    return jnp.where(
+        (log_p >= low) | (top_p >= 1), log_p, -1e4
+    )  # all of them at 1: float32 sums reach 1 early
 
 
 def likeliest(logits: Logits, count: int) -> Logits:
-    """The `count` likeliest codes keep their logits, the rest gets -1e4; ties with the last of them stay."""
+    """The `count` likeliest codes keep their logits, the rest gets -1e4; ties with the last of them
+    stay.
+    """
     last = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
     return jnp.where(logits >= last, logits, -1e4)

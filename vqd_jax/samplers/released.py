@@ -1,7 +1,9 @@
-"""The samplers of the released PyTorch code beside its ancestral one, to reproduce old results. New work wants others.
+"""The samplers of the released PyTorch code beside its ancestral one, to reproduce old results. New
+work wants others.
 
-`ReleasedFast` strides in time but undoes one step of noise per call, so much is still masked at the last call, which has to
-decide it at once (a quarter of all tokens at stride 4). `PriorRule` is the improved paper's high-quality inference.
+`ReleasedFast` strides in time but undoes one step of noise per call, so much is still masked at the
+last call, which has to decide it at once (a quarter of all tokens at stride 4). `PriorRule` is the
+improved paper's high-quality inference.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ from vqd_jax.samplers.ancestral import ancestral_stretch, take_branch
 from vqd_jax.samplers.base import Stretch, diffused, even_times, noise, run, start_of_process
 from vqd_jax.samplers.categorical import draw, uniforms
 
-BUDGETS = {  # of the released code for 1024 tokens: calls -> tokens revealed at t = 1, 2, ... T (times in this package's count)
+# of the released code for 1024 tokens: calls -> tokens revealed at t = 1, 2, ... T (times in this
+# package's count)
+BUDGETS = {
     100: (1, 10, *(11, 10, 10) * 32, 11, 11),
     50: (10, *(21, 20) * 24, 30),
     25: (21, *(41,) * 23, 60),
@@ -30,7 +34,8 @@ BUDGETS = {  # of the released code for 1024 tokens: calls -> tokens revealed at
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReleasedFast:
-    """`sample_fast` of the released code: with T = 100, its "fast2", 3, 4, 5, 10 have 51, 34, 26, 21, 11 calls.
+    """`sample_fast` of the released code: with T = 100, its "fast2", 3, 4, 5, 10 have 51, 34, 26,
+    21, 11 calls.
 
     A number of calls that no stride has gets times as even as possible, by the same rule.
     """
@@ -53,7 +58,13 @@ class ReleasedFast:
         else:
             told = np.round(np.linspace(begin, 1, self.calls)).astype(int)
             undone = np.append(told[1:] + 1, 1)
-        return [Stretch(update=take_branch, times=told.astype(np.int32), numbers=branches(process, undone - 1, undone))]
+        return [
+            Stretch(
+                update=take_branch,
+                times=told.astype(np.int32),
+                numbers=branches(process, undone - 1, undone),
+            )
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +72,12 @@ class PriorRule:
     """Reveals a budget of tokens at each time, and the rest by an ordinary step at t = 1.
 
     Attributes:
-      calls: times; the budgets are the released ones for 1024 tokens and 100, 50, 25 or 10 times, in proportion otherwise.
+      calls: times; the budgets are the released ones for 1024 tokens and 100, 50, 25 or 10 times,
+      in proportion otherwise.
       rule: 1 draws the positions evenly, 2 in proportion to purity, the largest p of each.
       weight: of rule 2: sharpens p by 1 + weight * purity.
-      per_call: at most that many tokens are revealed by a network call (`prior_ps`), so a time may take several.
+      per_call: at most that many tokens are revealed by a network call (`prior_ps`), so a time may
+      take several.
     """
 
     calls: int
@@ -78,8 +91,11 @@ class PriorRule:
 
     def __post_init__(self):
         if self.rule not in (1, 2) or self.per_call < 1 or self.weight < 0:
-            raise UserError(f"prior_rule needs a rule of 1 or 2, per_call >= 1 and weight >= 0, got rule={self.rule}, "
-                            f"per_call={self.per_call}, weight={self.weight}")
+            raise UserError(
+                "prior_rule needs a rule of 1 or 2, per_call >= 1 and weight >= 0, got "
+                f"rule={self.rule}, "
+                f"per_call={self.per_call}, weight={self.weight}"
+            )
 
     def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
         told = even_times(begin, self.calls)[:-1]
@@ -91,7 +107,9 @@ class PriorRule:
                 times.append(t)
                 counts.append(now)
                 budget -= now
-        reveal = Stretch(update=self.reveal, times=np.array(times, np.int32), numbers=np.array(counts, np.int32))
+        reveal = Stretch(
+            update=self.reveal, times=np.array(times, np.int32), numbers=np.array(counts, np.int32)
+        )
         return [reveal, ancestral_stretch(process, np.array([told[-1], 0]))]
 
     def budgets(self, n: int) -> tuple[int, ...]:
@@ -102,7 +120,15 @@ class PriorRule:
             return BUDGETS[self.calls]
         return tuple(np.diff(np.round(np.linspace(0, n, self.calls + 1)).astype(int)).tolist())
 
-    def reveal(self, keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, count: Any) -> Tokens:
+    def reveal(
+        self,
+        keys: PRNGKeys,
+        place: Any,
+        process: MaskAndReplace,
+        logits: Logits,
+        z: Tokens,
+        count: Any,
+    ) -> Tokens:
         """Codes for `count` of the masked positions, drawn without replacement."""
         n, masked = z.shape[1], z == process.k
         floats, order = noise(keys, place, 2)
@@ -111,8 +137,14 @@ class PriorRule:
             purity = jnp.exp(log_p.max(-1))
             score = purity / (purity.max(-1, keepdims=True) + 1e-10)
             if self.weight:
-                log_p = jnp.maximum(jax.nn.log_softmax((1 + self.weight * score)[..., None] * log_p), -70)
+                log_p = jnp.maximum(
+                    jax.nn.log_softmax((1 + self.weight * score)[..., None] * log_p), -70
+                )
         code, _, _ = draw(uniforms(floats, n, 2, logits.dtype), log_p)
-        gumbel = jax.vmap(functools.partial(jax.random.gumbel, shape=(n,), dtype=jnp.float32))(order)
-        rank = jnp.argsort(jnp.argsort(jnp.where(masked, -(jnp.log(score) + gumbel), jnp.inf), axis=-1), axis=-1)
+        gumbel = jax.vmap(functools.partial(jax.random.gumbel, shape=(n,), dtype=jnp.float32))(
+            order
+        )
+        rank = jnp.argsort(
+            jnp.argsort(jnp.where(masked, -(jnp.log(score) + gumbel), jnp.inf), axis=-1), axis=-1
+        )
         return jnp.where(masked & (rank < count), code, z)

@@ -1,6 +1,8 @@
-"""Stage 2 without diffusion: the exact likelihood of the tokens, one after the other. The baseline that diffusion is compared with.
+"""Stage 2 without diffusion: the exact likelihood of the tokens, one after the other. The baseline
+that diffusion is compared with.
 
-It shares the diffusion stage's config sections, data order and dropped captions, so that the network is all that differs.
+It shares the diffusion stage's config sections, data order and dropped captions, so that the
+network is all that differs.
 """
 
 import dataclasses
@@ -25,7 +27,9 @@ from vqd_jax.stages.vqvae import VQVAEStage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoregressiveStage:
-    """The loss over `params` = {"autoregressive", "conditioner"}; methods as in `train.diffusion.DiffusionStage`."""
+    """The loss over `params` = {"autoregressive", "conditioner"}; methods as in
+    `train.diffusion.DiffusionStage`.
+    """
 
     network: Autoregressive
     conditioner: Conditioner | ClassConditioner | NoConditioner
@@ -37,7 +41,9 @@ class AutoregressiveStage:
         ids, drop = batch["text"][:1], jnp.zeros(1, bool)
         params = {"conditioner": self.conditioner.init(text_key, ids, drop).get("params", {})}
         before = jnp.zeros((1, math.prod(self.network.grid)), jnp.int32)
-        params["autoregressive"] = self.network.init(model_key, before, *self.condition(params, ids, drop))["params"]
+        params["autoregressive"] = self.network.init(
+            model_key, before, *self.condition(params, ids, drop)
+        )["params"]
         return params, {}
 
     def condition(self, params: Any, ids: TextIds, drop: Any) -> tuple[Any, Any]:
@@ -60,43 +66,88 @@ class AutoregressiveStage:
     def from_weights(self, weights: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return weights, {}
 
-    def loss(self, params: Any, extra: Any, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
-             rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
-        """See `train.step.Trainable`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
+    def loss(
+        self,
+        params: Any,
+        extra: Any,
+        frozen: Any,
+        batch: dict[str, Any],
+        key: PRNGKey,
+        step: Any,
+        rows: Rows,
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
+        """See `train.step.Trainable`; the batch holds "text" ids and "tokens", or "image" to be
+        encoded here.
+        """
         keys = rows.keys(key)
         branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
-        z = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"], branch(4))
+        z = (
+            batch["tokens"]
+            if "tokens" in batch
+            else self.codec.encode(frozen, batch["image"], branch(4))
+        )
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.drop_caption))(branch(2))
         logits = self.predict(params, z, batch["text"], drop, branch(3)[0])
         loss = _nats(logits, z).mean()
         return loss, ({}, {"loss": loss, "accuracy": (logits.argmax(-1) == z).mean()})
 
-    def learn(self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[Any, dict[str, Any]]:
+    def learn(
+        self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
+    ) -> tuple[Any, dict[str, Any]]:
         return extra, {}
 
-    def predict(self, params: Any, z: Tokens, ids: TextIds, drop: Any, dropout_key: PRNGKey | None = None) -> Logits:
+    def predict(
+        self, params: Any, z: Tokens, ids: TextIds, drop: Any, dropout_key: PRNGKey | None = None
+    ) -> Logits:
         """Logits of each token from those before it; dropout acts only with a key."""
         before = jnp.pad(z[:, :-1], ((0, 0), (1, 0)), constant_values=self.network.codes)
         rngs = {} if dropout_key is None or not self.network.dropout else {"dropout": dropout_key}
-        return self.network.apply({"params": params["autoregressive"]}, before, *self.condition(params, ids, drop),
-                                  deterministic=not rngs, rngs=rngs)[0]
+        return self.network.apply(
+            {"params": params["autoregressive"]},
+            before,
+            *self.condition(params, ids, drop),
+            deterministic=not rngs,
+            rngs=rngs,
+        )[0]
 
-    def bound(self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
-        """-log p of the tokens given the captions per token in nats for each row: exact, `keys` and `draws` change nothing."""
+    def bound(
+        self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int
+    ) -> Float[Array, " b"]:
+        """-log p of the tokens given the captions per token in nats for each row: exact, `keys` and
+        `draws` change nothing.
+        """
         return _nats(self.predict(params, z_0, ids, jnp.zeros(z_0.shape[0], bool)), z_0).mean(-1)
 
-    def sample(self, params: Any, keys: PRNGKeys, conditions: Conditions, knobs: dict[str, Any], sampler: Raster,
-               switches: Switches, *, known: Known | None = None, trace: bool = False) -> Any:
+    def sample(
+        self,
+        params: Any,
+        keys: PRNGKeys,
+        conditions: Conditions,
+        knobs: dict[str, Any],
+        sampler: Raster,
+        switches: Switches,
+        *,
+        known: Known | None = None,
+        trace: bool = False,
+    ) -> Any:
         """Tokens (b, n) for each image's prompts; `knobs` as in `DiffusionStage.sample`."""
         predict = self.predictor(params, conditions, knobs, switches)
-        return sampler(keys, predict, self.empty(keys), self.network.codes, known=known, trace=trace)
+        return sampler(
+            keys, predict, self.empty(keys), self.network.codes, known=known, trace=trace
+        )
 
     def empty(self, keys: PRNGKeys) -> Tokens:
         """k everywhere."""
-        return jnp.full((keys.shape[0], math.prod(self.network.grid)), self.network.codes, jnp.int32)
+        return jnp.full(
+            (keys.shape[0], math.prod(self.network.grid)), self.network.codes, jnp.int32
+        )
 
-    def predictor(self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches) -> Predict:
-        """What the sampler calls, after guidance, temperature and truncation; the texts are encoded once, here."""
+    def predictor(
+        self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches
+    ) -> Predict:
+        """What the sampler calls, after guidance, temperature and truncation; the texts are encoded
+        once, here.
+        """
         ids, drop = conditions.ids, conditions.drop
         ids, drop = (ids, drop) if switches.guided else (ids[:-1], drop[:-1])
         condition = self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
@@ -104,13 +155,23 @@ class AutoregressiveStage:
 
         def predict(past: Any, before: Any, place: Any) -> tuple[Logits, Any]:
             rows = jnp.tile(before, count)[:, None]
-            logits, seen = self.network.apply({"params": params["autoregressive"]}, rows, *condition, place, past)
+            logits, seen = self.network.apply(
+                {"params": params["autoregressive"]}, rows, *condition, place, past
+            )
             live = jnp.full(before.shape, place / n)
             scales = knobs["scales"]
             if switches.guided and switches.guidance_below < 1:  # a scale of 1 until then
-                scales = jnp.where(1 - live <= switches.guidance_below, scales, ramped(scales, jnp.zeros_like(live)))
-            logits = switches.combine(logits.reshape(count, -1, *logits.shape[1:]), scales, live, guided=switches.guided)
-            return switches.shape(logits, knobs["temperature"], knobs["top_p"]), self.network.room(seen) if past is None else seen
+                scales = jnp.where(
+                    1 - live <= switches.guidance_below,
+                    scales,
+                    ramped(scales, jnp.zeros_like(live)),
+                )
+            logits = switches.combine(
+                logits.reshape(count, -1, *logits.shape[1:]), scales, live, guided=switches.guided
+            )
+            return switches.shape(logits, knobs["temperature"], knobs["top_p"]), self.network.room(
+                seen
+            ) if past is None else seen
 
         return predict
 

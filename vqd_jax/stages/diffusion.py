@@ -1,7 +1,9 @@
-"""Stage 2: the denoiser. Variational bound plus auxiliary x_0 term, times drawn by importance (Gu et al. 2022, eq. 10-12).
+"""Stage 2: the denoiser. Variational bound plus auxiliary x_0 term, times drawn by importance (Gu
+et al. 2022, eq. 10-12).
 
-A time t is drawn with probability proportional to the root of the mean squared bound seen at t, and its loss is divided
-by that probability: the expectation is the sum over all times, the bound itself plus the auxiliary term.
+A time t is drawn with probability proportional to the root of the mean squared bound seen at t, and
+its loss is divided by that probability: the expectation is the sum over all times, the bound itself
+plus the auxiliary term.
 """
 
 import dataclasses
@@ -35,13 +37,17 @@ from vqd_jax.stages.vqvae import VQVAEStage
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionLoss:
     """Attributes:
-      auxiliary: weight of -log p(x_0) beside the bound (5e-4 in the paper).
-      adaptive_auxiliary: multiply it by 2 - (t - 1) / T, as the released code does, whose times begin at 0.
-      importance: draw t by the history of losses; uniformly otherwise, and until each t has been seen often enough.
-      drop_caption: share of captions replaced by the null states.
-      antithetic: spread the times of a batch evenly over their distribution, from one random offset, for less noise.
-      continuous: the bound of continuous time instead of that of T steps: times are real numbers, of which the network is
-        told the next whole one. The step from 1 to 0 stays whole: below it the rate of a replaced token has no bound.
+    auxiliary: weight of -log p(x_0) beside the bound (5e-4 in the paper).
+    adaptive_auxiliary: multiply it by 2 - (t - 1) / T, as the released code does, whose times begin
+    at 0.
+    importance: draw t by the history of losses; uniformly otherwise, and until each t has been seen
+    often enough.
+    drop_caption: share of captions replaced by the null states.
+    antithetic: spread the times of a batch evenly over their distribution, from one random offset,
+    for less noise.
+    continuous: the bound of continuous time instead of that of T steps: times are real numbers, of
+      which the network is told the next whole one. The step from 1 to 0 stays whole: below it the
+      rate of a replaced token has no bound.
     """
 
     auxiliary: float
@@ -54,7 +60,9 @@ class DiffusionLoss:
 
 @flax.struct.dataclass
 class History:
-    """Moving average of the squared bound for each t in 1..T (index t - 1), and how often t was drawn; both (T,)."""
+    """Moving average of the squared bound for each t in 1..T (index t - 1), and how often t was
+    drawn; both (T,).
+    """
 
     square: Any
     count: Any
@@ -71,20 +79,23 @@ class History:
         return jnp.where(self.count.min() > 10, weight / weight.sum(), uniform)
 
     def learn(self, t: Times, bound: Float[Array, " b"], axis: str | None) -> "History":
-        """After a batch: blend in the mean square of each t that occurs, one tenth for each occurrence."""
+        """After a batch: blend in the mean square of each t that occurs, one tenth for each
+        occurrence.
+        """
         seen = jax.nn.one_hot(t - 1, self.square.size, dtype=bound.dtype)
         count, total = seen.sum(0), jnp.square(bound) @ seen
         if axis is not None:
             count, total = jax.lax.psum((count, total), axis)
-        blend, mean = 0.9 ** count, total / jnp.maximum(count, 1)
+        blend, mean = 0.9**count, total / jnp.maximum(count, 1)
         return History(square=blend * self.square + (1 - blend) * mean, count=self.count + count)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """`ids` int (c, b, m): the prompts of each image, and last what guidance leads away from; where `drop` (c, b) is True,
-    the learned null."""
+    """`ids` int (c, b, m): the prompts of each image, and last what guidance leads away from; where
+    `drop` (c, b) is True, the learned null.
+    """
 
     ids: Any
     drop: Any
@@ -92,13 +103,20 @@ class Conditions:
 
 def frozen_encoder(conditioner: Any) -> Callable[[Any], Any] | None:
     """Marks the parameters of a text encoder that training leaves alone."""
-    frozen = lambda path, _: [getattr(entry, "key", None) for entry in path[:2]] == ["conditioner", "encoder"]
-    return functools.partial(jax.tree_util.tree_map_with_path, frozen) if getattr(conditioner, "frozen", False) else None
+    frozen = lambda path, _: (
+        [getattr(entry, "key", None) for entry in path[:2]] == ["conditioner", "encoder"]
+    )
+    return (
+        functools.partial(jax.tree_util.tree_map_with_path, frozen)
+        if getattr(conditioner, "frozen", False)
+        else None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionStage:
-    """The denoiser's losses over `params` = {"denoiser", "conditioner"} and `extra` = the history of the bound.
+    """The denoiser's losses over `params` = {"denoiser", "conditioner"} and `extra` = the history
+    of the bound.
 
     An adapter with a rank adds "adapter" to `params`, and is then all that changes.
     """
@@ -112,7 +130,10 @@ class DiffusionStage:
 
     def __post_init__(self):
         if self.direct and (self.weights.auxiliary or self.weights.continuous):
-            raise UserError("a denoiser that predicts the previous state has no x_0: diffusion_loss needs auxiliary 0, and not continuous")
+            raise UserError(
+                "a denoiser that predicts the previous state has no x_0: diffusion_loss needs "
+                "auxiliary 0, and not continuous"
+            )
 
     @property
     def direct(self) -> bool:
@@ -126,7 +147,9 @@ class DiffusionStage:
         condition, mask = self.condition(params, ids, drop)
         h, w = self.denoiser.grid
         z = jnp.zeros((1, h * w), jnp.int32)
-        params["denoiser"] = self.denoiser.init(model_key, z, jnp.ones(1, jnp.int32), condition, mask)["params"]
+        params["denoiser"] = self.denoiser.init(
+            model_key, z, jnp.ones(1, jnp.int32), condition, mask
+        )["params"]
         if self.adapter.rank:
             params["adapter"] = self.adapter.init(*adapter_key, params["denoiser"])
         return params, History.empty(self.process.T)
@@ -144,7 +167,11 @@ class DiffusionStage:
     @property
     def unchanged(self) -> Callable[[Any], Any] | None:
         others = lambda path, _: path[0].key != "adapter"
-        return functools.partial(jax.tree_util.tree_map_with_path, others) if self.adapter.rank else frozen_encoder(self.conditioner)
+        return (
+            functools.partial(jax.tree_util.tree_map_with_path, others)
+            if self.adapter.rank
+            else frozen_encoder(self.conditioner)
+        )
 
     def weights_of(self, params: dict[str, Any], extra: History) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that sampling needs."""
@@ -154,45 +181,85 @@ class DiffusionStage:
         """(params, extra) from `weights_of`'s tree, with an empty history."""
         return weights, History.empty(self.process.T)
 
-    def loss(self, params: Any, extra: History, frozen: Any, batch: dict[str, Any], key: PRNGKey, step: Any,
-             rows: Rows) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
-        """See `train.step.Trainable`; the batch holds "text" ids and "tokens", or "image" to be encoded here."""
+    def loss(
+        self,
+        params: Any,
+        extra: History,
+        frozen: Any,
+        batch: dict[str, Any],
+        key: PRNGKey,
+        step: Any,
+        rows: Rows,
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
+        """See `train.step.Trainable`; the batch holds "text" ids and "tokens", or "image" to be
+        encoded here.
+        """
         keys = rows.keys(key)
         branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
         time_keys, noise_keys, drop_keys, dropout_keys = map(branch, range(4))
-        z_0 = batch["tokens"] if "tokens" in batch else self.codec.encode(frozen, batch["image"], branch(4))
+        z_0 = (
+            batch["tokens"]
+            if "tokens" in batch
+            else self.codec.encode(frozen, batch["image"], branch(4))
+        )
         T, w = self.process.T, self.weights
         p = extra.probabilities() if w.importance else jnp.full(T, 1 / T)
         t = self.times(key, time_keys, p, rows)
         if w.continuous:
-            back = jnp.where(t > 1, jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(time_keys), 0.0)
-            move = lambda k, z, *time: self.process.move(k, z[None], kernel_at(self.process, *(x[None] for x in time)))[0]
+            back = jnp.where(
+                t > 1,
+                jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1)))(time_keys),
+                0.0,
+            )
+            move = lambda k, z, *time: self.process.move(
+                k, z[None], kernel_at(self.process, *(x[None] for x in time))
+            )[0]
             z_t = jax.vmap(move)(noise_keys, z_0, t, back)
         else:
             z_t = self.diffuse(noise_keys, z_0, t)
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, w.drop_caption))(drop_keys)
-        params = jax.lax.stop_gradient(params) | {"adapter": params["adapter"]} if self.adapter.rank else params
+        params = (
+            jax.lax.stop_gradient(params) | {"adapter": params["adapter"]}
+            if self.adapter.rank
+            else params
+        )
         logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
         bound, auxiliary = self.terms(logits, z_0, z_t, t)
         if w.continuous:
-            bound = jnp.where((t > 1)[:, None], rate_and_auxiliary(self.process, logits, z_0, z_t, t, back)[0], bound)
+            bound = jnp.where(
+                (t > 1)[:, None],
+                rate_and_auxiliary(self.process, logits, z_0, z_t, t, back)[0],
+                bound,
+            )
         bound, auxiliary = bound.mean(-1), auxiliary.mean(-1)
-        strength = w.auxiliary * ((2 - (t - 1) / T) if w.adaptive_auxiliary else jnp.ones_like(bound))
+        strength = w.auxiliary * (
+            (2 - (t - 1) / T) if w.adaptive_auxiliary else jnp.ones_like(bound)
+        )
         correction = 1 / p[t - 1]
         loss = ((bound + strength * auxiliary) * correction).mean()
-        hit = (logits[..., :self.process.k].argmax(-1) == z_0).mean()
-        metrics = {"loss": loss, "bound": (bound * correction).mean(), "auxiliary": (auxiliary * correction).mean() / T,
-                   "accuracy": hit}
+        hit = (logits[..., : self.process.k].argmax(-1) == z_0).mean()
+        metrics = {
+            "loss": loss,
+            "bound": (bound * correction).mean(),
+            "auxiliary": (auxiliary * correction).mean() / T,
+            "accuracy": hit,
+        }
         return loss, ({"t": t, "bound": jax.lax.stop_gradient(bound)}, metrics)
 
-    def terms(self, logits: Float[Array, "b n k"], z_0: Tokens, z_t: Tokens, t: Times) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
-        """The bound and the auxiliary term of each token at t; without a prediction of x_0 the latter is 0."""
+    def terms(
+        self, logits: Float[Array, "b n k"], z_0: Tokens, z_t: Tokens, t: Times
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
+        """The bound and the auxiliary term of each token at t; without a prediction of x_0 the
+        latter is 0.
+        """
         if not self.direct:
             return bound_and_auxiliary(self.process, logits, z_0, z_t, t)
         bound = bound_of_previous(self.process, logits, z_0, z_t, t)
         return bound, jnp.zeros_like(bound)
 
-    def learn(self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None) -> tuple[History, dict[str, Any]]:
+    def learn(
+        self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
+    ) -> tuple[History, dict[str, Any]]:
         return extra.learn(seen["t"], seen["bound"], axis), {}
 
     def times(self, key: PRNGKey, keys: PRNGKeys, p: Float[Array, " t"], rows: Rows) -> Times:
@@ -202,27 +269,61 @@ class DiffusionStage:
             return 1 + jax.vmap(lambda k: jax.random.choice(k, T, p=p))(keys)
         offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))
         u = (offset + rows.place / rows.total) % 1
-        return 1 + jnp.minimum(jnp.searchsorted(jnp.cumsum(p), u * p.sum(), side="right"), T - 1).astype(jnp.int32)
+        return 1 + jnp.minimum(
+            jnp.searchsorted(jnp.cumsum(p), u * p.sum(), side="right"), T - 1
+        ).astype(jnp.int32)
 
-    def predict(self, params: Any, z_t: Tokens, t: Times, ids: TextIds, drop: Any,
-                dropout_key: PRNGKey | None = None) -> Float[Array, "b n k"]:
+    def predict(
+        self,
+        params: Any,
+        z_t: Tokens,
+        t: Times,
+        ids: TextIds,
+        drop: Any,
+        dropout_key: PRNGKey | None = None,
+    ) -> Float[Array, "b n k"]:
         """Logits of what the network predicts; dropout acts only with a key."""
         condition, mask = self.condition(params, ids, drop)
         rngs = {} if dropout_key is None or not self.denoiser.dropout else {"dropout": dropout_key}
-        return self.denoiser.apply({"params": self.kernels(params)}, z_t, t, condition, mask, deterministic=not rngs, rngs=rngs)
+        return self.denoiser.apply(
+            {"params": self.kernels(params)},
+            z_t,
+            t,
+            condition,
+            mask,
+            deterministic=not rngs,
+            rngs=rngs,
+        )
 
     def kernels(self, params: Any) -> Any:
         """The denoiser's parameters, with an adapter in its kernels where there is one."""
-        return self.adapter.merged(params["denoiser"], params["adapter"]) if "adapter" in params else params["denoiser"]
+        return (
+            self.adapter.merged(params["denoiser"], params["adapter"])
+            if "adapter" in params
+            else params["denoiser"]
+        )
 
     def diffuse(self, keys: PRNGKeys, z_0: Tokens, t: Times) -> Tokens:
         """z_t ~ q(z_t | z_0), each row from its own key."""
         return jax.vmap(lambda k, z, u: self.process.diffuse(k, z[None], u[None])[0])(keys, z_0, t)
 
-    def sample(self, params: Any, keys: PRNGKeys, conditions: Conditions, knobs: dict[str, Any], sampler: Sampler,
-               switches: Switches, *, z: Tokens | None = None, known: Known | None = None, begin: int | None = None,
-               trace: bool = False, window: tuple[Any, Any] | None = None) -> Any:
-        """Tokens (b, n) for each image's prompts, as `samplers.run.run` gives them; from the sampler's own start without `z`.
+    def sample(
+        self,
+        params: Any,
+        keys: PRNGKeys,
+        conditions: Conditions,
+        knobs: dict[str, Any],
+        sampler: Sampler,
+        switches: Switches,
+        *,
+        z: Tokens | None = None,
+        known: Known | None = None,
+        begin: int | None = None,
+        trace: bool = False,
+        window: tuple[Any, Any] | None = None,
+    ) -> Any:
+        """Tokens (b, n) for each image's prompts, as `samplers.run.run` gives them; from the
+        sampler's own start without `z`.
 
         `knobs`: "scales" (p, b), "temperature" and "top_p".
         """
@@ -230,15 +331,35 @@ class DiffusionStage:
         z = sampler.start(keys, self.process, n) if z is None else z
         told = times(sampler, self.process, n, begin)
         guided = switches.guides(1 - np.asarray(self.process.unmasked)[told])
-        plain, guiding = (self.denoise(params, conditions, knobs, switches, guided=flag) for flag in (False, True))
-        return run(sampler, keys, self.process, [guiding if g else plain for g in guided], z, known=known, begin=begin, trace=trace,
-                   window=window)
+        plain, guiding = (
+            self.denoise(params, conditions, knobs, switches, guided=flag) for flag in (False, True)
+        )
+        return run(
+            sampler,
+            keys,
+            self.process,
+            [guiding if g else plain for g in guided],
+            z,
+            known=known,
+            begin=begin,
+            trace=trace,
+            window=window,
+        )
 
-    def denoise(self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches, *,
-                guided: bool) -> DenoiseFn:
-        """`(z_t, t) -> logits` after guidance, temperature and truncation; the texts are encoded once, here.
+    def denoise(
+        self,
+        params: Any,
+        conditions: Conditions,
+        knobs: dict[str, Any],
+        switches: Switches,
+        *,
+        guided: bool,
+    ) -> DenoiseFn:
+        """`(z_t, t) -> logits` after guidance, temperature and truncation; the texts are encoded
+        once, here.
 
-        They are of x_0; or of z_{t-1}, where all that acts on the codes alone, and [MASK] keeps the chance that the prompt gives it.
+        They are of x_0; or of z_{t-1}, where all that acts on the codes alone, and [MASK] keeps the
+        chance that the prompt gives it.
         """
         ids, drop = conditions.ids, conditions.drop
         ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
@@ -246,32 +367,58 @@ class DiffusionStage:
         condition, mask = self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
         unmasked, kernels = jnp.asarray(self.process.unmasked, jnp.float32), self.kernels(params)
 
-        condition, mask = (x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1) for x in (condition, mask))  # an image's side by side
+        condition, mask = (
+            x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1) for x in (condition, mask)
+        )  # an image's side by side
 
         def network(z_t: Tokens, t: Times, condition: Any, mask: Any) -> Float[Array, "b p n k"]:
             rows = (x.reshape(x.shape[0] * count, *x.shape[2:]) for x in (condition, mask))
-            logits = self.denoiser.apply({"params": kernels}, z_t.repeat(count, 0), t.repeat(count), *rows)
+            logits = self.denoiser.apply(
+                {"params": kernels}, z_t.repeat(count, 0), t.repeat(count), *rows
+            )
             return logits.reshape(-1, count, *logits.shape[1:])
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
-            logits = in_parts(network, z_t, t, condition, mask, elements=count * z_t.shape[1] * self.process.k, least=2 // count)
+            logits = in_parts(
+                network,
+                z_t,
+                t,
+                condition,
+                mask,
+                elements=count * z_t.shape[1] * self.process.k,
+                least=2 // count,
+            )
             logits = logits.swapaxes(0, 1)
-            codes = switches.combine(logits[..., :self.process.k], knobs["scales"], unmasked[t], guided=guided)
+            codes = switches.combine(
+                logits[..., : self.process.k], knobs["scales"], unmasked[t], guided=guided
+            )
             codes = switches.shape(codes, knobs["temperature"], knobs["top_p"])
-            return with_codes(log_previous(self.process, logits[0], z_t, t), codes) if self.direct else codes
+            return (
+                with_codes(log_previous(self.process, logits[0], z_t, t), codes)
+                if self.direct
+                else codes
+            )
 
         return denoise
 
     def attention(self, params: Any, z_t: Tokens, t: Times, ids: TextIds) -> Float[Array, "b n m"]:
-        """How much each position looks at each token of its text: the weights of cross-attention, mean over layers and heads."""
+        """How much each position looks at each token of its text: the weights of cross-attention,
+        mean over layers and heads.
+        """
         condition, mask = self.condition(params, ids, jnp.zeros(len(ids), bool))
         each = self.denoiser.clone(remat=False, scan=False)  # whose layers tell
-        _, told = each.apply({"params": self.kernels(params)}, z_t, t, condition, mask, mutable="intermediates")
+        _, told = each.apply(
+            {"params": self.kernels(params)}, z_t, t, condition, mask, mutable="intermediates"
+        )
         weights = jax.tree.leaves(told["intermediates"])
         return sum(w.mean(1) for w in weights) / len(weights)
 
-    def bound(self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int) -> Float[Array, " b"]:
-        """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws` stratified times a row and its key."""
+    def bound(
+        self, params: Any, keys: PRNGKeys, z_0: Tokens, ids: TextIds, draws: int
+    ) -> Float[Array, " b"]:
+        """Unbiased estimate of T E_t[bound at t] per token in nats for each row, from `draws`
+        stratified times a row and its key.
+        """
         T, b = self.process.T, z_0.shape[0]
 
         def one(_, j):

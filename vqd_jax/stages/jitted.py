@@ -1,4 +1,5 @@
-"""The compiled programs around a trained model: encode, decode, sample, bound. Each is compiled once per shape.
+"""The compiled programs around a trained model: encode, decode, sample, bound. Each is compiled
+once per shape.
 
 Devices share the rows of a batch: all of this process, if nothing else is said.
 """
@@ -27,70 +28,172 @@ from vqd_jax.stages.vqvae import VQVAEStage, to_float
 
 
 def _program(function: Callable) -> Callable:
-    """`function(fixed, whole, *rows)` compiled, once for each `fixed`, with its rows shared by `devices`."""
-    program = jax.jit(lambda fixed, devices, whole, *rows: by_rows(functools.partial(function, fixed), devices, whole, *rows),
-                      static_argnums=(0, 1))
-    return lambda fixed, whole, *rows, devices=None: program(fixed, devices or here(len(rows[0])), whole, *rows)
+    """`function(fixed, whole, *rows)` compiled, once for each `fixed`, with its rows shared by
+    `devices`.
+    """
+    program = jax.jit(
+        lambda fixed, devices, whole, *rows: by_rows(
+            functools.partial(function, fixed), devices, whole, *rows
+        ),
+        static_argnums=(0, 1),
+    )
+    return lambda fixed, whole, *rows, devices=None: program(
+        fixed, devices or here(len(rows[0])), whole, *rows
+    )
 
 
 encode, decode = _program(VQVAEStage.encode), _program(VQVAEStage.decode)
-lpips = _program(lambda net, params, x, y: _lpips(net, params, to_float(x), to_float(y)))  # of pairs of images
+lpips = _program(
+    lambda net, params, x, y: _lpips(net, params, to_float(x), to_float(y))
+)  # of pairs of images
 _bound = _program(lambda fixed, weights, *rows: fixed[0].bound(weights, *rows, fixed[1]))
 
 
-def bound(stage: TokenStage, weights: Any, key: PRNGKey, z_0: Tokens | Int[np.ndarray, "b n"],
-          ids: TextIds | Int[np.ndarray, "b m"], draws: int, *, devices: Devices | None = None) -> Float[Array, " b"]:
+def bound(
+    stage: TokenStage,
+    weights: Any,
+    key: PRNGKey,
+    z_0: Tokens | Int[np.ndarray, "b n"],
+    ids: TextIds | Int[np.ndarray, "b m"],
+    draws: int,
+    *,
+    devices: Devices | None = None,
+) -> Float[Array, " b"]:
     """`stage.bound` of each row, with a key for each."""
     return _bound((stage, draws), weights, _row_keys(key, 0, len(z_0)), z_0, ids, devices=devices)
 
 
-def sample(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
-           sampler: Sampler | Raster, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
-           begin: int | None = None, trace: bool = False, devices: Devices | None = None) -> Any:
-    """Tokens for each row of conditions; row i uses the noise of image `first` + i of the seed, whatever the batch.
+def sample(
+    stage: TokenStage,
+    weights: Any,
+    conditions: Conditions,
+    scales: Float[np.ndarray, "p b"],
+    *,
+    seed: int,
+    first: int = 0,
+    sampler: Sampler | Raster,
+    prediction: Prediction,
+    image: Int[np.ndarray, "b n"] | None = None,
+    known: Known | None = None,
+    begin: int | None = None,
+    trace: bool = False,
+    devices: Devices | None = None,
+) -> Any:
+    """Tokens for each row of conditions; row i uses the noise of image `first` + i of the seed,
+    whatever the batch.
 
-    `scales` are those of guidance. With `image` its tokens are noised to the time `begin` and sampling begins there.
-    With `trace` returns (tokens, states (calls, b, n)). Without `devices` one does all rows.
+    `scales` are those of guidance. With `image` its tokens are noised to the time `begin` and
+    sampling begins there. With `trace` returns (tokens, states (calls, b, n)). Without `devices`
+    one does all rows.
     """
-    keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
+    keys, (switches, knobs) = (
+        image_keys(seed, first, scales.shape[1]),
+        _settings(prediction, scales),
+    )
     whole = None if trace or isinstance(stage, AutoregressiveStage) else (0, np.iinfo(np.int32).max)
-    out = _sample(stage, sampler, switches, begin, trace, devices or here(1), weights, keys, conditions, knobs, image, known,
-                  *_window(stage, whole, len(keys)))
+    out = _sample(
+        stage,
+        sampler,
+        switches,
+        begin,
+        trace,
+        devices or here(1),
+        weights,
+        keys,
+        conditions,
+        knobs,
+        image,
+        known,
+        *_window(stage, whole, len(keys)),
+    )
     return jax.tree.map(np.asarray, out)
 
 
-def watch(stage: TokenStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, seed: int, first: int = 0,
-          sampler: Sampler | Raster, prediction: Prediction, image: Int[np.ndarray, "b n"] | None = None, known: Known | None = None,
-          begin: int | None = None) -> Iterator[Int[np.ndarray, "b n"]]:
-    """The states of `sample` after each call, each as soon as it is there; the last one is what `sample` returns, bit for bit."""
-    keys, (switches, knobs) = image_keys(seed, first, scales.shape[1]), _settings(prediction, scales)
+def watch(
+    stage: TokenStage,
+    weights: Any,
+    conditions: Conditions,
+    scales: Float[np.ndarray, "p b"],
+    *,
+    seed: int,
+    first: int = 0,
+    sampler: Sampler | Raster,
+    prediction: Prediction,
+    image: Int[np.ndarray, "b n"] | None = None,
+    known: Known | None = None,
+    begin: int | None = None,
+) -> Iterator[Int[np.ndarray, "b n"]]:
+    """The states of `sample` after each call, each as soon as it is there; the last one is what
+    `sample` returns, bit for bit.
+    """
+    keys, (switches, knobs) = (
+        image_keys(seed, first, scales.shape[1]),
+        _settings(prediction, scales),
+    )
     if isinstance(stage, AutoregressiveStage):
         state = None
         for place in range(math.prod(stage.network.grid) - 1):
             state = _token(stage, switches, weights, keys, conditions, knobs, known, state, place)
             yield np.asarray(state[1])
-        yield sample(stage, weights, conditions, scales, seed=seed, first=first, sampler=sampler, prediction=prediction, known=known)
+        yield sample(
+            stage,
+            weights,
+            conditions,
+            scales,
+            seed=seed,
+            first=first,
+            sampler=sampler,
+            prediction=prediction,
+            known=known,
+        )
         return
     z = None
-    for place in range(len(base.times(sampler, stage.process, math.prod(stage.denoiser.grid), begin))):
-        # the very program of `sample`, whose loop ends after a call; not compiled again, as it would be for a z that is no NumPy array
-        z = np.asarray(_sample(stage, sampler, switches, begin, False, here(1), weights, keys, conditions, knobs, image, known,
-                               *_window(stage, (place, place + 1), len(keys), z)))
+    for place in range(
+        len(base.times(sampler, stage.process, math.prod(stage.denoiser.grid), begin))
+    ):
+        # the very program of `sample`, whose loop ends after a call; not compiled again, as it
+        # would be for a z that is no NumPy array
+        z = np.asarray(
+            _sample(
+                stage,
+                sampler,
+                switches,
+                begin,
+                False,
+                here(1),
+                weights,
+                keys,
+                conditions,
+                knobs,
+                image,
+                known,
+                *_window(stage, (place, place + 1), len(keys), z),
+            )
+        )
         yield z
 
 
-def _window(stage: TokenStage, window: tuple[int, int] | None, rows: int, z: Any = None) -> tuple[Any, Any]:
+def _window(
+    stage: TokenStage, window: tuple[int, int] | None, rows: int, z: Any = None
+) -> tuple[Any, Any]:
     """The window of calls and the state before them, as `_sample` takes them."""
     if window is None:
         return None, None
-    return tuple(map(np.int32, window)), np.zeros((rows, math.prod(stage.denoiser.grid)), np.int32) if z is None else z
+    return tuple(map(np.int32, window)), np.zeros(
+        (rows, math.prod(stage.denoiser.grid)), np.int32
+    ) if z is None else z
 
 
-def _settings(prediction: Prediction, scales: Float[np.ndarray, "p b"]) -> tuple[Switches, dict[str, Any]]:
+def _settings(
+    prediction: Prediction, scales: Float[np.ndarray, "p b"]
+) -> tuple[Switches, dict[str, Any]]:
     """What is compiled, and the numbers that are not."""
     switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
-    return switches, {"scales": np.asarray(scales, np.float32), "temperature": float(prediction.temperature),
-                      "top_p": float(prediction.top_p)}
+    return switches, {
+        "scales": np.asarray(scales, np.float32),
+        "temperature": float(prediction.temperature),
+        "top_p": float(prediction.top_p),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -102,32 +205,63 @@ def _token(stage, switches, weights, keys, conditions, knobs, known, state, plac
 
 
 def compiled() -> int:
-    """How many programs for sampling are in memory: one for each kind of request, by sampler, calls and number of pictures."""
+    """How many programs for sampling are in memory: one for each kind of request, by sampler, calls
+    and number of pictures.
+    """
     return _sample._cache_size() + _token._cache_size()
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def cross_entropy(stage: DiffusionStage, weights: Any, z_0: Int[Array, "b n"], ids: Int[Array, "b m"], known: Bool[Array, "b n"],
-                  t: Int[Array, ""]) -> Float[Array, "b n"]:
-    """-log p(x_0) of every token in nats, at time t, when the `known` tokens are seen and the others are [MASK]."""
+def cross_entropy(
+    stage: DiffusionStage,
+    weights: Any,
+    z_0: Int[Array, "b n"],
+    ids: Int[Array, "b m"],
+    known: Bool[Array, "b n"],
+    t: Int[Array, ""],
+) -> Float[Array, "b n"]:
+    """-log p(x_0) of every token in nats, at time t, when the `known` tokens are seen and the
+    others are [MASK].
+    """
     rows = z_0.shape[0]
-    logits = stage.predict(weights, jnp.where(known, z_0, stage.process.k), jnp.full(rows, t), ids, jnp.zeros(rows, bool))
+    logits = stage.predict(
+        weights,
+        jnp.where(known, z_0, stage.process.k),
+        jnp.full(rows, t),
+        ids,
+        jnp.zeros(rows, bool),
+    )
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), z_0[..., None], axis=-1)[..., 0]
 
 
-def look(stage: DiffusionStage, weights: Any, conditions: Conditions, scales: Float[np.ndarray, "p b"], *, prediction: Prediction,
-         z: Int[np.ndarray, "b n"], time: int) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "p b n m"] | None]:
-    """What the network makes of the states z at a time: the probability of each position's likeliest code, after guidance, temperature and
-    truncation; and how much each position looks at each token of the prompts (`stage.attention`), None for models without text."""
+def look(
+    stage: DiffusionStage,
+    weights: Any,
+    conditions: Conditions,
+    scales: Float[np.ndarray, "p b"],
+    *,
+    prediction: Prediction,
+    z: Int[np.ndarray, "b n"],
+    time: int,
+) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "p b n m"] | None]:
+    """What the network makes of the states z at a time: the probability of each position's
+    likeliest code, after guidance, temperature and truncation; and how much each position looks at
+    each token of the prompts (`stage.attention`), None for models without text.
+    """
     switches, knobs = _settings(prediction, scales)
     guided = bool(switches.guides(1 - np.asarray(stage.process.unmasked)[[time]])[0])
-    return jax.tree.map(np.asarray, _look(stage, switches, guided, weights, conditions, knobs, z, np.full(len(z), time, np.int32)))
+    return jax.tree.map(
+        np.asarray,
+        _look(
+            stage, switches, guided, weights, conditions, knobs, z, np.full(len(z), time, np.int32)
+        ),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _look(stage, switches, guided, weights, conditions, knobs, z, t):
     logits = stage.denoise(weights, conditions, knobs, switches, guided=guided)(z, t)
-    sure = jnp.exp(jax.nn.log_softmax(logits[..., :stage.process.k]).max(-1))
+    sure = jnp.exp(jax.nn.log_softmax(logits[..., : stage.process.k]).max(-1))
     if stage.denoiser.condition != "text":
         return sure, None
     return sure, jnp.stack([stage.attention(weights, z, t, ids) for ids in conditions.ids[:-1]])
@@ -143,8 +277,25 @@ def _row_keys(key: PRNGKey, first: int, count: int) -> PRNGKeys:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, conditions, knobs, image, known, window, z):
-    swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))  # so that the rows come first, and back
+def _sample(
+    stage,
+    sampler,
+    switches,
+    begin,
+    trace,
+    devices,
+    weights,
+    keys,
+    conditions,
+    knobs,
+    image,
+    known,
+    window,
+    z,
+):
+    swap = functools.partial(
+        jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1)
+    )  # so that the rows come first, and back
 
     def rows(whole, keys, conditions, scales, image, known, z):
         weights, knobs, window = whole
@@ -153,11 +304,30 @@ def _sample(stage, sampler, switches, begin, trace, devices, weights, keys, cond
         if window is not None:
             start = sampler.start(keys, stage.process, z.shape[1]) if start is None else start
             late |= {"z": jnp.where(window[0] == 0, start, z).astype(z.dtype), "window": window}
-        out = stage.sample(weights, keys, swap(conditions), knobs | {"scales": swap(scales)}, sampler, switches, known=known, trace=trace,
-                           **late)
+        out = stage.sample(
+            weights,
+            keys,
+            swap(conditions),
+            knobs | {"scales": swap(scales)},
+            sampler,
+            switches,
+            known=known,
+            trace=trace,
+            **late,
+        )
         return (out[0], swap(out[1])) if trace else out
 
-    out = by_rows(rows, devices, (weights, knobs, window), keys, swap(conditions), swap(knobs["scales"]), image, known, z)
+    out = by_rows(
+        rows,
+        devices,
+        (weights, knobs, window),
+        keys,
+        swap(conditions),
+        swap(knobs["scales"]),
+        image,
+        known,
+        z,
+    )
     return (out[0], swap(out[1])) if trace else out
 
 
@@ -168,5 +338,7 @@ def lpips_params(net: str, devices: Devices) -> Any:
 
 
 def _lpips(net: str, params: Any, x: Images, y: Images) -> Float[Array, " b"]:
-    with jax.default_matmul_precision("highest"):  # accelerators would round to fewer digits than published numbers have
+    with jax.default_matmul_precision(
+        "highest"
+    ):  # accelerators would round to fewer digits than published numbers have
         return LPIPS(net=net).apply({"params": params}, x, y)

@@ -1,4 +1,6 @@
-"""A training step from shapes alone: what `vqd_jax.main` would compile, without data, without weights and without room for them."""
+"""A training step from shapes alone: what `vqd_jax.main` would compile, without data, without
+weights and without room for them.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,7 +41,9 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
-    """A stage, its step (`train.step.make_step`) and the shapes of the whole of what it works on, the batch of all devices included."""
+    """A stage, its step (`train.step.make_step`) and the shapes of the whole of what it works on,
+    the batch of all devices included.
+    """
 
     stage: Any
     train: Train
@@ -56,27 +60,51 @@ class Rehearsal:
     def lower(self, parallel: Pmap | Sharded) -> jax.stages.Lowered:
         """The step for those devices. UserError if they cannot share the batch."""
         parallel.check_batch(self.train.batch_size, self.train.accumulate)
-        arguments = parallel.placed(self.state), parallel.placed(self.frozen), parallel.sharded(self.batch)
+        arguments = (
+            parallel.placed(self.state),
+            parallel.placed(self.frozen),
+            parallel.sharded(self.batch),
+        )
         key = jax.eval_shape(lambda: jax.random.key(0))
         if jax.process_count() > 1 and isinstance(parallel, Pmap):  # which then wants arrays
-            arguments, key = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments), jax.random.key(0)
+            arguments, key = (
+                jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments),
+                jax.random.key(0),
+            )
         return parallel.compile(self.step).lower(*arguments, key)
 
     def compile(self, parallel: Pmap | Sharded) -> "Compiled":
-        """What the compiler makes of it. The machine code, which nobody runs, is not optimised: that takes half of the time."""
-        program = self.lower(parallel).compile({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+        """What the compiler makes of it. The machine code, which nobody runs, is not optimised:
+        that takes half of the time.
+        """
+        program = self.lower(parallel).compile(
+            {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        )
         memory, text = program.memory_analysis(), Program.read(program.as_text())
-        size = Bytes(memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.alias_size_in_bytes, memory.temp_size_in_bytes)
+        size = Bytes(
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes,
+            memory.alias_size_in_bytes,
+            memory.temp_size_in_bytes,
+        )
         placed = parallel.placed(self.state)
-        parts = {"parameters": placed.params, "optimizer": placed.opt_state, "average": placed.ema,
-                 "other state": (placed.extra, placed.step), "frozen": parallel.placed(self.frozen), "batch": parallel.sharded(self.batch)}
+        parts = {
+            "parameters": placed.params,
+            "optimizer": placed.opt_state,
+            "average": placed.ema,
+            "other state": (placed.extra, placed.step),
+            "frozen": parallel.placed(self.frozen),
+            "batch": parallel.sharded(self.batch),
+        }
         arguments = {name: bytes_on_a_device(tree) for name, tree in parts.items()}
         return Compiled(size, arguments, text.products(), text.collectives(parallel.axes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A step as compiled: bytes of each device, by the compiler and by their purpose; FLOP of each device; collectives."""
+    """A step as compiled: bytes of each device, by the compiler and by their purpose; FLOP of each
+    device; collectives.
+    """
 
     size: Bytes
     arguments: dict[str, int]
@@ -91,13 +119,28 @@ def rehearse(config: Any, name: str) -> Rehearsal:
         section.dtype = "bfloat16" if section.dtype == "auto" else section.dtype
     for section in (config.vqvae_train, config.diffusion_train):
         section.accumulate = section.accumulate or 1
-    config.denoiser.attention = "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
-    section = build.choose("stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion"))
-    train, codec, side = Train(**config[f"{section}_train"]), build.vqvae_stage(config), config.data.image_size
-    rows, images = train.batch_size, {"image": shape(train.batch_size, side, side, 3, dtype="uint8")}
+    config.denoiser.attention = (
+        "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
+    )
+    section = build.choose(
+        "stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")
+    )
+    train, codec, side = (
+        Train(**config[f"{section}_train"]),
+        build.vqvae_stage(config),
+        config.data.image_size,
+    )
+    rows, images = (
+        train.batch_size,
+        {"image": shape(train.batch_size, side, side, 3, dtype="uint8")},
+    )
     if name == "vqvae":
         stage, batch = codec, images
-        frozen = {"lpips": of_init(LPIPS().init, *[shape(1, side, side, 3)] * 2)["params"]} if config.vqvae_loss.lpips else {}
+        frozen = (
+            {"lpips": of_init(LPIPS().init, *[shape(1, side, side, 3)] * 2)["params"]}
+            if config.vqvae_loss.lpips
+            else {}
+        )
     else:
         words = tokenizer(config)
         stage = build.TOKEN_STAGES[name](config, words)
@@ -105,12 +148,23 @@ def rehearse(config: Any, name: str) -> Rehearsal:
         if build.online(config):
             batch, frozen = batch | images, codec_weights(codec, images)
         else:
-            batch, frozen = batch | {"tokens": shape(rows, (side // codec.model.downsampling) ** 2, dtype="int32")}, {}
+            batch, frozen = (
+                batch
+                | {"tokens": shape(rows, (side // codec.model.downsampling) ** 2, dtype="int32")},
+                {},
+            )
     params, extra = of_init(stage.init, batch)
     optimizer = Optim(**config[f"{section}_optim"]).build(train.steps, rows, stage.unchanged)
-    state = State(step=shape(dtype="int32"), params=params, ema=params if train.ema else None, extra=extra,
-                  opt_state=jax.eval_shape(optimizer.init, params))
-    return Rehearsal(stage, train, make_step(stage, optimizer, train.ema, train.accumulate), state, frozen, batch)
+    state = State(
+        step=shape(dtype="int32"),
+        params=params,
+        ema=params if train.ema else None,
+        extra=extra,
+        opt_state=jax.eval_shape(optimizer.init, params),
+    )
+    return Rehearsal(
+        stage, train, make_step(stage, optimizer, train.ema, train.accumulate), state, frozen, batch
+    )
 
 
 def tokenizer(config: Any) -> Any:
@@ -118,7 +172,11 @@ def tokenizer(config: Any) -> Any:
     if config.condition.kind != "text":
         return build.tokenizer(config, [])
     text = config.learned_text
-    return build.choose("text.encoder", config.text.encoder, {"clip": Words(*CLIP), "learned": Words(text.vocabulary, text.length)})
+    return build.choose(
+        "text.encoder",
+        config.text.encoder,
+        {"clip": Words(*CLIP), "learned": Words(text.vocabulary, text.length)},
+    )
 
 
 def codec_weights(codec: Any, images: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Bad numbers: which steps training takes back, and which batches it leaves out then.
 
-A fault follows from the batches and from what the last checkpoint holds, so that a run that was killed meets the same ones again.
+A fault follows from the batches and from what the last checkpoint holds, so that a run that was
+killed meets the same ones again.
 """
 
 import collections
@@ -29,9 +30,12 @@ class Guard:
     """When training goes back to its last checkpoint, and when it gives up.
 
     Attributes:
-      spike: a loss is bad that lies above the median of the last 64 by so many times that median; 0: only if it is not finite.
-      tries: faults in a row, with no checkpoint between them, after which the run ends; the second leaves out two batches, the third four.
-      hang: median steps without the end of one after which the run ends, but at least `hang_seconds`; 0: never.
+      spike: a loss is bad that lies above the median of the last 64 by so many times that median;
+      0: only if it is not finite.
+      tries: faults in a row, with no checkpoint between them, after which the run ends; the second
+      leaves out two batches, the third four.
+      hang: median steps without the end of one after which the run ends, but at least
+      `hang_seconds`; 0: never.
     """
 
     spike: float
@@ -41,10 +45,17 @@ class Guard:
 
     def __post_init__(self):
         if min(self.spike, self.hang, self.hang_seconds) < 0 or self.tries < 1:
-            raise UserError("guard.spike, guard.hang and guard.hang_seconds must not be negative, and guard.tries must be at least 1")
+            raise UserError(
+                "guard.spike, guard.hang and guard.hang_seconds must not be negative, and "
+                "guard.tries must be at least 1"
+            )
 
-    def check(self, step: int, values: dict[str, float], loss: float, before: Iterable[float]) -> None:
-        """Fault if a loss or gradient of the step is not finite, or if the loss has jumped from those `before` it."""
+    def check(
+        self, step: int, values: dict[str, float], loss: float, before: Iterable[float]
+    ) -> None:
+        """Fault if a loss or gradient of the step is not finite, or if the loss has jumped from
+        those `before` it.
+        """
         for name in ("loss", "gradient_norm"):
             if name in values and not math.isfinite(values[name]):
                 raise Fault(step, f"{name.replace('_', ' ')} {values[name]}")
@@ -60,13 +71,17 @@ class Record:
     """What a checkpoint knows of the steps before it, beside the state.
 
     Attributes:
-      skipped: batches that were left out, ascending. losses: the last ones, for comparison. window: metric -> its values since the last
-      line of the log.
+      skipped: batches that were left out, ascending. losses: the last ones, for comparison. window:
+      metric -> its values since the last line of the log.
     """
 
     skipped: list[int] = dataclasses.field(default_factory=list)
-    losses: collections.deque[float] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=WINDOW))
-    window: dict[str, list[float]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+    losses: collections.deque[float] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=WINDOW)
+    )
+    window: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(list)
+    )
 
     @classmethod
     def of(cls, stored: dict[str, Any] | None) -> "Record":

@@ -1,4 +1,5 @@
-"""AdamW, or Muon on the matrices and NAdamW on the rest, with warm-up, decay and clipping by the global norm.
+"""AdamW, or Muon on the matrices and NAdamW on the rest, with warm-up, decay and clipping by the
+global norm.
 
 Lengths are given in examples and converted to steps here.
 """
@@ -18,14 +19,15 @@ from vqd_jax.core.errors import UserError
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
     """Attributes:
-      learning_rate: the peak. final: its share that is left at the end.
-      warmup: examples over which it rises from 0.
-      decay: "cosine", "linear" or "constant" after the warm-up.
-      betas, weight_decay: of AdamW; the decay acts on every parameter, as in the released training code.
-      clip: largest global norm of the gradient; 0 for no limit.
-      muon: peak rate of Muon (Jordan et al. 2024) for the matrices between layers, scaled to updates with AdamW's root
-        mean square of 0.2 (Liu et al. 2025); it shares warm-up, decay and weight decay, and what is not a matrix gets
-        AdamW with Nesterov's momentum. 0: AdamW on everything.
+    learning_rate: the peak. final: its share that is left at the end.
+    warmup: examples over which it rises from 0.
+    decay: "cosine", "linear" or "constant" after the warm-up.
+    betas, weight_decay: of AdamW; the decay acts on every parameter, as in the released training
+    code.
+    clip: largest global norm of the gradient; 0 for no limit.
+    muon: peak rate of Muon (Jordan et al. 2024) for the matrices between layers, scaled to updates
+      with AdamW's root mean square of 0.2 (Liu et al. 2025); it shares warm-up, decay and weight
+      decay, and what is not a matrix gets AdamW with Nesterov's momentum. 0: AdamW on everything.
     """
 
     learning_rate: float
@@ -39,44 +41,77 @@ class Optim:
 
     def __post_init__(self):
         if self.decay not in ("cosine", "linear", "constant"):
-            raise UserError(f"the decay of a learning rate must be cosine, linear or constant, got {self.decay!r}")
+            raise UserError(
+                "the decay of a learning rate must be cosine, linear or constant, got "
+                f"{self.decay!r}"
+            )
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"a learning rate must be positive, got {self.learning_rate:g}")
-        if min(self.warmup, self.final, self.weight_decay, self.clip) < 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError("an optimizer needs warmup, final, weight_decay and clip of at least 0, and betas from 0 to below 1, "
-                            f"got {self}")
+        if min(self.warmup, self.final, self.weight_decay, self.clip) < 0 or not all(
+            0 <= beta < 1 for beta in self.betas
+        ):
+            raise UserError(
+                "an optimizer needs warmup, final, weight_decay and clip of at least 0, and betas "
+                "from 0 to below 1, "
+                f"got {self}"
+            )
         if self.muon < 0:
-            raise UserError(f"the rate of Muon must be positive, or 0 for AdamW on everything, got {self.muon:g}")
+            raise UserError(
+                "the rate of Muon must be positive, or 0 for AdamW on everything, got "
+                f"{self.muon:g}"
+            )
 
     def schedule(self, steps: int, batch_size: int, peak: float | None = None) -> optax.Schedule:
         """Learning rate at each step; `peak` instead of `learning_rate`."""
         peak = self.learning_rate if peak is None else peak
         warmup = min(max(self.warmup // batch_size, 1), steps)
         rest = max(steps - warmup, 1)
-        after = {"cosine": optax.cosine_decay_schedule(peak, rest, self.final),
-                 "linear": optax.linear_schedule(peak, peak * self.final, rest),
-                 "constant": optax.constant_schedule(peak)}[self.decay]
+        after = {
+            "cosine": optax.cosine_decay_schedule(peak, rest, self.final),
+            "linear": optax.linear_schedule(peak, peak * self.final, rest),
+            "constant": optax.constant_schedule(peak),
+        }[self.decay]
         return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
 
-    def build(self, steps: int, batch_size: int, frozen: Callable[[Any], Any] | None = None) -> optax.GradientTransformation:
-        """The optimizer; `frozen` maps the parameters to a tree of bool that is True where none may change."""
+    def build(
+        self, steps: int, batch_size: int, frozen: Callable[[Any], Any] | None = None
+    ) -> optax.GradientTransformation:
+        """The optimizer; `frozen` maps the parameters to a tree of bool that is True where none may
+        change.
+        """
         rate, decay = self.schedule(steps, batch_size), self.weight_decay
         if self.muon:
-            update = contrib.muon(self.schedule(steps, batch_size, self.muon), weight_decay=decay, consistent_rms=0.2,
-                                  adam_learning_rate=rate, adam_b1=self.betas[0], adam_b2=self.betas[1],
-                                  adam_weight_decay=decay, muon_weight_dimension_numbers=matrices)
+            update = contrib.muon(
+                self.schedule(steps, batch_size, self.muon),
+                weight_decay=decay,
+                consistent_rms=0.2,
+                adam_learning_rate=rate,
+                adam_b1=self.betas[0],
+                adam_b2=self.betas[1],
+                adam_weight_decay=decay,
+                muon_weight_dimension_numbers=matrices,
+            )
         else:
             update = optax.adamw(rate, *self.betas, weight_decay=decay)
         update = optax.chain(optax.clip_by_global_norm(self.clip), update) if self.clip else update
-        return optax.partition({False: update, True: optax.set_to_zero()}, frozen) if frozen else update
+        return (
+            optax.partition({False: update, True: optax.set_to_zero()}, frozen)
+            if frozen
+            else update
+        )
 
 
 def matrices(params: Any) -> Any:
-    """Marks what Muon is for: kernels of linear layers and convolutions, without the one that leads to the logits."""
+    """Marks what Muon is for: kernels of linear layers and convolutions, without the one that leads
+    to the logits.
+    """
+
     def mark(path, x):
         names = [getattr(entry, "key", None) for entry in path]
         if names[-1] != "kernel" or "head" in names or x.ndim < 2:
             return None
-        return contrib.MuonDimensionNumbers(reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1)
+        return contrib.MuonDimensionNumbers(
+            reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1
+        )
 
     return jax.tree_util.tree_map_with_path(mark, params)

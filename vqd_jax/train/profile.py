@@ -1,4 +1,6 @@
-"""A trace of a few steps as XLA ran them: which operation took how long, and what the host did meanwhile."""
+"""A trace of a few steps as XLA ran them: which operation took how long, and what the host did
+meanwhile.
+"""
 
 import contextlib
 import dataclasses
@@ -16,18 +18,22 @@ WARM_UP = 10  # steps before those that are traced; the first ones compile
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
     """Attributes:
-      steps: so many are traced, in each stage and each start of it; 0 for none.
+    steps: so many are traced, in each stage and each start of it; 0 for none.
     """
 
     steps: int
 
     def __post_init__(self):
         if self.steps < 0:
-            raise UserError(f"profile.steps must be 0 for none or the number of steps to trace, got {self.steps}")
+            raise UserError(
+                "profile.steps must be 0 for none or the number of steps to trace, got "
+                f"{self.steps}"
+            )
 
     @contextlib.contextmanager
     def tracer(self, folder: Path, first: int, last: int) -> Iterator[Callable]:
-        """`trace(step, f, *args)` is f(*args), and writes what happens in the chosen ones of the steps first + 1 to last to `folder`.
+        """`trace(step, f, *args)` is f(*args), and writes what happens in the chosen ones of the
+        steps first + 1 to last to `folder`.
 
         Those follow a warm-up, which is shorter if few steps are left.
         """
@@ -36,8 +42,12 @@ class Profile:
 
         def stop() -> None:
             jax.profiler.stop_trace()
-            print(f"\ntrace of steps {traced[0]} to {traced[-1]}: tensorboard --logdir={folder} (pip install tensorboard xprof), or open "
-                  "the *.trace.json.gz in it with https://ui.perfetto.dev", flush=True)
+            print(
+                f"\ntrace of steps {traced[0]} to {traced[-1]}: tensorboard --logdir={folder} "
+                "(pip install tensorboard xprof), or open "
+                "the *.trace.json.gz in it with https://ui.perfetto.dev",
+                flush=True,
+            )
             traced.clear()
 
         def trace(step: int, f: Callable, *args: Any) -> Any:

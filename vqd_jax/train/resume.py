@@ -1,4 +1,6 @@
-"""Going on with a model that is there: which settings come from its checkpoint, and which must be the same."""
+"""Going on with a model that is there: which settings come from its checkpoint, and which must be
+the same.
+"""
 
 import json
 from pathlib import Path
@@ -12,9 +14,20 @@ from vqd_jax.runtime.workdir import stage_folder
 
 CODEC = ("vqvae", "codebook")  # sections
 MODEL = (*CODEC, "process", "condition", "denoiser", "text", "learned_text", "clip_text")
-FREE = {"vqvae.dtype", "codebook.decay", "codebook.smoothing", "codebook.restart_every", "codebook.restart_below", "denoiser.init_std",
-        "denoiser.dropout", "denoiser.attention", "denoiser.dtype", "denoiser.remat", "denoiser.scan",
-        "clip_text.folder"}  # weights do not depend on them
+FREE = {
+    "vqvae.dtype",
+    "codebook.decay",
+    "codebook.smoothing",
+    "codebook.restart_every",
+    "codebook.restart_below",
+    "denoiser.init_std",
+    "denoiser.dropout",
+    "denoiser.attention",
+    "denoiser.dtype",
+    "denoiser.remat",
+    "denoiser.scan",
+    "clip_text.folder",
+}  # weights do not depend on them
 
 
 def with_model_of(workdir: str | Path, config: Any) -> Any:
@@ -26,15 +39,26 @@ def with_model_of(workdir: str | Path, config: Any) -> Any:
 
 
 def check_same_model(stage: str, checkpoints: Checkpoints, config: Any) -> None:
-    """UserError if there are checkpoints, and they are of a model with other settings than the config's."""
+    """UserError if there are checkpoints, and they are of a model with other settings than the
+    config's.
+    """
     if not checkpoints.has("config"):
         return
     stored = complete(checkpoints.restore("config"))
-    keys = [("data", "image_size"), *((name, key) for name in (CODEC if stage == "vqvae" else MODEL) for key in config[name])]
+    keys = [
+        ("data", "image_size"),
+        *((name, key) for name in (CODEC if stage == "vqvae" else MODEL) for key in config[name]),
+    ]
     plain = lambda value: json.loads(json.dumps(value))  # lists for tuples
-    differ = [f"{name}.{key} is {stored[name][key]!r} there and {config[name][key]!r} here" for name, key in keys
-              if f"{name}.{key}" not in FREE and plain(stored[name][key]) != plain(config[name][key])]
+    differ = [
+        f"{name}.{key} is {stored[name][key]!r} there and {config[name][key]!r} here"
+        for name, key in keys
+        if f"{name}.{key}" not in FREE and plain(stored[name][key]) != plain(config[name][key])
+    ]
     if differ:
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
-        raise UserError(f"the model in {checkpoints.folder} has other settings: {'; '.join(differ[:5])}{more}; choose another --workdir "
-                        "or those settings")
+        raise UserError(
+            f"the model in {checkpoints.folder} has other settings: "
+            f"{'; '.join(differ[:5])}{more}; choose another --workdir "
+            "or those settings"
+        )

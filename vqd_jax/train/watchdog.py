@@ -1,4 +1,6 @@
-"""A run that hangs ends: after too long without a step the stacks of all threads are printed, and the process exits."""
+"""A run that hangs ends: after too long without a step the stacks of all threads are printed, and
+the process exits.
+"""
 
 import collections
 import faulthandler
@@ -10,15 +12,16 @@ import time
 
 STATUS = 3
 TICK = 1.0  # seconds
-KNOWN = 3   # steps whose time must be known first
+KNOWN = 3  # steps whose time must be known first
 
 
 class Watchdog:
     """Watches between `beat` and `beat`, or `rest`; use it in a `with`.
 
     Args:
-      factor, least: the limit is `factor` times the median of the last 100 steps, at least `least` seconds; factor 0 is no limit. Only time
-        in which this process could run counts, not that in which it was stopped.
+      factor, least: the limit is `factor` times the median of the last 100 steps, at least `least`
+        seconds; factor 0 is no limit. Only time in which this process could run counts, not that in
+        which it was stopped.
       what: the name of what should move on, for the message.
     """
 
@@ -50,7 +53,11 @@ class Watchdog:
     @property
     def limit(self) -> float:
         """Seconds; infinite while too few steps are known."""
-        return max(self._factor * statistics.median([*self._times]), self._least) if len(self._times) >= KNOWN else float("inf")
+        return (
+            max(self._factor * statistics.median([*self._times]), self._least)
+            if len(self._times) >= KNOWN
+            else float("inf")
+        )
 
     def _watch(self) -> None:
         while not self._ended.wait(TICK):
@@ -59,7 +66,12 @@ class Watchdog:
             self._waited += TICK
             if self._waited > self.limit:
                 usual = statistics.median([*self._times])
-                print(f"\nerror: {self._what}: no step for {self._waited:.0f} s, where one takes {usual:.3g} s; the stacks "
-                      "of all threads follow; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                print(
+                    f"\nerror: {self._what}: no step for {self._waited:.0f} s, where one takes "
+                    f"{usual:.3g} s; the stacks "
+                    "of all threads follow; the same command goes on from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 faulthandler.dump_traceback(all_threads=True)
                 os._exit(STATUS)

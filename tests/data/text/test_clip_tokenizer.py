@@ -1,4 +1,7 @@
-"""CLIP's tokenizer against byte-pair encoding written out, on a made-up vocabulary of the published size and layout."""
+"""CLIP's tokenizer against byte-pair encoding written out, on a made-up vocabulary of the published
+size and layout.
+"""
+
 import gzip
 import importlib.util
 import itertools
@@ -16,13 +19,18 @@ from vqd_jax.data.text.load import load_tokenizer
 
 
 def expected(caption):
-    """Greedy merging by rank, for captions of lower-case letters, digits, punctuation and single spaces."""
+    """Greedy merging by rank, for captions of lower-case letters, digits, punctuation and single
+    spaces.
+    """
     ranks, ids = {merge: i for i, merge in enumerate(MERGES)}, []
     for word in re.findall(r"'s|'t|[a-z]+|[0-9]|[^\sa-z0-9]+", caption):
         parts = [*word[:-1], word[-1] + "</w>"]
-        while best := min(((ranks[p], i) for i, p in enumerate(itertools.pairwise(parts)) if p in ranks), default=None):
+        while best := min(
+            ((ranks[p], i) for i, p in enumerate(itertools.pairwise(parts)) if p in ranks),
+            default=None,
+        ):
             i = best[1]
-            parts[i:i + 2] = ["".join(parts[i:i + 2])]
+            parts[i : i + 2] = ["".join(parts[i : i + 2])]
         ids += [VOCABULARY[part] for part in parts]
     row = [49406, *ids[:75], 49407]
     return row + [0] * (77 - len(row))
@@ -35,7 +43,12 @@ def tokenizer(folder):
 
 def test_layout(tokenizer):
     abc, empty, long = tokenizer(["abc ab !", "", "abc " * 80])
-    assert (tokenizer.length, tokenizer.vocabulary, tokenizer.pad, abc.dtype) == (77, 49408, 0, np.int32)
+    assert (tokenizer.length, tokenizer.vocabulary, tokenizer.pad, abc.dtype) == (
+        77,
+        49408,
+        0,
+        np.int32,
+    )
     pair = [VOCABULARY["a"], VOCABULARY["b</w>"]]
     assert abc.tolist() == [49406, 512 + 676 + 28, *pair, VOCABULARY["!</w>"], 49407] + [0] * 71
     assert empty.tolist() == [49406, 49407] + [0] * 75
@@ -48,8 +61,12 @@ def test_words_have_the_places_of_their_tokens(tokenizer):
     caption = "abc xyzzy's 12 ab"
     found, ids = tokenizer.words(caption), tokenizer([caption])[0]
     assert [word for word, _ in found] == ["abc", "xyzzy", "'s", "1", "2", "ab"]
-    assert [place for _, places in found for place in places] == [*range(1, ids.tolist().index(49407))]
-    assert [len(places) for word, places in found if word == "xyzzy"][0] > 1 and tokenizer.words("") == []
+    assert [place for _, places in found for place in places] == [
+        *range(1, ids.tolist().index(49407))
+    ]
+    assert [len(places) for word, places in found if word == "xyzzy"][0] > 1 and tokenizer.words(
+        ""
+    ) == []
     assert tokenizer.words("abc " * 80) == [("abc", [i]) for i in range(1, 76)]
 
 
@@ -59,8 +76,12 @@ def test_ids_equal_byte_pair_encoding_written_out(tokenizer):
     def word():
         return "".join(rng.choices(LETTERS, k=rng.randint(1, 9)))
 
-    captions = [" ".join(rng.choice([word(), "12", word() + "'s", word() + "-" + word(), "!?"]) for _ in range(n))
-                for n in range(1, 40)]
+    captions = [
+        " ".join(
+            rng.choice([word(), "12", word() + "'s", word() + "-" + word(), "!?"]) for _ in range(n)
+        )
+        for n in range(1, 40)
+    ]
     np.testing.assert_array_equal(tokenizer(captions), [expected(caption) for caption in captions])
 
 
@@ -79,11 +100,20 @@ def test_json_round_trip(tokenizer):
     np.testing.assert_array_equal(again(["abc, a teapot 猫"]), tokenizer(["abc, a teapot 猫"]))
 
 
-@pytest.mark.parametrize("caption, cleaned", [
-    ("  A \tPhoto\n of  CATS ", "a photo of cats"), ("fish &amp;amp; chips &lt;3", "fish & chips <3"),
-    ("It’s “so” ﬁne", "it's \"so\" fine"), ("ＡＢＣ\u3000ｄ", "abc d"), ("cafe\u0301", "café"), ("a\x00b\ufeff", "ab"),
-    ("&ldquo;a&rdquo;&nbsp;b", '"a" b'), ("ŉ", "'n"), ("a\udcff", "a\ufffd"),
-])
+@pytest.mark.parametrize(
+    "caption, cleaned",
+    [
+        ("  A \tPhoto\n of  CATS ", "a photo of cats"),
+        ("fish &amp;amp; chips &lt;3", "fish & chips <3"),
+        ("It’s “so” ﬁne", 'it\'s "so" fine'),
+        ("ＡＢＣ\u3000ｄ", "abc d"),
+        ("cafe\u0301", "café"),
+        ("a\x00b\ufeff", "ab"),
+        ("&ldquo;a&rdquo;&nbsp;b", '"a" b'),
+        ("ŉ", "'n"),
+        ("a\udcff", "a\ufffd"),
+    ],
+)
 def test_cleaning(caption, cleaned):
     assert clean(caption) == cleaned
 
@@ -93,12 +123,15 @@ def test_every_script_encodes(tokenizer):
     assert (ids[:, 0] == 49406).all() and ((ids == 49407).sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("vocabulary, merges, words", [
-    ({"<|startoftext|>": 0, "<|endoftext|>": 1}, [], "2 tokens"),
-    (VOCABULARY, MERGES[:-1], "48893 merges"),
-    (VOCABULARY, [*MERGES[:-1], ("a", "☃")], "does not fit"),
-    ({name: 49407 - i for name, i in VOCABULARY.items()}, MERGES, "not CLIP's"),
-])
+@pytest.mark.parametrize(
+    "vocabulary, merges, words",
+    [
+        ({"<|startoftext|>": 0, "<|endoftext|>": 1}, [], "2 tokens"),
+        (VOCABULARY, MERGES[:-1], "48893 merges"),
+        (VOCABULARY, [*MERGES[:-1], ("a", "☃")], "does not fit"),
+        ({name: 49407 - i for name, i in VOCABULARY.items()}, MERGES, "not CLIP's"),
+    ],
+)
 def test_a_wrong_vocabulary_is_refused(tmp_path, vocabulary, merges, words):
     with pytest.raises(UserError, match=f"clip.*{words}"):
         ClipTokenizer.load(write_folder(tmp_path / "clip", vocabulary, merges))
@@ -108,7 +141,12 @@ def test_wrong_paths_are_refused(tokenizer, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.gz").write_text("not gzip")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"a b\nc d")[:-9])
-    for path in ["openai/clip-vit-base-patch32", tmp_path / "empty", tmp_path / "text.gz", tmp_path / "cut.gz"]:
+    for path in [
+        "openai/clip-vit-base-patch32",
+        tmp_path / "empty",
+        tmp_path / "text.gz",
+        tmp_path / "cut.gz",
+    ]:
         with pytest.raises(UserError, match="vocab.json and merges.txt, or OpenAI's"):
             ClipTokenizer.load(path)
     with pytest.raises(UserError, match="at least 3"):

@@ -1,4 +1,5 @@
 """Classes by name and number, and models that read nothing."""
+
 import numpy as np
 import pytest
 

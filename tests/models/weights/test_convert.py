@@ -20,10 +20,16 @@ from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import Rule, conv, convert, linear
 from vqd_jax.models.weights.torch_files import read_numpy_pickle, read_torch
 
-TARGET = {"dense": {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32),
-                    "bias": jax.ShapeDtypeStruct((2,), jnp.float32)}}
-RULES = [Rule(source=r"fc\.weight", target="dense/kernel", transform=linear),
-         Rule(source=r"fc\.(bias)", target=r"dense/\1")]
+TARGET = {
+    "dense": {
+        "kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
+}
+RULES = [
+    Rule(source=r"fc\.weight", target="dense/kernel", transform=linear),
+    Rule(source=r"fc\.(bias)", target=r"dense/\1"),
+]
 
 
 def arrays(*shapes):
@@ -33,10 +39,11 @@ def arrays(*shapes):
 
 # the engine
 
+
 def test_transforms_are_those_of_the_layers():
     weight, x = arrays((2, 3), (5, 3))
     np.testing.assert_allclose(x @ linear(weight), np.einsum("oi,bi->bo", weight, x), rtol=1e-5)
-    kernel, = arrays((4, 3, 2, 5))
+    (kernel,) = arrays((4, 3, 2, 5))
     assert conv(kernel)[1, 4, 2, 3] == kernel[3, 2, 1, 4]
 
 
@@ -51,9 +58,20 @@ def test_fills_every_leaf():
 
 def test_joins_parts_in_their_order():
     q, k, v = arrays((2, 3), (2, 3), (2, 3))
-    target = {"qkv": jax.ShapeDtypeStruct((3, 6), jnp.float32), "stack": jax.ShapeDtypeStruct((11, 1), jnp.float32)}
-    rules = [Rule(source=name, target="qkv", transform=linear, part=str(i), join=lambda a: np.concatenate(a, axis=1))
-             for i, name in enumerate(("query", "key", "value"))]
+    target = {
+        "qkv": jax.ShapeDtypeStruct((3, 6), jnp.float32),
+        "stack": jax.ShapeDtypeStruct((11, 1), jnp.float32),
+    }
+    rules = [
+        Rule(
+            source=name,
+            target="qkv",
+            transform=linear,
+            part=str(i),
+            join=lambda a: np.concatenate(a, axis=1),
+        )
+        for i, name in enumerate(("query", "key", "value"))
+    ]
     rules.append(Rule(source=r"layer(\d+)", target="stack", part=r"\1", join=np.stack))
     layers = {f"layer{i}": np.array([i], np.float32) for i in (10, 2, 1, 0, 3, 4, 9, 8, 7, 6, 5)}
     tree = convert({"value": v, "query": q, "key": k, **layers}, rules, target, name="w")
@@ -64,25 +82,41 @@ def test_joins_parts_in_their_order():
         convert({"value": v, "query": q, "key": k, **layers}, rules, target, name="w")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"fc.extra": np.zeros(1)}, "the file has 'fc.extra' that no rule"),
-    ({"fc.bias": None}, "the file has nothing for 'dense/bias'"),
-    ({"fc.weight": np.zeros((3, 2))}, r"'dense/kernel' has shape \(2, 3\) in the file and \(3, 2\) in the model"),
-    ({"fc.bias": np.array(["a", "b"])}, "'dense/bias' holds <U1"),
-    ({"conv.weight": np.zeros((2, 2))}, r"'conv.weight' has shape \(2, 2\), which does not fit"),
-    ({"fc2.bias": np.zeros(2)}, "'fc2.bias' is the second one for 'dense/bias'"),
-    ({"gone": np.zeros(2)}, "weights for 'elsewhere', which the model does not have"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fc.extra": np.zeros(1)}, "the file has 'fc.extra' that no rule"),
+        ({"fc.bias": None}, "the file has nothing for 'dense/bias'"),
+        (
+            {"fc.weight": np.zeros((3, 2))},
+            r"'dense/kernel' has shape \(2, 3\) in the file and \(3, 2\) in the model",
+        ),
+        ({"fc.bias": np.array(["a", "b"])}, "'dense/bias' holds <U1"),
+        (
+            {"conv.weight": np.zeros((2, 2))},
+            r"'conv.weight' has shape \(2, 2\), which does not fit",
+        ),
+        ({"fc2.bias": np.zeros(2)}, "'fc2.bias' is the second one for 'dense/bias'"),
+        ({"gone": np.zeros(2)}, "weights for 'elsewhere', which the model does not have"),
+    ],
+)
 def test_whatever_does_not_fit_is_named(change, message):
-    rules = [*RULES, Rule(source=r"conv\.weight", target="conv", transform=conv),
-             Rule(source=r"fc2\.bias", target="dense/bias"), Rule(source="gone", target="elsewhere")]
+    rules = [
+        *RULES,
+        Rule(source=r"conv\.weight", target="conv", transform=conv),
+        Rule(source=r"fc2\.bias", target="dense/bias"),
+        Rule(source="gone", target="elsewhere"),
+    ]
     weight, bias = arrays((2, 3), (2,))
-    source = {k: v for k, v in {"fc.weight": weight, "fc.bias": bias, **change}.items() if v is not None}
+    source = {
+        k: v for k, v in {"fc.weight": weight, "fc.bias": bias, **change}.items() if v is not None
+    }
     with pytest.raises(UserError, match=message):
         convert(source, rules, TARGET, name="w")
 
 
 # the packages' weights
+
 
 def test_packaged_weights_have_known_sizes():
     def count(tree):
@@ -92,7 +126,9 @@ def test_packaged_weights_have_known_sizes():
     assert count(lpips["vgg"]) == 14_714_688  # the convolutions of VGG16
     assert sum(lpips[f"head{i}"].size for i in range(1, 6)) == 64 + 128 + 256 + 512 + 512
     assert min(lpips[f"head{i}"].min() for i in range(1, 6)) > 0  # a distance
-    assert 4.6e6 < count(efficientnet) < 4.7e6  # 4.65M published, of which each norm has folded two vectors into one
+    assert (
+        4.6e6 < count(efficientnet) < 4.7e6
+    )  # 4.65M published, of which each norm has folded two vectors into one
     assert all(a.dtype == np.float32 for a in jax.tree.leaves((lpips, efficientnet)))
 
 
@@ -113,23 +149,36 @@ def test_reads_torch_files(tmp_path, legacy):
     def checkpoint(tensor):
         shared = Storage("FloatStorage", x)
         state = collections.OrderedDict(
-            whole=tensor(shared, 0, (4, 6), (6, 1)), transposed=tensor(shared, 0, (6, 4), (1, 6)),
-            row=tensor(shared, 18, (6,), (1,)), empty=tensor(shared, 0, (0, 3), (3, 1)),
+            whole=tensor(shared, 0, (4, 6), (6, 1)),
+            transposed=tensor(shared, 0, (6, 4), (1, 6)),
+            row=tensor(shared, 18, (6,), (1,)),
+            empty=tensor(shared, 0, (0, 3), (3, 1)),
             scalar=tensor(Storage("LongStorage", np.array([7], np.int64)), 0, (), ()),
-            half=tensor(Storage("BFloat16Storage", x[:3].astype(ml_dtypes.bfloat16)), 0, (3,), (1,)))
+            half=tensor(
+                Storage("BFloat16Storage", x[:3].astype(ml_dtypes.bfloat16)), 0, (3,), (1,)
+            ),
+        )
         return {"model": state, "epoch": 3, "betas": [0.9, (0.96,)]}
 
     save(tmp_path / "w.pth", legacy, checkpoint)
     read = read_torch(tmp_path / "w.pth")
     grid = x.reshape(4, 6)
-    expected = {"whole": grid, "transposed": grid.T, "row": grid[3], "empty": np.zeros((0, 3)), "scalar": np.array(7),
-                "half": x[:3]}
+    expected = {
+        "whole": grid,
+        "transposed": grid.T,
+        "row": grid[3],
+        "empty": np.zeros((0, 3)),
+        "scalar": np.array(7),
+        "half": x[:3],
+    }
     assert read["epoch"] == 3 and read["betas"] == [0.9, (0.96,)]
     assert list(read["model"]) == list(expected)
     for key, value in expected.items():
         np.testing.assert_array_equal(read["model"][key].astype(value.dtype), value)
         assert not read["model"][key].flags.writeable
-        assert legacy or isinstance(owner(read["model"][key]), mmap.mmap)  # nothing of it is held in memory
+        assert legacy or isinstance(
+            owner(read["model"][key]), mmap.mmap
+        )  # nothing of it is held in memory
 
 
 def owner(array):
@@ -141,16 +190,25 @@ def owner(array):
 
 def test_reads_compressed_torch_files(tmp_path):
     x = np.arange(24, dtype=np.float32)
-    save(tmp_path / "stored", False, lambda tensor: {"x": tensor(Storage("FloatStorage", x), 4, (4, 5), (5, 1))})
-    with zipfile.ZipFile(tmp_path / "stored") as stored, zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as small:
+    save(
+        tmp_path / "stored",
+        False,
+        lambda tensor: {"x": tensor(Storage("FloatStorage", x), 4, (4, 5), (5, 1))},
+    )
+    with (
+        zipfile.ZipFile(tmp_path / "stored") as stored,
+        zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
         for name in stored.namelist():
             small.writestr(name, stored.read(name))
     np.testing.assert_array_equal(read_torch(tmp_path / "small")["x"], x[4:].reshape(4, 5))
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize(("offset", "shape", "strides"),
-                         [(2, (3,), (1,)), (0, (2,), (4,)), (3, (2,), (-1,)), (-1, (2,), (1,))])
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [(2, (3,), (1,)), (0, (2,), (4,)), (3, (2,), (-1,)), (-1, (2,), (1,))],
+)
 def test_a_tensor_never_leaves_its_storage(tmp_path, legacy, offset, shape, strides):
     storage = Storage("FloatStorage", np.zeros(4, np.float32))
     save(tmp_path / "w.pth", legacy, lambda tensor: tensor(storage, offset, shape, strides))
@@ -182,14 +240,16 @@ def test_objects_of_a_trainer_become_placeholders(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, trainer.__name__, trainer)
     thing = trainer.Checkpoint()
     thing.best = 3
-    save(tmp_path / "w", False, lambda tensor: {"callbacks": {trainer.Checkpoint: thing}, "epoch": 2})
+    save(
+        tmp_path / "w", False, lambda tensor: {"callbacks": {trainer.Checkpoint: thing}, "epoch": 2}
+    )
     read = read_torch(tmp_path / "w")
     assert read["epoch"] == 2 and not hasattr(next(iter(read["callbacks"].values())), "best")
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_reads_numpy_pickles_of_every_protocol(tmp_path, protocol):
-    x, = arrays((2, 3))
+    (x,) = arrays((2, 3))
     tree = {"a": {"b": x, "c": np.asfortranarray(x)}, "n": np.float32(2)}
     (tmp_path / "w").write_bytes(pickle.dumps(tree, protocol=protocol))
     tree = read_numpy_pickle(tmp_path / "w")

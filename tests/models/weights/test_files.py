@@ -1,4 +1,5 @@
 """Weight files as trees: safetensors everywhere, PyTorch's formats where PyTorch is installed."""
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -15,7 +16,9 @@ def test_safetensors_and_prefixes(tmp_path):
     assert flat({"a": {"b": np.zeros(1), "n": 3}, "c": "text"}).keys() == {"a.b"}
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}{}{}{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}{}{}{}"]
+)
 def test_a_damaged_file_is_one_sentence(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="is not a safetensors file, or it is damaged"):
@@ -27,7 +30,9 @@ def test_a_damaged_file_is_one_sentence(content, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_torch_and_torchscript(tmp_path):
     torch = pytest.importorskip("torch")
-    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.LayerNorm(2))).half()
+    module = torch.nn.Sequential(
+        torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.LayerNorm(2))
+    ).half()
     want = {name: value.numpy() for name, value in module.state_dict().items()}
     torch.jit.script(module).save(str(tmp_path / "script.pt"))  # as OpenAI publishes CLIP
     torch.save(module.state_dict(), tmp_path / "state.pth")

@@ -1,6 +1,8 @@
-"""A byte-pair tokenizer trained on a data set's own captions (Sennrich et al. 2016, on bytes as in GPT-2).
+"""A byte-pair tokenizer trained on a data set's own captions (Sennrich et al. 2016, on bytes as in
+GPT-2).
 
-Every string in every script encodes: ids 0, 1, 2 are pad, start and end; the 256 bytes and the learned merges follow.
+Every string in every script encodes: ids 0, 1, 2 are pad, start and end; the 256 bytes and the
+learned merges follow.
 """
 
 import json
@@ -17,37 +19,61 @@ PAD, START, END = 0, 1, 2
 RESERVED = 3  # kept outside the library's vocabulary, so that no caption can spell a special token
 SMALLEST = RESERVED + 256
 SPACE = "\u0120"  # as the library writes it, at the beginning of a word's first token
-LEARNED = 10_000  # characters of a caption of which merges are learned: the time grows with the square of a word
+# characters of a caption of which merges are learned: the time grows with the square of a word
+LEARNED = 10_000
 
 
 class BytePair:
-    """Captions → ids (b, length): start, tokens, end, then pad; a longer caption is cut, its last id is still end."""
+    """Captions → ids (b, length): start, tokens, end, then pad; a longer caption is cut, its last
+    id is still end.
+    """
 
     pad = PAD
 
     def __init__(self, merges: Tokenizer, *, length: int):
         if length < 3:
-            raise UserError(f"A text length of {length} leaves no room between start and end; it must be at least 3.")
+            raise UserError(
+                f"A text length of {length} leaves no room between start and end; it must be at "
+                "least 3."
+            )
         self.length = length
         self._merges = merges
 
     @classmethod
-    def train(cls, captions: Iterable[str], *, vocabulary: int = 1024, length: int = 16) -> "BytePair":
-        """Learns merges from captions; their order does not matter. Few captions may give fewer ids than asked for."""
+    def train(
+        cls, captions: Iterable[str], *, vocabulary: int = 1024, length: int = 16
+    ) -> "BytePair":
+        """Learns merges from captions; their order does not matter. Few captions may give fewer ids
+        than asked for.
+        """
         if vocabulary < SMALLEST:
-            raise UserError(f"A text vocabulary of {vocabulary} is too small; byte pairs need at least {SMALLEST} ids.")
+            raise UserError(
+                f"A text vocabulary of {vocabulary} is too small; byte pairs need at least "
+                f"{SMALLEST} ids."
+            )
         captions = sorted(valid_unicode(caption)[:LEARNED] for caption in captions)
         if not captions:
-            raise UserError("There are no captions to train a tokenizer on; the data must have at least one.")
+            raise UserError(
+                "There are no captions to train a tokenizer on; the data must have at least one."
+            )
         merges = Tokenizer(models.BPE())
-        merges.normalizer = normalizers.Sequence([
-            normalizers.NFKC(), normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "), normalizers.Strip()])
+        merges.normalizer = normalizers.Sequence(
+            [
+                normalizers.NFKC(),
+                normalizers.Lowercase(),
+                normalizers.Replace(Regex(r"[\s\x1c-\x1f]+"), " "),
+                normalizers.Strip(),
+            ]
+        )
         merges.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         merges.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        merges.train_from_iterator(captions, trainers.BpeTrainer(
-            vocab_size=vocabulary - RESERVED, initial_alphabet=alphabet, show_progress=False))
+        merges.train_from_iterator(
+            captions,
+            trainers.BpeTrainer(
+                vocab_size=vocabulary - RESERVED, initial_alphabet=alphabet, show_progress=False
+            ),
+        )
         return cls(merges, length=length)
 
     @property
@@ -60,25 +86,41 @@ class BytePair:
         ids = np.full((len(captions), self.length), PAD, np.int32)
         encoded = self._merges.encode_batch_fast([valid_unicode(caption) for caption in captions])
         for row, caption in zip(ids, encoded, strict=True):
-            tokens = [RESERVED + token for token in caption.ids[:self.length - 2]]
-            row[:len(tokens) + 2] = [START, *tokens, END]
+            tokens = [RESERVED + token for token in caption.ids[: self.length - 2]]
+            row[: len(tokens) + 2] = [START, *tokens, END]
         return ids
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Each word of the caption, as it is read, with the places of its tokens in the row of ids; what is cut off is left out."""
+        """Each word of the caption, as it is read, with the places of its tokens in the row of ids;
+        what is cut off is left out.
+        """
         encoded, out = self._merges.encode(valid_unicode(caption)), []
-        for place, (token, piece) in enumerate(zip(encoded.ids[:self.length - 2], encoded.tokens), start=1):
+        for place, (token, piece) in enumerate(
+            zip(encoded.ids[: self.length - 2], encoded.tokens), start=1
+        ):
             if piece.startswith(SPACE) or not out:
                 out.append([])
             out[-1].append((place, token))
-        return [(self._merges.decode([token for _, token in word]).strip(), [place for place, _ in word]) for word in out]
+        return [
+            (
+                self._merges.decode([token for _, token in word]).strip(),
+                [place for place, _ in word],
+            )
+            for word in out
+        ]
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " m"]) -> str:
-        """The normalised text of one row of ids, special ones dropped; a character cut in half reads as U+FFFD."""
-        return self._merges.decode([int(token) - RESERVED for token in ids if token >= RESERVED]).strip()
+        """The normalised text of one row of ids, special ones dropped; a character cut in half
+        reads as U+FFFD.
+        """
+        return self._merges.decode(
+            [int(token) - RESERVED for token in ids if token >= RESERVED]
+        ).strip()
 
     def to_json(self) -> str:
-        return json.dumps({"kind": KIND, "length": self.length, "merges": json.loads(self._merges.to_str())})
+        return json.dumps(
+            {"kind": KIND, "length": self.length, "merges": json.loads(self._merges.to_str())}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "BytePair":
@@ -86,10 +128,14 @@ class BytePair:
             stored = json.loads(text)
             merges, length = Tokenizer.from_str(json.dumps(stored["merges"])), int(stored["length"])
         except Exception as error:  # the library raises a bare Exception for a damaged file
-            raise UserError(f"The stored tokenizer is not as `to_json` writes it for {KIND}: {error}.") from error
+            raise UserError(
+                f"The stored tokenizer is not as `to_json` writes it for {KIND}: {error}."
+            ) from error
         return cls(merges, length=length)
 
 
 def valid_unicode(caption: str) -> str:
-    """Joins surrogate pairs and replaces lone surrogates (from undecodable bytes on a command line) by U+FFFD."""
+    """Joins surrogate pairs and replaces lone surrogates (from undecodable bytes on a command line)
+    by U+FFFD.
+    """
     return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

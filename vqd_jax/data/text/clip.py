@@ -1,6 +1,8 @@
-"""CLIP's byte-pair tokenizer with its published vocabulary, laid out as VQ-Diffusion feeds it to the CLIP text tower.
+"""CLIP's byte-pair tokenizer with its published vocabulary, laid out as VQ-Diffusion feeds it to
+the CLIP text tower.
 
-Start, tokens, end, then zeros (the id of "!") to 77; a longer caption is cut and its last id is still end.
+Start, tokens, end, then zeros (the id of "!") to 77; a longer caption is cut and its last id is
+still end.
 """
 
 import base64
@@ -22,44 +24,79 @@ KIND = "clip"
 VOCABULARY = 49408
 PAD, START, END = 0, 49406, 49407
 MERGES = VOCABULARY - 2 - 2 * 256  # two special tokens; 256 bytes, inside and at the end of a word
-ACCEPTED = "a folder with CLIP's vocab.json and merges.txt, or OpenAI's bpe_simple_vocab_16e6.txt.gz"
+ACCEPTED = (
+    "a folder with CLIP's vocab.json and merges.txt, or OpenAI's bpe_simple_vocab_16e6.txt.gz"
+)
 
-# What `ftfy`, with which CLIP cleaned its captions, does to well decoded text: straight quotes, plain ligatures
-# and widths, no control characters. Its repair of wrongly decoded text is left out, and with it the dependency.
-LIGATURES = [0x132, 0x133, 0x149, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07)]
+# What `ftfy`, with which CLIP cleaned its captions, does to well decoded text: straight quotes,
+# plain ligatures
+# and widths, no control characters. Its repair of wrongly decoded text is left out, and with it the
+# dependency.
+LIGATURES = [
+    0x132,
+    0x133,
+    0x149,
+    *range(0x1C4, 0x1CD),
+    *range(0x1F1, 0x1F4),
+    *range(0xFB00, 0xFB07),
+]
 WIDE = [0x3000, *range(0xFF01, 0xFFF0)]
-CONTROLS = [*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]
+CONTROLS = [
+    *range(9),
+    0x0B,
+    *range(0x0E, 0x20),
+    0x7F,
+    *range(0x206A, 0x2070),
+    0xFEFF,
+    *range(0xFFF9, 0xFFFD),
+]
 PLAIN = (
     {code: unicodedata.normalize("NFKC", chr(code)) for code in LIGATURES + WIDE}
     | dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'")
     | dict.fromkeys(range(0x201C, 0x2020), '"')
-    | dict.fromkeys(CONTROLS) | {0x149: "'n"}
+    | dict.fromkeys(CONTROLS)
+    | {0x149: "'n"}
 )
 
 
 class ClipTokenizer:
-    """Captions → ids (b, length) over CLIP's 49,408 tokens. Importing transformers takes a second, the first time."""
+    """Captions → ids (b, length) over CLIP's 49,408 tokens. Importing transformers takes a second,
+    the first time.
+    """
 
     pad = PAD
     vocabulary = VOCABULARY
 
-    def __init__(self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], *, length: int = 77):
+    def __init__(
+        self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], *, length: int = 77
+    ):
         if length < 3:
-            raise UserError(f"A text length of {length} leaves no room between start and end; it must be at least 3.")
+            raise UserError(
+                f"A text length of {length} leaves no room between start and end; it must be at "
+                "least 3."
+            )
         merges = [tuple(merge) for merge in merges]
         _check(vocabulary, merges)
         self.length = length
         self._vocabulary, self._merges = vocabulary, merges
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or the import remarks that torch is missing
+        os.environ.setdefault(
+            "TRANSFORMERS_VERBOSITY", "error"
+        )  # or the import remarks that torch is missing
         from transformers import CLIPTokenizer
 
         self._tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges)
-        if len(self._tokenizer) != VOCABULARY:  # transformers falls back to two tokens without a word
-            raise UserError(f"CLIP's tokenizer loaded {len(self._tokenizer)} tokens; it must have {VOCABULARY}.")
+        if (
+            len(self._tokenizer) != VOCABULARY
+        ):  # transformers falls back to two tokens without a word
+            raise UserError(
+                f"CLIP's tokenizer loaded {len(self._tokenizer)} tokens; it must have {VOCABULARY}."
+            )
 
     @classmethod
     def load(cls, path: str | Path, *, length: int = 77) -> "ClipTokenizer":
-        """From a folder with `vocab.json` and `merges.txt`, or from OpenAI's `bpe_simple_vocab_16e6.txt.gz`."""
+        """From a folder with `vocab.json` and `merges.txt`, or from OpenAI's
+        `bpe_simple_vocab_16e6.txt.gz`.
+        """
         path = Path(path)
         try:
             if path.is_dir():
@@ -69,9 +106,13 @@ class ClipTokenizer:
                 merges = _read_merges(gzip.decompress(path.read_bytes()).decode("utf-8"))
                 vocabulary = _order(merges)
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename} does not exist; CLIP's tokenizer loads from {ACCEPTED}.") from error
+            raise UserError(
+                f"{error.filename} does not exist; CLIP's tokenizer loads from {ACCEPTED}."
+            ) from error
         except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"CLIP's tokenizer cannot read {path} ({error}); it loads from {ACCEPTED}.") from error
+            raise UserError(
+                f"CLIP's tokenizer cannot read {path} ({error}); it loads from {ACCEPTED}."
+            ) from error
         try:
             return cls(vocabulary, merges, length=length)
         except UserError as error:
@@ -80,11 +121,21 @@ class ClipTokenizer:
     def save(self, folder: Path) -> None:
         """A new folder that `load` reads, and transformers with the same padding."""
         folder.mkdir()
-        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "pad_token": "!",
-                    "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+        settings = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.length,
+            "pad_token": "!",
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+        }
         for name, value in (("vocab", self._vocabulary), ("tokenizer_config", settings)):
-            (folder / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False) + "\n", "utf-8")
-        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, self._merges), ""]), "utf-8")
+            (folder / f"{name}.json").write_text(
+                json.dumps(value, ensure_ascii=False) + "\n", "utf-8"
+            )
+        (folder / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *map(" ".join, self._merges), ""]), "utf-8"
+        )
 
     def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "b m"]:
         if isinstance(captions, str):
@@ -92,26 +143,36 @@ class ClipTokenizer:
         ids = np.full((len(captions), self.length), PAD, np.int32)
         if len(captions) == 0:
             return ids
-        encoded = self._tokenizer([clean(caption) for caption in captions], add_special_tokens=False)["input_ids"]
+        encoded = self._tokenizer(
+            [clean(caption) for caption in captions], add_special_tokens=False
+        )["input_ids"]
         for row, tokens in zip(ids, encoded, strict=True):
-            tokens = tokens[:self.length - 2]
-            row[:len(tokens) + 2] = [START, *tokens, END]
+            tokens = tokens[: self.length - 2]
+            row[: len(tokens) + 2] = [START, *tokens, END]
         return ids
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Each word of the caption, as it is read, with the places of its tokens in the row of ids; what is cut off is left out."""
+        """Each word of the caption, as it is read, with the places of its tokens in the row of ids;
+        what is cut off is left out.
+        """
         ids, out, ended = self([caption])[0].tolist(), [], True
-        for place, token in enumerate(ids[1:ids.index(END)], start=1):
+        for place, token in enumerate(ids[1 : ids.index(END)], start=1):
             if ended:
                 out.append([])
             out[-1].append((place, token))
             ended = self._tokenizer.convert_ids_to_tokens(token).endswith("</w>")
-        return [(self._tokenizer.decode([token for _, token in word]).strip(), [place for place, _ in word]) for word in out]
+        return [
+            (
+                self._tokenizer.decode([token for _, token in word]).strip(),
+                [place for place, _ in word],
+            )
+            for word in out
+        ]
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " m"]) -> str:
         """The cleaned text of one row of ids, from start to end, with a space after every word."""
         ids = [int(token) for token in ids]
-        return self._tokenizer.decode(ids[1:ids.index(END)] if END in ids else ids[1:])
+        return self._tokenizer.decode(ids[1 : ids.index(END)] if END in ids else ids[1:])
 
     def to_json(self) -> str:
         """Holds the vocabulary itself (about 1 MB), so that a checkpoint needs no other file."""
@@ -124,12 +185,20 @@ class ClipTokenizer:
     def from_json(cls, text: str) -> "ClipTokenizer":
         try:
             stored = json.loads(text)
-            lines = gzip.decompress(base64.b64decode(stored["vocabulary_and_merges"])).decode().split("\n")
+            lines = (
+                gzip.decompress(base64.b64decode(stored["vocabulary_and_merges"]))
+                .decode()
+                .split("\n")
+            )
             length = int(stored["length"])
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"The stored tokenizer is not as `to_json` writes it for {KIND}: {error}.") from error
+            raise UserError(
+                f"The stored tokenizer is not as `to_json` writes it for {KIND}: {error}."
+            ) from error
         vocabulary = {name: i for i, name in enumerate(lines[:VOCABULARY])}
-        return cls(vocabulary, [tuple(line.split(" ")) for line in lines[VOCABULARY:]], length=length)
+        return cls(
+            vocabulary, [tuple(line.split(" ")) for line in lines[VOCABULARY:]], length=length
+        )
 
 
 def clean(caption: str) -> str:
@@ -139,26 +208,41 @@ def clean(caption: str) -> str:
 
 
 def _read_merges(text: str) -> list[tuple[str, str]]:
-    """One merge a line, the most frequent first; OpenAI's file goes on past the ones that CLIP uses."""
+    """One merge a line, the most frequent first; OpenAI's file goes on past the ones that CLIP
+    uses.
+    """
     lines = text.split("\n")
-    if lines[0].startswith(('#version', '"bpe_simple_vocab')):
+    if lines[0].startswith(("#version", '"bpe_simple_vocab')):
         lines = lines[1:]
     return [tuple(line.split()) for line in lines[:MERGES] if line.strip()]
 
 
 def _order(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's ids: the 256 bytes as printable characters, the same at the end of a word, the merges, start, end."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    """CLIP's ids: the 256 bytes as printable characters, the same at the end of a word, the merges,
+    start, end.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    characters = [chr(byte) for byte in printable] + [
+        chr(256 + i) for i in range(256 - len(printable))
+    ]
     ends = [character + "</w>" for character in characters]
     names = [*characters, *ends, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     return {name: i for i, name in enumerate(names)}
 
 
 def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
-    """Everything about a wrong vocabulary that transformers would let pass, or answer with a bare Exception."""
+    """Everything about a wrong vocabulary that transformers would let pass, or answer with a bare
+    Exception.
+    """
     if len(vocabulary) != VOCABULARY or set(vocabulary.values()) != set(range(VOCABULARY)):
-        raise UserError(f"This vocabulary has {len(vocabulary)} tokens; CLIP's has the ids 0 to {VOCABULARY - 1}.")
+        raise UserError(
+            f"This vocabulary has {len(vocabulary)} tokens; CLIP's has the ids 0 to "
+            f"{VOCABULARY - 1}."
+        )
     special = {"!": PAD, "<|startoftext|>": START, "<|endoftext|>": END}
     if any(vocabulary.get(name) != token for name, token in special.items()):
         raise UserError(f"This vocabulary is not CLIP's, which has the ids {special}.")
@@ -166,4 +250,7 @@ def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
         raise UserError(f"This tokenizer has {len(merges)} merges; CLIP's has {MERGES}.")
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
-            raise UserError(f"The merge {' '.join(merge)!r} does not fit this vocabulary; take both from one model.")
+            raise UserError(
+                f"The merge {' '.join(merge)!r} does not fit this vocabulary; take both from one "
+                "model."
+            )

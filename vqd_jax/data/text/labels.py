@@ -1,4 +1,6 @@
-"""What stands in for a tokenizer where there is no text: classes by name or number, or nothing at all."""
+"""What stands in for a tokenizer where there is no text: classes by name or number, or nothing at
+all.
+"""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ class Classes:
     """Names or numbers of classes to their numbers (b, 1).
 
     Args:
-      names: of each class, in order; they may be empty, and a name may stand for several classes, of which the first is meant.
+      names: of each class, in order; they may be empty, and a name may stand for several classes,
+      of which the first is meant.
     """
 
     pad, length = 0, 1
@@ -24,7 +27,9 @@ class Classes:
         if not names:
             raise UserError("A class model needs at least one class.")
         self.names = tuple(names)
-        self._numbers = {name.lower(): i for i, name in reversed(list(enumerate(self.names))) if name}
+        self._numbers = {
+            name.lower(): i for i, name in reversed(list(enumerate(self.names))) if name
+        }
 
     @property
     def vocabulary(self) -> int:
@@ -37,8 +42,15 @@ class Classes:
         caption = caption.strip()
         number = self._numbers.get(caption.lower(), int(caption) if caption.isdecimal() else -1)
         if not 0 <= number < len(self.names):
-            known = f", or a name such as {next(name for name in self.names if name)!r}" if self._numbers else ""
-            raise UserError(f"This model draws classes: give a number from 0 to {len(self.names) - 1}{known}; got {caption!r}.")
+            known = (
+                f", or a name such as {next(name for name in self.names if name)!r}"
+                if self._numbers
+                else ""
+            )
+            raise UserError(
+                f"This model draws classes: give a number from 0 to {len(self.names) - 1}{known}; "
+                f"got {caption!r}."
+            )
         return number
 
     def to_json(self) -> str:

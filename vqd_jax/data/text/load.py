@@ -1,6 +1,8 @@
-"""The interface that every tokenizer has, and the way back from the JSON that one wrote into a checkpoint.
+"""The interface that every tokenizer has, and the way back from the JSON that one wrote into a
+checkpoint.
 
-A tokenizer has a fixed `length`, so that every batch of captions has one shape and a model compiles once.
+A tokenizer has a fixed `length`, so that every batch of captions has one shape and a model compiles
+once.
 """
 
 import json
@@ -13,7 +15,12 @@ from jaxtyping import Int
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.text import bpe, clip, labels
 
-KINDS = {bpe.KIND: bpe.BytePair, clip.KIND: clip.ClipTokenizer, labels.CLASSES: labels.Classes, labels.NOTHING: labels.Nothing}
+KINDS = {
+    bpe.KIND: bpe.BytePair,
+    clip.KIND: clip.ClipTokenizer,
+    labels.CLASSES: labels.Classes,
+    labels.NOTHING: labels.Nothing,
+}
 
 
 @runtime_checkable
@@ -32,7 +39,11 @@ def load_tokenizer(text: str) -> Tokenizer:
     try:
         kind = json.loads(text)["kind"]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"The stored tokenizer is not JSON with a \"kind\" of {' or '.join(KINDS)}.") from error
+        raise UserError(
+            f'The stored tokenizer is not JSON with a "kind" of {" or ".join(KINDS)}.'
+        ) from error
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"The stored tokenizer is of the kind {kind!r}; known kinds are {' and '.join(KINDS)}.")
+        raise UserError(
+            f"The stored tokenizer is of the kind {kind!r}; known kinds are {' and '.join(KINDS)}."
+        )
     return KINDS[kind].from_json(text)

@@ -1,4 +1,6 @@
-"""CLIP's text tower, as OpenAI and as Hugging Face name it, to parameters of `models.text_clip.ClipText`."""
+"""CLIP's text tower, as OpenAI and as Hugging Face name it, to parameters of
+`models.text_clip.ClipText`.
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,27 +13,64 @@ from vqd_jax.models.weights.files import flat, read_tree
 from vqd_jax.models.weights.rules import Rule, identity, linear
 
 Arrays = dict[str, np.ndarray]
-FILES = ("model.safetensors", "pytorch_model.bin", "ViT-B-32.pt", "ViT-L-14.pt", "ViT-L-14-336px.pt")
-DROP = [r"visual\..*", r"vision_model\..*", r"(visual|text)_projection(\.weight)?", "logit_scale", "input_resolution", "context_length",
-        "vocab_size", r"(text_model\.)?embeddings\.position_ids"]
+FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "ViT-B-32.pt",
+    "ViT-L-14.pt",
+    "ViT-L-14-336px.pt",
+)
+DROP = [
+    r"visual\..*",
+    r"vision_model\..*",
+    r"(visual|text)_projection(\.weight)?",
+    "logit_scale",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    r"(text_model\.)?embeddings\.position_ids",
+]
 _BLOCK = r"(?:text_model\.)?(?:encoder\.layers|transformer\.resblocks)\.(\d+)\."
-_LAYERS = {r"(?:self_attn|attn)\.q_proj": "attention/query", r"(?:self_attn|attn)\.k_proj": "attention/key",
-           r"(?:self_attn|attn)\.v_proj": "attention/value", r"(?:self_attn|attn)\.out_proj": "attention/out",
-           r"mlp\.(?:fc1|c_fc)": "mlp_in", r"mlp\.(?:fc2|c_proj)": "mlp_out"}
+_LAYERS = {
+    r"(?:self_attn|attn)\.q_proj": "attention/query",
+    r"(?:self_attn|attn)\.k_proj": "attention/key",
+    r"(?:self_attn|attn)\.v_proj": "attention/value",
+    r"(?:self_attn|attn)\.out_proj": "attention/out",
+    r"mlp\.(?:fc1|c_fc)": "mlp_in",
+    r"mlp\.(?:fc2|c_proj)": "mlp_out",
+}
 _NORMS = {r"(?:layer_norm|ln_)1": "norm_1", r"(?:layer_norm|ln_)2": "norm_2"}
 
 
 def block_rules(block: str, into: str = "") -> list[Rule]:
-    """Of the transformer blocks whose keys begin with the pattern `block`, which holds their number."""
-    kinds = ((_LAYERS, {"weight": ("kernel", linear), "bias": ("bias", identity)}),
-             (_NORMS, {"weight": ("scale", identity), "bias": ("bias", identity)}))
-    return [Rule(source=rf"{block}{name}\.{theirs}", target=rf"{into}block_\1/{ours}/{leaf}", transform=transform)
-            for names, leaves in kinds for theirs, (leaf, transform) in leaves.items() for name, ours in names.items()]
+    """Of the transformer blocks whose keys begin with the pattern `block`, which holds their
+    number.
+    """
+    kinds = (
+        (_LAYERS, {"weight": ("kernel", linear), "bias": ("bias", identity)}),
+        (_NORMS, {"weight": ("scale", identity), "bias": ("bias", identity)}),
+    )
+    return [
+        Rule(
+            source=rf"{block}{name}\.{theirs}",
+            target=rf"{into}block_\1/{ours}/{leaf}",
+            transform=transform,
+        )
+        for names, leaves in kinds
+        for theirs, (leaf, transform) in leaves.items()
+        for name, ours in names.items()
+    ]
 
 
 RULES = [
-    Rule(source=r"(?:(?:text_model\.)?embeddings\.)?token_embedding\.weight", target="token_embedding/embedding"),
-    Rule(source=r"(?:text_model\.)?embeddings\.position_embedding\.weight|positional_embedding", target="position_embedding"),
+    Rule(
+        source=r"(?:(?:text_model\.)?embeddings\.)?token_embedding\.weight",
+        target="token_embedding/embedding",
+    ),
+    Rule(
+        source=r"(?:text_model\.)?embeddings\.position_embedding\.weight|positional_embedding",
+        target="position_embedding",
+    ),
     *block_rules(_BLOCK),
     Rule(source=r"(?:text_model\.)?final_layer_norm\.weight|ln_final\.weight", target="norm/scale"),
     Rule(source=r"(?:text_model\.)?final_layer_norm\.bias|ln_final\.bias", target="norm/bias"),
@@ -47,7 +86,10 @@ def separate(source: Mapping[str, np.ndarray]) -> Arrays:
             out[key] = array
             continue
         if not array.ndim or len(array) % 3:
-            raise UserError(f"the CLIP weights have {key!r} of shape {array.shape}; its first axis must hold query, key and value")
+            raise UserError(
+                f"the CLIP weights have {key!r} of shape {array.shape}; its first axis must hold "
+                "query, key and value"
+            )
         out |= {f"{block}{name}_proj.{kind}": part for name, part in zip("qkv", np.split(array, 3))}
     return out
 
@@ -61,11 +103,23 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Fields of ClipText that the shapes tell, and its heads."""
     tokens, positions = (shape_of(source, rule.source) for rule in RULES[:2])
     if tokens is None or positions is None or (len(tokens), len(positions)) != (2, 2):
-        raise UserError("these are not the weights of a CLIP text tower: there is no token or position embedding")
+        raise UserError(
+            "these are not the weights of a CLIP text tower: there is no token or position "
+            "embedding"
+        )
     text = [key for key in source if not key.startswith(("visual.", "vision_model."))]
-    layers = {key.split(".resblocks." if ".resblocks." in key else "encoder.layers.")[1].split(".")[0]
-              for key in text if ".resblocks." in key or "encoder.layers." in key}
-    return {"vocabulary": tokens[0], "length": positions[0], "width": tokens[1], "layers": len(layers), "heads": heads(tokens[1])}
+    layers = {
+        key.split(".resblocks." if ".resblocks." in key else "encoder.layers.")[1].split(".")[0]
+        for key in text
+        if ".resblocks." in key or "encoder.layers." in key
+    }
+    return {
+        "vocabulary": tokens[0],
+        "length": positions[0],
+        "width": tokens[1],
+        "layers": len(layers),
+        "heads": heads(tokens[1]),
+    }
 
 
 def heads(width: int) -> int:
@@ -79,7 +133,10 @@ def read_clip(folder: str | Path) -> Arrays:
     if path.is_dir():
         found = [path / name for name in FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"there are no CLIP weights in {path}: one of {', '.join(FILES)} is read, as in the repository "
-                            "openai/clip-vit-base-patch32 on the Hugging Face hub")
+            raise UserError(
+                f"there are no CLIP weights in {path}: one of {', '.join(FILES)} is read, as in "
+                "the repository "
+                "openai/clip-vit-base-patch32 on the Hugging Face hub"
+            )
         path = found[0]
     return separate(flat(read_tree(path)))

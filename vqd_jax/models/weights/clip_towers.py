@@ -1,4 +1,6 @@
-"""Both towers of a CLIP and their projections, as OpenAI and as Hugging Face name them, as parameters of `models.clip`."""
+"""Both towers of a CLIP and their projections, as OpenAI and as Hugging Face name them, as
+parameters of `models.clip`.
+"""
 
 import dataclasses
 import json
@@ -17,7 +19,13 @@ from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.weights import clip
 from vqd_jax.models.weights.rules import Rule, conv, convert, linear
 
-DROP = ["logit_scale", "input_resolution", "context_length", "vocab_size", r"(text|vision)_model\.embeddings\.position_ids"]
+DROP = [
+    "logit_scale",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    r"(text|vision)_model\.embeddings\.position_ids",
+]
 _BLOCK = r"(?:vision_model\.encoder\.layers|visual\.transformer\.resblocks)\.(\d+)\."
 _PATCHES = r"vision_model\.embeddings\.patch_embedding\.weight|visual\.conv1\.weight"
 _POSITIONS = r"vision_model\.embeddings\.position_embedding\.weight|visual\.positional_embedding"
@@ -26,19 +34,31 @@ RULES = [
     Rule(source=r"text_projection\.weight", target="caption/projection/kernel", transform=linear),
     Rule(source=r"text_projection", target="caption/projection/kernel"),
     Rule(source=_PATCHES, target="image/patches/kernel", transform=conv),
-    Rule(source=r"vision_model\.embeddings\.class_embedding|visual\.class_embedding", target="image/class_embedding"),
+    Rule(
+        source=r"vision_model\.embeddings\.class_embedding|visual\.class_embedding",
+        target="image/class_embedding",
+    ),
     Rule(source=_POSITIONS, target="image/position_embedding"),
     *clip.block_rules(_BLOCK, "image/"),
-    *(Rule(source=rf"(?:vision_model\.{theirs}|visual\.{openai})\.{leaf}", target=f"image/{ours}/{kind}")
-      for theirs, openai, ours in (("pre_layrnorm", "ln_pre", "norm_in"), ("post_layernorm", "ln_post", "norm"))
-      for leaf, kind in (("weight", "scale"), ("bias", "bias"))),
+    *(
+        Rule(
+            source=rf"(?:vision_model\.{theirs}|visual\.{openai})\.{leaf}",
+            target=f"image/{ours}/{kind}",
+        )
+        for theirs, openai, ours in (
+            ("pre_layrnorm", "ln_pre", "norm_in"),
+            ("post_layernorm", "ln_post", "norm"),
+        )
+        for leaf, kind in (("weight", "scale"), ("bias", "bias"))
+    ),
     Rule(source=r"visual_projection\.weight", target="image/projection/kernel", transform=linear),
     Rule(source=r"visual\.proj", target="image/projection/kernel"),
 ]
 
 
 def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, dict[str, Any]]:
-    """The networks in a folder or file, as `clip.read_clip` has it, and their parameters {"image": ..., "caption": ...} in float32.
+    """The networks in a folder or file, as `clip.read_clip` has it, and their parameters {"image":
+    ..., "caption": ...} in float32.
 
     UserError if it holds anything else than a CLIP with a vision transformer and QuickGELU.
     """
@@ -49,19 +69,35 @@ def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, dict[str, Any
     ids = jax.ShapeDtypeStruct((1, caption.tower.length), jnp.int32)
     shapes = lambda network, x: jax.eval_shape(network.init, jax.random.key(0), x)["params"]
     target = {"image": shapes(image, pixels), "caption": shapes(caption, ids)}
-    return image, caption, convert(source, RULES, target, drop=DROP, name=f"the CLIP weights in {folder}")
+    return (
+        image,
+        caption,
+        convert(source, RULES, target, drop=DROP, name=f"the CLIP weights in {folder}"),
+    )
 
 
 def networks(source: Mapping[str, np.ndarray]) -> tuple[ClipImage, ClipCaption]:
     """The networks of the sizes that the shapes tell."""
     tower = ClipText(**clip.sizes(source))
-    patches, positions, projection = (clip.shape_of(source, p) for p in (_PATCHES, _POSITIONS, r"visual_projection\.weight|visual\.proj"))
+    patches, positions, projection = (
+        clip.shape_of(source, p)
+        for p in (_PATCHES, _POSITIONS, r"visual_projection\.weight|visual\.proj")
+    )
     if [len(s or ()) for s in (patches, positions, projection)] != [4, 2, 2]:
-        raise UserError("these are not the weights of a CLIP with a vision transformer: its patches, positions or projection are missing")
+        raise UserError(
+            "these are not the weights of a CLIP with a vision transformer: its patches, "
+            "positions or projection are missing"
+        )
     width, patch = patches[0], patches[-1]
     embedding = projection[0 if "visual_projection.weight" in source else 1]
-    image = ClipImage(size=patch * round((positions[0] - 1) ** 0.5), patch=patch, width=width, heads=clip.heads(width), embedding=embedding,
-                      layers=len({match[1] for key in source if (match := re.match(_BLOCK, key))}))
+    image = ClipImage(
+        size=patch * round((positions[0] - 1) ** 0.5),
+        patch=patch,
+        width=width,
+        heads=clip.heads(width),
+        embedding=embedding,
+        layers=len({match[1] for key in source if (match := re.match(_BLOCK, key))}),
+    )
     return image, ClipCaption(tower, embedding)
 
 
@@ -76,7 +112,13 @@ def _check_settings(file: Path) -> None:
         raise UserError(f"{file} cannot be read as the settings of a CLIP ({error})") from error
     for part, found in parts.items():
         if found.get("hidden_act", "quick_gelu") != "quick_gelu":
-            raise UserError(f"{file}: {part}.hidden_act is {found['hidden_act']!r}; only OpenAI's quick_gelu is computed")
+            raise UserError(
+                f"{file}: {part}.hidden_act is {found['hidden_act']!r}; only OpenAI's quick_gelu "
+                "is computed"
+            )
         width, heads = found.get("hidden_size"), found.get("num_attention_heads")
         if isinstance(width, int) and heads not in (None, clip.heads(width)):
-            raise UserError(f"{file}: {part}.num_attention_heads is {heads}; {clip.heads(width)}, of 64 each, are computed")
+            raise UserError(
+                f"{file}: {part}.num_attention_heads is {heads}; {clip.heads(width)}, of 64 each, "
+                "are computed"
+            )

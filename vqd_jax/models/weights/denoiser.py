@@ -27,22 +27,43 @@ DROP = [r"blocks\.\d+\.attn[12]?\.mask"]
 def _fused(source: str, names: tuple[str, ...], target: str) -> list[Rule]:
     """Linear layers whose outputs lie side by side in one of ours."""
     join = lambda parts: np.concatenate(parts, axis=-1)
-    return [rule for i, name in enumerate(names) for rule in (
-        Rule(source=rf"{source}\.{name}\.weight", target=f"{target}/kernel", transform=linear, part=str(i), join=join),
-        Rule(source=rf"{source}\.{name}\.bias", target=f"{target}/bias", part=str(i), join=join))]
+    return [
+        rule
+        for i, name in enumerate(names)
+        for rule in (
+            Rule(
+                source=rf"{source}\.{name}\.weight",
+                target=f"{target}/kernel",
+                transform=linear,
+                part=str(i),
+                join=join,
+            ),
+            Rule(
+                source=rf"{source}\.{name}\.bias", target=f"{target}/bias", part=str(i), join=join
+            ),
+        )
+    ]
 
 
 def _layer(source: str, target: str, transform: Any = linear) -> list[Rule]:
-    return [Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
-            Rule(source=rf"{source}\.bias", target=f"{target}/bias")]
+    return [
+        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
+        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+    ]
 
 
 def _adaptive(source: str, target: str) -> list[Rule]:
-    return [Rule(source=rf"{source}\.emb\.weight", target=f"{target}/table/embedding"), *_layer(rf"{source}\.linear", f"{target}/linear")]
+    return [
+        Rule(source=rf"{source}\.emb\.weight", target=f"{target}/table/embedding"),
+        *_layer(rf"{source}\.linear", f"{target}/linear"),
+    ]
 
 
 def _affine(source: str, target: str) -> list[Rule]:
-    return [Rule(source=rf"{source}\.weight", target=f"{target}/scale"), Rule(source=rf"{source}\.bias", target=f"{target}/bias")]
+    return [
+        Rule(source=rf"{source}\.weight", target=f"{target}/scale"),
+        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+    ]
 
 
 _N = r"blocks\.(\d+)\."
@@ -50,36 +71,74 @@ RULES = [
     Rule(source=r"content_emb\.emb\.weight", target="tokens/embedding"),
     Rule(source=r"content_emb\.height_emb\.weight", target="rows/embedding"),
     Rule(source=r"content_emb\.width_emb\.weight", target="columns/embedding"),
-    *_adaptive(_N + "ln1", r"block\1/norm1"), *_adaptive(_N + "ln1_1", r"block\1/norm2"), *_adaptive(_N + "ln2", r"block\1/norm3"),
+    *_adaptive(_N + "ln1", r"block\1/norm1"),
+    *_adaptive(_N + "ln1_1", r"block\1/norm2"),
+    *_adaptive(_N + "ln2", r"block\1/norm3"),
     *_affine(_N + "ln2", r"block\1/norm3"),
     *_fused(_N + "attn1?", ("query", "key", "value"), r"block\1/self_attention/qkv"),
     *_layer(_N + r"attn1?\.proj", r"block\1/self_attention/out"),
-    *_layer(_N + r"attn2\.query", r"block\1/cross_attention/q"), *_fused(_N + "attn2", ("key", "value"), r"block\1/cross_attention/kv"),
+    *_layer(_N + r"attn2\.query", r"block\1/cross_attention/q"),
+    *_fused(_N + "attn2", ("key", "value"), r"block\1/cross_attention/kv"),
     *_layer(_N + r"attn2\.proj", r"block\1/cross_attention/out"),
-    *_layer(_N + r"mlp\.0", r"block\1/mlp_in"), *_layer(_N + r"mlp\.2", r"block\1/mlp_out"),
-    *_layer(_N + r"mlp\.conv1", r"block\1/mlp_in", conv), *_layer(_N + r"mlp\.conv2", r"block\1/mlp_out", conv),
-    *_affine(r"to_logits\.0", "norm"), *_layer(r"to_logits\.1", "head"),
+    *_layer(_N + r"mlp\.0", r"block\1/mlp_in"),
+    *_layer(_N + r"mlp\.2", r"block\1/mlp_out"),
+    *_layer(_N + r"mlp\.conv1", r"block\1/mlp_in", conv),
+    *_layer(_N + r"mlp\.conv2", r"block\1/mlp_out", conv),
+    *_affine(r"to_logits\.0", "norm"),
+    *_layer(r"to_logits\.1", "head"),
 ]
 NAMES = [  # of diffusers, and of the released code
-    (r"latent_image_embedding\.", "content_emb."), (r"transformer_blocks\.", "blocks."), (r"\.norm1\.", ".ln1."), (r"\.norm2\.", ".ln1_1."),
-    (r"\.norm3\.", ".ln2."), (r"\.to_q\.", ".query."), (r"\.to_k\.", ".key."), (r"\.to_v\.", ".value."), (r"\.to_out\.0\.", ".proj."),
-    (r"\.ff\.net\.0\.proj\.", ".mlp.0."), (r"\.ff\.net\.2\.", ".mlp.2."), (r"^norm_out\.", "to_logits.0."), (r"^out\.", "to_logits.1.")]
+    (r"latent_image_embedding\.", "content_emb."),
+    (r"transformer_blocks\.", "blocks."),
+    (r"\.norm1\.", ".ln1."),
+    (r"\.norm2\.", ".ln1_1."),
+    (r"\.norm3\.", ".ln2."),
+    (r"\.to_q\.", ".query."),
+    (r"\.to_k\.", ".key."),
+    (r"\.to_v\.", ".value."),
+    (r"\.to_out\.0\.", ".proj."),
+    (r"\.ff\.net\.0\.proj\.", ".mlp.0."),
+    (r"\.ff\.net\.2\.", ".mlp.2."),
+    (r"^norm_out\.", "to_logits.0."),
+    (r"^out\.", "to_logits.1."),
+]
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `models.denoiser.Denoiser` and k, T and the number of class rows, by names and shapes. Heads cannot be told."""
+    """Fields of `models.denoiser.Denoiser` and k, T and the number of class rows, by names and
+    shapes. Heads cannot be told.
+    """
     try:
         states, width = source["content_emb.emb.weight"].shape
-        rows, columns = (source[f"content_emb.{name}_emb.weight"].shape[0] for name in ("height", "width"))
+        rows, columns = (
+            source[f"content_emb.{name}_emb.weight"].shape[0] for name in ("height", "width")
+        )
         T = source["blocks.0.ln1.emb.weight"].shape[0] if "blocks.0.ln1.emb.weight" in source else 0
         conv_mlp = "blocks.0.mlp.conv1.weight" in source
-        hidden = source["blocks.0.mlp.conv1.weight" if conv_mlp else "blocks.0.mlp.0.weight"].shape[0]
-        layers, ratio = 1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key)), hidden // width
+        hidden = source["blocks.0.mlp.conv1.weight" if conv_mlp else "blocks.0.mlp.0.weight"].shape[
+            0
+        ]
+        layers, ratio = (
+            1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key)),
+            hidden // width,
+        )
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"these are not the weights of a VQ-Diffusion transformer: {error} is missing or misshapen") from error
+        raise UserError(
+            f"these are not the weights of a VQ-Diffusion transformer: {error} is missing or "
+            "misshapen"
+        ) from error
     text, classes = "blocks.0.attn2.query.weight" in source, source.get("blocks.0.ln2.emb.weight")
-    return {"denoiser": {"layers": layers, "width": width, "mlp_ratio": ratio, "mlp": "conv" if conv_mlp else "fc",
-                         "time": "learned" if T else "sinusoidal"},
-            "codes": states - 1, "T": T, "positions": (rows, columns),
-            "condition": "text" if text else "class" if classes is not None else "none",
-            "class_rows": 0 if classes is None else classes.shape[0] if classes.ndim else 1}
+    return {
+        "denoiser": {
+            "layers": layers,
+            "width": width,
+            "mlp_ratio": ratio,
+            "mlp": "conv" if conv_mlp else "fc",
+            "time": "learned" if T else "sinusoidal",
+        },
+        "codes": states - 1,
+        "T": T,
+        "positions": (rows, columns),
+        "condition": "text" if text else "class" if classes is not None else "none",
+        "class_rows": 0 if classes is None else classes.shape[0] if classes.ndim else 1,
+    }

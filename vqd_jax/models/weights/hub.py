@@ -1,4 +1,6 @@
-"""Pretrained weights by name: a local folder, or a repository of the Hugging Face hub, which is fetched once and kept."""
+"""Pretrained weights by name: a local folder, or a repository of the Hugging Face hub, which is
+fetched once and kept.
+"""
 
 import re
 from pathlib import Path
@@ -9,17 +11,27 @@ WANTED = ("vocab.json", "merges.txt", "model.safetensors", "config.json")
 
 
 def local_folder(name: str) -> Path:
-    """The folder of that name, or the cached copy of the hub's repository of that name; UserError if there is neither."""
+    """The folder of that name, or the cached copy of the hub's repository of that name; UserError
+    if there is neither.
+    """
     path = Path(name).expanduser()
     if path.exists():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"there is no folder {name!r}, and it is not the name of a repository on the Hugging Face hub, such as "
-                        "openai/clip-vit-base-patch32")
+        raise UserError(
+            f"there is no folder {name!r}, and it is not the name of a repository on the Hugging "
+            "Face hub, such as "
+            "openai/clip-vit-base-patch32"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
-    except Exception as error:  # the hub's client raises many kinds, for the network, names and permissions
-        raise UserError(f"{name} is no folder here and could not be fetched from the Hugging Face hub ({type(error).__name__}): put its "
-                        f"files {', '.join(WANTED)} into a folder and name that") from error
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds, for the network, names and permissions
+        raise UserError(
+            f"{name} is no folder here and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}): put its "
+            f"files {', '.join(WANTED)} into a folder and name that"
+        ) from error

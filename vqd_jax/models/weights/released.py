@@ -1,7 +1,8 @@
-"""What published weight files hold: the official checkpoints, codecs alone, and diffusers folders, recognised by their content.
+"""What published weight files hold: the official checkpoints, codecs alone, and diffusers folders,
+recognised by their content.
 
-A `Found` has the arrays under the released code's names and the config keys that names and shapes tell; the rest (heads, grid,
-settings) comes from the YAML that the official checkpoints come with.
+A `Found` has the arrays under the released code's names and the config keys that names and shapes
+tell; the rest (heads, grid, settings) comes from the YAML that the official checkpoints come with.
 """
 
 import contextlib
@@ -22,15 +23,22 @@ from vqd_jax.models.weights.rules import convert, rename
 
 Arrays = dict[str, np.ndarray]
 Settings = dict[str, dict[str, Any]]
-KINDS = ("an official .pth checkpoint of VQ-Diffusion (with \"model\"), a codec of taming-transformers (with \"state_dict\" or \"model\"), "
-         "a diffusers folder (with model_index.json), or a file by vqd export")
-KEYS = (r"content_codec\..*|transformer\.(transformer\..*|condition_emb\..*|empty_text_embed|Lt_(history|count)|"
-        r"log_(1_min_)?(cumprod_)?[abc]t)")  # of an official model; of the tables two are read, and the others follow from them
+KINDS = (
+    'an official .pth checkpoint of VQ-Diffusion (with "model"), a codec of taming-transformers '
+    '(with "state_dict" or "model"), '
+    "a diffusers folder (with model_index.json), or a file by vqd export"
+)
+KEYS = (
+    r"content_codec\..*|transformer\.(transformer\..*|condition_emb\..*|empty_text_embed|Lt_(history|count)|"
+    r"log_(1_min_)?(cumprod_)?[abc]t)"
+)  # of an official model; of the tables two are read, and the others follow from them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """Arrays by part, empty where the source has none; `tables` are log alpha and log beta (T + 1,); `settings` are config keys."""
+    """Arrays by part, empty where the source has none; `tables` are log alpha and log beta (T +
+    1,); `settings` are config keys.
+    """
 
     name: str
     vqgan: Arrays
@@ -54,7 +62,9 @@ def read(source: str | Path, config: str | Path | None = None) -> Found:
     arrays = flat(model if isinstance(model, dict) else tree)
     arrays = without("first_stage_model.", arrays) or arrays
     if any(key.startswith("transformer.transformer.") for key in arrays):
-        return _official(path, arrays, flat(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}, config)
+        return _official(
+            path, arrays, flat(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}, config
+        )
     if "encoder.conv_in.weight" in arrays:
         return _codec(path, arrays)
     first = ", ".join(map(repr, list(arrays)[:3])) or "missing"
@@ -62,17 +72,36 @@ def read(source: str | Path, config: str | Path | None = None) -> Found:
 
 
 def _codec(path: Path, arrays: Arrays) -> Found:
-    parts = ("encoder", "decoder", "quant_conv", "post_quant_conv", "quantize")  # the FFHQ file has a GPT beside them
+    parts = (
+        "encoder",
+        "decoder",
+        "quant_conv",
+        "post_quant_conv",
+        "quantize",
+    )  # the FFHQ file has a GPT beside them
     kept = {key: value for key, value in arrays.items() if key.split(".")[0] in parts}
-    return Found(name=str(path), codec=kept, denoiser={}, text={}, null=None, tables=None, tokenizer=None, settings={})
+    return Found(
+        name=str(path),
+        codec=kept,
+        denoiser={},
+        text={},
+        null=None,
+        tables=None,
+        tokenizer=None,
+        settings={},
+    )
 
 
 def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None) -> Found:
     own = without("transformer.", model)
     if strange := sorted(ema.keys() - own.keys())[:4]:
-        raise UserError(f"{path}: its \"ema\" has {', '.join(map(repr, strange))}, which \"model\" does not have")
+        raise UserError(
+            f'{path}: its "ema" has {", ".join(map(repr, strange))}, which "model" does not have'
+        )
     if strange := [key for key in model if not re.fullmatch(KEYS, key)][:4]:
-        raise UserError(f"{path}: its \"model\" has {', '.join(map(repr, strange))}, which no released model has")
+        raise UserError(
+            f'{path}: its "model" has {", ".join(map(repr, strange))}, which no released model has'
+        )
     parts = without("content_codec.enc.", model) | without("content_codec.dec.", model)
     parts = parts or without("content_codec.", model)
     diffusion = own | ema
@@ -85,31 +114,78 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
     settings = _official_settings(sizes, _yaml(config) if config else {}, config)
     text = without("condition_emb.", diffusion)
     known = [*(rule.source for rule in clip.RULES), *clip.DROP]
-    if strange := [key for key in clip.separate(text) if not any(re.fullmatch(pattern, key) for pattern in known)][:4]:
-        raise UserError(f"{path}: its \"condition_emb\" has {', '.join(map(repr, strange))}, which no CLIP text tower has")
-    null = diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None  # class models carry an unused one
-    return Found(name=str(path), codec=parts, denoiser=network, text=text, null=null, tables=tables, tokenizer=None, settings=settings)
+    if strange := [
+        key
+        for key in clip.separate(text)
+        if not any(re.fullmatch(pattern, key) for pattern in known)
+    ][:4]:
+        raise UserError(
+            f'{path}: its "condition_emb" has {", ".join(map(repr, strange))}, which no CLIP text '
+            "tower has"
+        )
+    null = (
+        diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None
+    )  # class models carry an unused one
+    return Found(
+        name=str(path),
+        codec=parts,
+        denoiser=network,
+        text=text,
+        null=null,
+        tables=tables,
+        tokenizer=None,
+        settings=settings,
+    )
 
 
-def _official_settings(sizes: dict[str, Any], yaml: dict[str, Any], name: str | Path | None) -> Settings:
-    """Keys for the sizes, and for what only the YAML says, or else the value that all released models share."""
+def _official_settings(
+    sizes: dict[str, Any], yaml: dict[str, Any], name: str | Path | None
+) -> Settings:
+    """Keys for the sizes, and for what only the YAML says, or else the value that all released
+    models share.
+    """
     params = _at(yaml, "model", "params")
     diffusion = _at(params, "diffusion_config", "params")
     network = _at(diffusion, "transformer_config", "params")
-    for key, ours in (("n_layer", sizes["denoiser"]["layers"]), ("n_embd", sizes["denoiser"]["width"]),
-                      ("mlp_hidden_times", sizes["denoiser"]["mlp_ratio"])):
+    for key, ours in (
+        ("n_layer", sizes["denoiser"]["layers"]),
+        ("n_embd", sizes["denoiser"]["width"]),
+        ("mlp_hidden_times", sizes["denoiser"]["mlp_ratio"]),
+    ):
         if key in network and network[key] != ours:
-            raise UserError(f"{name} is not the config of these weights: its {key} is {network[key]}, theirs {ours}")
+            raise UserError(
+                f"{name} is not the config of these weights: its {key} is {network[key]}, theirs "
+                f"{ours}"
+            )
     rows, named = sizes["class_rows"], _at(diffusion, "condition_emb_config", "params")
-    classes = _number(named, "num_embed", name, 1000 if rows in (1000, 1001) else rows) if rows else 0
+    classes = (
+        _number(named, "num_embed", name, 1000 if rows in (1000, 1001) else rows) if rows else 0
+    )
     learned = rows > classes if rows else True
     side = network.get("content_spatial_size", ())
-    side = _number({"content_spatial_size": side[0]}, "content_spatial_size", name) if isinstance(side, list | tuple) and side else 0
-    weight = _number(diffusion, "auxiliary_loss_weight", name, 5e-4 if sizes["condition"] == "text" else 1e-3)
-    out = {"denoiser": sizes["denoiser"] | {"heads": _number(network, "n_head", name, 16), "positions": sizes["positions"]},
-           "codebook": {"codes": sizes["codes"]}, "process": {"T": sizes["T"] or _number(diffusion, "diffusion_step", name, 100)},
-           "condition": {"kind": sizes["condition"], "classes": classes, "null": "learned" if learned else "empty"},
-           "diffusion_loss": {"auxiliary": weight, "adaptive_auxiliary": bool(diffusion.get("adaptive_auxiliary_loss", True))}}
+    side = (
+        _number({"content_spatial_size": side[0]}, "content_spatial_size", name)
+        if isinstance(side, list | tuple) and side
+        else 0
+    )
+    weight = _number(
+        diffusion, "auxiliary_loss_weight", name, 5e-4 if sizes["condition"] == "text" else 1e-3
+    )
+    out = {
+        "denoiser": sizes["denoiser"]
+        | {"heads": _number(network, "n_head", name, 16), "positions": sizes["positions"]},
+        "codebook": {"codes": sizes["codes"]},
+        "process": {"T": sizes["T"] or _number(diffusion, "diffusion_step", name, 100)},
+        "condition": {
+            "kind": sizes["condition"],
+            "classes": classes,
+            "null": "learned" if learned else "empty",
+        },
+        "diffusion_loss": {
+            "auxiliary": weight,
+            "adaptive_auxiliary": bool(diffusion.get("adaptive_auxiliary_loss", True)),
+        },
+    }
     return out | ({"grid": {"side": side}} if side else {})
 
 
@@ -119,7 +195,10 @@ def _yaml(path: str | Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """Safe, and knows the tuples in the released files."""
 
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
+    Loader.add_constructor(
+        "tag:yaml.org,2002:python/tuple",
+        lambda loader, node: tuple(loader.construct_sequence(node)),
+    )
     try:
         tree = yaml.load(Path(path).read_text("utf-8"), Loader)
     except OSError as error:
@@ -127,7 +206,9 @@ def _yaml(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # its constructors raise nearly anything
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or "model" not in tree:
-        raise UserError(f"{path} is not the config of a VQ-Diffusion model: it has no section model")
+        raise UserError(
+            f"{path} is not the config of a VQ-Diffusion model: it has no section model"
+        )
     return tree
 
 
@@ -139,31 +220,66 @@ def _at(tree: Any, *names: str) -> dict[str, Any]:
 
 def _diffusers(folder: Path) -> Found:
     network = rename(_part(folder, "transformer"), denoiser.NAMES)
-    config, schedule = _json(folder / "transformer" / "config.json"), _json(folder / "scheduler" / "scheduler_config.json")
+    config, schedule = (
+        _json(folder / "transformer" / "config.json"),
+        _json(folder / "scheduler" / "scheduler_config.json"),
+    )
     sizes = denoiser.sizes(network)
     embeddings = folder / "learned_classifier_free_sampling_embeddings"
-    learned = _json(embeddings / "config.json").get("learnable", False) if embeddings.is_dir() else False
+    learned = (
+        _json(embeddings / "config.json").get("learnable", False) if embeddings.is_dir() else False
+    )
     null = _needed(_part(folder, embeddings.name), "embeddings", embeddings) if learned else None
     needed = lambda key: _number(config, key, folder / "transformer" / "config.json")
-    value = lambda key, usual: _number(schedule, key, folder / "scheduler" / "scheduler_config.json", usual)
+    value = lambda key, usual: _number(
+        schedule, key, folder / "scheduler" / "scheduler_config.json", usual
+    )
     T = value("num_train_timesteps", sizes["T"])
-    alpha, mask = (np.linspace(value(f"{name}_cum_start", first), value(f"{name}_cum_end", last), T)
-                   for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999)))
-    with np.errstate(divide="ignore", invalid="ignore"):  # what is no probability is refused as a schedule
-        tables = np.log(np.append(alpha, 1)), np.log(np.append((1 - alpha - mask) / sizes["codes"], 0))
-    settings = {"denoiser": sizes["denoiser"] | {"heads": needed("num_attention_heads"), "positions": sizes["positions"]},
-                "codebook": {"codes": sizes["codes"]}, "process": {"T": T},
-                "condition": {"kind": "text", "classes": 0, "null": "learned" if learned else "empty"},
-                "grid": {"side": needed("sample_size")}, "diffusion_loss": {"auxiliary": 5e-4, "adaptive_auxiliary": True}}
-    return Found(name=str(folder), codec=vqgan.rename_diffusers(_part(folder, "vqvae")), denoiser=network, null=null, tables=tables,
-                 text=_part(folder, "text_encoder"), tokenizer=folder / "tokenizer", settings=settings)
+    alpha, mask = (
+        np.linspace(value(f"{name}_cum_start", first), value(f"{name}_cum_end", last), T)
+        for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999))
+    )
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # what is no probability is refused as a schedule
+        tables = (
+            np.log(np.append(alpha, 1)),
+            np.log(np.append((1 - alpha - mask) / sizes["codes"], 0)),
+        )
+    settings = {
+        "denoiser": sizes["denoiser"]
+        | {"heads": needed("num_attention_heads"), "positions": sizes["positions"]},
+        "codebook": {"codes": sizes["codes"]},
+        "process": {"T": T},
+        "condition": {"kind": "text", "classes": 0, "null": "learned" if learned else "empty"},
+        "grid": {"side": needed("sample_size")},
+        "diffusion_loss": {"auxiliary": 5e-4, "adaptive_auxiliary": True},
+    }
+    return Found(
+        name=str(folder),
+        codec=vqgan.rename_diffusers(_part(folder, "vqvae")),
+        denoiser=network,
+        null=null,
+        tables=tables,
+        text=_part(folder, "text_encoder"),
+        tokenizer=folder / "tokenizer",
+        settings=settings,
+    )
 
 
 def _weights(folder: Path) -> Path:
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "pytorch_model.bin"):
+    for name in (
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.bin",
+        "model.safetensors",
+        "pytorch_model.bin",
+    ):
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"there are no weights in {folder}: diffusion_pytorch_model or model, as .safetensors or .bin, is read")
+    raise UserError(
+        f"there are no weights in {folder}: diffusion_pytorch_model or model, as .safetensors or "
+        ".bin, is read"
+    )
 
 
 def _part(folder: Path, name: str) -> Arrays:
@@ -188,8 +304,12 @@ def _needed(values: Mapping[str, Any], key: str, where: Path) -> Any:
     return values[key]
 
 
-def _number(values: Mapping[str, Any], key: str, where: str | Path | None, usual: int | float | None = None) -> int | float:
-    """A setting that is a number, whole and positive unless the usual one is a fraction; `where` it is, for messages."""
+def _number(
+    values: Mapping[str, Any], key: str, where: str | Path | None, usual: int | float | None = None
+) -> int | float:
+    """A setting that is a number, whole and positive unless the usual one is a fraction; `where` it
+    is, for messages.
+    """
     value = _needed(values, key, where) if usual is None else values.get(key, usual)
     if isinstance(usual, float):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -197,7 +317,9 @@ def _number(values: Mapping[str, Any], key: str, where: str | Path | None, usual
                 return number
         raise UserError(f"{where}: {key} is {str(value)[:99]!r}; a number is accepted")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 10**6:
-        raise UserError(f"{where}: {key} is {str(value)[:99]!r}; a whole number from 1 to a million is accepted")
+        raise UserError(
+            f"{where}: {key} is {str(value)[:99]!r}; a whole number from 1 to a million is accepted"
+        )
     return value
 
 

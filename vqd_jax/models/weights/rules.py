@@ -1,7 +1,7 @@
 """A table engine for foreign weights: rules say where each source array goes and how it is turned.
 
-Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or there is an error
-that names the keys. `invert` reads the same rules the other way.
+Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or
+there is an error that names the keys. `invert` reads the same rules the other way.
 """
 
 import itertools
@@ -39,16 +39,22 @@ def pointwise(x: np.ndarray) -> np.ndarray:
     return x.reshape(x.shape[:2]).T
 
 
-_BACK = {identity: identity, linear: linear, pointwise: linear, conv: lambda x: x.transpose(3, 2, 0, 1)}
+_BACK = {
+    identity: identity,
+    linear: linear,
+    pointwise: linear,
+    conv: lambda x: x.transpose(3, 2, 0, 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """One line of a table.
 
-    source: regular expression of whole source keys; target: path "a/b/kernel", which may use the groups (\\1).
-    Several sources of one target are ordered by the integer `part` (also a template) and put together by `join`,
-    for example `part="0", join=concatenate` for fused projections or `part=r"\\1", join=np.stack` for stacked layers.
+    source: regular expression of whole source keys; target: path "a/b/kernel", which may use the
+    groups (\\1). Several sources of one target are ordered by the integer `part` (also a template)
+    and put together by `join`, for example `part="0", join=concatenate` for fused projections or
+    `part=r"\\1", join=np.stack` for stacked layers.
     """
 
     source: str
@@ -58,12 +64,20 @@ class Rule:
     join: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None
 
 
-def convert(source: Mapping[str, np.ndarray], rules: Sequence[Rule], target: Mapping[str, Any], *,
-            drop: Sequence[str] = (), name: str) -> dict[str, Any]:
-    """Fill the tree `target` (of anything with shape and dtype, such as `jax.eval_shape` gives) from `source`.
+def convert(
+    source: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    target: Mapping[str, Any],
+    *,
+    drop: Sequence[str] = (),
+    name: str,
+) -> dict[str, Any]:
+    """Fill the tree `target` (of anything with shape and dtype, such as `jax.eval_shape` gives)
+    from `source`.
 
     drop: patterns of source keys that are known and not wanted. name: of the weights, for messages.
-    Returns numpy arrays of the target's dtypes. Raises UserError naming keys that are unknown, missing or misshapen.
+    Returns numpy arrays of the target's dtypes. Raises UserError naming keys that are unknown,
+    missing or misshapen.
     """
     leaves = flatten_dict(target, sep="/")
     pieces: dict[str, dict[int, np.ndarray]] = {}
@@ -85,27 +99,43 @@ def convert(source: Mapping[str, np.ndarray], rules: Sequence[Rule], target: Map
         try:
             pieces[path][part] = rule.transform(array)
         except ValueError as error:
-            raise UserError(f"{name}: key {key!r} has shape {array.shape}, which does not fit {path!r}") from error
+            raise UserError(
+                f"{name}: key {key!r} has shape {array.shape}, which does not fit {path!r}"
+            ) from error
         rule_of[path] = rule
     if unknown:
-        raise UserError(f"{name}: the file has {_listed(unknown)} that no rule of this format knows")
+        raise UserError(
+            f"{name}: the file has {_listed(unknown)} that no rule of this format knows"
+        )
     if missing := sorted(leaves.keys() - pieces.keys()):
         raise UserError(f"{name}: the file has nothing for {_listed(missing)} of the model")
     if surplus := sorted(pieces.keys() - leaves.keys()):
-        raise UserError(f"{name}: the file has weights for {_listed(surplus)}, which the model does not have")
-    return unflatten_dict({path: _leaf(pieces[path], rule_of[path], leaf, f"{name}: {path!r}")
-                           for path, leaf in leaves.items()}, sep="/")
+        raise UserError(
+            f"{name}: the file has weights for {_listed(surplus)}, which the model does not have"
+        )
+    return unflatten_dict(
+        {
+            path: _leaf(pieces[path], rule_of[path], leaf, f"{name}: {path!r}")
+            for path, leaf in leaves.items()
+        },
+        sep="/",
+    )
 
 
 def invert(tree: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """The source from which `convert` fills that tree: of several rules for a leaf the first, of its names as `back` has them.
+    """The source from which `convert` fills that tree: of several rules for a leaf the first, of
+    its names as `back` has them.
 
     Parts are cut from the last axis, evenly; what was a 1x1 convolution is a linear layer (O, I).
     """
     patterns = [(rule, *back(rule.source, rule.target)) for rule in rules]
     out = {}
     for path, array in flatten_dict(tree, sep="/").items():
-        found = [(rule, match.expand(name)) for rule, pattern, name in patterns if (match := re.fullmatch(pattern, path))]
+        found = [
+            (rule, match.expand(name))
+            for rule, pattern, name in patterns
+            if (match := re.fullmatch(pattern, path))
+        ]
         found = [entry for entry in found if entry[0].part is not None] or found[:1]
         if not found:
             raise ValueError(f"no rule fills {path!r}")
@@ -115,7 +145,8 @@ def invert(tree: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarr
 
 
 def back(pattern: str, template: str) -> tuple[str, str]:
-    r"""The pattern and template that undo those of `re.sub`; of alternatives the first is taken, what is optional is there.
+    r"""The pattern and template that undo those of `re.sub`; of alternatives the first is taken,
+    what is optional is there.
 
     r"(?:ab|c)\.(\d+)\.e?" and r"\1/f" give r"(\d+)/f" and r"ab.\1.e".
     """
@@ -127,7 +158,9 @@ def back(pattern: str, template: str) -> tuple[str, str]:
     return re.sub(r"\\\\(\d)", lambda match: groups[int(match[1]) - 1], re.escape(template)), name
 
 
-def rename(source: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+def rename(
+    source: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]
+) -> dict[str, np.ndarray]:
     """The source with each (pattern, template) put through its keys, in that order."""
     out = {}
     for key, array in source.items():
@@ -146,11 +179,15 @@ def _leaf(pieces: dict[int, np.ndarray], rule: Rule, leaf: Any, where: str) -> n
             array = rule.join(arrays)
         except ValueError as error:
             shapes = [a.shape for a in arrays]
-            raise UserError(f"{where}: its parts have the shapes {shapes}, which do not join") from error
+            raise UserError(
+                f"{where}: its parts have the shapes {shapes}, which do not join"
+            ) from error
     else:
-        array, = arrays
+        (array,) = arrays
     if array.shape != tuple(leaf.shape):
-        raise UserError(f"{where} has shape {array.shape} in the file and {tuple(leaf.shape)} in the model")
+        raise UserError(
+            f"{where} has shape {array.shape} in the file and {tuple(leaf.shape)} in the model"
+        )
     if not np.issubdtype(np.asarray(array).dtype, np.number) and array.dtype.name != "bfloat16":
         raise UserError(f"{where} holds {array.dtype} in the file; numbers are accepted")
     return np.ascontiguousarray(array, dtype=leaf.dtype).reshape(array.shape)

@@ -1,7 +1,9 @@
-"""Readers of pickled weights that execute nothing: a fixed list of globals is accepted, and torch is not needed.
+"""Readers of pickled weights that execute nothing: a fixed list of globals is accepted, and torch
+is not needed.
 
-`read_numpy_pickle` reads trees of numpy arrays; `read_torch` reads both formats of `torch.save` (the legacy stream and
-the zip file). Of the zip file nothing stays in memory: its arrays are views of the mapped file.
+`read_numpy_pickle` reads trees of numpy arrays; `read_torch` reads both formats of `torch.save`
+(the legacy stream and the zip file). Of the zip file nothing stays in memory: its arrays are views
+of the mapped file.
 """
 
 import io
@@ -19,17 +21,33 @@ import numpy as np
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.safe_pickle import Unpickler
-from vqd_jax.models.weights.torch_stubs import NUMPY, PLACEHOLDERS, TORCH, Array, Dtype, Module, Ordered, Placeholder, Storage, Tensor
+from vqd_jax.models.weights.torch_stubs import (
+    NUMPY,
+    PLACEHOLDERS,
+    TORCH,
+    Array,
+    Dtype,
+    Module,
+    Ordered,
+    Placeholder,
+    Storage,
+    Tensor,
+)
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _ENTRIES = 2**22  # of lists and dictionaries, repetitions included: more are not made of the file
-_DENSEST = 16     # times its size on disk that a compressed file may hold; weights hardly shrink
+_DENSEST = 16  # times its size on disk that a compressed file may hold; weights hardly shrink
 
 
 class _Unpickler(Unpickler):
     stateful = (Placeholder, Module, Ordered, Dtype, Array)
 
-    def __init__(self, file: io.BufferedIOBase, known: dict[tuple[str, str], Any], placeholders: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        file: io.BufferedIOBase,
+        known: dict[tuple[str, str], Any],
+        placeholders: tuple[str, ...] = (),
+    ):
         super().__init__(file)
         self.known, self.placeholders, self.storages = known, placeholders, {}
 
@@ -50,20 +68,27 @@ class _Unpickler(Unpickler):
 
 
 def read_numpy_pickle(path: str | Path) -> Any:
-    """The tree of numpy arrays pickled in `path`; UserError if the file is damaged or holds anything else."""
+    """The tree of numpy arrays pickled in `path`; UserError if the file is damaged or holds
+    anything else.
+    """
+
     def read(file):
         return _resolve(_Unpickler(file, NUMPY).load(), {})
+
     return _reading(path, "a pickle of numpy arrays", read)
 
 
 def read_torch(path: str | Path) -> Any:
-    """What `torch.save` wrote to `path`, tensors as read-only numpy arrays; UserError if it is damaged or holds code.
+    """What `torch.save` wrote to `path`, tensors as read-only numpy arrays; UserError if it is
+    damaged or holds code.
 
-    Objects of the trainer that some published checkpoints carry come back as empty placeholders, modules of a TorchScript
-    archive, as OpenAI publishes CLIP, as dictionaries.
+    Objects of the trainer that some published checkpoints carry come back as empty placeholders,
+    modules of a TorchScript archive, as OpenAI publishes CLIP, as dictionaries.
     """
+
     def read(file):
         return _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+
     return _reading(path, "a torch checkpoint of tensors", read)
 
 
@@ -76,27 +101,42 @@ def _reading(path: str | Path, kind: str, read: Callable[[io.BufferedIOBase], An
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not {kind} (found {' '.join(str(error).split())})") from error
     except Exception as error:  # damaged pickles raise nearly anything
-        raise UserError(f"{path} is not {kind}, or it is damaged ({type(error).__name__})") from error
+        raise UserError(
+            f"{path} is not {kind}, or it is damaged ({type(error).__name__})"
+        ) from error
 
 
 def _read_zip(file: io.BufferedIOBase) -> Any:
     with zipfile.ZipFile(file) as archive:
         if sum(info.file_size for info in archive.infolist()) > _DENSEST * _size(file) + 2**16:
             raise pickle.UnpicklingError("parts much larger than the file")
-        pickled, = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
+        (pickled,) = (
+            name
+            for name in archive.namelist()
+            if name.count("/") == 1 and name.endswith("/data.pkl")
+        )
         root = pickled.removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        if (
+            f"{root}byteorder" in archive.namelist()
+            and archive.read(f"{root}byteorder") != b"little"
+        ):
             raise pickle.UnpicklingError("big-endian numbers")
         unpickler = _Unpickler(io.BytesIO(archive.read(pickled)), TORCH, PLACEHOLDERS)
         tree = unpickler.load()
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        storages = {key: np.frombuffer(_member(archive, file, mapped, f"{root}data/{key}"), s.dtype, s.size)
-                    for key, s in unpickler.storages.items()}
+        storages = {
+            key: np.frombuffer(_member(archive, file, mapped, f"{root}data/{key}"), s.dtype, s.size)
+            for key, s in unpickler.storages.items()
+        }
     return _resolve(tree, storages)
 
 
-def _member(archive: zipfile.ZipFile, file: io.BufferedIOBase, mapped: memoryview, name: str) -> memoryview | bytes:
-    """The content of a file in the archive, in place unless it is compressed, after its checksum has been compared."""
+def _member(
+    archive: zipfile.ZipFile, file: io.BufferedIOBase, mapped: memoryview, name: str
+) -> memoryview | bytes:
+    """The content of a file in the archive, in place unless it is compressed, after its checksum
+    has been compared.
+    """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         return archive.read(info)
@@ -104,8 +144,10 @@ def _member(archive: zipfile.ZipFile, file: io.BufferedIOBase, mapped: memoryvie
         while stream.read(2**20):
             pass
     file.seek(info.header_offset + 26)
-    begin = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))  # behind the name and the extra field
-    return mapped[begin:begin + info.file_size]
+    begin = (
+        info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    )  # behind the name and the extra field
+    return mapped[begin : begin + info.file_size]
 
 
 def _read_legacy(file: io.BufferedIOBase) -> Any:
@@ -120,8 +162,12 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
     storages = {}
     for key in _Unpickler(file, {}).load():
         declared = unpickler.storages[key]
-        size, = struct.unpack("<q", file.read(8))
-        data = file.read(min(size * declared.dtype.itemsize, _size(file))) if size == declared.size else b""
+        (size,) = struct.unpack("<q", file.read(8))
+        data = (
+            file.read(min(size * declared.dtype.itemsize, _size(file)))
+            if size == declared.size
+            else b""
+        )
         storages[key] = np.frombuffer(data, declared.dtype, declared.size)
     return _resolve(tree, storages)
 
@@ -130,7 +176,9 @@ def _size(file: io.BufferedIOBase) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _resolve(tree: Any, storages: dict[str, np.ndarray], counter: Iterator[int] | None = None) -> Any:
+def _resolve(
+    tree: Any, storages: dict[str, np.ndarray], counter: Iterator[int] | None = None
+) -> Any:
     counter = counter or itertools.count()
     if next(counter) > _ENTRIES:
         raise pickle.UnpicklingError(f"more than {_ENTRIES:,} entries")

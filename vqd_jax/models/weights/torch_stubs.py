@@ -1,4 +1,6 @@
-"""What stands for the globals in published pickles: data instead of numpy's and torch's own objects, and nothing that runs."""
+"""What stands for the globals in published pickles: data instead of numpy's and torch's own
+objects, and nothing that runs.
+"""
 
 import collections
 import math
@@ -9,11 +11,22 @@ import ml_dtypes
 import numpy as np
 
 _STORAGES = {
-    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
-    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
 }
-PLACEHOLDERS = ("pytorch_lightning.", "omegaconf.", "argparse.")  # in published checkpoints, beside the weights
+PLACEHOLDERS = (
+    "pytorch_lightning.",
+    "omegaconf.",
+    "argparse.",
+)  # in published checkpoints, beside the weights
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -101,10 +114,14 @@ class Tensor:
         if math.prod(self.shape) > whole.size:
             raise pickle.UnpicklingError("a tensor larger than its storage")
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if min((0, self.offset, *self.shape, *self.strides)) < 0 or (0 not in self.shape and last >= whole.size):
+        if min((0, self.offset, *self.shape, *self.strides)) < 0 or (
+            0 not in self.shape and last >= whole.size
+        ):
             raise pickle.UnpicklingError("a tensor outside its storage")
         strides = tuple(s * whole.itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(whole[self.offset:], self.shape, strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(
+            whole[self.offset :], self.shape, strides, writeable=False
+        )
 
 
 def _tensor(storage, offset, shape, strides, *_) -> Tensor:
@@ -128,12 +145,24 @@ def _scalar(dtype, content) -> np.generic:
 
 
 NUMPY = {
-    ("numpy", "ndarray"): "numpy.ndarray", ("numpy", "dtype"): Dtype, ("_codecs", "encode"): _latin1, ("__builtin__", "bytes"): _no_bytes,
-    **{(f"numpy.{core}.{module}", name): function for core in ("core", "_core") for module, name, function in (
-        ("multiarray", "_reconstruct", _reconstruct), ("multiarray", "scalar", _scalar), ("numeric", "_frombuffer", _from_buffer))},
+    ("numpy", "ndarray"): "numpy.ndarray",
+    ("numpy", "dtype"): Dtype,
+    ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): _no_bytes,
+    **{
+        (f"numpy.{core}.{module}", name): function
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
 }
 TORCH = NUMPY | {
-    ("collections", "OrderedDict"): Ordered, ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): Ordered,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
     **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
 }

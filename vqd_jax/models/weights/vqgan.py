@@ -27,24 +27,36 @@ DROP = [r"loss\..*", r"quantize\.(cluster_size|embedding_avg|ema_\w+)"]
 
 
 def _affine(source: str, target: str) -> list[Rule]:
-    return [Rule(source=rf"{source}\.weight", target=f"{target}/scale"), Rule(source=rf"{source}\.bias", target=f"{target}/bias")]
+    return [
+        Rule(source=rf"{source}\.weight", target=f"{target}/scale"),
+        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+    ]
 
 
 def _layer(source: str, target: str, transform: Any) -> list[Rule]:
-    return [Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
-            Rule(source=rf"{source}\.bias", target=f"{target}/bias")]
+    return [
+        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
+        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+    ]
 
 
 def _block(source: str, target: str) -> list[Rule]:
-    return [rule for n in "12" for rule in (*_affine(rf"{source}\.norm{n}", f"{target}/norm{n}"),
-                                            *_layer(rf"{source}\.conv{n}", f"{target}/conv{n}", conv))] + _layer(
-        rf"{source}\.nin_shortcut", f"{target}/shortcut", pointwise)
+    return [
+        rule
+        for n in "12"
+        for rule in (
+            *_affine(rf"{source}\.norm{n}", f"{target}/norm{n}"),
+            *_layer(rf"{source}\.conv{n}", f"{target}/conv{n}", conv),
+        )
+    ] + _layer(rf"{source}\.nin_shortcut", f"{target}/shortcut", pointwise)
 
 
 def _attention(source: str, target: str) -> list[Rule]:
     return _affine(rf"{source}\.norm", f"{target}/norm") + [
-        rule for name, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "out"))
-        for rule in _layer(rf"{source}\.{name}", f"{target}/{ours}", pointwise)]
+        rule
+        for name, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "out"))
+        for rule in _layer(rf"{source}\.{name}", f"{target}/{ours}", pointwise)
+    ]
 
 
 RULES = [
@@ -77,22 +89,37 @@ _NAMES = [
     (r"decoder\.up_blocks\.(\d+)\.resnets\.", r"decoder.up.\1.block."),
     (r"decoder\.up_blocks\.(\d+)\.attentions\.", r"decoder.up.\1.attn."),
     (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.", r"decoder.up.\1.upsample."),
-    (r"mid_block\.resnets\.0\.", "mid.block_1."), (r"mid_block\.resnets\.1\.", "mid.block_2."),
-    (r"mid_block\.attentions\.0\.", "mid.attn_1."), (r"conv_norm_out\.", "norm_out."), (r"conv_shortcut\.", "nin_shortcut."),
-    (r"group_norm\.", "norm."), (r"\.(?:to_q|query)\.", ".q."), (r"\.(?:to_k|key)\.", ".k."), (r"\.(?:to_v|value)\.", ".v."),
-    (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out.")]
+    (r"mid_block\.resnets\.0\.", "mid.block_1."),
+    (r"mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"conv_norm_out\.", "norm_out."),
+    (r"conv_shortcut\.", "nin_shortcut."),
+    (r"group_norm\.", "norm."),
+    (r"\.(?:to_q|query)\.", ".q."),
+    (r"\.(?:to_k|key)\.", ".k."),
+    (r"\.(?:to_v|value)\.", ".v."),
+    (r"\.(?:to_out\.0|proj_attn)\.", ".proj_out."),
+]
 
 
 def rename_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
-    """diffusers' names of a VQModel as taming's: up levels count from the other end, attention has other names."""
+    """diffusers' names of a VQModel as taming's: up levels count from the other end, attention has
+    other names.
+    """
     return rename(_other_end(source, "up_blocks"), _NAMES)
 
 
 def to_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
-    """taming's names, of arrays as `engine.invert` makes them, as those of a VQModel, in which some layers are 1x1 convolutions."""
+    """taming's names, of arrays as `engine.invert` makes them, as those of a VQModel, in which some
+    layers are 1x1 convolutions.
+    """
     renamed = rename(_other_end(source, "up"), [back(*names) for names in _NAMES])
-    return {key: array[..., None, None] if re.search(r"(quant_conv|conv_shortcut)\.weight$", key) else array
-            for key, array in renamed.items()}
+    return {
+        key: array[..., None, None]
+        if re.search(r"(quant_conv|conv_shortcut)\.weight$", key)
+        else array
+        for key, array in renamed.items()
+    }
 
 
 def _other_end(source: Mapping[str, np.ndarray], name: str) -> Arrays:
@@ -101,24 +128,35 @@ def _other_end(source: Mapping[str, np.ndarray], name: str) -> Arrays:
     levels = 1 + max((int(m[1]) for key in source if (m := re.match(pattern, key))), default=-1)
     if not levels:
         raise UserError(f"these are not the weights of a VQModel: there is no decoder.{name}")
-    return {re.sub(pattern, lambda m: f"decoder.{name}.{levels - 1 - int(m[1])}.", key): array for key, array in source.items()}
+    return {
+        re.sub(pattern, lambda m: f"decoder.{name}.{levels - 1 - int(m[1])}.", key): array
+        for key, array in source.items()
+    }
 
 
 def codebook(source: Mapping[str, np.ndarray]) -> np.ndarray:
     """The vectors of all codes."""
     found = next((array for key, array in source.items() if re.fullmatch(CODEBOOK, key)), None)
     if found is None or found.ndim != 2:
-        raise UserError("these are not the weights of a VQGAN codec: there is no codebook, quantize.embedding or quantize.embed")
+        raise UserError(
+            "these are not the weights of a VQGAN codec: there is no codebook, quantize.embedding "
+            "or quantize.embed"
+        )
     return found
 
 
 def with_remap(source: Mapping[str, np.ndarray], remap: np.ndarray | None) -> Arrays:
-    """The source with the tables of a remap file, int (codes,): the token of each code, and the first code of each token."""
+    """The source with the tables of a remap file, int (codes,): the token of each code, and the
+    first code of each token.
+    """
     if remap is None:
         return dict(source)
     codes = codebook(source)
     if remap.ndim != 1 or not np.issubdtype(remap.dtype, np.integer) or len(remap) != len(codes):
-        raise UserError(f"a remap file holds a token for each of the {len(codes)} codes, this one has {remap.dtype} {remap.shape}")
+        raise UserError(
+            f"a remap file holds a token for each of the {len(codes)} codes, this one has "
+            f"{remap.dtype} {remap.shape}"
+        )
     tokens, inverse = np.unique(remap, return_index=True)
     if not np.array_equal(tokens, np.arange(len(tokens))):
         raise UserError(f"the tokens of a remap file must be 0 to {len(tokens) - 1} without gaps")
@@ -126,7 +164,10 @@ def with_remap(source: Mapping[str, np.ndarray], remap: np.ndarray | None) -> Ar
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `models.vqvae.VQVAE` that the shapes tell: everything but where attention is, which the names do."""
+    """Fields of `models.vqvae.VQVAE` that the shapes tell: everything but where attention is, which
+    the names do.
+    """
+
     def level(side: str, part: str) -> dict[int, set[int]]:
         found: dict[int, set[int]] = {}
         for key in source:
@@ -136,13 +177,27 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     blocks, attention = level(r"encoder\.down", "block"), level(r"encoder\.down", "attn")
     if not blocks or "encoder.conv_in.weight" not in source:
-        raise UserError("these are not the weights of a VQGAN codec: there is no encoder.conv_in or encoder.down")
+        raise UserError(
+            "these are not the weights of a VQGAN codec: there is no encoder.conv_in or "
+            "encoder.down"
+        )
     try:
         channels = source["encoder.conv_in.weight"].shape[0]
         width = lambda i: source[f"encoder.down.{i}.block.0.conv1.weight"].shape[0]
-        return {"vqvae": {"channels": channels, "multipliers": tuple(width(i) // channels for i in sorted(blocks)),
-                          "residual_blocks": len(blocks[0]), "middle_attention": any("mid.attn_1." in key for key in source),
-                          "resampling": "conv", "patch_size": 1, "latent_width": source["encoder.conv_out.weight"].shape[0]},
-                "attention_levels": tuple(sorted(attention)), "codes": codebook(source).shape}
+        return {
+            "vqvae": {
+                "channels": channels,
+                "multipliers": tuple(width(i) // channels for i in sorted(blocks)),
+                "residual_blocks": len(blocks[0]),
+                "middle_attention": any("mid.attn_1." in key for key in source),
+                "resampling": "conv",
+                "patch_size": 1,
+                "latent_width": source["encoder.conv_out.weight"].shape[0],
+            },
+            "attention_levels": tuple(sorted(attention)),
+            "codes": codebook(source).shape,
+        }
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"these are not the weights of a VQGAN codec: {error} is missing or misshapen") from error
+        raise UserError(
+            f"these are not the weights of a VQGAN codec: {error} is missing or misshapen"
+        ) from error

@@ -1,8 +1,10 @@
-"""What a compiled program does on each device: its collectives and its matrix products, read from the text of its HLO.
+"""What a compiled program does on each device: its collectives and its matrix products, read from
+the text of its HLO.
 
-An instruction in the body of a loop counts as often as the loop runs. The program may be one for CPUs that stands for one for
-accelerators, whose compilers do two things that XLA's does not do for a CPU: they send bfloat16 as it is, not as float32, and make one
-reduce-scatter of an all-reduce of which each device keeps only its part. Both count here as an accelerator would do them.
+An instruction in the body of a loop counts as often as the loop runs. The program may be one for
+CPUs that stands for one for accelerators, whose compilers do two things that XLA's does not do for
+a CPU: they send bfloat16 as it is, not as float32, and make one reduce-scatter of an all-reduce of
+which each device keeps only its part. Both count here as an accelerator would do them.
 """
 
 import collections
@@ -15,9 +17,26 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast")
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 HALF = {"bf16", "f16"}
-MOVES = {"bitcast", "copy", "transpose", "reshape", "slice", "dynamic-slice", "broadcast", "convert"}  # change no value, only its form
+MOVES = {
+    "bitcast",
+    "copy",
+    "transpose",
+    "reshape",
+    "slice",
+    "dynamic-slice",
+    "broadcast",
+    "convert",
+}  # change no value, only its form
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
 _CALLS = r"calls=%?([\w.\-]+)"
@@ -29,8 +48,10 @@ class Collective:
     """Equal exchanges of a program.
 
     Attributes:
-      kind: one of KINDS. axes: of the mesh, along which the devices of a group lie. size: bytes that a device has before it.
-      groups: the devices that exchange with each other, by their place in the mesh; of a permutation the pairs (source, target).
+      kind: one of KINDS. axes: of the mesh, along which the devices of a group lie. size: bytes
+      that a device has before it.
+      groups: the devices that exchange with each other, by their place in the mesh; of a
+      permutation the pairs (source, target).
       count: how often in one run.
     """
 
@@ -42,10 +63,17 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that each device sends, all `count` times together, around a ring of its group of g: of an all-reduce 2 (g - 1) / g of
-        what it has, of an all-gather g - 1 times, of the others that scatter (g - 1) / g, of a permutation all."""
+        """Bytes that each device sends, all `count` times together, around a ring of its group of
+        g: of an all-reduce 2 (g - 1) / g of what it has, of an all-gather g - 1 times, of the
+        others that scatter (g - 1) / g, of a permutation all.
+        """
         g = len(self.groups[0])
-        share = {"all-reduce": 2 * (g - 1) / g, "all-gather": g - 1.0, "collective-permute": 1.0, "collective-broadcast": 1.0}
+        share = {
+            "all-reduce": 2 * (g - 1) / g,
+            "all-gather": g - 1.0,
+            "collective-permute": 1.0,
+            "collective-broadcast": 1.0,
+        }
         return self.count * self.size * share.get(self.kind, (g - 1) / g)
 
 
@@ -93,7 +121,9 @@ class Program:
             if found := _LINE.match(line):
                 root, name, type_, op, rest = found.groups()
                 operands = re.split(r"\)(?:,|$)", rest, maxsplit=1)[0]
-                here.lines[name] = Instruction(type_, op, tuple(re.findall(r"%([\w.\-]+)", operands)), rest)
+                here.lines[name] = Instruction(
+                    type_, op, tuple(re.findall(r"%([\w.\-]+)", operands)), rest
+                )
                 here.root = name if root else here.root
             elif found := _HEAD.match(line):
                 here = computations[found[2]] = Computation({})
@@ -111,22 +141,38 @@ class Program:
         """All exchanges, equal ones together, the largest first. `mesh`: its axes and their sizes."""
         counts = collections.Counter()
         for where, name, line in self._each(lambda op: op.removesuffix("-start") in KINDS):
-            kind, groups, sizes = line.op.removesuffix("-start"), _groups(line.rest, math.prod(mesh.values())), collections.Counter()
+            kind, groups, sizes = (
+                line.op.removesuffix("-start"),
+                _groups(line.rest, math.prod(mesh.values())),
+                collections.Counter(),
+            )
             for operand, result in zip(line.operands, self._results(where, name), strict=True):
-                cut = kind == "all-reduce" and self._ends(where, result, lambda line: line.op == "dynamic-slice")
-                sizes["reduce-scatter" if cut else kind] += self._size(where, operand, result, reduced="reduce" in kind)
+                cut = kind == "all-reduce" and self._ends(
+                    where, result, lambda line: line.op == "dynamic-slice"
+                )
+                sizes["reduce-scatter" if cut else kind] += self._size(
+                    where, operand, result, reduced="reduce" in kind
+                )
             for kind, size in sizes.items():
                 if len(groups[0]) > 1:
                     counts[kind, _axes(groups, mesh), size, groups] += self.runs[where]
-        return sorted((Collective(*key, count) for key, count in counts.items()), key=lambda c: (-c.moved, c))
+        return sorted(
+            (Collective(*key, count) for key, count in counts.items()), key=lambda c: (-c.moved, c)
+        )
 
     def products(self) -> int:
         """FLOP of the matrix products and convolutions, two for each multiply and add."""
         total = 0
         for where, _, line in self._each(lambda op: op in ("dot", "convolution")):
-            shapes = [_shapes(self.computations[where].lines[name].type)[0][1] for name in line.operands]
+            shapes = [
+                _shapes(self.computations[where].lines[name].type)[0][1] for name in line.operands
+            ]
             if line.op == "dot":
-                inner = math.prod(shapes[0][int(i)] for i in _attribute(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest).split(",") if i)
+                inner = math.prod(
+                    shapes[0][int(i)]
+                    for i in _attribute(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest).split(",")
+                    if i
+                )
             else:
                 labels = _attribute(r"dim_labels=\w+_(\w+)->", line.rest)
                 inner = math.prod(shapes[1]) // shapes[1][labels.index("o")]
@@ -136,21 +182,38 @@ class Program:
     def _each(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str, Instruction]]:
         """(computation, name, instruction) of the operations wanted, where they run."""
         for where in self.runs:
-            yield from ((where, name, line) for name, line in self.computations[where].lines.items() if wanted(line.op))
+            yield from (
+                (where, name, line)
+                for name, line in self.computations[where].lines.items()
+                if wanted(line.op)
+            )
 
     def _results(self, where: str, name: str) -> list[str]:
-        """The names of what a collective returns for each of its operands; "" where nothing takes it."""
+        """The names of what a collective returns for each of its operands; "" where nothing takes
+        it.
+        """
         here = self.computations[where]
         if here.lines[name].op.endswith("-start"):
-            name = next((user for user in here.users[name] if here.lines[user].op.endswith("-done")), name)
-        count = len(here.lines[name].operands) if not here.lines[name].op.endswith("-done") else len(_shapes(here.lines[name].type))
+            name = next(
+                (user for user in here.users[name] if here.lines[user].op.endswith("-done")), name
+            )
+        count = (
+            len(here.lines[name].operands)
+            if not here.lines[name].op.endswith("-done")
+            else len(_shapes(here.lines[name].type))
+        )
         if not here.lines[name].type.startswith("("):
             return [name]
-        parts = {int(_attribute(r"index=(\d+)", here.lines[user].rest)): user for user in here.users[name]}
+        parts = {
+            int(_attribute(r"index=(\d+)", here.lines[user].rest)): user
+            for user in here.users[name]
+        }
         return [parts.get(i, "") for i in range(count)]
 
     def _ends(self, where: str, name: str, wanted: Callable[[Instruction], bool]) -> bool:
-        """Whether every way of a value leads to an instruction wanted, with nothing but its form changed before."""
+        """Whether every way of a value leads to an instruction wanted, with nothing but its form
+        changed before.
+        """
         here = self.computations[where]
 
         def leads(user: str) -> bool:
@@ -158,8 +221,14 @@ class Program:
             if line.op == "fusion":
                 inner = _attribute(_CALLS, line.rest)
                 inside = self.computations[inner]
-                places = tuple(f"{i})" for i, operand in enumerate(line.operands) if operand == name)
-                names = [x for x, of in inside.lines.items() if of.op == "parameter" and of.rest.startswith(places)]
+                places = tuple(
+                    f"{i})" for i, operand in enumerate(line.operands) if operand == name
+                )
+                names = [
+                    x
+                    for x, of in inside.lines.items()
+                    if of.op == "parameter" and of.rest.startswith(places)
+                ]
                 on = lambda x: inside.moved(x) == inside.root and self._ends(where, user, wanted)
                 return all(self._ends(inner, x, wanted) or on(x) for x in names)
             return wanted(line) or line.op in MOVES and self._ends(where, user, wanted)
@@ -167,10 +236,16 @@ class Program:
         return name in here.users and all(map(leads, here.users[name]))
 
     def _size(self, where: str, operand: str, result: str, *, reduced: bool) -> int:
-        """Bytes of a collective's operand, as bfloat16 where its result is that at once or, if it is only moved, it was that before."""
+        """Bytes of a collective's operand, as bfloat16 where its result is that at once or, if it
+        is only moved, it was that before.
+        """
         (dtype, shape), *_ = _shapes(self.computations[where].lines[operand].type)
         rounded = lambda line: line.op == "convert" and _shapes(line.type)[0][0] in HALF
-        half = dtype == "f32" and (not reduced and HALF & {*self._dtypes(where, operand)} or self._ends(where, result, rounded))
+        half = dtype == "f32" and (
+            not reduced
+            and HALF & {*self._dtypes(where, operand)}
+            or self._ends(where, result, rounded)
+        )
         return math.prod(shape) * (2 if half else _width(dtype))
 
     def _dtypes(self, where: str, name: str) -> Iterator[str]:
@@ -187,12 +262,21 @@ class Program:
 def _calls(line: Instruction, computations: dict[str, Computation]) -> Iterator[tuple[str, int]]:
     """(computation, how often) that an instruction runs; of a branch each once."""
     if line.op == "while":
-        body, condition = (_attribute(rf"{key}=%?([\w.\-]+)", line.rest) for key in ("body", "condition"))
-        known = re.search(r'known_trip_count\W+n\W+(\d+)', line.rest)
-        limits = [int(n) for x in computations[condition].lines.values() for n in re.findall(r"^(\d+)\)", x.rest) if x.op == "constant"]
+        body, condition = (
+            _attribute(rf"{key}=%?([\w.\-]+)", line.rest) for key in ("body", "condition")
+        )
+        known = re.search(r"known_trip_count\W+n\W+(\d+)", line.rest)
+        limits = [
+            int(n)
+            for x in computations[condition].lines.values()
+            for n in re.findall(r"^(\d+)\)", x.rest)
+            if x.op == "constant"
+        ]
         yield body, int(known[1]) if known else limits[0] if len(limits) == 1 else 1
     elif line.op not in ("async-update", "async-done"):  # of what async-start runs
-        keys = "calls|branch_computations|true_computation|false_computation" + ("|to_apply" if line.op == "call" else "")
+        keys = "calls|branch_computations|true_computation|false_computation" + (
+            "|to_apply" if line.op == "call" else ""
+        )
         for names in re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)", line.rest):
             yield from ((name, 1) for name in re.findall(r"[\w.\-]+", names))
 
@@ -204,7 +288,10 @@ def _attribute(pattern: str, text: str) -> str:
 @functools.cache
 def _shapes(type_: str) -> list[tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of each array of a type."""
-    return [(dtype, tuple(int(n) for n in sizes.split(",") if n)) for dtype, sizes in _ARRAY.findall(type_)]
+    return [
+        (dtype, tuple(int(n) for n in sizes.split(",") if n))
+        for dtype, sizes in _ARRAY.findall(type_)
+    ]
 
 
 def _width(dtype: str) -> int:
@@ -221,12 +308,20 @@ def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """The groups of devices of a collective's attributes, in any of the forms that XLA writes."""
     if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text):
         groups = np.array(_list(found[1])).reshape(-1, 2)
-    elif found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+    elif found := re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text
+    ):
         sizes = _list(found[3])
-        groups = np.arange(math.prod(sizes)).reshape(sizes).transpose(_list(found[4]) if found[4] else range(len(sizes)))
+        groups = (
+            np.arange(math.prod(sizes))
+            .reshape(sizes)
+            .transpose(_list(found[4]) if found[4] else range(len(sizes)))
+        )
         groups = groups.reshape(int(found[1]), int(found[2]))
     elif found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
-        groups = _of_axes({name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}, found[2])
+        groups = _of_axes(
+            {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}, found[2]
+        )
     elif found := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", text):
         return tuple(_list(group) for group in re.findall(r"\{([\d,]+)\}", found[1]))
     else:
@@ -235,21 +330,35 @@ def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _of_axes(sizes: dict[str, int], axes: str) -> np.ndarray:
-    """Groups along axes of a mesh; `'a':(2)4` stands for the part of size 4 of an axis, after one of size 2."""
+    """Groups along axes of a mesh; `'a':(2)4` stands for the part of size 4 of an axis, after one
+    of size 2.
+    """
     shape, chosen = [], []
-    parts = {name: (int(before or 1), int(size or 0)) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
+    parts = {
+        name: (int(before or 1), int(size or 0))
+        for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
+    }
     for name, size in sizes.items():
         before, part = parts.get(name, (size, 1))
         part = part or size
         chosen += [len(shape) + 1] if name in parts else []
         shape += [before, part, size // (before * part)]
     grid = np.arange(math.prod(shape)).reshape(shape)
-    return np.moveaxis(grid, chosen, range(-len(chosen), 0)).reshape(-1, math.prod(shape[i] for i in chosen))
+    return np.moveaxis(grid, chosen, range(-len(chosen), 0)).reshape(
+        -1, math.prod(shape[i] for i in chosen)
+    )
 
 
 def _axes(groups: tuple[tuple[int, ...], ...], mesh: dict[str, int]) -> tuple[str, ...]:
-    """The axes of the mesh along which the devices of a group differ, () if they are not all those that differ along them."""
-    names, sizes = [name for name, size in mesh.items() if size > 1], [size for size in mesh.values() if size > 1]
-    places = np.stack(np.unravel_index(np.array(groups), sizes), -1) if names else np.zeros((1, 1, 0))
+    """The axes of the mesh along which the devices of a group differ, () if they are not all those
+    that differ along them.
+    """
+    names, sizes = (
+        [name for name, size in mesh.items() if size > 1],
+        [size for size in mesh.values() if size > 1],
+    )
+    places = (
+        np.stack(np.unravel_index(np.array(groups), sizes), -1) if names else np.zeros((1, 1, 0))
+    )
     differ = (places != places[:, :1]).any((0, 1))
     return tuple(itertools.compress(names, differ)) if names else ()

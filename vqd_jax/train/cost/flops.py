@@ -1,7 +1,9 @@
-"""How many operations a training step needs: those of the matrix products and convolutions of the loss and its gradient.
+"""How many operations a training step needs: those of the matrix products and convolutions of the
+loss and its gradient.
 
-They are read from the traced program (a jaxpr), so they are what the model asks for and not what a compiler makes of it: what
-`remat` computes again counts once, and the optimizer's own products (Muon's) and those of moving averages not at all.
+They are read from the traced program (a jaxpr), so they are what the model asks for and not what a
+compiler makes of it: what `remat` computes again counts once, and the optimizer's own products
+(Muon's) and those of moving averages not at all.
 """
 
 import dataclasses
@@ -19,13 +21,17 @@ from vqd_jax.runtime.sharding import Rows
 
 
 def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
-    """Of the gradient of a stage's loss over `rows` examples like the one given, of which only shapes and types count."""
+    """Of the gradient of a stage's loss over `rows` examples like the one given, of which only
+    shapes and types count.
+    """
     repeat = lambda x: jnp.zeros((rows, *x.shape), x.dtype)
     batch = jax.eval_shape(functools.partial(jax.tree.map, repeat), example)
     plain, here = _plain(stage), Rows.here(rows)
 
     def gradient(params: Any, extra: Any, frozen: Any, batch: Any, step: Any) -> Any:
-        loss = lambda params: plain.loss(params, extra, frozen, batch, jax.random.key(0), step, here)
+        loss = lambda params: plain.loss(
+            params, extra, frozen, batch, jax.random.key(0), step, here
+        )
         return jax.grad(loss, has_aux=True)(params)[0]
 
     params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
@@ -34,15 +40,30 @@ def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
 
 
 def _plain(module: Any) -> Any:
-    """The dataclass as it is traced best: where it or a part of it can, nothing is computed again and layers are one program."""
-    fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")}
-    changed = {name: _plain(value) for name, value in fields.items() if dataclasses.is_dataclass(value) and not isinstance(value, type)}
-    changed |= {name: value for name, value in (("remat", False), ("scan", True), ("attention", "whole")) if name in fields}
+    """The dataclass as it is traced best: where it or a part of it can, nothing is computed again
+    and layers are one program.
+    """
+    fields = {
+        f.name: getattr(module, f.name)
+        for f in dataclasses.fields(module)
+        if f.init and f.name not in ("parent", "name")
+    }
+    changed = {
+        name: _plain(value)
+        for name, value in fields.items()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+    }
+    changed |= {
+        name: value
+        for name, value in (("remat", False), ("scan", True), ("attention", "whole"))
+        if name in fields
+    }
     return dataclasses.replace(module, **changed) if changed else module
 
 
 def flops(jaxpr: Jaxpr) -> int:
-    """Of all matrix products and convolutions, those in the body of a scan as often as it runs; a product and a sum are two.
+    """Of all matrix products and convolutions, those in the body of a scan as often as it runs; a
+    product and a sum are two.
 
     Of branches the costliest counts. ValueError for products in a loop whose length is not known.
     """
@@ -53,23 +74,36 @@ def _equation(eqn: JaxprEqn) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
-        return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        return (
+            2
+            * math.prod(eqn.outvars[0].aval.shape)
+            * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+        )
     if name == "conv_general_dilated":
         return _convolution(eqn)
     inner = [flops(getattr(jaxpr, "jaxpr", jaxpr)) for jaxpr in jaxprs_in_params(params)]
     if name == "while" and any(inner):
-        raise ValueError("the operations of a while loop cannot be counted: its length is not known")
+        raise ValueError(
+            "the operations of a while loop cannot be counted: its length is not known"
+        )
     if name == "cond":
         return max(inner)
     return sum(inner) * params["length"] if name == "scan" else sum(inner)
 
 
 def _convolution(eqn: JaxprEqn) -> int:
-    """Without the products with padding and, where the input is dilated (the gradient of a stride), with the zeros between."""
+    """Without the products with padding and, where the input is dilated (the gradient of a stride),
+    with the zeros between.
+    """
     params, spec, pairs = eqn.params, eqn.params["dimension_numbers"], 1
     (image, kernel), out = [v.aval.shape for v in eqn.invars], eqn.outvars[0].aval.shape
-    sizes = [[shape[i] for i in dims[2:]] for shape, dims in ((image, spec.lhs_spec), (kernel, spec.rhs_spec), (out, spec.out_spec))]
-    options = (params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation"))
+    sizes = [
+        [shape[i] for i in dims[2:]]
+        for shape, dims in ((image, spec.lhs_spec), (kernel, spec.rhs_spec), (out, spec.out_spec))
+    ]
+    options = (
+        params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    )
     for n, k, places, stride, (low, _), spread, gap in zip(*sizes, *options, strict=True):
         read = stride * np.arange(places)[:, None] + gap * np.arange(k)[None] - low
         pairs *= int(((read >= 0) & (read <= spread * (n - 1)) & (read % spread == 0)).sum())

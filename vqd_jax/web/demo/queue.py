@@ -1,4 +1,6 @@
-"""Requests wait in a line; one thread works on the first. Whoever asked follows the work, and can leave the line at any time."""
+"""Requests wait in a line; one thread works on the first. Whoever asked follows the work, and can
+leave the line at any time.
+"""
 
 import collections
 import logging
@@ -9,13 +11,15 @@ from typing import Any
 from vqd_jax.core.errors import UserError
 
 WAITING = 200  # requests at most
-BEAT = 0.5     # seconds between two words to one who waits: who has gone is noticed by them
+BEAT = 0.5  # seconds between two words to one who waits: who has gone is noticed by them
 
 Event = dict[str, Any]
 
 
 class Line:
-    """`work(request)` yields events. Requests are worked on one by one, in the order in which they came."""
+    """`work(request)` yields events. Requests are worked on one by one, in the order in which they
+    came.
+    """
 
     def __init__(self, work: Callable[[Any], Iterator[Event]], *, waiting: int = WAITING):
         self.changed = threading.Condition()
@@ -49,7 +53,9 @@ class Line:
                 self._jobs.remove(job)
 
     def close(self, seconds: float) -> bool:
-        """Nothing more is begun, and what is worked on ends with its next event; whether it did within these seconds."""
+        """Nothing more is begun, and what is worked on ends with its next event; whether it did
+        within these seconds.
+        """
         with self.changed:
             self._closed = True
             self._jobs.clear()
@@ -83,7 +89,9 @@ class Line:
 
 
 class Job:
-    """A request in a line, and the last event of its work: who is slow to follow misses those between."""
+    """A request in a line, and the last event of its work: who is slow to follow misses those
+    between.
+    """
 
     def __init__(self, line: Line, request: Any):
         self.request, self.left = request, False
@@ -98,12 +106,16 @@ class Job:
             self._line.changed.notify_all()
 
     def follow(self) -> Iterator[Event]:
-        """The events as they come, and {"waiting": requests before this one} every BEAT seconds without; ends after the last event."""
+        """The events as they come, and {"waiting": requests before this one} every BEAT seconds
+        without; ends after the last event.
+        """
         heard = 0
         yield {"waiting": self._line.before(self)}
         while True:
             with self._line.changed:
-                news = self._line.changed.wait_for(lambda heard=heard: self._said > heard or self._ended, BEAT)
+                news = self._line.changed.wait_for(
+                    lambda heard=heard: self._said > heard or self._ended, BEAT
+                )
                 event, said = self._event, self._said
             if said > heard:
                 heard = said

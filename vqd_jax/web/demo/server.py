@@ -1,8 +1,9 @@
-"""The page and its JSON over HTTP, by the standard library alone: GET / and its files, GET /api/model, POST /api/draw, as
-/api/openapi.json describes them.
+"""The page and its JSON over HTTP, by the standard library alone: GET / and its files, GET
+/api/model, POST /api/draw, as /api/openapi.json describes them.
 
-What is served is in memory: no path of a request ever names a file. A browser that shows another site is not answered, nor, where only
-this machine is served, one that was told another site's name for it: so no site can draw through the browser of someone who runs this.
+What is served is in memory: no path of a request ever names a file. A browser that shows another
+site is not answered, nor, where only this machine is served, one that was told another site's name
+for it: so no site can draw through the browser of someone who runs this.
 """
 
 import contextlib
@@ -24,35 +25,59 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.web.demo.queue import Line
 
 LARGEST = 8 * 2**20  # bytes of a request
-CONNECTIONS = 256    # at once; more are closed
-SILENCE = 30         # seconds that a client may take to send, or to take what is sent, the next piece of it
-PATIENCE = 120       # seconds that it may take to send all of a request
-TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8",
-         "svg": "image/svg+xml", "json": "application/json"}
-HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'self'; "
-                                      "frame-ancestors 'none'; object-src 'none'",
-           "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
-           "Cache-Control": "no-store"}
+CONNECTIONS = 256  # at once; more are closed
+SILENCE = (
+    30  # seconds that a client may take to send, or to take what is sent, the next piece of it
+)
+PATIENCE = 120  # seconds that it may take to send all of a request
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "json": "application/json",
+}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
+    "form-action 'self'; "
+    "frame-ancestors 'none'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 
 class Server(ThreadingHTTPServer):
-    """Serves until `shutdown`. `about` is what GET /api/model says, `read` makes what `line` works on of a request's JSON."""
+    """Serves until `shutdown`. `about` is what GET /api/model says, `read` makes what `line` works
+    on of a request's JSON.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, about: dict[str, Any], read: Callable[[Any], Any], line: Line):
+    def __init__(
+        self, host: str, port: int, about: dict[str, Any], read: Callable[[Any], Any], line: Line
+    ):
         self.about, self.read, self.line = about, read, line
         page = resources.files("vqd_jax.web.demo") / "static"
-        self.files = {f"/{file.name}": (file.read_bytes(), TYPES[file.name.rpartition(".")[2]]) for file in page.iterdir()
-                      if file.name.rpartition(".")[2] in TYPES}
-        self.files |= {"/": self.files["/index.html"], "/api/openapi.json": self.files.pop("/openapi.json")}
+        self.files = {
+            f"/{file.name}": (file.read_bytes(), TYPES[file.name.rpartition(".")[2]])
+            for file in page.iterdir()
+            if file.name.rpartition(".")[2] in TYPES
+        }
+        self.files |= {
+            "/": self.files["/index.html"],
+            "/api/openapi.json": self.files.pop("/openapi.json"),
+        }
         self.local = loopback(host)
         self.places, self.reading = threading.BoundedSemaphore(CONNECTIONS), threading.Lock()
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
-            raise UserError(f"cannot serve at {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+            raise UserError(
+                f"cannot serve at {host}:{port}: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
     @property
     def address(self) -> str:
@@ -72,7 +97,9 @@ class Server(ThreadingHTTPServer):
             self.places.release()
 
     def read_one(self, content: bytes) -> Any:
-        """What a request's JSON asks for, one request at a time: the picture in it may take much memory."""
+        """What a request's JSON asks for, one request at a time: the picture in it may take much
+        memory.
+        """
         with self.reading:
             return self.read(_parsed(content))
 
@@ -98,7 +125,10 @@ class Handler(BaseHTTPRequestHandler):
         elif path in self.server.files:
             self._send(HTTPStatus.OK, *self.server.files[path])
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here: the page is at /, its JSON at /api/model and /api/draw")
+            self._refuse(
+                HTTPStatus.NOT_FOUND,
+                "there is nothing here: the page is at /, its JSON at /api/model and /api/draw",
+            )
 
     do_HEAD = do_GET
 
@@ -109,7 +139,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != "/api/draw":
             self._refuse(HTTPStatus.NOT_FOUND, "only /api/draw takes requests")
         elif content is None:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request says its length, which is at most {LARGEST // 2**20} MiB")
+            self._refuse(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"a request says its length, which is at most {LARGEST // 2**20} MiB",
+            )
         elif self.headers.get_content_type() != "application/json":
             self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a request is application/json")
         else:
@@ -119,7 +152,10 @@ class Handler(BaseHTTPRequestHandler):
                 self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             except Exception:  # a bug, or no memory
                 logging.exception("a request could not be read")
-                self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "this request could not be read; the log of the server says why")
+                self._refuse(
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                    "this request could not be read; the log of the server says why",
+                )
             else:
                 del content
                 self._follow(job)
@@ -142,10 +178,15 @@ class Handler(BaseHTTPRequestHandler):
         text = self.headers.get("Content-Length", "")
         length = int(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
         refused = length is None or length > LARGEST
-        content, left, end = io.BytesIO(), min(length or 0, 8 * LARGEST), time.monotonic() + PATIENCE
+        content, left, end = (
+            io.BytesIO(),
+            min(length or 0, 8 * LARGEST),
+            time.monotonic() + PATIENCE,
+        )
         while left and time.monotonic() < end and (part := self.rfile.read1(min(left, 2**16))):
             left -= len(part)
-            if not refused:  # else it is only heard out: most clients hear an answer when they have sent everything
+            # else it is only heard out: most clients hear an answer when they have sent everything
+            if not refused:
                 content.write(part)
         if not refused and not left:
             return content.getvalue()
@@ -156,7 +197,12 @@ class Handler(BaseHTTPRequestHandler):
         """Whether the browser shows this server's own page, under its own name."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         named = re.sub(r":[0-9]*$", "", host).removeprefix("[").removesuffix("]")
-        if self.server.local and not loopback(named) or origin and origin not in (f"http://{host}", f"https://{host}"):
+        if (
+            self.server.local
+            and not loopback(named)
+            or origin
+            and origin not in (f"http://{host}", f"https://{host}")
+        ):
             self._refuse(HTTPStatus.FORBIDDEN, "this server answers its own page only")
             return False
         return True

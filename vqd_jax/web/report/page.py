@@ -1,6 +1,8 @@
-"""The report of a workdir as one HTML file that needs nothing else: it opens from a disk, without a network.
+"""The report of a workdir as one HTML file that needs nothing else: it opens from a disk, without a
+network.
 
-The same files give the same bytes. Numbers and pictures lie in the page as JSON; report.js draws them.
+The same files give the same bytes. Numbers and pictures lie in the page as JSON; report.js draws
+them.
 """
 
 import json
@@ -14,16 +16,21 @@ from vqd_jax.core.files import whole
 from vqd_jax.web.report import sections
 
 NAME = "report.html"
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing from elsewhere, ever
+# nothing from elsewhere, ever
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write(workdir: Path, out: Path) -> None:
-    """The report of `workdir` as the file `out`. UserError if there is nothing to report, or it cannot be written."""
+    """The report of `workdir` as the file `out`. UserError if there is nothing to report, or it
+    cannot be written.
+    """
     _put(out, page(workdir))
 
 
 def refresh(workdir: Path) -> None:
-    """`write` into the workdir beside a training, which goes on whatever is odd there, but not with a full disk."""
+    """`write` into the workdir beside a training, which goes on whatever is odd there, but not with
+    a full disk.
+    """
     try:
         content = page(workdir)
     except Exception as error:
@@ -42,15 +49,28 @@ def page(workdir: Path) -> str:
     if not workdir.is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main")
     data: dict[str, Any] = {}
-    parts = {"Curves": sections.curves, "Pictures": sections.pictures, "Codebook": sections.codes, "Information": sections.plans,
-             "Evaluations": sections.evaluations, "Time and hardware": sections.times, "Config": sections.config}
+    parts = {
+        "Curves": sections.curves,
+        "Pictures": sections.pictures,
+        "Codebook": sections.codes,
+        "Information": sections.plans,
+        "Evaluations": sections.evaluations,
+        "Time and hardware": sections.times,
+        "Config": sections.config,
+    }
     made = {title: body for title, part in parts.items() if (body := _tried(part, workdir, data))}
     if not made:
-        raise UserError(f"there is nothing to report in {workdir}: it has no metrics, no pictures and no config of a run")
+        raise UserError(
+            f"there is nothing to report in {workdir}: it has no metrics, no pictures and no "
+            "config of a run"
+        )
     name, style, script = workdir.absolute().name, _file("report.css"), _file("report.js")
     anchor = lambda title: title.lower().replace(" ", "-")
     links = "".join(f'<a href="#{anchor(title)}">{title}</a>' for title in made)
-    body = "".join(f'<section id="{anchor(title)}"><h2>{title}</h2>{body}</section>' for title, body in made.items())
+    body = "".join(
+        f'<section id="{anchor(title)}"><h2>{title}</h2>{body}</section>'
+        for title, body in made.items()
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
