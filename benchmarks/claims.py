@@ -29,7 +29,7 @@ import numpy as np
 from claims_tables import SETTINGS, VARIANTS, fill, markdown, plot
 
 from vqd_jax.cli.evaluate import provenance
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 from vqd_jax.data import batches
 from vqd_jax.diffusion.elbo import prior_term
 from vqd_jax.eval import evaluation, held_out, protocols
@@ -207,7 +207,7 @@ class Measure:
         """The model, and the records of each part: of those seen in training only some."""
         model = pipeline.load(folder)
         if self.scores is None:
-            judge = judging.judge(protocols.changed(**model.config.evaluation))
+            judge = judging.make_evaluator(protocols.with_overrides(**model.config.evaluation))
             self.scores = evaluation.Evaluation(
                 model=model, judge=judge, cache=self.cache, settings={}
             )
@@ -250,7 +250,9 @@ class Measure:
         return out
 
     def draw(self, model: pipeline.TextToImage, chosen: list[int], calls: int) -> np.ndarray:
-        prompts = [pipeline.literal(self.scores.source.records[i].captions[0]) for i in chosen]
+        prompts = [
+            pipeline.escape_prompt(self.scores.source.records[i].captions[0]) for i in chosen
+        ]
         return np.concatenate(
             [*model.batches(prompts, batches.ROWS, seed=self.scores.protocol.seed, calls=calls)]
         )
@@ -277,7 +279,7 @@ def speed(work: Path) -> dict[str, Any]:
 
 
 def save(done: dict[str, Any], out: Path) -> None:
-    with whole(out) as part:
+    with atomic_write(out) as part:
         part.write_text(json.dumps(done, indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ from matplotlib import pyplot  # noqa: E402
 
 from vqd_jax.diffusion import schedules
 from vqd_jax.samplers.ancestral import Ancestral
-from vqd_jax.samplers.base import times
+from vqd_jax.samplers.base import call_times
 from vqd_jax.samplers.released import ReleasedFast
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -63,10 +63,12 @@ def masked_figure() -> None:
         _, states = sampler(keys, process, lambda z, t: jnp.zeros((*z.shape, K)), start, trace=True)
         before = np.concatenate([np.asarray(start)[None], np.asarray(states)[:-1]])
         share = (before == K).mean((1, 2))
-        axis.plot(times(sampler, process, N), share, "o-", markersize=3, color=color, label=name)
+        axis.plot(
+            call_times(sampler, process, N), share, "o-", markersize=3, color=color, label=name
+        )
         axis.annotate(
             f"{share[-1]:.0%}",
-            (times(sampler, process, N)[-1], share[-1]),
+            (call_times(sampler, process, N)[-1], share[-1]),
             textcoords="offset points",
             xytext=(-6, 5),
             color=color,

@@ -266,20 +266,22 @@ def programs(c, model: argparse.Namespace):
     from vqd_jax.config import build
     from vqd_jax.runtime.sharding import parallelism
     from vqd_jax.stages import jitted as library
-    from vqd_jax.stages.diffusion import Conditions
+    from vqd_jax.stages.diffusion import Conditioning
     from vqd_jax.train import dry_run
 
     stage, params, shape = model.stage, model.params, dry_run.shape
-    sampler, prediction = build.sampling(c, **c.sampling)
+    sampler, guidance_config = build.sampling(c, **c.sampling)
     keys = jax.eval_shape(lambda: library.image_keys(0, 0, 1))
     for name, rows in (("guided", 2), ("without guidance", 1)):
-        switches = prediction.switches(guided=rows == 2)
-        conditions = Conditions(shape(2, 1, 77, dtype="int32"), shape(2, 1, dtype="bool"))
-        knobs = {"scales": shape(1, 1), "temperature": shape(), "top_p": shape()}
-        program = jax.jit(lambda *x, switches=switches: stage.sample(*x, sampler, switches))
+        static_guidance = guidance_config.static_guidance(guided=rows == 2)
+        conditions = Conditioning(shape(2, 1, 77, dtype="int32"), shape(2, 1, dtype="bool"))
+        dynamic = {"scales": shape(1, 1), "temperature": shape(), "top_p": shape()}
+        program = jax.jit(
+            lambda *x, static_guidance=static_guidance: stage.sample(*x, sampler, static_guidance)
+        )
         yield (
             f"sampling, {name}",
-            lambda program=program, x=(params, keys, conditions, knobs): program.lower(*x),
+            lambda program=program, x=(params, keys, conditions, dynamic): program.lower(*x),
             rows,
         )
     yield (
@@ -294,7 +296,7 @@ def programs(c, model: argparse.Namespace):
     c.vqvae.dtype = c.denoiser.dtype = "float32"
     for rows, parts in ((1, 1), (c.diffusion_train.batch_size, c.diffusion_train.accumulate or 1)):
         c.diffusion_train.batch_size, c.diffusion_train.accumulate = rows, parts
-        step = dry_run.rehearse(c, "diffusion")
+        step = dry_run.dry_run(c, "diffusion")
         yield (
             f"training step, {rows} picture{'s' * (rows > 1)}",
             lambda step=step: step.lower(parallelism(devices=1)),

@@ -68,10 +68,10 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, done: dict) -> None:
     model = pipeline.load(args.workdir)
-    protocol = protocols.changed(**dict(model.config.evaluation) | {"images": args.images})
+    protocol = protocols.with_overrides(**dict(model.config.evaluation) | {"images": args.images})
     scores = evaluation.Evaluation(
         model=model,
-        judge=judge.judge(protocol),
+        judge=judge.make_evaluator(protocol),
         settings={},
         cache=evaluation.cache(args.cache, Path(args.workdir)),
     )
@@ -93,7 +93,9 @@ def measure(args: argparse.Namespace, done: dict) -> None:
         },
     }
     done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
-    prompts = lambda cells: [pipeline.literal(scores.source.records[i].captions[0]) for i in cells]
+    prompts = lambda cells: [
+        pipeline.escape_prompt(scores.source.records[i].captions[0]) for i in cells
+    ]
     known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
     n = int(np.prod(model.stage.denoiser.grid))
     for name in args.samplers:

@@ -27,11 +27,11 @@ import peer
 
 from vqd_jax.diffusion import schedules
 from vqd_jax.runtime.hardware import chip
-from vqd_jax.runtime.sharding import here
-from vqd_jax.samplers.ancestral import Ancestral, ancestral_stretch, take_branch
-from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.runtime.sharding import local_devices
+from vqd_jax.samplers.ancestral import Ancestral, ancestral_phase, take_branch
+from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning
 from vqd_jax.train.cost.flops import flops
 from vqd_jax.train.dry_run import codec_weights
 
@@ -93,10 +93,10 @@ def theirs(size: str, params):
     return pipe
 
 
-def arguments(batch: int, guidance: float) -> tuple[Conditions, np.ndarray]:
+def arguments(batch: int, guidance: float) -> tuple[Conditioning, np.ndarray]:
     """Captions, each with the null at its side, and their scales."""
     ids = np.stack([peer.Tokenizer()([f"a photo of bird number {i}" for i in range(batch)])] * 2)
-    return Conditions(ids, np.array([[False] * batch, [True] * batch])), np.full(
+    return Conditioning(ids, np.array([[False] * batch, [True] * batch])), np.full(
         (1, batch), guidance, np.float32
     )
 
@@ -112,7 +112,7 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     stage, params = peer.ours(peer.config(size))
     pipe = theirs(size, params)
     differ = difference(stage, params, pipe)
-    sampler, prediction = Ancestral(calls=CALLS), Prediction(guidance=GUIDANCE)
+    sampler, guidance_config = Ancestral(calls=CALLS), GuidanceConfig(guidance=GUIDANCE)
 
     def mine(batch: int):
         return jitted.sample(
@@ -121,8 +121,8 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
             *arguments(batch, GUIDANCE),
             seed=0,
             sampler=sampler,
-            prediction=prediction,
-            devices=here(batch),
+            guidance_config=guidance_config,
+            devices=local_devices(batch),
         )
 
     def other(batch: int):
@@ -145,7 +145,7 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
             {
                 "size": size,
                 "batch": batch,
-                "devices": len(here(batch)),
+                "devices": len(local_devices(batch)),
                 "calls": CALLS,
                 "guidance": GUIDANCE,
                 "peer_threads": threads,
@@ -207,7 +207,7 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
         how = dict(
             seed=0,
             sampler=Ancestral(calls=CALLS),
-            prediction=Prediction(guidance=guidance, guidance_below=0.5),
+            guidance_config=GuidanceConfig(guidance=guidance, guidance_below=0.5),
         )
         draw = lambda weights, *given, how=how: jitted.decode(
             stage.codec, weights[1], jitted.sample(stage, weights[0], *given, **how)
@@ -244,16 +244,24 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
 
 
 def operations(
-    stage, weights, conditions: Conditions, scales: np.ndarray, *, seed: int, sampler, prediction
+    stage,
+    weights,
+    conditions: Conditioning,
+    scales: np.ndarray,
+    *,
+    seed: int,
+    sampler,
+    guidance_config,
 ) -> int:
     """Of the products and convolutions of sampling and decoding a batch."""
-    switches = prediction.switches(guided=bool((scales != 1).any()))
-    knobs = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
+    static_guidance = guidance_config.static_guidance(guided=bool((scales != 1).any()))
+    dynamic = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
 
     def program(weights, conditions):
         keys = jitted.image_keys(seed, 0, scales.shape[1])
         return stage.codec.decode(
-            weights[1], stage.sample(weights[0], keys, conditions, knobs, sampler, switches)
+            weights[1],
+            stage.sample(weights[0], keys, conditions, dynamic, sampler, static_guidance),
         )
 
     return flops(jax.make_jaxpr(program)(weights, conditions).jaxpr)
@@ -276,7 +284,7 @@ def step(size: str, batch: int, rounds: int) -> dict:
         jax.random.randint(jax.random.key(3), (batch, n), 0, k),
     )
     keys = jitted.image_keys(0, 0, batch)
-    stretch = ancestral_stretch(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
+    stretch = ancestral_phase(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
     numbers = jax.tree.map(lambda x: x[12], stretch.numbers)
     t, s = jnp.full(batch, 52), jnp.full(batch, 48)
 

@@ -66,7 +66,7 @@ def exchanged(devices: int) -> list[dict]:
             c.parallel.strategy, c.parallel.fsdp = (
                 ("mesh", devices) if layout == "fsdp" else ("pmap", 1)
             )
-            compiled = dry_run.rehearse(c, "diffusion").compile(parallelism(**c.parallel))
+            compiled = dry_run.dry_run(c, "diffusion").compile(parallelism(**c.parallel))
             sent = {}
             for x in compiled.collectives:
                 sent[x.kind] = sent.get(x.kind, 0) + x.moved
@@ -256,7 +256,7 @@ def main() -> None:
     if args.devices:
         from vqd_jax.runtime import distributed
 
-        distributed.join(
+        distributed.initialize(
             args.coordinator,
             *([int(args.processes), int(args.process)] if args.coordinator else []),
         )

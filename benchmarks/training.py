@@ -37,7 +37,7 @@ from vqd_jax.train.cost.flops import of_step
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
-from vqd_jax.train.step import cached_parts, make_step
+from vqd_jax.train.step import default_micro_batches, make_step
 
 BATCHES = {"S": 4, "small": 32, "base": 32}
 TARGET = 200  # images per second of one H100 at base
@@ -90,7 +90,7 @@ def mine(case: Case) -> Callable[[], Any]:
             case.stage,
             optimizer,
             train.ema,
-            train.accumulate or cached_parts(rows, case.stage.tokens),
+            train.accumulate or default_micro_batches(rows, case.stage.tokens),
         )
     )
     extra = case.stage.from_weights(case.params)[1]

@@ -225,7 +225,7 @@ def without(name):
 )
 def test_wrong_metadata_are_one_sentence(exported, change, sentence, tmp_path):
     file = changed(exported, change, tmp_path / "x.safetensors")
-    assert own.written_here(file)
+    assert own.is_exported(file)
     with pytest.raises(UserError, match=re.escape(sentence)):
         own.read(file)
 
@@ -267,7 +267,7 @@ def test_a_truncated_file_is_one_sentence(exported, tmp_path):
         with pytest.raises(
             UserError, match="x.safetensors is not a safetensors file, or it is damaged"
         ):
-            own.written_here(file)
+            own.is_exported(file)
     assert "is damaged" in failure("convert", file, f"--workdir={tmp_path / 'w'}")
     assert not (tmp_path / "w").exists()
 

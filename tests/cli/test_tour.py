@@ -11,7 +11,7 @@ from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion import schedules
 from vqd_jax.inference import pipeline
-from vqd_jax.samplers.base import Known, run
+from vqd_jax.samplers.base import Constraint, sample_loop
 
 CODE = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "tour.md").read_text(), re.DOTALL)[1]
 CRABS = ["a twitter style emoji of a crab"] * 3
@@ -46,7 +46,9 @@ def test_it_reveals_as_many_as_it_says_and_keeps_them(sampler, schedule, calls):
 
     one = sampler(calls)
     start = one.start(keys, process, n)
-    end, states = jax.jit(lambda keys: run(one, keys, process, denoise, start, trace=True))(keys)
+    end, states = jax.jit(lambda keys: sample_loop(one, keys, process, denoise, start, trace=True))(
+        keys
+    )
     states = np.concatenate([start[None], states])
     left = [round(n * np.cos(np.pi / 2 * j / calls)) for j in range(calls + 1)]
     for state, count in zip(states, left, strict=True):
@@ -82,7 +84,7 @@ def test_all_else_works_with_it(sampler, model):
     tokens = model.tokens(CRABS, **asked)
     np.testing.assert_array_equal([*model.watch(CRABS, **asked)][-1][0], tokens)
     np.testing.assert_array_equal(model(CRABS, **asked), model.decode(tokens))
-    known = Known(np.arange(64)[None].repeat(3, 0) < 20, tokens)
+    known = Constraint(np.arange(64)[None].repeat(3, 0) < 20, tokens)
     again = model.tokens(CRABS, **asked | {"seed": 4}, known=known, image=tokens, strength=0.5)
     np.testing.assert_array_equal(again[:, :20], tokens[:, :20])
     assert (again != tokens).any()

@@ -31,12 +31,12 @@ from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.runtime.sharding import parallelism
 from vqd_jax.samplers.ancestral import Remask
 from vqd_jax.samplers.counts import Counts
-from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.samplers.released import PriorRule
 from vqd_jax.stages.diffusion import DiffusionLoss
 from vqd_jax.stages.lora import Adapter
 from vqd_jax.stages.vqvae import VQVAELoss
-from vqd_jax.train.dry_run import Words, tokenizer
+from vqd_jax.train.dry_run import StubTokenizer, tokenizer
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
@@ -68,11 +68,11 @@ CONSUMERS = {
     "diffusion_loss": (DiffusionLoss, set(), set()),
     "diffusion_optim": (Optim, set(), set()),
     "diffusion_train": (Train, set(), set()),
-    "sampling": (Prediction, set(), {"sampler", "calls"}),
+    "sampling": (GuidanceConfig, set(), {"sampler", "calls"}),
     "counts": (Counts, {"calls"}, set()),
     "remask": (Remask, {"calls"}, set()),
     "prior_rule": (PriorRule, {"calls"}, set()),
-    "evaluation": (protocols.changed, set(), set()),
+    "evaluation": (protocols.with_overrides, set(), set()),
     "guard": (Guard, set(), set()),
     "profile": (Profile, set(), set()),
     "parallel": (parallelism, set(), set()),
@@ -191,7 +191,7 @@ def test_every_config_builds(module, variant):
     for training in (True, False):
         assert build.transform(c, training=training).size == c.data.image_size
     assert 1 <= c.sampling.calls <= c.process.T
-    assert protocols.changed(**c.evaluation).name == c.evaluation.name
+    assert protocols.with_overrides(**c.evaluation).name == c.evaluation.name
     with pytest.raises(UserError, match="variant"):
         module.get_config("no_such_variant")
 
@@ -200,7 +200,7 @@ def test_a_config_from_a_checkpoint_builds_the_same():
     """There it is JSON, in which tuples are lists."""
     c = defaults()
     back = ConfigDict(json.loads(c.to_json()))
-    tokenizer = Words(300, 16)
+    tokenizer = StubTokenizer(300, 16)
     assert build.vqvae_stage(back) == build.vqvae_stage(c)
     assert build.diffusion_stage(back, tokenizer) == build.diffusion_stage(c, tokenizer)
     assert hash(build.diffusion_stage(back, tokenizer)) == hash(build.diffusion_stage(c, tokenizer))
@@ -252,7 +252,7 @@ def test_images_that_the_codec_cannot_halve_are_one_sentence():
 def test_auto_is_float32_on_a_cpu(dtype, want):
     c = defaults()
     c.vqvae.dtype = c.denoiser.dtype = dtype
-    tokenizer = Words(300, 16)
+    tokenizer = StubTokenizer(300, 16)
     stage = build.diffusion_stage(c, tokenizer)
     assert stage.denoiser.dtype == stage.codec.model.dtype == want
 
@@ -263,4 +263,4 @@ def test_auto_is_float32_on_a_cpu(dtype, want):
 def test_attention_is_in_parts_on_a_cpu(attention, want):
     c = defaults()
     c.denoiser.attention = attention
-    assert build.diffusion_stage(c, Words(300, 16)).denoiser.attention == want
+    assert build.diffusion_stage(c, StubTokenizer(300, 16)).denoiser.attention == want

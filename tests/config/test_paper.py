@@ -9,7 +9,7 @@ import pytest
 from vqd_jax.config import build, paper
 from vqd_jax.config.defaults import defaults
 from vqd_jax.data.text.labels import Nothing
-from vqd_jax.train.dry_run import Words
+from vqd_jax.train.dry_run import StubTokenizer
 
 
 def text(size):
@@ -47,9 +47,11 @@ def mean_class(c):
 def test_the_published_numbers(change, null, parameters):
     c = defaults()
     change(c)
-    tokenizer = {"text": Words(49408, 77), "class": Words(1000, 1), "none": Nothing()}[
-        c.condition.kind
-    ]
+    tokenizer = {
+        "text": StubTokenizer(49408, 77),
+        "class": StubTokenizer(1000, 1),
+        "none": Nothing(),
+    }[c.condition.kind]
     stage = build.diffusion_stage(c, tokenizer)
     params, _ = jax.eval_shape(
         stage.init,

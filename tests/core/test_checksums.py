@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from vqd_jax.core.checksums import SUMS, fault, write_sums
+from vqd_jax.core.checksums import SUMS, mismatch, write_sums
 
 
 @pytest.fixture
@@ -29,25 +29,25 @@ def test_the_sums_are_sha256(folder):
 
 def test_whole_files_have_no_fault(folder):
     (folder / "a/another").write_text("not ours")
-    assert fault(folder, "a") is None
+    assert mismatch(folder, "a") is None
 
 
 @pytest.mark.parametrize("name", ["top", "a/x", "a/deep/y"])
 def test_damage_is_named(folder, name):
     (folder / name).write_text("other")
-    assert fault(folder, "a") == f"{name} has changed since it was written"
+    assert mismatch(folder, "a") == f"{name} has changed since it was written"
     (folder / name).unlink()
-    assert fault(folder, "a") == f"{name} is missing"
+    assert mismatch(folder, "a") == f"{name} is missing"
 
 
 def test_other_subfolders_do_not_matter(folder):
     (folder / "ab/z").unlink()
-    assert fault(folder, "a") is None
+    assert mismatch(folder, "a") is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
 def test_sums_that_are_none(folder, text):
     (folder / SUMS).write_text(text)
-    assert fault(folder, "a") == f"{SUMS} is not readable"
+    assert mismatch(folder, "a") == f"{SUMS} is not readable"
     (folder / SUMS).unlink()
-    assert fault(folder, "a") == f"{folder / SUMS} cannot be read (No such file or directory)"
+    assert mismatch(folder, "a") == f"{folder / SUMS} cannot be read (No such file or directory)"

@@ -20,8 +20,8 @@ from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import packed
-from vqd_jax.data.decode_check import checked
-from vqd_jax.data.files import Files, shown
+from vqd_jax.data.decode_check import check_decoding
+from vqd_jax.data.files import Files, printable
 from vqd_jax.data.folder import folder
 from vqd_jax.data.text.bpe import BytePair
 from vqd_jax.data.transforms import RandomCrop, Reference, Resize
@@ -335,13 +335,13 @@ def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
         with pytest.raises(
             UserError, match=rf"1 \({name}: .*\) of the 1 images in {tmp_path} cannot be decoded"
         ) as caught:
-            checked(source, str(tmp_path / "cache"))
+            check_decoding(source, str(tmp_path / "cache"))
 
         assert re.search(want, source.fault(name)) and "\n" not in str(caught.value)
         with pytest.raises(UserError, match="is not a picture that can be read"):
             inpaint.read(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
         return
-    got = checked(source, str(tmp_path / "cache"))[0]["image"]
+    got = check_decoding(source, str(tmp_path / "cache"))[0]["image"]
     assert (
         got.dtype == np.uint8
         and got.shape == want.shape
@@ -442,16 +442,16 @@ def test_any_name_will_do(tmp_path, name, suffix):
     root = tmp_path / "set"
     make(root, {name: saved(RGB, "png")}, captions=None)
     (root / name).with_suffix(suffix).write_text("a caption")
-    source = checked(folder(path=str(root)), str(tmp_path / "cache"))
+    source = check_decoding(folder(path=str(root)), str(tmp_path / "cache"))
     assert source.files == [name] and records(source) == {name[:-4]: ("a caption",)}
     pack = packed.pack(str(tmp_path / "cache"), source, None)
     np.testing.assert_array_equal(pack[0]["image"], RGB)
     (root / name).write_bytes(b"")
     with pytest.raises(UserError) as caught:
-        checked(folder(path=str(root)), str(tmp_path / "cache"))
+        check_decoding(folder(path=str(root)), str(tmp_path / "cache"))
     assert (
         "\n" not in str(caught.value)
-        and f"1 ({shown(name)}: {NO_IMAGE})" in str(caught.value)
+        and f"1 ({printable(name)}: {NO_IMAGE})" in str(caught.value)
         and str(caught.value).isprintable()
     )
 
@@ -568,7 +568,7 @@ def test_a_caption_file_is_used_or_left_out_with_a_reason(tmp_path, content):
         assert (
             ids.shape == (len(want), 16) and (ids[:, 0] == 1).all() and (ids == 2).any(axis=1).all()
         )
-        for prompt in map(pipeline.literal, want):
+        for prompt in map(pipeline.escape_prompt, want):
             assert pipeline.split_prompt(pipeline.check_prompt(prompt)) == [(prompt, 1.0)]
         return
     assert source.skipped == {"a.png": want} and records(source) == {
@@ -578,7 +578,7 @@ def test_a_caption_file_is_used_or_left_out_with_a_reason(tmp_path, content):
     with pytest.raises(
         UserError
     ) as caught:  # training says it at its start; preparing leaves it out
-        checked(source, str(tmp_path / "cache"))
+        check_decoding(source, str(tmp_path / "cache"))
     assert str(caught.value).startswith(
         f"1 (a.png: {want}) of the 3 images in {root} have no caption that can be used"
     )
@@ -591,7 +591,7 @@ def test_no_caption_is_a_wrong_prompt(caption):
     """A run ends with pictures for captions of the data: none of them may end it with an error
     after hours.
     """
-    prompt = pipeline.literal(caption)
+    prompt = pipeline.escape_prompt(caption)
     assert pipeline.split_prompt(pipeline.check_prompt(prompt)) == [(prompt, 1.0)]
     assert (
         prompt.lower() == caption.lower()[: pipeline.MAX_PROMPT]

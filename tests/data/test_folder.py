@@ -15,7 +15,7 @@ from PIL import Image
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import captioned, uncaptioned
-from vqd_jax.data.decode_check import checked
+from vqd_jax.data.decode_check import check_decoding
 from vqd_jax.data.folder import LAYOUTS, folder
 from vqd_jax.data.source import Source
 
@@ -30,7 +30,7 @@ def save(path, image=None, **options):
 def unprepared(**options):
     """What training reads of a folder that was not prepared."""
     with tempfile.TemporaryDirectory() as cache:
-        return checked(folder(**options), cache)
+        return check_decoding(folder(**options), cache)
 
 
 def make(root, names=("a.png", "b.png"), captions="a red card\n"):

@@ -27,7 +27,7 @@ from helpers.fuzzing import (
     with_a_wrong_value,
 )
 from vqd_jax.data import captioned, uncaptioned
-from vqd_jax.data.decode_check import checked
+from vqd_jax.data.decode_check import check_decoding
 from vqd_jax.data.folder import folder
 from vqd_jax.data.images import decode
 
@@ -143,7 +143,7 @@ def test_folders(files, texts, table, edits):
                     and all(caption.strip() for caption in record.captions)
                     and kept[i]["image"].size
                 )
-            checked(source, place)
+            check_decoding(source, place)
 
 
 @pytest.fixture(scope="module")

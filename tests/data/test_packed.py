@@ -91,19 +91,20 @@ def test_a_pack_of_squares_is_what_the_transform_makes(tmp_path):
 def test_only_a_whole_pack_of_this_very_set_is_read(tmp_path):
     cache, path = str(tmp_path / "cache"), faces(tmp_path / "faces")
     source = ffhq(path=path)
-    assert packed.packed(cache, source, 16) is source
+    assert packed.open_packed(cache, source, 16) is source
     root = packed.pack(cache, source, 16).root
-    assert isinstance(packed.packed(cache, source, 16), Packed)
+    assert isinstance(packed.open_packed(cache, source, 16), Packed)
     assert (
-        packed.packed(cache, source, None) is source and packed.packed(cache, source, 32) is source
+        packed.open_packed(cache, source, None) is source
+        and packed.open_packed(cache, source, 32) is source
     )
     (root / "part0001" / "1.0.0").rename(tmp_path / "part")
-    assert packed.packed(cache, source, 16) is source
+    assert packed.open_packed(cache, source, 16) is source
     (tmp_path / "part").rename(root / "part0001" / "1.0.0")
-    same(packed.packed(cache, source, 16), packed.pack(cache, source, 16))
+    same(packed.open_packed(cache, source, 16), packed.pack(cache, source, 16))
     Image.new("RGB", (90, 90)).save(tmp_path / "faces/00/59996.png")
     changed = ffhq(path=path)
-    assert packed.packed(cache, changed, 16) is changed
+    assert packed.open_packed(cache, changed, 16) is changed
 
 
 def test_a_second_run_writes_nothing(tmp_path):
@@ -138,7 +139,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
     for i in (0, 40, 41, 98):
         np.testing.assert_array_equal(pack[i]["image"], source[kept[i]]["image"])
     assert not caplog.records
-    again = packed.packed(str(tmp_path / "cache"), source, None)
+    again = packed.open_packed(str(tmp_path / "cache"), source, None)
     assert again.skipped == pack.skipped and again.fingerprint == pack.fingerprint
     assert "1 (00/00041.jpg) of the 100 pictures in" in caplog.text
 
@@ -155,7 +156,7 @@ def test_too_many_broken_pictures_are_an_error(tmp_path):
     ) as e:
         packed.pack(str(tmp_path / "cache"), source, 8)
     assert "\n" not in str(e.value)
-    assert packed.packed(str(tmp_path / "cache"), source, 8) is source
+    assert packed.open_packed(str(tmp_path / "cache"), source, 8) is source
 
 
 def test_a_damaged_pack_is_noticed(tmp_path):
@@ -169,7 +170,7 @@ def test_a_damaged_pack_is_noticed(tmp_path):
         UserError,
         match=r"The prepared data set in \S*part0001/1.0.0 is damaged .* delete that folder",
     ):
-        pack = packed.packed(str(tmp_path / "cache"), source, None)
+        pack = packed.open_packed(str(tmp_path / "cache"), source, None)
         [pack[i] for i in range(len(pack))]
 
 
@@ -196,9 +197,9 @@ def test_build_reads_the_pack_of_its_transform(tmp_path):
         ("reference", None, (30, 40, 3)),
     ):
         c.data.transform = transform
-        assert build.packed_size(c) == size and build.online(c) == (size is None)
+        assert build.packed_size(c) == size and build.encodes_online(c) == (size is None)
         before = build.source(c, cache)
-        packed.pack(str(cache), build.original(c, cache), size)
+        packed.pack(str(cache), build.raw_source(c, cache), size)
         after = build.source(c, cache)
         assert isinstance(after, Packed) and (
             isinstance(before, Packed) == (transform == "reference")
@@ -257,7 +258,7 @@ def another(root):
 def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     c, cache = own(tmp_path / "pictures"), tmp_path / "cache"
     before = build.source(c, cache)
-    pack = packed.pack(str(cache), build.original(c, cache), 16)
+    pack = packed.pack(str(cache), build.raw_source(c, cache), 16)
     read = build.source(c, cache)
     assert (
         isinstance(read, Packed)
@@ -269,7 +270,7 @@ def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     after = build.source(c, cache)
     assert not isinstance(after, Packed) and after.fingerprint != before.fingerprint
     assert "run vqd prepare again" in caplog.text and len(caplog.records) == 1
-    packed.pack(str(cache), build.original(c, cache), 16)
+    packed.pack(str(cache), build.raw_source(c, cache), 16)
     assert isinstance(build.source(c, cache), Packed)
     same(after, build.source(c, cache), Resize(size=16))
 
@@ -281,7 +282,7 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
         (tmp_path / "pictures" / f"{n:02d}.bmp").write_bytes(b"BM" if n else b"")
     (tmp_path / "pictures/01.txt").write_text(" ")
     (tmp_path / "pictures/02.txt").unlink()
-    pack = packed.pack(cache, build.original(c, Path(cache)), None)
+    pack = packed.pack(cache, build.raw_source(c, Path(cache)), None)
     assert (
         pack.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)}
         and pack.pictures == len(pack) == 5
@@ -298,7 +299,7 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
     with pytest.raises(
         UserError, match=r"Of the 10 images in \S*/pictures at least 6 .* at most 50% are left out"
     ):
-        packed.pack(cache, build.original(c, Path(cache)), None)
+        packed.pack(cache, build.raw_source(c, Path(cache)), None)
 
 
 PACKING = """
@@ -343,8 +344,8 @@ def test_a_killed_run_goes_on_with_the_part_that_is_not_whole(tmp_path):
     assert not list(cache.glob("*/part0002/1.0.0"))
     before = contents(done)
     source = ffhq(path=path)
-    assert packed.packed(str(cache), source, None) is source
+    assert packed.open_packed(str(cache), source, None) is source
     out, err = start("0").communicate(timeout=120)
     assert out.strip() == "12 True", err
     assert contents(done) == before and not list(cache.glob("*/*/partial"))
-    same(source, packed.packed(str(cache), source, None))
+    same(source, packed.open_packed(str(cache), source, None))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.token_pictures import CODEC, COUNT, Encode, Pictures
-from vqd_jax.data.token_cache import cached_tokens, some_tokens
+from vqd_jax.data.token_cache import cached_tokens, encode_records
 
 WANT = np.repeat(np.arange(COUNT)[:, None], 2, 1)
 
@@ -48,11 +48,11 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
 
 def test_tokens_of_some_images_are_their_rows():
     encode = Encode()
-    tokens = some_tokens(Pictures(), [70, 3, 3, 5], encode)
+    tokens = encode_records(Pictures(), [70, 3, 3, 5], encode)
     assert list(tokens) == [3, 5, 70] and encode.calls == 1
     for i, row in tokens.items():
         np.testing.assert_array_equal(row, WANT[i])
-    assert some_tokens(Pictures(), [], encode) == {} and encode.calls == 1
+    assert encode_records(Pictures(), [], encode) == {} and encode.calls == 1
 
 
 @pytest.mark.parametrize("change", ["data", "codes", "kernel"])
@@ -91,7 +91,7 @@ import numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from helpers.token_pictures import CODEC, Encode, Pictures
-from vqd_jax.train.tokens import cached_tokens
+from vqd_jax.data.token_cache import cached_tokens
 
 def half(file, tokens):
     file.write(b"\\x93NUMPY" + bytes(10**5))

@@ -17,10 +17,10 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.direct import bound_of_previous, log_previous, with_codes
 from vqd_jax.inference import pipeline
-from vqd_jax.samplers.base import Known
-from vqd_jax.samplers.direct import Previous
-from vqd_jax.samplers.guidance import Switches, guide, temper
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.samplers.base import Constraint
+from vqd_jax.samplers.direct import DirectSampler
+from vqd_jax.samplers.guidance import StaticGuidance, apply_temperature, guide
+from vqd_jax.stages.diffusion import Conditioning
 
 K, T, N = 3, 4, 4
 SCHEDULES = ["paper", "released", "absorbing", "uniform"]
@@ -107,7 +107,7 @@ def test_the_sampler_draws_from_the_chain_of_its_predictions(schedule):
     table = jnp.asarray(np.random.default_rng(1).normal(size=(T + 1, K + 1, K + 1)), jnp.float32)
     denoise = lambda z, t: log_previous(process, table[t[:, None], z], z, t)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(rows))
-    sampler = Previous()
+    sampler = DirectSampler()
     end, states = jax.jit(
         lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), trace=True)
     )(keys)
@@ -124,7 +124,7 @@ def test_the_sampler_draws_from_the_chain_of_its_predictions(schedule):
         counts = np.bincount(np.asarray(seen).ravel(), minlength=K + 1)
         assert counts[p < 1e-12].sum() == 0
         assert stats.chisquare(counts[on], p[on] / p[on].sum() * counts[on].sum()).pvalue > 1e-4
-    known = Known(mask=jnp.array([[True, False]] * 3), tokens=jnp.full((3, 2), 2))
+    known = Constraint(mask=jnp.array([[True, False]] * 3), tokens=jnp.full((3, 2), 2))
     kept = jax.jit(
         lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), known=known)
     )(keys[:3])
@@ -176,14 +176,16 @@ def test_guidance_and_temperature_act_on_the_codes_and_leave_the_chance_of_mask(
     scales = jnp.full((1, 3), 2.0)
     ask = lambda guided, temperature: stage.denoise(
         params,
-        Conditions(jnp.stack([ids, ids]), drop),
+        Conditioning(jnp.stack([ids, ids]), drop),
         {"scales": scales if guided else scales / 2, "temperature": temperature, "top_p": 1.0},
-        Switches(guided=guided),
+        StaticGuidance(guided=guided),
         guided=guided,
     )(z, t)
     plain = log_previous(stage.process, network(False), z, t)
     np.testing.assert_allclose(ask(False, 1.0), plain, atol=1e-4)
-    codes = temper(guide(network(False)[None, ..., :K], network(True)[..., :K], scales), 0.7)
+    codes = apply_temperature(
+        guide(network(False)[None, ..., :K], network(True)[..., :K], scales), 0.7
+    )
     got = ask(True, 0.7)
     np.testing.assert_allclose(got[..., K], plain[..., K], atol=1e-5)
     np.testing.assert_allclose(
@@ -199,7 +201,7 @@ def test_what_it_cannot_do_is_one_sentence():
         with pytest.raises(UserError, match="diffusion_loss needs auxiliary 0, and not continuous"):
             direct(**weights)
     config = defaults()
-    config.sampling.update(pipeline.own_sampling(direct()))
+    config.sampling.update(pipeline.fixed_sampling(direct()))
     assert config.sampling.sampler == "previous" and config.sampling.calls == T
     model = pipeline.TextToImage(
         config=config,
@@ -210,7 +212,7 @@ def test_what_it_cannot_do_is_one_sentence():
         tokenizer=None,
         entropy={},
     )
-    assert model.settings(temperature=0.5)[0] == Previous()
+    assert model.settings(temperature=0.5)[0] == DirectSampler()
     for asked in ({"sampler": "counts"}, {"sampler": "ancestral"}, {"calls": 2}):
         with pytest.raises(
             UserError, match="predicts the previous state, .* can only be (previous|4), got"

@@ -89,7 +89,7 @@ def test_the_released_table_needs_two_steps():
 
 def test_what_does_not_fall_from_one_is_an_error():
     with pytest.raises(ValueError, match="unmasked"):
-        schedules.from_fates(np.array([1.0, 1.2]), np.ones(2), 8)
+        schedules.from_rates(np.array([1.0, 1.2]), np.ones(2), 8)
     with pytest.raises(ValueError, match="intact"):
         schedules.from_probabilities(
             np.array([1.0, 0.9]), np.array([1.0, 0.8]), 8

@@ -7,7 +7,7 @@ import pytest
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval import collect as gather_
-from vqd_jax.eval.collect import Wanted, batches, evenly, gather
+from vqd_jax.eval.collect import FeatureSpec, batches, collect, evenly_spaced
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
 
@@ -35,17 +35,22 @@ def test_one_pass_is_the_whole_set(rows, held, monkeypatch):
     monkeypatch.setattr(gather_, "BLOCK", 5)
     x, times = images(20), [i % 3 + 1 for i in range(20)]
     extract = network()
-    seen = gather(
+    seen = collect(
         batches(x, rows),
         20,
-        {"a": Wanted(extract=extract, held=held, moments=True), "b": Wanted(extract=extract)},
+        {
+            "a": FeatureSpec(extract=extract, held=held, moments=True),
+            "b": FeatureSpec(extract=extract),
+        },
         description="",
         times=times,
     )
     whole = np.concatenate([extract(x[:8]), extract(x[8:16]), extract(x[16:])])
     np.testing.assert_allclose(seen["b"].features, whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(seen["a"].features, seen["b"].features[evenly(20, held)])
-    assert seen["a"].held == evenly(20, held) and len(set(seen["a"].held)) == min(held or 20, 20)
+    np.testing.assert_array_equal(seen["a"].features, seen["b"].features[evenly_spaced(20, held)])
+    assert seen["a"].held == evenly_spaced(20, held) and len(set(seen["a"].held)) == min(
+        held or 20, 20
+    )
     repeated = Moments.of(np.repeat(whole, times, axis=0))
     assert seen["a"].moments.count == seen["a"].count == sum(times) and seen["b"].moments is None
     np.testing.assert_allclose(seen["a"].moments.mean, repeated.mean, rtol=1e-6)
@@ -56,11 +61,11 @@ def test_one_pass_is_the_whole_set(rows, held, monkeypatch):
 
 def test_devices_share_a_batch_and_change_nothing(monkeypatch):
     assert jax.local_device_count() == 4
-    x, wanted = images(20), lambda: {"a": Wanted(extract=network(), moments=True)}
-    shared = gather(batches(x, 8), 20, wanted(), description="")["a"]
+    x, wanted = images(20), lambda: {"a": FeatureSpec(extract=network(), moments=True)}
+    shared = collect(batches(x, 8), 20, wanted(), description="")["a"]
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
-    alone = gather(batches(x, 8), 20, wanted(), description="")["a"]
+    alone = collect(batches(x, 8), 20, wanted(), description="")["a"]
     np.testing.assert_allclose(shared.features, alone.features, rtol=1e-6)
     np.testing.assert_allclose(shared.moments.scatter, alone.moments.scatter, rtol=1e-5, atol=1e-9)
 
@@ -85,10 +90,10 @@ def test_pictures_are_read_in_order_and_a_broken_one_is_told():
 @pytest.mark.parametrize("times", [[1, 2], [1, 0, 1]])
 def test_every_picture_counts(times):
     with pytest.raises(UserError, match="each of 3 pictures must count at least once"):
-        gather(
+        collect(
             batches(images(3)),
             3,
-            {"a": Wanted(extract=network(), moments=True)},
+            {"a": FeatureSpec(extract=network(), moments=True)},
             description="",
             times=times,
         )

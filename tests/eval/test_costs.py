@@ -11,15 +11,15 @@ import pytest
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.samplers.ancestral import Ancestral, Remask
-from vqd_jax.samplers.autoregressive import Raster
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.counts import Counts
-from vqd_jax.samplers.guidance import Switches
+from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning
 from vqd_jax.train.cost.compiled import Program
 
 ROWS, LENGTH, TOKENS, CODES, WIDTH, LAYERS = 3, 5, 16, 23, 32, 2
-PLAIN, GUIDED = Switches(), Switches(guided=True)
+PLAIN, GUIDED = StaticGuidance(), StaticGuidance(guided=True)
 # (a sampler of seven calls, how many loops there are: one for each kind of call)
 SAMPLERS = {
     "ancestral": (Ancestral(calls=7), 1),
@@ -50,7 +50,7 @@ def stages():
     return c, {name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()}
 
 
-def compiled(stage, sampler, switches, window=None):
+def compiled(stage, sampler, static_guidance, window=None):
     """(text of the compiled program, what it does) of sampling ROWS images; of calls in a window,
     as `programs.sample` runs it.
     """
@@ -60,23 +60,23 @@ def compiled(stage, sampler, switches, window=None):
         shape(2, ROWS, LENGTH, dtype=jnp.int32),
         shape(2, ROWS, dtype=jnp.bool),
     )  # a prompt, and none
-    knobs = {"scales": shape(1, ROWS), "temperature": shape(), "top_p": shape()}
+    dynamic = {"scales": shape(1, ROWS), "temperature": shape(), "top_p": shape()}
 
-    def program(params, bits, ids, drop, knobs, **window):
+    def program(params, bits, ids, drop, dynamic, **window):
         return stage.sample(
             params,
             jax.vmap(jax.random.wrap_key_data)(bits),
-            Conditions(ids, drop),
-            knobs,
+            Conditioning(ids, drop),
+            dynamic,
             sampler,
-            switches,
+            static_guidance,
             **window,
         )
 
     window = {"window": (shape(dtype=jnp.int32),) * 2} if window else {}
     text = (
         jax.jit(program)
-        .lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, **window)
+        .lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, dynamic, **window)
         .compile()
         .as_text()
     )
@@ -174,4 +174,4 @@ def test_guidance_is_a_call_of_two_rows_for_an_image(stages, ancestral):
 
 def test_the_twin_is_one_loop(stages):
     _, both = stages
-    assert network_loops(compiled(both["autoregressive"], Raster(), PLAIN)[1]) == 1
+    assert network_loops(compiled(both["autoregressive"], AutoregressiveSampler(), PLAIN)[1]) == 1

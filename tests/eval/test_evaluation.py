@@ -15,11 +15,11 @@ from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.picture_folder import PictureFolder
 from vqd_jax.eval import judge as judging
-from vqd_jax.eval.collect import Gathered
+from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.evaluation import Chosen, Evaluation
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
-from vqd_jax.eval.judge import SEEN, Judge
+from vqd_jax.eval.judge import SEEN, Evaluator
 from vqd_jax.eval.measures import frechet
 from vqd_jax.eval.protocols import PROTOCOLS, Protocol
 from vqd_jax.eval.scores import inception_score
@@ -86,7 +86,7 @@ def models(tmp_path_factory):
 
 
 def evaluation(model, cache, protocol, real=None):
-    judge = Judge(protocol=protocol, networks={SEEN: network()})
+    judge = Evaluator(protocol=protocol, networks={SEEN: network()})
     return Evaluation(model=model, judge=judge, cache=cache, settings={"calls": 2}, real=real)
 
 
@@ -156,7 +156,7 @@ def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, 
     firsts = [i for i in range(18) if i % 3 == 0]
     real = network()(np.stack([how.source[i]["image"] for i in firsts]))
     moments = [
-        Gathered(count=6, held=[], features=f, moments=Moments.of(f))
+        Collected(count=6, held=[], features=f, moments=Moments.of(f))
         for f in (network()(want), real)
     ]
     assert part.result["generated"] == {
@@ -199,7 +199,7 @@ def test_real_pictures_count_as_often_as_they_gave_a_prompt(over_sampled):
     extract, real = network(), np.stack([how.source[i]["image"] for i in records])
     made = np.stack([part.pictures[i] for i in range(12)])
     a, b = (
-        Gathered(count=12, held=[], features=f, moments=Moments.of(f))
+        Collected(count=12, held=[], features=f, moments=Moments.of(f))
         for f in (extract(made), extract(real))
     )
     assert part.result["generated"]["fid"] == pytest.approx(
@@ -276,7 +276,7 @@ def test_scores_of_single_pictures(over_sampled):
     """The inception score, and that of CLIP with its own captions, of pictures and their prompts."""
     protocol = small("vqdiffusion-cub", measures=("inception_score", "clip_score"))
     embedded = lambda texts: np.random.default_rng(len(texts)).normal(size=(len(texts), 6))
-    judge = Judge(
+    judge = Evaluator(
         protocol=protocol,
         networks={SEEN: network(2048), "clip_score": network()},
         captions=embedded,

@@ -5,7 +5,7 @@ import pytest
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval import features as features_
 from vqd_jax.eval.features import Extractor, efficientnet_lite0, vgg16
-from vqd_jax.runtime.sharding import here
+from vqd_jax.runtime.sharding import local_devices
 
 
 def images(n, size=32):
@@ -41,7 +41,7 @@ def test_products_are_full_float32_on_every_device():
     extract = vgg16(batch=2)
     program = str(
         jax.make_jaxpr(features_._features, static_argnums=(0, 1))(
-            extract.embed, here(2), extract.params, images(2)
+            extract.embed, local_devices(2), extract.params, images(2)
         )
     )
     assert program.count("conv_general_dilated[") + program.count("dot_general[") == 13

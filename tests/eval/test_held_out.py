@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.batches import fewer_words, pair_loader
+from vqd_jax.data.batches import pair_loader, randomly_drop_words
 from vqd_jax.data.source import Record
 from vqd_jax.data.text.bpe import BytePair
 
@@ -44,7 +44,7 @@ def loader(drop_words, seed=0):
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
 def test_each_word_is_left_out_with_its_probability_and_in_order(share):
     words, rng = CAPTIONS[0].split(), np.random.default_rng(0)
-    kept = [fewer_words(CAPTIONS[0], share, rng).split() for _ in range(4000)]
+    kept = [randomly_drop_words(CAPTIONS[0], share, rng).split() for _ in range(4000)]
     assert min(map(len, kept)) >= 1
     expected = len(words) * (1 - share) + share ** len(words)  # one that stays when all would go
     assert abs(np.mean([len(k) for k in kept]) - expected) < 0.08

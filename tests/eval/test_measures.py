@@ -3,14 +3,14 @@ import pytest
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval import measures
-from vqd_jax.eval.collect import Gathered
+from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.frechet import Moments, frechet_distance
 from vqd_jax.eval.measures import Statistics
 
 
 def gathered(n, d=6, shift=0.0):
     x = np.random.default_rng(n).normal(shift, 1, (n, d)).astype(np.float32)
-    return Gathered(count=n, held=list(range(n)), features=x, moments=Moments.of(x))
+    return Collected(count=n, held=list(range(n)), features=x, moments=Moments.of(x))
 
 
 def test_a_distance_is_called_fid_with_the_features_of_inception_only():
@@ -56,12 +56,12 @@ def test_bad_statistics_are_one_sentence(tmp_path):
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_the_nearest_is_what_a_loop_finds(block):
     a, b = gathered(9).features, gathered(7).features
-    value, place = measures.nearest(a, b, block=block)
+    value, place = measures.nearest_distance(a, b, block=block)
     cosines = [[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for v in b] for u in a]
     np.testing.assert_allclose(value, np.max(cosines, axis=1), rtol=1e-5)
     np.testing.assert_array_equal(place, np.argmax(cosines, axis=1))
     labels = np.arange(9) % 3, np.arange(7) % 3
-    value, place = measures.nearest(a, b, labels, block=block)
+    value, place = measures.nearest_distance(a, b, labels, block=block)
     assert (labels[1][place] == labels[0]).all()
     np.testing.assert_allclose(
         value,

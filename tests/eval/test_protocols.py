@@ -43,8 +43,8 @@ def test_the_named_protocols_are_those_that_are_stated():
 
 
 def test_a_section_names_a_protocol_and_may_change_its_numbers():
-    assert protocols.changed(**defaults().evaluation) == PROTOCOLS["emoji"]
-    changed = protocols.changed(name="clean", images=9, seed=4)
+    assert protocols.with_overrides(**defaults().evaluation) == PROTOCOLS["emoji"]
+    changed = protocols.with_overrides(name="clean", images=9, seed=4)
     assert changed == dataclasses.replace(PROTOCOLS["clean"], images=9, seed=4)
 
 
@@ -66,7 +66,7 @@ def test_the_shipped_model_names_its_protocol_by_the_former_name():
         == json.loads((ROOT / "results" / "emoji.json").read_text())["protocol"]
         and stored["evaluation"]["name"] == "cells"
     )
-    assert protocols.changed(**complete(stored).evaluation) == PROTOCOLS["emoji"]
+    assert protocols.with_overrides(**complete(stored).evaluation) == PROTOCOLS["emoji"]
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_a_name_that_is_none_is_one_sentence():
     with pytest.raises(
         UserError, match="there is no protocol 'fid'; there are emoji, vqdiffusion-cub"
     ):
-        protocols.named("fid")
+        protocols.get_protocol("fid")

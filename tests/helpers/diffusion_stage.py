@@ -15,7 +15,7 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.runtime.sharding import Rows
-from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage, History
+from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage, LossAwareTimes
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
 K, T, N = 3, 4, 4
@@ -85,10 +85,10 @@ def program(stage, gradient=False):
 
     def run(params, data, history, key, frozen):
         def loss(params):
-            value, (seen, metrics) = stage.loss(
+            value, (aux, metrics) = stage.loss(
                 params, history, frozen, data, key, jnp.int32(0), Rows.here(len(data["text"]))
             )
-            return value, (stage.learn(history, seen, key, jnp.int32(0), None)[0], metrics)
+            return value, (stage.update_extra(history, aux, key, jnp.int32(0), None)[0], metrics)
 
         return jax.value_and_grad(loss, has_aux=True)(params) if gradient else loss(params)
 
@@ -96,7 +96,7 @@ def program(stage, gradient=False):
 
 
 def evaluate(stage, params, data, history=None, seed=1, frozen=None, gradient=False):
-    history = History.empty(T) if history is None else history
+    history = LossAwareTimes.empty(T) if history is None else history
     return program(stage, gradient)(params, data, history, jax.random.key(seed), frozen or {})
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from helpers import ROOT
-from vqd_jax.core.checksums import fault
+from vqd_jax.core.checksums import mismatch
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
@@ -306,7 +306,7 @@ def differences(one: Path, two: Path) -> list[str]:
     """
     out = [f"files: {sorted(names(one) ^ names(two))}"] if names(one) != names(two) else []
     for folder in [*one.glob("*/checkpoints/*"), *two.glob("*/checkpoints/*")]:
-        if wrong := fault(folder) if folder.name.isdecimal() else "left over":
+        if wrong := mismatch(folder) if folder.name.isdecimal() else "left over":
             out.append(f"{folder}: {wrong}")
     if out:
         return out

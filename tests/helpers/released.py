@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from helpers import ROOT
-from vqd_jax.samplers.base import Stretch, all_masked, masked_at
+from vqd_jax.samplers.base import Phase, all_masked, masked_at
 
 T, CODES, ALL_CODES, SIDE, SIZE, E = 10, 20, 24, 8, 16, 16
 REMAP = np.array([0, 0, *range(1, 10), 0, *range(10, 18), 0, 18, 0, 19])
@@ -61,7 +61,7 @@ class Gumbel:
     start, noised = staticmethod(all_masked), staticmethod(masked_at)
 
     def plan(self, process, n, begin):
-        return [Stretch(update=self.update, times=np.arange(process.T, 0, -1), numbers=self.noise)]
+        return [Phase(update=self.update, times=np.arange(process.T, 0, -1), numbers=self.noise)]
 
     def update(self, keys, place, process, logits, z, noise):
         t = jnp.full(z.shape[:1], process.T - place)

@@ -37,7 +37,8 @@ def shipped():
 def test_it_is_the_picture_of_sample_bit_for_bit(shipped, prompt, settings):
     found = explain.explain(shipped, prompt, seed=5, **settings)
     drawn = request.draw(
-        shipped, request.Recipe(prompts=(prompt,), num=1, seed=5, batch=16, settings=settings)
+        shipped,
+        request.GenerationRequest(prompts=(prompt,), num=1, seed=5, batch=16, settings=settings),
     )
     np.testing.assert_array_equal(found.images[-1], drawn[0])
     np.testing.assert_array_equal(shipped.decode_partly(found.states), found.images)

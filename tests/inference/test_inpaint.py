@@ -9,7 +9,7 @@ from PIL import Image
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import inpaint, pipeline
-from vqd_jax.inference.inpaint import Canvas, paint, windows
+from vqd_jax.inference.inpaint import EditImage, edit, windows
 
 MODEL = ROOT / "pretrained" / "emoji"
 SAMPLERS = {
@@ -37,9 +37,9 @@ def test_outside_of_the_mask_nothing_changes(model, picture, name, seed):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:32, :32]
     repaint = (y - 12) ** 2 + (x - rng.integers(8, 24)) ** 2 < 60  # a disc
-    out = paint(
+    out = edit(
         model,
-        Canvas(picture, repaint),
+        EditImage(picture, repaint),
         ["a twitter style emoji of a dog"] * 2,
         seed=seed,
         sampler=name,
@@ -67,10 +67,10 @@ def test_strength_says_how_much_changes(model, picture):
         for strength in (0.1, 0.5, 1.0)
     ]
     assert same[0] >= 1 - round(6.4) / 64 and same[0] > same[1] > same[2]
-    everywhere = Canvas(picture, np.ones((32, 32), bool))
+    everywhere = EditImage(picture, np.ones((32, 32), bool))
     far = [
         np.abs(
-            paint(model, everywhere, prompts, strength=strength, sampler="counts", calls=5).astype(
+            edit(model, everywhere, prompts, strength=strength, sampler="counts", calls=5).astype(
                 float
             )
             - picture
@@ -84,12 +84,12 @@ def test_a_larger_canvas_is_painted_window_by_window(model, picture):
     image = np.pad(picture, ((0, 16), (8, 8), (0, 0)), constant_values=255)
     repaint = np.ones(image.shape[:2], bool)
     repaint[:32, 8:40] = False
-    out = paint(model, Canvas(image, repaint), ["a google style emoji of a tree"], calls=4)
+    out = edit(model, EditImage(image, repaint), ["a google style emoji of a tree"], calls=4)
     assert out.shape == (1, 48, 48, 3)
     np.testing.assert_array_equal(out[0, :32, 8:40], picture)
     cells = out[0].reshape(12, 4, 12, 4, 3)
     assert (cells[8:].std((1, 3)).max(-1) > 2).any()  # the border is painted, not left white
-    again = paint(model, Canvas(image, repaint), ["a google style emoji of a tree"], calls=4)
+    again = edit(model, EditImage(image, repaint), ["a google style emoji of a tree"], calls=4)
     np.testing.assert_array_equal(out, again)
 
 
@@ -150,6 +150,6 @@ def test_bad_files_are_one_sentence(files, arguments, sentence):
 
 def test_a_canvas_must_fit_the_cells(model, picture):
     with pytest.raises(UserError, match="multiples of 4, got 33 x 32"):
-        paint(model, Canvas(np.zeros((32, 33, 3), np.uint8), np.ones((32, 33), bool)), ["a"])
+        edit(model, EditImage(np.zeros((32, 33, 3), np.uint8), np.ones((32, 33), bool)), ["a"])
     with pytest.raises(UserError, match=r"strength must lie in \(0, 1\], got 2"):
-        paint(model, Canvas(picture, np.ones((32, 32), bool)), ["a"], strength=2.0)
+        edit(model, EditImage(picture, np.ones((32, 32), bool)), ["a"], strength=2.0)

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import pipeline
-from vqd_jax.samplers.base import Known
+from vqd_jax.samplers.base import Constraint
 from vqd_jax.stages import jitted
 
 MODEL = ROOT / "pretrained" / "emoji"
@@ -64,11 +64,11 @@ def test_traces_and_states_are_shared_too(model):
 def test_watching_sees_what_the_scan_does(model):
     asked = dict(calls=5, seed=1, guidance=2.0, guidance_below=0.6)
     _, states = model.tokens(PROMPTS[:2], **asked, trace=True)
-    compiled = jitted.compiled()
+    compiled = jitted.compiled_samplers()
     seen = list(model.watch(PROMPTS[:2], **asked))
     assert len(seen) == 5
     np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # to the bit
-    assert jitted.compiled() == compiled + 1  # one program does both
+    assert jitted.compiled_samplers() == compiled + 1  # one program does both
     agree = np.mean(
         [(s == t).mean() for (s, _), t in zip(seen, states)]
     )  # two programs: the last bits may differ
@@ -83,9 +83,9 @@ def test_watching_sees_what_the_scan_does(model):
 def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
     """From the tokens of a picture, with some of them kept, at another place in the noise."""
     image = model.tokens(PROMPTS[:3], calls=3)
-    known = Known(np.random.default_rng(0).random(image.shape) < 0.3, image)
+    known = Constraint(np.random.default_rng(0).random(image.shape) < 0.3, image)
     asked = dict(
-        known=known, image=image, strength=strength, calls=4, seed=2, first=5, sampler=name
+        constraint=known, image=image, strength=strength, calls=4, seed=2, first=5, sampler=name
     )
     seen = [tokens for tokens, _ in model.watch(PROMPTS[3:6], **asked)]
     assert len(seen) == 4 and len({s.tobytes() for s in seen}) > 1

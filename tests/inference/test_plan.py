@@ -91,7 +91,7 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
         planned.settings(sampler="counts", calls=7)[0] == sampler
         and bare.settings(sampler="counts", calls=7)[0].counts == "uniform"
     )
-    assert planned.settings(sampler="counts", calls=7, begin=50)[0].counts == "uniform"
+    assert planned.settings(sampler="counts", calls=7, t_start=50)[0].counts == "uniform"
     np.savez(tmp_path / "other.npz", random=entropy["random"] ** 2)
     other = pipeline.load(workdir, tmp_path / "other.npz")
     assert (

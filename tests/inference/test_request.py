@@ -14,8 +14,8 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_png
 from vqd_jax.eval.generate import digest
 from vqd_jax.inference import pipeline, request
-from vqd_jax.inference.inpaint import Canvas
-from vqd_jax.inference.request import Recipe
+from vqd_jax.inference.inpaint import EditImage
+from vqd_jax.inference.request import GenerationRequest
 
 MODEL = ROOT / "pretrained" / "emoji"
 PLAIN = dict(calls=3, guidance=2.5, temperature=0.8, top_p=0.9, negative_prompt="a tree")
@@ -41,26 +41,28 @@ def recipes(model):
     )
     two = ("a twitter style emoji of a crab", "日本語の犬 \"'")
     return {
-        "plain": Recipe(prompts=two, num=2, seed=7, batch=2, settings=PLAIN),
-        "option": Recipe(
+        "plain": GenerationRequest(prompts=two, num=2, seed=7, batch=2, settings=PLAIN),
+        "option": GenerationRequest(
             prompts=two[:1],
             num=2,
             settings={"sampler": "counts", "calls": 3, "order": "halton", "temperature": 3.0},
         ),
-        "masked": Recipe(
+        "masked": GenerationRequest(
             prompts=two[:1],
             num=2,
             seed=2**32 - 1,
-            canvas=Canvas(picture, half),
+            canvas=EditImage(picture, half),
             settings={"calls": 3, "temperature": 3.0},
         ),
-        "varied": Recipe(
+        "varied": GenerationRequest(
             prompts=two,
-            canvas=Canvas(picture, np.ones_like(half)),
+            canvas=EditImage(picture, np.ones_like(half)),
             strength=0.5,
             settings={"calls": 3},
         ),
-        "wider": Recipe(prompts=two[:1], canvas=Canvas(wide, around), settings={"calls": 3}),
+        "wider": GenerationRequest(
+            prompts=two[:1], canvas=EditImage(wide, around), settings={"calls": 3}
+        ),
     }
 
 
@@ -155,7 +157,7 @@ def test_bad_fields_are_one_sentence(model, fields, sentence):
 def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
     """A file does not change its pictures when the workdir gets another plan."""
     planned = dataclasses.replace(model, entropy={"random": np.geomspace(9.0, 0.01, 64)})
-    asked = Recipe(
+    asked = GenerationRequest(
         prompts=("a google style emoji of a dog",),
         num=2,
         settings={"sampler": "counts", "calls": 5},

@@ -52,8 +52,8 @@ def test_values_and_gradients_in_parts(cached, monkeypatch):
     monkeypatch.setattr(attention, "ALONE", cached)
     given = arrays(4, 5, 7, 12)
     want = exactly(given, 3)
-    close(run(attention.attend_in_parts, *given, 3), want)
-    close([attention.attend_in_parts(*given[:3], 3)], want[:1])  # without a gradient
+    close(run(attention.attend_chunked, *given, 3), want)
+    close([attention.attend_chunked(*given[:3], 3)], want[:1])  # without a gradient
 
 
 @pytest.mark.parametrize("rows,queries", [(None, None), (4, 1), (1, 5), (4, 5)])
@@ -89,7 +89,7 @@ def test_it_is_as_exact_in_half_precision():
     scores = q @ k.swapaxes(-1, -2) / 2
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     exact = (weights / weights.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(2, 6, 8)
-    parts, whole = (run(f, *arguments, 2) for f in (attention.attend_in_parts, attention.attend))
+    parts, whole = (run(f, *arguments, 2) for f in (attention.attend_chunked, attention.attend))
     assert [x.dtype for x in parts] == [x.dtype for x in whole] == [jnp.bfloat16] * 4
     far = lambda x: np.abs(np.asarray(x[0], np.float64) - exact).max()
     assert far(parts) <= 1.5 * far(whole) + 1e-6
@@ -97,7 +97,7 @@ def test_it_is_as_exact_in_half_precision():
 
 def test_scores_beyond_the_range_of_the_exponential_function_are_no_matter():
     q, k, v, g = arrays(1, 4, 4, 4)
-    for x in run(attention.attend_in_parts, 100 * q, 100 * k, v, g, 1):
+    for x in run(attention.attend_chunked, 100 * q, 100 * k, v, g, 1):
         assert np.isfinite(x).all()
 
 
@@ -107,10 +107,10 @@ def test_the_weights_are_not_kept():
     """
     q, k, v, _ = arrays(2, 64, 64, 12)
     sizes = {}
-    for f in (attention.attend, attention.attend_in_parts):
+    for f in (attention.attend, attention.attend_chunked):
         kept = jax.eval_shape(lambda *x, f=f: jax.vjp(lambda *x: f(*x, 3), *x)[1], q, k, v)
         sizes[f] = max(x.size for x in jax.tree.leaves(kept))
-    assert sizes[attention.attend] >= 2 * 3 * 64 * 64 > 2 * sizes[attention.attend_in_parts]
+    assert sizes[attention.attend] >= 2 * 3 * 64 * 64 > 2 * sizes[attention.attend_chunked]
 
 
 def test_cross_attention_tells_its_weights_where_they_are_asked_for():

@@ -26,10 +26,10 @@ def state(count=1.0, seed=9):
     )
 
 
-def learn(book, codes, z, step=0, seed=0):
+def update_codes(book, codes, z, step=0, seed=0):
     index = nearest(codes.vectors, z)
     return jax.jit(
-        lambda codes, z, step: book.learn(jax.random.key(seed), codes, z, index, step, None)
+        lambda codes, z, step: book.update_codes(jax.random.key(seed), codes, z, index, step, None)
     )(codes, z, jnp.int32(step))
 
 
@@ -70,7 +70,7 @@ def test_moving_averages_are_the_published_ones():
             mine = np.asarray(z, np.float64)[chosen == i]
             n[i], m[i] = 0.8 * n[i] + 0.2 * len(mine), 0.8 * m[i] + 0.2 * mine.sum(0)
         e = np.stack([m[i] / ((n[i] + 0.05) / (n.sum() + K * 0.05) * n.sum()) for i in range(K)])
-        codes = learn(book, codes, z, step)
+        codes = update_codes(book, codes, z, step)
         np.testing.assert_allclose(codes.count, n, rtol=1e-5)
         np.testing.assert_allclose(codes.total, m, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(codes.vectors, e, rtol=1e-4, atol=1e-6)
@@ -82,7 +82,7 @@ def test_a_code_that_nothing_chooses_stays_finite():
     book, codes = Codebook(codes=K, width=Z, decay=0.5, restart_every=0), state()
     z = jnp.tile(codes.vectors[:1], (8, 1))
     for _ in range(60):
-        codes = learn(book, codes, z)
+        codes = update_codes(book, codes, z)
     assert np.isfinite(codes.vectors).all()
     assert np.abs(codes.vectors[1:]).max() <= np.abs(state().total).max()
     np.testing.assert_allclose(codes.vectors[0], z[0], rtol=1e-3)
@@ -103,8 +103,8 @@ def test_dead_codes_move_onto_batch_vectors_when_due_and_only_then(step, due):
     codes, dead = state(DEAD), np.array(DEAD) < 1
     z = far(codes)
     assert not set(np.asarray(nearest(codes.vectors, z))) & set(np.flatnonzero(dead))
-    plain = learn(Codebook(**settings, restart_every=0), codes, z, step)
-    got = learn(Codebook(**settings, restart_every=4), codes, z, step)
+    plain = update_codes(Codebook(**settings, restart_every=0), codes, z, step)
+    got = update_codes(Codebook(**settings, restart_every=4), codes, z, step)
     for name in ("vectors", "count", "total"):
         np.testing.assert_allclose(
             getattr(got, name)[~dead], getattr(plain, name)[~dead], rtol=1e-6
@@ -129,8 +129,10 @@ def test_a_code_is_dead_below_a_share_of_an_even_split():
     """
     codes = state([2.0, 2.0, 0.4, 2.0, 0.6, 2.0])
     z = far(state(DEAD))
-    got = learn(Codebook(codes=K, width=Z, decay=0.9, restart_every=1, restart_below=0.3), codes, z)
-    plain = learn(Codebook(codes=K, width=Z, decay=0.9, restart_every=0), codes, z)
+    got = update_codes(
+        Codebook(codes=K, width=Z, decay=0.9, restart_every=1, restart_below=0.3), codes, z
+    )
+    plain = update_codes(Codebook(codes=K, width=Z, decay=0.9, restart_every=0), codes, z)
     share = plain.count / plain.count.mean()
     assert share[2] < 0.3 < share[4]
     np.testing.assert_array_equal((got.vectors != plain.vectors).any(1), np.arange(K) == 2)
@@ -139,8 +141,8 @@ def test_a_code_is_dead_below_a_share_of_an_even_split():
 def test_four_devices_learn_what_one_does():
     book = Codebook(codes=K, width=Z, decay=0.9, restart_every=4)
     codes, z = state(DEAD), far(state(DEAD))
-    want = learn(book, codes, z, 3)
-    run = lambda codes, z: book.learn(
+    want = update_codes(book, codes, z, 3)
+    run = lambda codes, z: book.update_codes(
         jax.random.key(0), codes, z, nearest(codes.vectors, z), jnp.int32(3), "batch"
     )
     got = jax.pmap(run, axis_name="batch", in_axes=(None, 0))(codes, z.reshape(4, 3, Z))
@@ -151,7 +153,9 @@ def test_four_devices_learn_what_one_does():
 
 def test_gradient_mode_leaves_the_vectors_to_the_optimizer():
     codes = state()
-    got = learn(Codebook(codes=K, width=Z, update="gradient", restart_every=0), codes, vectors(20))
+    got = update_codes(
+        Codebook(codes=K, width=Z, update="gradient", restart_every=0), codes, vectors(20)
+    )
     np.testing.assert_array_equal(got.vectors, codes.vectors)
     assert (got.count != codes.count).any()
 

@@ -14,12 +14,12 @@ from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.samplers.ancestral import Ancestral, Remask
-from vqd_jax.samplers.autoregressive import Raster
-from vqd_jax.samplers.base import Known
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
+from vqd_jax.samplers.base import Constraint
 from vqd_jax.samplers.counts import Counts
-from vqd_jax.samplers.guidance import Switches
+from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -134,8 +134,8 @@ def test_the_training_step(name, stages):
 
 
 PLAIN, ALL = (
-    Switches(),
-    Switches(guided=True, ramp=True, guidance_below=0.5, truncated=True, top_k=3),
+    StaticGuidance(),
+    StaticGuidance(guided=True, ramp=True, guidance_below=0.5, truncated=True, top_k=3),
 )
 SAMPLERS = [
     (Ancestral(calls=7), PLAIN),
@@ -149,8 +149,8 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampler,switches", SAMPLERS)
-def test_every_sampler(sampler, switches, stages):
-    c, exported, text, again = lowered("diffusion", stages, sampler, switches)
+def test_every_sampler(sampler, static_guidance, stages):
+    c, exported, text, again = lowered("diffusion", stages, sampler, static_guidance)
     more = again(sampler=dataclasses.replace(sampler, calls=9)).mlir_module()
     assert more.count("stablehlo.dot_general") == text.count(
         "stablehlo.dot_general"
@@ -161,35 +161,35 @@ def test_every_sampler(sampler, switches, stages):
 
 
 @pytest.mark.parametrize("switches", [PLAIN, ALL])
-def test_the_autoregressive_sampler(switches, stages):
+def test_the_autoregressive_sampler(static_guidance, stages):
     _, all_, trees = stages
-    _, _, text, _ = lowered("autoregressive", stages, Raster(), switches)
+    _, _, text, _ = lowered("autoregressive", stages, AutoregressiveSampler(), static_guidance)
     rows = batch()["tokens"], batch()["text"], shape(ROWS, dtype=jnp.bool)
     once = lower(all_["autoregressive"].predict, trees["autoregressive"][0], *rows)
     products = lambda text: text.count("stablehlo.dot_general")
     assert (
-        products(text) <= 2 * products(once.mlir_module()) + 2 * switches.guided
+        products(text) <= 2 * products(once.mlir_module()) + 2 * static_guidance.guided
     )  # the first call, and one body for the 15 others
 
 
-def lowered(name, stages, sampler, switches):
+def lowered(name, stages, sampler, static_guidance):
     """(config, module, its text, the same with other arguments) of sampling."""
     c, all_, trees = stages
-    prompts = 3 if switches.guided else 1
+    prompts = 3 if static_guidance.guided else 1
 
-    def program(params, bits, ids, drop, knobs, known, sampler=sampler):
+    def program(params, bits, ids, drop, dynamic, known, sampler=sampler):
         keys = jax.vmap(jax.random.wrap_key_data)(bits)
         return all_[name].sample(
-            params, keys, Conditions(ids, drop), knobs, sampler, switches, known=known
+            params, keys, Conditioning(ids, drop), dynamic, sampler, static_guidance, known=known
         )
 
     conditions = (
         shape(prompts + 1, ROWS, LENGTH, dtype=jnp.int32),
         shape(prompts + 1, ROWS, dtype=jnp.bool),
     )
-    knobs = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
-    known = Known(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
-    arguments = trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, knobs, known
+    dynamic = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
+    known = Constraint(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
+    arguments = trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, dynamic, known
     exported = lower(program, *arguments)
     check_dtype(exported, c.denoiser.dtype, ("dot_general",))
     assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]

@@ -350,7 +350,7 @@ def test_saving_and_restoring_say_nothing_but_warnings(tmp_path, caplog):
 
 SAVE_FOREVER = """
 import sys, numpy as np
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.runtime.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 1000):
     checkpoints.save(step, {"state": {f"x{i}": np.full(50_000, step) for i in range(8)}}, wait=True)
@@ -386,7 +386,7 @@ def test_killed_while_saving(tmp_path, delay):
 TWO_PROCESSES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.runtime.checkpoint import Checkpoints
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[3]))
 mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
 shard = lambda spec: NamedSharding(mesh, spec)

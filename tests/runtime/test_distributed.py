@@ -25,8 +25,8 @@ def pair(code, *arguments):
 import json, sys
 from pathlib import Path
 import jax, numpy as np
-from vqd_jax import processes
-from vqd_jax.errors import UserError
+from vqd_jax.runtime import distributed as processes
+from vqd_jax.core.errors import UserError
 coordinator, me, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 processes.join(coordinator, 2, me, timeout=60)
 """
@@ -48,7 +48,7 @@ processes.join(coordinator, 2, me, timeout=60)
 
 MEET = """
 import signal
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.runtime.checkpoint import Checkpoints
 processes.CHUNK = 1000  # so that files have several
 own, shared, told = folder / f"disk{me}", folder / "shared", {}
 told["keepers"] = [processes.keeper(own), processes.keeper(shared / "run")]
@@ -127,15 +127,15 @@ with processes.ending_at_once():
 
 
 def test_a_process_alone():
-    distributed.join("")
-    distributed.wait()
-    distributed.hand_out(Path("none"), [2, 5], 0)
-    with pytest.raises(SystemExit, match="3"), distributed.ending_at_once():
+    distributed.initialize("")
+    distributed.barrier()
+    distributed.broadcast_checkpoint(Path("none"), [2, 5], 0)
+    with pytest.raises(SystemExit, match="3"), distributed.exit_on_error():
         sys.exit(3)
 
 
 def test_alone_nothing_is_written_to_find_out_who_sees_what(tmp_path):
-    assert distributed.keeper(tmp_path / "none") == 0 and not (tmp_path / "none").exists()
+    assert distributed.primary_process(tmp_path / "none") == 0 and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_alone_nothing_is_written_to_find_out_who_sees_what(tmp_path):
 )
 def test_wrong_flags_are_a_sentence(arguments, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        distributed.join(*arguments)
+        distributed.initialize(*arguments)
 
 
 def test_a_first_process_that_is_not_there_and_a_port_that_is_taken_are_sentences():
@@ -159,19 +159,19 @@ def test_a_first_process_that_is_not_there_and_a_port_that_is_taken_are_sentence
     with pytest.raises(
         UserError, match=f"could not be reached at 127.0.0.1:{port} in 0 s .*is it running there"
     ):
-        distributed.join(f"127.0.0.1:{port}", 2, 1, timeout=0)
+        distributed.initialize(f"127.0.0.1:{port}", 2, 1, timeout=0)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         with pytest.raises(
             UserError, match=r"cannot listen on port \d+ \(Address already in use\)"
         ):
-            distributed.join(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0)
+            distributed.initialize(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0)
 
 
 def test_nobody_else_to_find_is_a_sentence():
     done = subprocess.run(
-        [sys.executable, "-c", "from vqd_jax import processes; processes.join('auto')"],
+        [sys.executable, "-c", "from vqd_jax.runtime import distributed as processes; processes.join('auto')"],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from helpers import ROOT
 from helpers.ports import free_port
-from vqd_jax.core.checksums import fault
+from vqd_jax.core.checksums import mismatch
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
 
@@ -26,9 +26,9 @@ import json, sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from vqd_jax import storage
-from vqd_jax.checkpoint import Checkpoints
-from vqd_jax.errors import UserError
+from vqd_jax.runtime import orbax_io as storage
+from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.core.errors import UserError
 me, folder = int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(sys.argv[1], 2, me)
 mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
@@ -121,7 +121,9 @@ def test_each_process_writes_its_own_parts_and_the_first_one_the_sums(saved):
         "20"
     ]  # 10 was one too many, 30 was left, and nothing else stays behind
     written = sizes(folder / "20" / "state")
-    assert written.keys() == {"ocdbt.process_0", "ocdbt.process_1"} and fault(folder / "20") is None
+    assert (
+        written.keys() == {"ocdbt.process_0", "ocdbt.process_1"} and mismatch(folder / "20") is None
+    )
     assert min(written.values()) > 0.9 * VALUE.nbytes  # half of rows and of columns
     alone = sizes(saved / "first" / "20" / "state")
     assert len(alone) == 1 and sum(alone.values()) > 2.5 * VALUE.nbytes
@@ -200,8 +202,8 @@ def test_lost_exceptions_are_quiet_printed_or_a_signal_again(tmp_path):
     """
     code = """
 import sys, time
-from vqd_jax import interrupt
-from vqd_jax.checkpoint import Checkpoints
+from vqd_jax.runtime import signals as interrupt
+from vqd_jax.runtime.checkpoint import Checkpoints
 class Loud:
     def __init__(self, error):
         self.error = error

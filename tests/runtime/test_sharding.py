@@ -105,7 +105,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 port, me = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=me)
 import numpy as np
-from vqd_jax.sharding import Rows, mean, parallelism
+from vqd_jax.runtime.sharding import Rows, mean, parallelism
 
 def step(state, frozen, batch, key, axis):
     noise = jax.vmap(jax.random.uniform)(Rows.here(len(batch["x"]), axis).keys(key))

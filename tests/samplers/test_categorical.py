@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vqd_jax.samplers.categorical import draw, uniforms
+from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 
 def rows(logits, n, exclude=None, seed=0):
@@ -18,7 +18,7 @@ def rows(logits, n, exclude=None, seed=0):
         if exclude is None
         else jnp.broadcast_to(jnp.asarray(exclude)[:, None], (len(logits), n))
     )
-    return jax.jit(draw)(u, spread, skip)
+    return jax.jit(sample_categorical)(u, spread, skip)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 16, 17, 600])
@@ -65,7 +65,7 @@ def test_what_has_no_probability_is_never_drawn():
 @pytest.mark.parametrize("u", [0.0, np.nextafter(np.float32(1), np.float32(0))])
 def test_the_ends_of_the_unit_interval(u):
     logits = jnp.full((1, 1, 10), -1e4).at[0, 0, 4].set(0.0)
-    code, _, _ = draw(jnp.full((2, 1, 1), u, jnp.float32), logits)
+    code, _, _ = sample_categorical(jnp.full((2, 1, 1), u, jnp.float32), logits)
     assert code.item() == 4
 
 
@@ -74,5 +74,5 @@ def test_rows_have_their_own_noise():
     a = rows(jnp.tile(logits, (3, 1)), 100)[0]
     keys = jax.random.split(jax.random.key(0), 3)
     u = uniforms(keys[1:2], 100, 2, jnp.float32)
-    np.testing.assert_array_equal(draw(u, jnp.zeros((1, 100, 8)))[0][0], a[1])
+    np.testing.assert_array_equal(sample_categorical(u, jnp.zeros((1, 100, 8)))[0][0], a[1])
     assert (a[0] != a[1]).any()

@@ -9,7 +9,14 @@ import pytest
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.samplers import guidance
-from vqd_jax.samplers.guidance import Prediction, blend, likeliest, nucleus, ramped, temper
+from vqd_jax.samplers.guidance import (
+    GuidanceConfig,
+    apply_temperature,
+    blend,
+    ramp_scale,
+    top_k_filter,
+    top_p_filter,
+)
 
 
 def logits(scale=1.0, k=50, b=3, n=4, seed=0):
@@ -51,14 +58,14 @@ def test_guidance_of_one_is_the_conditional_and_of_zero_the_null():
 def test_temperature_is_a_power(temperature):
     x = logits()
     want = probabilities(x) ** (1 / temperature)
-    got = np.exp(temper(x + 5.0, temperature))
+    got = np.exp(apply_temperature(x + 5.0, temperature))
     np.testing.assert_allclose(got, want / want.sum(-1, keepdims=True), rtol=1e-4)
 
 
 def test_low_temperatures_approach_the_mode():
     x = logits()
-    assert (np.exp(temper(x, 1e-3)).max(-1) > 0.999).all()
-    np.testing.assert_array_equal(temper(x, 1e-3).argmax(-1), x.argmax(-1))
+    assert (np.exp(apply_temperature(x, 1e-3)).max(-1) > 0.999).all()
+    np.testing.assert_array_equal(apply_temperature(x, 1e-3).argmax(-1), x.argmax(-1))
 
 
 def by_sorting(p, top_p):
@@ -75,7 +82,7 @@ def by_sorting(p, top_p):
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.86, 0.99])
 def test_nucleus_keeps_what_sorting_keeps(top_p, scale):
     x = logits(scale, k=97)
-    got, log_p = nucleus(x, top_p), jax.nn.log_softmax(x)
+    got, log_p = top_p_filter(x, top_p), jax.nn.log_softmax(x)
     kept = np.asarray(got > -1e3)
     np.testing.assert_array_equal(kept, by_sorting(probabilities(x), top_p))
     np.testing.assert_allclose(got[kept], log_p[kept], atol=1e-6)
@@ -84,35 +91,37 @@ def test_nucleus_keeps_what_sorting_keeps(top_p, scale):
 
 def test_the_code_that_crosses_is_kept():
     for top_p, count in ((0.4, 1), (0.55, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
-        assert (nucleus(one([0.5, 0.3, 0.15, 0.05]), top_p) > -1e3).sum() == count
+        assert (top_p_filter(one([0.5, 0.3, 0.15, 0.05]), top_p) > -1e3).sum() == count
 
 
 def test_codes_of_equal_probability_stay_or_go_together():
-    kept = nucleus(one([0.4, 0.2, 0.2, 0.2]), 0.5)[0, 0] > -1e3
+    kept = top_p_filter(one([0.4, 0.2, 0.2, 0.2]), 0.5)[0, 0] > -1e3
     np.testing.assert_array_equal(kept, [True] * 4)
-    kept = nucleus(one([0.3, 0.3, 0.2, 0.2]), 0.5)[0, 0] > -1e3
+    kept = top_p_filter(one([0.3, 0.3, 0.2, 0.2]), 0.5)[0, 0] > -1e3
     np.testing.assert_array_equal(kept, [True, True, False, False])
 
 
 def test_tiny_mass_keeps_the_mode_alone():
     x = logits(0.01)
-    got = nucleus(x, 1e-6)
+    got = top_p_filter(x, 1e-6)
     assert ((got > -1e3).sum(-1) == 1).all()
     np.testing.assert_array_equal(got.argmax(-1), x.argmax(-1))
 
 
 def test_all_of_the_mass_keeps_every_code():
     for x in (logits(), logits(20.0), one([0.5, 0.5 - 1e-9, 1e-9]), one([1.0, 1e-30, 1e-37])):
-        np.testing.assert_allclose(nucleus(x, 1.0), jax.nn.log_softmax(x), atol=1e-6)
+        np.testing.assert_allclose(top_p_filter(x, 1.0), jax.nn.log_softmax(x), atol=1e-6)
 
 
 def test_settings_may_be_traced():
     """So that one compiled sampler serves every scale, temperature and top_p."""
-    program = jax.jit(lambda x, null, s, t, p: nucleus(temper(guide(x, null, s), t), p))
+    program = jax.jit(
+        lambda x, null, s, t, p: top_p_filter(apply_temperature(guide(x, null, s), t), p)
+    )
     x, null = logits(), logits(seed=1)
     for settings in ((1.0, 1.0, 0.9), (3.0, 0.7, 0.5)):
         s, t, p = settings
-        want = nucleus(temper(guide(x, null, s), t), p)
+        want = top_p_filter(apply_temperature(guide(x, null, s), t), p)
         np.testing.assert_allclose(
             program(x, null, *map(jnp.float32, settings)), want, rtol=1e-5, atol=1e-5
         )
@@ -137,7 +146,7 @@ def test_several_prompts_add_their_directions():
 
 def test_the_ramp_goes_from_one_to_the_scale():
     scales = jnp.array([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
-    got = ramped(scales, jnp.array([0.0, 0.5, 1.0]))
+    got = ramp_scale(scales, jnp.array([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(got.sum(0), [1, 2, 3], rtol=1e-6)
     np.testing.assert_allclose(got[0] / got[1], 2, rtol=1e-6)
 
@@ -148,15 +157,15 @@ def test_the_likeliest_codes_are_those_of_a_sort(count):
     order = np.argsort(-np.asarray(x), axis=-1)[..., :count]
     keep = np.zeros(x.shape, bool)
     np.put_along_axis(keep, order, True, axis=-1)
-    np.testing.assert_array_equal(likeliest(x, count) > -1e3, keep)
-    np.testing.assert_array_equal(np.asarray(likeliest(x, count))[keep], np.asarray(x)[keep])
+    np.testing.assert_array_equal(top_k_filter(x, count) > -1e3, keep)
+    np.testing.assert_array_equal(np.asarray(top_k_filter(x, count))[keep], np.asarray(x)[keep])
 
 
 def test_guidance_acts_at_the_calls_of_its_interval():
     masked = np.array([1.0, 0.7, 0.5, 0.2])
-    switches = Prediction(guidance=3.0, guidance_below=0.6).switches(guided=True)
-    assert switches.guides(masked).tolist() == [False, False, True, True]
-    assert not Prediction().switches(guided=False).guides(masked).any()
+    static_guidance = GuidanceConfig(guidance=3.0, guidance_below=0.6).static_guidance(guided=True)
+    assert static_guidance.guides(masked).tolist() == [False, False, True, True]
+    assert not GuidanceConfig().static_guidance(guided=False).guides(masked).any()
 
 
 @pytest.mark.parametrize(
@@ -172,4 +181,4 @@ def test_guidance_acts_at_the_calls_of_its_interval():
 )
 def test_bad_settings_are_one_sentence(fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        Prediction(**fields)
+        GuidanceConfig(**fields)

@@ -135,12 +135,16 @@ def test_the_scan_is_the_python_loop(name, calls):
     for stretch in sampler.plan(process, 16, T):
         for j, time in enumerate(stretch.times):
             numbers = jax.tree.map(lambda x: x[j], stretch.numbers)
-            z = runs.call(stretch.update, keys(3), process, spy, z, len(looped), time, numbers)
+            z = runs.network_call(
+                stretch.update, keys(3), process, spy, z, len(looped), time, numbers
+            )
             looped.append(z)
     np.testing.assert_array_equal(states, looped)
     np.testing.assert_array_equal(end, looped[-1])
-    assert len(told) == calls and told == runs.times(sampler, process, 16).tolist()
-    part = jax.jit(lambda z, window: runs.run(sampler, keys(3), process, denoise, z, window=window))
+    assert len(told) == calls and told == runs.call_times(sampler, process, 16).tolist()
+    part = jax.jit(
+        lambda z, window: runs.sample_loop(sampler, keys(3), process, denoise, z, window=window)
+    )
     before = [sampler.start(keys(3), process, 16), *looped]
     for window in ((0, calls), (0, calls + 9), (1, calls - 1), *((j, j + 1) for j in range(calls))):
         np.testing.assert_array_equal(
@@ -165,10 +169,10 @@ def test_noise_belongs_to_the_image_and_not_to_the_batch(name):
 def test_known_tokens_are_equal_in_the_result(name, seed):
     process, sampler, (_, denoise) = schedules.paper(T, K), SAMPLERS[name](4), table_denoiser()
     rng = np.random.default_rng(seed)
-    known = runs.Known(
+    known = runs.Constraint(
         mask=jnp.asarray(rng.random((3, 16)) < 0.4), tokens=jnp.asarray(rng.integers(0, K, (3, 16)))
     )
-    end, states = sample(sampler, process, denoise, 3, 16, known=known, trace=True)
+    end, states = sample(sampler, process, denoise, 3, 16, constraint=known, trace=True)
     for state in (end, *states):
         np.testing.assert_array_equal(
             np.asarray(state)[known.mask], np.asarray(known.tokens)[known.mask]
@@ -289,7 +293,7 @@ class TestReleased:
     def test_the_numbers_of_calls_are_those_of_the_released_strides(self):
         process = schedules.released(100, 8)
         for stride, calls in ((2, 51), (3, 34), (4, 26), (5, 21), (10, 11)):
-            times = runs.times(ReleasedFast(calls=calls), process, 4)
+            times = runs.call_times(ReleasedFast(calls=calls), process, 4)
             assert times[0] == 100 and times[-1] == 1 and (np.diff(times[:-1]) == -stride).all()
 
     def test_a_quarter_is_still_masked_at_the_last_call_of_stride_4(self):

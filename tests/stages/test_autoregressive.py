@@ -14,13 +14,13 @@ from helpers.diffusion_stage import CODEC, batch
 from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.text_learned import LearnedText
-from vqd_jax.runtime.sharding import Rows, here
-from vqd_jax.samplers.autoregressive import Raster
-from vqd_jax.samplers.base import Known
-from vqd_jax.samplers.guidance import Prediction, guide, likeliest, temper
+from vqd_jax.runtime.sharding import Rows, local_devices
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
+from vqd_jax.samplers.base import Constraint
+from vqd_jax.samplers.guidance import GuidanceConfig, apply_temperature, guide, top_k_filter
 from vqd_jax.stages import jitted
 from vqd_jax.stages.autoregressive import AutoregressiveStage
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning
 
 K, N = 3, 4
 CONDITIONERS = {
@@ -203,22 +203,26 @@ def test_draws_have_the_probabilities_of_the_table():
     p, predict = table(np.random.default_rng(3))
     count = 40_000
     keys = jax.random.split(jax.random.key(1), count)
-    z = np.asarray(jax.jit(lambda keys: Raster()(keys, predict, jnp.full((count, 3), 2), 2))(keys))
+    z = np.asarray(
+        jax.jit(lambda keys: AutoregressiveSampler()(keys, predict, jnp.full((count, 3), 2), 2))(
+            keys
+        )
+    )
     seen = np.bincount(z @ [4, 2, 1], minlength=8)
     chi_square = ((seen - count * p.ravel()) ** 2 / (count * p.ravel())).sum()
     assert chi_square < 24.3  # 7 degrees of freedom, p = 0.001
 
 
-def sampled(stage, params, conditions, prediction, **options):
-    scales = np.full((1, conditions.ids.shape[1]), prediction.guidance, np.float32)
+def sampled(stage, params, conditions, guidance_config, **options):
+    scales = np.full((1, conditions.ids.shape[1]), guidance_config.guidance, np.float32)
     return jitted.sample(
         stage,
         params,
         conditions,
         scales,
         seed=5,
-        sampler=Raster(),
-        prediction=prediction,
+        sampler=AutoregressiveSampler(),
+        guidance_config=guidance_config,
         **options,
     )
 
@@ -226,7 +230,7 @@ def sampled(stage, params, conditions, prediction, **options):
 @pytest.fixture(scope="module")
 def conditions():
     ids = np.stack([data(b=8)["text"]] * 2)
-    return Conditions(ids, np.repeat([[False], [True]], 8, axis=1))
+    return Conditioning(ids, np.repeat([[False], [True]], 8, axis=1))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ def conditions():
 )
 def test_sampling_is_a_loop_over_whole_passes(conditions, settings):
     """With the same noise; guidance, ramp and the calls without it by their definitions."""
-    stage, prediction = make(), Prediction(**settings)
+    stage, guidance_config = make(), GuidanceConfig(**settings)
     params, keys = random_params(stage), jitted.image_keys(5, 0, 8)
     z = jnp.full((8, N), K)
     for place in range(N):
@@ -254,31 +258,35 @@ def test_sampling_is_a_loop_over_whole_passes(conditions, settings):
             )[:, place : place + 1]
             for i in range(2)
         )
-        w = 1 + (prediction.guidance - 1) * (
-            place / N if prediction.ramp else float(1 - place / N <= prediction.guidance_below)
+        w = 1 + (guidance_config.guidance - 1) * (
+            place / N
+            if guidance_config.ramp
+            else float(1 - place / N <= guidance_config.guidance_below)
         )
-        logits = temper(guide(logits[None], null, jnp.full((1, 8), w)), prediction.temperature)
-        logits = likeliest(logits, prediction.top_k) if prediction.top_k else logits
+        logits = apply_temperature(
+            guide(logits[None], null, jnp.full((1, 8), w)), guidance_config.temperature
+        )
+        logits = top_k_filter(logits, guidance_config.top_k) if guidance_config.top_k else logits
         given = lambda past, before, here: (logits, None)  # the first call's draw, at another place
         u_place = functools.partial(_draw_at, place)
         z = z.at[:, place].set(u_place(keys, given, z))
-    np.testing.assert_array_equal(sampled(stage, params, conditions, prediction), z)
+    np.testing.assert_array_equal(sampled(stage, params, conditions, guidance_config), z)
 
 
 def _draw_at(place, keys, predict, z):
-    from vqd_jax.samplers.autoregressive import begin, following
+    from vqd_jax.samplers.autoregressive import next_token, start
 
     if place == 0:
-        return begin(keys, predict, z, K)[1][:, 0]
-    return following(keys, predict, (None, z), place)[1][:, place]
+        return start(keys, predict, z, K)[1][:, 0]
+    return next_token(keys, predict, (None, z), place)[1][:, place]
 
 
 def test_known_tokens_stay_and_the_trace_and_the_watch_show_every_call(conditions):
     stage = make()
-    params, plain_ = random_params(stage), Prediction()
+    params, plain_ = random_params(stage), GuidanceConfig()
     free = sampled(stage, params, conditions, plain_)
-    known = Known(np.arange(N)[None] == np.full((8, 1), 2), (free + 1) % K)
-    held, states = sampled(stage, params, conditions, plain_, known=known, trace=True)
+    known = Constraint(np.arange(N)[None] == np.full((8, 1), 2), (free + 1) % K)
+    held, states = sampled(stage, params, conditions, plain_, constraint=known, trace=True)
     np.testing.assert_array_equal(held[:, 2], (free[:, 2] + 1) % K)
     np.testing.assert_array_equal(held[:, :2], free[:, :2])
     after = np.arange(N)[:, None] >= np.arange(N)  # a call shows its token
@@ -291,22 +299,22 @@ def test_known_tokens_stay_and_the_trace_and_the_watch_show_every_call(condition
             conditions,
             np.ones((1, 8), np.float32),
             seed=5,
-            sampler=Raster(),
-            prediction=plain_,
+            sampler=AutoregressiveSampler(),
+            guidance_config=plain_,
         )
     ]
     np.testing.assert_array_equal(watched, np.where(after[:, None], free[None], K))
 
 
 def test_four_devices_and_another_batch_give_the_same_pictures(conditions):
-    stage, prediction = make(), Prediction(guidance=2.0)
+    stage, guidance_config = make(), GuidanceConfig(guidance=2.0)
     params = random_params(stage)
-    want = sampled(stage, params, conditions, prediction)
+    want = sampled(stage, params, conditions, guidance_config)
     np.testing.assert_array_equal(
-        sampled(stage, params, conditions, prediction, devices=here(4)), want
+        sampled(stage, params, conditions, guidance_config, devices=local_devices(4)), want
     )
-    last = Conditions(conditions.ids[:, 3:], conditions.drop[:, 3:])
-    np.testing.assert_array_equal(sampled(stage, params, last, prediction, first=3), want[3:])
+    last = Conditioning(conditions.ids[:, 3:], conditions.drop[:, 3:])
+    np.testing.assert_array_equal(sampled(stage, params, last, guidance_config, first=3), want[3:])
 
 
 def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
@@ -355,7 +363,7 @@ def test_remat_and_scan_change_no_number_beyond_rounding(options):
 def test_a_scan_draws_the_same_pictures(conditions):
     params = random_params(make())
     want, got = (
-        sampled(make(scan=scan), params, conditions, Prediction(guidance=2.0))
+        sampled(make(scan=scan), params, conditions, GuidanceConfig(guidance=2.0))
         for scan in (False, True)
     )
     np.testing.assert_array_equal(got, want)

@@ -16,12 +16,12 @@ from vqd_jax.diffusion.continuous import rate_and_auxiliary
 from vqd_jax.diffusion.elbo import bound_term
 from vqd_jax.runtime.sharding import Rows
 from vqd_jax.samplers.ancestral import Ancestral
-from vqd_jax.samplers.guidance import Switches
+from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.stages import jitted
-from vqd_jax.stages.diffusion import Conditions, DiffusionStage, History
+from vqd_jax.stages.diffusion import Conditioning, DiffusionStage, LossAwareTimes
 
 THREE_CALLS = Ancestral(calls=3)
-SKEWED = History(square=jnp.array([9.0, 16.0, 0.01, 1.0]), count=jnp.full(T, 20.0))
+SKEWED = LossAwareTimes(square=jnp.array([9.0, 16.0, 0.01, 1.0]), count=jnp.full(T, 20.0))
 
 
 def without_head(params):
@@ -37,7 +37,7 @@ def without_head(params):
 
 def test_history_is_a_moving_average_for_each_time():
     rng, square, count = np.random.default_rng(0), np.zeros(T), np.zeros(T)
-    history = History.empty(T)
+    history = LossAwareTimes.empty(T)
     for _ in range(6):
         t, bound = rng.integers(1, T, 5), rng.gamma(2, size=5)  # t = T never occurs
         for i in range(1, T + 1):
@@ -48,14 +48,14 @@ def test_history_is_a_moving_average_for_each_time():
                     + (1 - 0.9 ** len(mine)) * np.square(mine).mean()
                 )
                 count[i - 1] += len(mine)
-        history = history.learn(jnp.asarray(t), jnp.asarray(bound, jnp.float32), None)
+        history = history.update(jnp.asarray(t), jnp.asarray(bound, jnp.float32), None)
         np.testing.assert_allclose(history.square, square, rtol=1e-5)
         np.testing.assert_array_equal(history.count, count)
     assert history.count[T - 1] == 0
 
 
 def test_one_occurrence_moves_the_average_by_a_tenth():
-    history = History(square=jnp.array([1.0, 2.0]), count=jnp.ones(2)).learn(
+    history = LossAwareTimes(square=jnp.array([1.0, 2.0]), count=jnp.ones(2)).update(
         jnp.array([2]), jnp.array([3.0]), None
     )
     np.testing.assert_allclose(history.square, [1.0, 0.9 * 2 + 0.1 * 9], rtol=1e-6)
@@ -64,21 +64,21 @@ def test_one_occurrence_moves_the_average_by_a_tenth():
 def test_times_are_uniform_until_each_was_drawn_more_than_ten_times():
     square = jnp.array([9.0, 16.0, 0.01, 1.0])
     for last, flat in ((10, True), (11, False)):
-        p = History(square=square, count=jnp.array([50.0, 50, 50, last])).probabilities()
+        p = LossAwareTimes(square=square, count=jnp.array([50.0, 50, 50, last])).probabilities()
         want = (
             np.sqrt(np.array([16.0, 16.0, 0.01, 1.0]) + 1e-10) + 1e-4
         )  # t = 1 takes the weight of t = 2
         np.testing.assert_allclose(p, np.full(4, 0.25) if flat else want / want.sum(), rtol=1e-5)
     np.testing.assert_allclose(
-        History(square=jnp.zeros(1), count=jnp.full(1, 99.0)).probabilities(), [1.0]
+        LossAwareTimes(square=jnp.zeros(1), count=jnp.full(1, 99.0)).probabilities(), [1.0]
     )
 
 
 def test_devices_share_one_history():
     t, bound = jnp.array([1, 2, 2, 4, 1, 1, 3, 2]), jnp.arange(1.0, 9.0)
-    want = SKEWED.learn(t, bound, None)
-    learn = lambda h, t, bound: h.learn(t, bound, "batch")
-    got = jax.pmap(learn, axis_name="batch", in_axes=(None, 0, 0))(
+    want = SKEWED.update(t, bound, None)
+    update_extra = lambda h, t, bound: h.update(t, bound, "batch")
+    got = jax.pmap(update_extra, axis_name="batch", in_axes=(None, 0, 0))(
         SKEWED, t.reshape(4, 2), bound.reshape(4, 2)
     )
     np.testing.assert_allclose(got.square, np.tile(want.square, (4, 1)), rtol=1e-6)
@@ -322,20 +322,20 @@ def sample(params):
         second=None,
         weight=0.0,
         sampler=THREE_CALLS,
-        **switches,
+        **static_guidance,
     ):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(ids)))
         rows = [ids, *([] if second is None else [second]), ids if negative is None else negative]
         drop = jnp.zeros((len(rows), len(ids)), bool).at[-1].set(negative is None)
         scales = jnp.full((len(rows) - 1, len(ids)), scale).at[1:].mul(weight)
-        knobs = {"scales": scales, "temperature": temperature, "top_p": top_p}
+        dynamic = {"scales": scales, "temperature": temperature, "top_p": top_p}
         return stage.sample(
             params,
             keys,
-            Conditions(jnp.stack(rows), drop),
-            knobs,
+            Conditioning(jnp.stack(rows), drop),
+            dynamic,
             sampler,
-            Switches(guided=guided, truncated=truncated, **switches),
+            StaticGuidance(guided=guided, truncated=truncated, **static_guidance),
         )
 
     return jax.jit(

@@ -24,11 +24,11 @@ sys.path.insert(0, "tests")
 from helpers import stages as step_stages
 from vqd_jax.eval.features import Extractor
 from vqd_jax.samplers.ancestral import Ancestral
-from vqd_jax.samplers.prediction import Prediction
-from vqd_jax.samplers.run import Known
-from vqd_jax.sharding import here
+from vqd_jax.samplers.guidance import GuidanceConfig as Prediction
+from vqd_jax.samplers.base import Constraint as Known
+from vqd_jax.runtime.sharding import local_devices as here
 from vqd_jax.train import programs
-from vqd_jax.train.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning as Conditions
 
 rng, dtype = np.random.default_rng(0), np.float64 if double else np.float32
 draw = lambda stage: jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), dtype),

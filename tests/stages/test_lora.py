@@ -29,9 +29,9 @@ from vqd_jax.models.text_clip import ClipText
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.sharding import Rows
 from vqd_jax.stages import jitted, lora
-from vqd_jax.stages.diffusion import History
+from vqd_jax.stages.diffusion import LossAwareTimes
 from vqd_jax.stages.lora import Adapter
-from vqd_jax.train.dry_run import Words
+from vqd_jax.train.dry_run import StubTokenizer
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -194,7 +194,7 @@ def test_the_gradient_reaches_the_adapter_alone(kind):
     stage = stage_of(kind)
     params = moved(drawn(stage))
     loss = lambda p: stage.loss(
-        p, History.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8)
+        p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8)
     )[0]
     grads = jax.jit(jax.grad(loss))(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["adapter"]))
@@ -211,7 +211,7 @@ def test_scan_and_remat_change_no_number_beyond_rounding(options):
     params = moved(drawn(plain))
     loss = lambda stage: (
         lambda p: stage.loss(
-            p, History.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8)
+            p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8)
         )[0]
     )
     (value, got), (wanted, want) = (
@@ -233,7 +233,7 @@ def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kin
         params=params,
         ema=jax.tree.map(jnp.array, params),
         opt_state=optimizer.init(params),
-        extra=History.empty(T),
+        extra=LossAwareTimes.empty(T),
     )
     size = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
     assert (
@@ -261,7 +261,9 @@ def test_the_adapter_of_the_published_base_model_is_a_few_megabytes():
         c.adapter.kernels = kernels
         ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
         params, _ = jax.eval_shape(
-            build.diffusion_stage(c, Words(49408, 77)).init, jax.random.key(0), {"text": ids}
+            build.diffusion_stage(c, StubTokenizer(49408, 77)).init,
+            jax.random.key(0),
+            {"text": ids},
         )
         count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
         assert round(count(params["denoiser"]) / 1e6) == 389

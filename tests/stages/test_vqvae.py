@@ -76,10 +76,10 @@ def start():
 
 def run(stage, params, extra, step=0):
     def loss(params, step):
-        value, (seen, metrics) = stage.loss(
+        value, (aux, metrics) = stage.loss(
             params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.here(4)
         )
-        learned, whole = stage.learn(extra, seen, jax.random.key(1), step, None)
+        learned, whole = stage.update_extra(extra, aux, jax.random.key(1), step, None)
         return value, (learned, metrics | whole)
 
     (value, (learned, metrics)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
@@ -273,7 +273,7 @@ def test_averaged_codes_are_no_parameter_and_learn_from_the_batch(start):
     _, learned, metrics, gradient = run(stage, {"vqvae": params["vqvae"]}, extra)
     assert set(gradient) == {"vqvae"}
     _, z, _, _, index = forward(params, extra.vectors)
-    want = stage.codebook.learn(
+    want = stage.codebook.update_codes(
         jax.random.key(1), extra, z.reshape(-1, 3), index, jnp.int32(0), None
     )
     close(learned, want, 1e-5)

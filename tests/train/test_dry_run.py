@@ -76,7 +76,7 @@ def real(step):
 def test_what_is_placed_in_training_is_what_was_rehearsed(name, transform, layout):
     parallel, step = (
         parallelism(**LAYOUTS[layout]),
-        dry_run.rehearse(small(transform=transform), name),
+        dry_run.dry_run(small(transform=transform), name),
     )
     state, frozen, batch = real(step)
     assert ("image" in batch) == (name == "vqvae" or transform == "crop") and bool(frozen) == (
@@ -106,7 +106,7 @@ def test_what_is_placed_in_training_is_what_was_rehearsed(name, transform, layou
 
 @pytest.fixture(scope="module", params=STAGES)
 def compiled(request):
-    step = dry_run.rehearse(small(), request.param)
+    step = dry_run.dry_run(small(), request.param)
     return (
         request.param,
         step,
@@ -164,22 +164,22 @@ def test_fsdp_gathers_what_it_has_cut_and_each_device_does_its_own_rows(compiled
 
 def test_the_model_does_what_one_device_does():
     for name in ("diffusion", "autoregressive"):
-        step = dry_run.rehearse(small(), name)
+        step = dry_run.dry_run(small(), name)
         assert 1 <= step.compile(parallelism(devices=1)).products / step.flops() < 1.3, name
 
 
 def test_accelerators_dtype_where_the_config_leaves_it_open():
     c = small("auto")
-    assert dry_run.rehearse(c, "diffusion").stage.denoiser.dtype == jax.numpy.bfloat16
+    assert dry_run.dry_run(c, "diffusion").stage.denoiser.dtype == jax.numpy.bfloat16
     assert c.denoiser.dtype == "auto"
-    assert dry_run.rehearse(small("float32"), "diffusion").stage.denoiser.dtype == jax.numpy.float32
+    assert dry_run.dry_run(small("float32"), "diffusion").stage.denoiser.dtype == jax.numpy.float32
 
 
 def test_what_cannot_be_is_a_sentence():
-    step = dry_run.rehearse(small(), "diffusion")
+    step = dry_run.dry_run(small(), "diffusion")
     with pytest.raises(UserError, match="batch size 8 must be a multiple of the 3 devices"):
         step.lower(parallelism(devices=3))
     with pytest.raises(
         UserError, match="stages must be one of vqvae, diffusion, autoregressive, got 'gan'"
     ):
-        dry_run.rehearse(small(), "gan")
+        dry_run.dry_run(small(), "gan")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.train.guard import ENOUGH, WINDOW, Fault, Guard, Record
+from vqd_jax.train.guard import ENOUGH, WINDOW, Fault, Guard, LossRecord
 
 GUARD = dict(spike=10.0, tries=2, hang=0.0, hang_seconds=1.0)
 
@@ -58,7 +58,7 @@ def test_settings_that_mean_nothing(wrong):
 
 
 def test_steps_take_the_batches_that_are_left():
-    record = Record()
+    record = LossRecord()
     for skipped in ([3], [0, 1], [4, 5, 9]):
         record.leave_out(skipped)
         left = [batch for batch in range(40) if batch not in record.skipped]
@@ -67,7 +67,7 @@ def test_steps_take_the_batches_that_are_left():
 
 
 def test_more_batches_each_time_but_none_before_the_checkpoint():
-    record = Record()
+    record = LossRecord()
     assert [record.up_to(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [
         [6],
         [5, 6],
@@ -79,13 +79,13 @@ def test_more_batches_each_time_but_none_before_the_checkpoint():
 
 
 def test_a_record_comes_back_from_json():
-    record = Record()
+    record = LossRecord()
     for i in range(WINDOW + 5):
         record.add({"loss": i / 3, "other": math.nan if i == 70 else 1.0}, i / 3)
     record.leave_out([2])
-    again = Record.of(json.loads(json.dumps(record.stored())))
+    again = LossRecord.of(json.loads(json.dumps(record.stored())))
     assert again == record and len(again.losses) == WINDOW
     again.add({"loss": 1.0}, 1.0)
     assert len(again.losses) == WINDOW and again.losses[-1] == 1.0
     assert again.means()["other"] == 1.0 and again.means() == {} and record.window
-    assert Record.of(None) == Record()
+    assert LossRecord.of(None) == LossRecord()

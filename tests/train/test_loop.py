@@ -64,7 +64,7 @@ class Mean:
         loss = jnp.square(params["mean"] - batch["x"] + noise).mean()
         return loss, ({"x": batch["x"]}, {"loss": loss})
 
-    def learn(self, extra, seen, key, step, axis):
+    def update_extra(self, extra, seen, key, step, axis):
         return {"seen": extra["seen"] + seen["x"].sum()}, {}
 
     def weights_of(self, params, extra):
@@ -214,7 +214,7 @@ def test_a_run_that_stops_anywhere_meets_the_same_faults(tmp_path):
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     class Silent(Mean):  # no metric tells
-        def learn(self, extra, seen, key, step, axis):
+        def update_extra(self, extra, seen, key, step, axis):
             return {"seen": extra["seen"] + jnp.where(step == 33, jnp.nan, 0.0)}, {}
 
         def weights_of(self, params, extra):
@@ -278,7 +278,7 @@ def script(text):
     imports = (
         "import conftest",
         "from pathlib import Path",
-        "from vqd_jax import command, interrupt",
+        "from vqd_jax.cli import runner as command; from vqd_jax.runtime import signals as interrupt",
         "from test_loop import *",
     )
     code = "\n".join([*imports, textwrap.dedent(text)])

@@ -21,8 +21,8 @@ jnp.float32 = jnp.float64  # whatever the models and losses keep in float32 is i
 import numpy as np
 sys.path.insert(0, "tests")
 from helpers import stages as step_stages
-from vqd_jax.adapter import Adapter
-from vqd_jax.sharding import parallelism
+from vqd_jax.stages.lora import Adapter
+from vqd_jax.runtime.sharding import parallelism
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step

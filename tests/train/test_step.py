@@ -14,9 +14,9 @@ import pytest
 from helpers.stages import CODEC, STAGES, batch
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.sharding import Rows, parallelism
-from vqd_jax.stages.diffusion import History
+from vqd_jax.stages.diffusion import LossAwareTimes
 from vqd_jax.train.state import State
-from vqd_jax.train.step import cached_parts, make_step
+from vqd_jax.train.step import default_micro_batches, make_step
 
 
 def gradient_as_state():
@@ -40,7 +40,7 @@ def make(name):
         lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes
     )
     if name == "diffusion":
-        extra = History(square=jnp.linspace(0.1, 3, 6), count=jnp.full(6, 20.0))
+        extra = LossAwareTimes(square=jnp.linspace(0.1, 3, 6), count=jnp.full(6, 20.0))
     elif name == "vqvae":
         extra = jax.tree.map(lambda s: jnp.asarray(1 + rng.random(s.shape), jnp.float32), extra)
     state = State(
@@ -156,12 +156,12 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
     ],
 )
 def test_parts_for_the_cache_are_the_fewest_with_at_most_1024_tokens(rows, tokens, parts):
-    assert cached_parts(rows, tokens) == parts
+    assert default_micro_batches(rows, tokens) == parts
 
 
 def test_an_accelerator_takes_the_batch_whole(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert cached_parts(128, 1024) == 1
+    assert default_micro_batches(128, 1024) == 1
 
 
 def test_a_balance_of_the_whole_batch_cannot_be_had_in_parts():
@@ -181,8 +181,8 @@ def test_the_step_is_the_losss_gradient_and_the_averages(setting):
     data = jax.tree.map(jnp.asarray, batch())
     key = jax.random.fold_in(jax.random.key(1), 3)
     value = lambda p: stage.loss(p, fresh.extra, {}, data, key, jnp.int32(3), Rows.here(8))
-    (loss, (seen, _)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(fresh.params)
-    extra, _ = stage.learn(fresh.extra, seen, key, jnp.int32(3), None)
+    (loss, (aux, _)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(fresh.params)
+    extra, _ = stage.update_extra(fresh.extra, aux, key, jnp.int32(3), None)
     close(state.opt_state, gradient, 1e-5)
     close(state.extra, extra, 1e-5)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -214,7 +214,7 @@ def test_no_average_without_a_decay():
         def loss(self, params, *_):
             return jnp.square(params).sum(), ({}, {"loss": jnp.square(params).sum()})
 
-        def learn(self, extra, *_):
+        def update_extra(self, extra, *_):
             return extra, {}
 
     fresh = State(

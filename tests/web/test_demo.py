@@ -32,7 +32,7 @@ from vqd_jax.inference import request as recipe
 from vqd_jax.stages import jitted
 from vqd_jax.web.demo import api
 from vqd_jax.web.demo import server as serving
-from vqd_jax.web.demo.queue import Line
+from vqd_jax.web.demo.queue import JobQueue
 from vqd_jax.web.demo.server import Server
 
 MODEL = ROOT / "pretrained" / "emoji"
@@ -149,7 +149,7 @@ def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
     for calls in (1, 2, 3, 4, 1, 2):
         *_, done = api.draw(model, api.read(model, CRAB | {"calls": calls}), weights)
         drawn.append(done["pictures"])
-        kept.append(jitted.compiled())
+        kept.append(jitted.compiled_samplers())
     assert max(kept) <= 3 and drawn[:2] == drawn[4:] and len({*map(tuple, drawn)}) == 4
 
 
@@ -192,7 +192,7 @@ def heard(job):
 def test_requests_are_worked_on_in_order_one_at_a_time():
     work = Work()
     work.go.clear()
-    line = Line(work)
+    line = JobQueue(work)
     jobs = [line.join((i, 3)) for i in range(20)]
     wait(lambda: line.before(jobs[1]) == 1 and line.before(jobs[0]) == 0)
     assert [line.before(job) for job in jobs] == list(range(20))
@@ -205,7 +205,7 @@ def test_requests_are_worked_on_in_order_one_at_a_time():
 def test_who_leaves_is_not_drawn_further_and_the_others_are():
     work = Work()
     work.go.clear()
-    line = Line(work)
+    line = JobQueue(work)
     first, second, third = (line.join((name, 1000)) for name in "abc")
     last = line.join(("d", 2))
     line.leave(second)
@@ -225,7 +225,7 @@ def test_an_error_is_said_and_the_line_goes_on(caplog):
         yield {"call": 1}
         raise request
 
-    line = Line(work)
+    line = JobQueue(work)
     assert heard(line.join(UserError("a sentence")))[-1] == {"error": "a sentence"}
     assert heard(line.join(ZeroDivisionError("x")))[-1]["error"].startswith(
         "this could not be drawn"
@@ -236,7 +236,7 @@ def test_an_error_is_said_and_the_line_goes_on(caplog):
 
 def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
     work = Work()
-    line = Line(work)
+    line = JobQueue(work)
     first = line.join(("first", 10**9))
     next(event for event in first.follow() if "call" in event)
     second = line.join(("second", 1))
@@ -244,7 +244,7 @@ def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
     assert {name for name, _ in work.done} == {"first"} and second not in line._jobs
     work = Work()
     work.go.clear()
-    line = Line(work)
+    line = JobQueue(work)
     line.join(("hangs", 1))
     wait(lambda: line._now)
     assert not line.close(0.1)
@@ -254,7 +254,7 @@ def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
 def test_a_line_has_an_end():
     work = Work()
     work.go.clear()
-    line = Line(work, waiting=3)
+    line = JobQueue(work, waiting=3)
     first = line.join(("first", 1))
     wait(lambda: not line._jobs)
     jobs = [line.join((i, 1)) for i in range(3)]
@@ -276,7 +276,7 @@ def wait(true, seconds=20):
 
 @contextlib.contextmanager
 def served(work, read=lambda fields: (fields["name"], fields["count"]), host="127.0.0.1"):
-    server = Server(host, 0, {"name": "toy"}, read, Line(work))
+    server = Server(host, 0, {"name": "toy"}, read, JobQueue(work))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

@@ -19,7 +19,7 @@ from vqd_jax.cli import runner
 from vqd_jax.config import build
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import undone
+from vqd_jax.core.files import remove_on_error
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.inference import pipeline
@@ -68,10 +68,10 @@ def main(argv: Any) -> None:
     for stage in own.ITEMS:
         if Checkpoints(stage_folder(workdir, stage), read_only=True).latest_step() is not None:
             raise UserError(f"{workdir} already holds a model; choose another --workdir")
-    stages, plan = exported(path) if own.written_here(path) else (published(argv[1]), {})
+    stages, plan = exported(path) if own.is_exported(path) else (published(argv[1]), {})
     for stage, items in stages.items():
         print(summary(stage, complete(items["config"]), items["weights"]))
-    with undone(*(stage_folder(workdir, stage) for stage in stages)):  # all or nothing
+    with remove_on_error(*(stage_folder(workdir, stage) for stage in stages)):  # all or nothing
         for stage, items in stages.items():
             with Checkpoints(stage_folder(workdir, stage), keep=1) as checkpoints:
                 checkpoints.save(
@@ -140,7 +140,7 @@ def published(name: str) -> own.Stages:
     return stages
 
 
-def configure(found: released.Found, source: released.Arrays) -> ConfigDict:
+def configure(found: released.ReleasedModel, source: released.Arrays) -> ConfigDict:
     """The config of the workdir."""
     sizes, settings = (
         vqgan.sizes(source),
@@ -226,7 +226,7 @@ def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dic
     return released.codec_weights(source, target, name)
 
 
-def tokenizer(config: ConfigDict, found: released.Found) -> Tokenizer:
+def tokenizer(config: ConfigDict, found: released.ReleasedModel) -> Tokenizer:
     if config.condition.kind != "text":
         return build.tokenizer(config, [])
     folder = _TOKENIZER.value or found.tokenizer
@@ -248,7 +248,7 @@ def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, An
 
 
 def diffusion_weights(
-    config: ConfigDict, found: released.Found, tokens: Tokenizer
+    config: ConfigDict, found: released.ReleasedModel, tokens: Tokenizer
 ) -> dict[str, Any]:
     target = target_of("diffusion", config, tokens)
     out = {"denoiser": released.denoiser_weights(found.denoiser, target["denoiser"], found.name)}

@@ -29,7 +29,7 @@ def main(argv: Any) -> None:
     from vqd_jax.eval.generate import digest
     from vqd_jax.inference import pipeline
     from vqd_jax.web.demo import api
-    from vqd_jax.web.demo.queue import Line
+    from vqd_jax.web.demo.queue import JobQueue
     from vqd_jax.web.demo.server import Server, loopback
 
     if not _WORKDIR.value:
@@ -37,7 +37,7 @@ def main(argv: Any) -> None:
     model = pipeline.load(_WORKDIR.value, **loading_flags.loading())
     weights = digest(model)
     about = api.about(model, _WORKDIR.value, weights)
-    line = Line(functools.partial(api.draw, model, weights=weights))
+    line = JobQueue(functools.partial(api.draw, model, weights=weights))
     server = Server(_HOST.value, _PORT.value, about, functools.partial(api.read, model), line)
     if not loopback(_HOST.value):
         print(f"warning: everyone who reaches {_HOST.value} can draw here", file=sys.stderr)

@@ -18,20 +18,20 @@ from ml_collections import ConfigDict
 from vqd_jax.cli import runner, sampling_flags
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 from vqd_jax.core.image_grid import save_png
 from vqd_jax.data.folder import captions_of
 from vqd_jax.data.picture_folder import PictureFolder
 from vqd_jax.eval import judge as judging
 from vqd_jax.eval import page, protocols
-from vqd_jax.eval.collect import ROWS, evenly
+from vqd_jax.eval.collect import ROWS, evenly_spaced
 from vqd_jax.eval.evaluation import Evaluation, cache
 from vqd_jax.eval.generate import digest
 from vqd_jax.eval.judge import Scored
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.inference import pipeline
 from vqd_jax.runtime.checkpoint import Checkpoints
-from vqd_jax.runtime.hardware import machine
+from vqd_jax.runtime.hardware import describe_machine
 from vqd_jax.runtime.workdir import stage_folder
 
 _WORKDIR = flags.DEFINE_string(
@@ -94,7 +94,7 @@ def main(argv: Any) -> None:
         )
     out = _out()
     result, scored = of_model(out) if _WORKDIR.value else of_folder()
-    with whole(out) as part:
+    with atomic_write(out) as part:
         part.write_text(json.dumps(result, indent=1) + "\n")
     if scored:
         save_png(out.with_suffix(".png"), page.page(scored, result["protocol"]["seed"]))
@@ -114,13 +114,13 @@ def of_model(out: Path) -> tuple[dict[str, Any], dict[str, Scored]]:
     model = pipeline.load(workdir, **loading)
     if _DATA.value:
         _find_data(model.config, *_DATA.value.partition(":")[::2])
-    protocol = protocols.changed(**model.config.evaluation)
+    protocol = protocols.with_overrides(**model.config.evaluation)
     if _PROTOCOL.value not in (None, protocol.name):
-        protocol = protocols.named(_PROTOCOL.value)
+        protocol = protocols.get_protocol(_PROTOCOL.value)
     protocol = _with_flags(protocol)
     settings = dict(model.config.sampling) | dict(protocol.sampling) | sampling_flags.settings()
     model.settings(**settings)  # bad ones end here
-    judge = judging.judge(protocol, inception=_INCEPTION.value, clip=_CLIP.value)
+    judge = judging.make_evaluator(protocol, inception=_INCEPTION.value, clip=_CLIP.value)
     folder = Path(_PICTURES.value) if _PICTURES.value else out.with_suffix("")
     print(
         f"writing {out} and {out.with_suffix('.png')}, and the generated pictures into {folder}",
@@ -165,8 +165,8 @@ def of_folder() -> tuple[dict[str, Any], dict[str, Scored]]:
     if given := sampling_flags.settings() | sampling_flags.loading():
         raise UserError(f"--{next(iter(given))} is for the model in a --workdir, and there is none")
     pipeline.compilation_cache()
-    protocol = _with_flags(protocols.named(_PROTOCOL.value))
-    judge = judging.judge(
+    protocol = _with_flags(protocols.get_protocol(_PROTOCOL.value))
+    judge = judging.make_evaluator(
         judging.without_model(protocol), inception=_INCEPTION.value, clip=_CLIP.value
     )
     if left := [measure for measure in protocol.measures if measure not in judge.protocol.measures]:
@@ -175,7 +175,7 @@ def of_folder() -> tuple[dict[str, Any], dict[str, Scored]]:
     captions, _ = captions_of(pictures.path, pictures.files)
     if _IMAGES.value:
         pictures = PictureFolder(
-            pictures.path, [pictures.files[i] for i in evenly(len(pictures), _IMAGES.value)]
+            pictures.path, [pictures.files[i] for i in evenly_spaced(len(pictures), _IMAGES.value)]
         )
     elif len(pictures) != protocol.images:
         print(
@@ -231,7 +231,7 @@ def _out() -> Path:
 
 def provenance(workdir: Path | None) -> dict[str, Any]:
     if workdir is None:
-        return machine()
+        return describe_machine()
     stored = {
         stage: Checkpoints(stage_folder(workdir, stage), read_only=True)
         for stage in ("vqvae", *build.TOKEN_STAGES)
@@ -241,7 +241,7 @@ def provenance(workdir: Path | None) -> dict[str, Any]:
         for stage, checkpoints in stored.items()
         if (step := checkpoints.latest_step()) is not None
     }
-    return {"steps": steps} | machine()
+    return {"steps": steps} | describe_machine()
 
 
 def run() -> None:

@@ -18,7 +18,7 @@ from vqd_jax.cli import runner
 from vqd_jax.config import build
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import undone, whole
+from vqd_jax.core.files import atomic_write, remove_on_error
 from vqd_jax.data.text.load import load_tokenizer
 from vqd_jax.inference import pipeline
 from vqd_jax.models.weights import diffusers, exported
@@ -97,7 +97,7 @@ def stored(workdir: Path) -> exported.Stages:
 
 
 def one_file(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> None:
-    with whole(out) as part:
+    with atomic_write(out) as part:
         exported.write(part, stages, plan)
 
 
@@ -113,7 +113,7 @@ def diffusers_folder(workdir: Path, out: Path, stages: exported.Stages, plan: Pl
             f"diffusers' layout cannot hold this model: {'; '.join(reasons[:3])}; "
             "--format=safetensors can"
         )
-    with whole(out) as part:
+    with atomic_write(out) as part:
         part.mkdir()
         diffusers.write(part, config.to_dict(), widen(codec), widen(model["weights"]))
         load_tokenizer(model["tokenizer"]).save(part / "tokenizer")
@@ -123,7 +123,7 @@ def small_workdir(workdir: Path, out: Path, stages: exported.Stages, plan: Plan)
     half = lambda x: (
         x.astype(np.float16) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
     )
-    with undone(*(out / stage for stage in stages)):
+    with remove_on_error(*(out / stage for stage in stages)):
         for stage, items in stages.items():
             with Checkpoints(stage_folder(out, stage), keep=1) as made:
                 kept = {name: value for name, value in items.items() if name != "step"}
@@ -133,7 +133,7 @@ def small_workdir(workdir: Path, out: Path, stages: exported.Stages, plan: Plan)
                     wait=True,
                 )
             if (metrics := workdir / stage / METRICS).exists():  # converted models have none
-                with whole(out / stage / METRICS) as part:
+                with atomic_write(out / stage / METRICS) as part:
                     part.write_bytes(metrics.read_bytes())
         if plan:
             pipeline.write_plan(out, plan)

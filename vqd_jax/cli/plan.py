@@ -45,7 +45,7 @@ def main(argv: Any) -> None:
         raise UserError("--workdir is missing: a trained workdir to make a plan for")
     workdir = Path(_WORKDIR.value)
     model = pipeline.load(workdir)
-    if pipeline.own_sampling(model.stage).get("sampler") == "previous":
+    if pipeline.fixed_sampling(model.stage).get("sampler") == "previous":
         raise UserError(
             "a plan is made from predictions of x_0, and this model predicts the previous state"
         )
@@ -56,7 +56,7 @@ def main(argv: Any) -> None:
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"the plan belongs into {path.parent}, which cannot be written to")
     cache = evaluation.cache(_CACHE.value, workdir)
-    source = batches.Squares(
+    source = batches.Resized(
         build.source(model.config, cache), build.transform(model.config, training=False)
     )
     chosen = batches.spread(batches.indices(source, _SPLIT.value), _IMAGES.value)

@@ -57,7 +57,7 @@ def chips(name: str) -> list[Chip]:
 def plan(config: Any, name: str, on: list[Chip]) -> dict[str, Any]:
     """All that is known of a stage on the devices here."""
     parallel = parallelism(**config.parallel)
-    step = dry_run.rehearse(config, name)
+    step = dry_run.dry_run(config, name)
     compiled = step.compile(parallel)
     exchanges = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
     for c in compiled.collectives:

@@ -20,7 +20,7 @@ from vqd_jax.cli import runner
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import packed
-from vqd_jax.data.files import shown
+from vqd_jax.data.files import printable
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file in configs/, with :variant if it has any.", lock_config=True
@@ -43,12 +43,14 @@ def main(argv: Any) -> None:
         raise UserError("data.source=emoji needs no preparing: training reads it as it is")
     build.transform(config, training=True)
     cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
-    source = build.original(config, cache)
+    source = build.raw_source(config, cache)
     made = packed.pack(str(cache), source, build.packed_size(config))
     print(f"prepared {made.pictures} pictures for {len(made)} examples in {made.root}")
     print(
         f"left out {len(made.skipped)}"
-        + "".join(f"\n  {shown(name)}: {reason}" for name, reason in sorted(made.skipped.items()))
+        + "".join(
+            f"\n  {printable(name)}: {reason}" for name, reason in sorted(made.skipped.items())
+        )
     )
     print("training with the same flags reads them: python -m vqd_jax.main")
 

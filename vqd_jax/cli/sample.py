@@ -153,7 +153,7 @@ def _asked(model: Any, prompts: list[str]) -> Any:
     canvas = _INIT.value and inpaint.read(
         _INIT.value, _MASK.value, _EXTEND.value, model.config.data.image_size
     )
-    wanted = request.Recipe(
+    wanted = request.GenerationRequest(
         prompts=tuple(prompts),
         num=_NUM.value,
         seed=_SEED.value,

@@ -32,7 +32,7 @@ def main(argv: Any) -> None:
     import jax
 
     from vqd_jax.config import build
-    from vqd_jax.core.files import clean
+    from vqd_jax.core.files import remove_leftovers
     from vqd_jax.inference import pipeline
     from vqd_jax.runtime import distributed
     from vqd_jax.train.experiment import Experiment
@@ -41,13 +41,13 @@ def main(argv: Any) -> None:
     workdir = runner.workdir(
         config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value
     )
-    distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     pipeline.compilation_cache()
-    lock = None if jax.process_index() else distributed.lock(workdir)
+    lock = None if jax.process_index() else distributed.lock_workdir(workdir)
     for folder in (
         (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))) if lock else ()
     ):
-        clean(folder)
+        remove_leftovers(folder)
     experiment = Experiment(_CONFIG.value, workdir)
     experiment.run()
     experiment.finish()
@@ -59,5 +59,5 @@ def run() -> None:
     from vqd_jax.runtime import distributed, signals
 
     signals.listen()
-    with distributed.ending_at_once():
+    with distributed.exit_on_error():
         runner.run(main, again="goes on from the last checkpoint")

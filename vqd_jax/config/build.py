@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import captioned, emoji, emoji_art, folder, packed, transforms, uncaptioned
-from vqd_jax.data.decode_check import checked
+from vqd_jax.data.decode_check import check_decoding
 from vqd_jax.data.files import Files
 from vqd_jax.data.source import Record, Source
 from vqd_jax.data.text.bpe import BytePair
@@ -32,12 +32,12 @@ from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.models.weights.hub import local_folder
 from vqd_jax.samplers.ancestral import Ancestral, Remask
-from vqd_jax.samplers.autoregressive import Raster
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler
 from vqd_jax.samplers.call_planner import best_counts, fixed_order_cost, random_order_cost
 from vqd_jax.samplers.counts import Counts
-from vqd_jax.samplers.direct import Previous
-from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.samplers.direct import DirectSampler
+from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
 from vqd_jax.stages.autoregressive import AutoregressiveStage
 from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage
@@ -45,7 +45,7 @@ from vqd_jax.stages.lora import Adapter
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
 
-def choose(key: str, value: str, options: dict[str, Any]) -> Any:
+def pick_source(key: str, value: str, options: dict[str, Any]) -> Any:
     """options[value], or a sentence that names the key and what it accepts."""
     if value not in options:
         raise UserError(f"{key} must be one of {', '.join(options)}, got {value!r}")
@@ -58,17 +58,17 @@ def source(config: ConfigDict, cache: Path) -> Source:
     Emoji are squares of data.image_size (or of their own size for random crops), pictures of other
     sets as large as they come.
     """
-    found = original(config, cache)
+    found = raw_source(config, cache)
     if not isinstance(found, Files):
         return found
-    read = packed.packed(str(cache), found, packed_size(config))
-    return checked(read, str(cache)) if read is found else read
+    read = packed.open_packed(str(cache), found, packed_size(config))
+    return check_decoding(read, str(cache)) if read is found else read
 
 
-def original(config: ConfigDict, cache: Path) -> Source:
+def raw_source(config: ConfigDict, cache: Path) -> Source:
     """The data set as it is distributed."""
-    resolution = emoji_art.SIDE if online(config) else config.data.image_size
-    make = choose(
+    resolution = emoji_art.SIDE if encodes_online(config) else config.data.image_size
+    make = pick_source(
         "data.source",
         config.data.source,
         {
@@ -86,7 +86,7 @@ def original(config: ConfigDict, cache: Path) -> Source:
     return make()
 
 
-def online(config: ConfigDict) -> bool:
+def encodes_online(config: ConfigDict) -> bool:
     """Whether training sees another part of a picture every time, so that its tokens cannot be
     computed beforehand.
     """
@@ -97,7 +97,7 @@ def packed_size(config: ConfigDict) -> int | None:
     """The side of the squares that `vqd prepare` makes, None where training needs the whole
     pictures.
     """
-    return None if online(config) else config.data.image_size
+    return None if encodes_online(config) else config.data.image_size
 
 
 def transform(config: ConfigDict, *, training: bool) -> Any:
@@ -105,7 +105,7 @@ def transform(config: ConfigDict, *, training: bool) -> Any:
     size = config.data.image_size
     resize = transforms.Resize(size=size)
     crop = transforms.RandomCrop(size=size, **config.crop)
-    return choose(
+    return pick_source(
         "data.transform",
         config.data.transform,
         {
@@ -137,7 +137,7 @@ def process(config: ConfigDict) -> MaskAndReplace:
     if config.process.schedule == "stored":
         tables = (config.process.log_alpha, config.process.log_beta)
         return schedules.stored(*(np.array(x, np.float64) for x in tables), config.codebook.codes)
-    make = choose(
+    make = pick_source(
         "process.schedule",
         config.process.schedule,
         {
@@ -159,14 +159,14 @@ def sampling(
     entropy: dict[str, np.ndarray] | None = None,
     options: dict[str, Any] | None = None,
     whole: bool = True,
-    **prediction: Any,
-) -> tuple[Sampler | Raster, Prediction]:
+    **guidance_config: Any,
+) -> tuple[Sampler | AutoregressiveSampler, GuidanceConfig]:
     """The sampler of that name, and the treatment of p(x_0), from the keys of config.sampling.
 
     `options` replace keys of the sampler's own section. `entropy` is what `vqd plan` measured for
     each order of `counts`; counts="planned" needs it, "auto" uses it for whole pictures.
     """
-    make, section = choose(
+    make, section = pick_source(
         "sampling.sampler",
         sampler,
         {
@@ -175,8 +175,8 @@ def sampling(
             "counts": (Counts, config.counts),
             "remask": (Remask, config.remask),
             "prior_rule": (PriorRule, config.prior_rule),
-            "autoregressive": (lambda calls: Raster(), {}),
-            "previous": (lambda calls: Previous(), {}),
+            "autoregressive": (lambda calls: AutoregressiveSampler(), {}),
+            "previous": (lambda calls: DirectSampler(), {}),
         },
     )
     fields = dict(section)
@@ -193,7 +193,7 @@ def sampling(
         )
     if fields.get("counts") == "planned":
         fields["counts"] = planned_counts(fields["order"], calls - fields["polish"], entropy)
-    return make(calls=calls, **_tuples(fields)), Prediction(**prediction)
+    return make(calls=calls, **_tuples(fields)), GuidanceConfig(**guidance_config)
 
 
 def planned_counts(
@@ -214,13 +214,13 @@ def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
     captions = [caption for record in records for caption in record.captions]
     names = {record.label: record.captions[0] for record in reversed(records) if record.captions}
     labels = lambda: Classes([names.get(i, "") for i in range(config.condition.classes)])
-    kind = choose(
+    kind = pick_source(
         "condition.kind", config.condition.kind, {"text": None, "class": labels, "none": Nothing}
     )
     if kind:
         return kind()
     text = config.learned_text
-    make = choose(
+    make = pick_source(
         "text.encoder",
         config.text.encoder,
         {
@@ -235,7 +235,7 @@ def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
 
 def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | ClipText:
     sizes = {k: v for k, v in config.clip_text.items() if k != "folder"}
-    make = choose(
+    make = pick_source(
         "text.encoder",
         config.text.encoder,
         {
@@ -253,9 +253,9 @@ def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | Clip
 def conditioner(
     config: ConfigDict, tokenizer: Tokenizer
 ) -> Conditioner | ClassConditioner | NoConditioner:
-    null = choose("condition.null", config.condition.null, {"learned": False, "empty": True})
+    null = pick_source("condition.null", config.condition.null, {"learned": False, "empty": True})
     empty = tuple(tokenizer([""])[0].tolist()) if null and config.condition.kind == "text" else ()
-    make = choose(
+    make = pick_source(
         "condition.kind",
         config.condition.kind,
         {
@@ -329,7 +329,7 @@ def _with_dtype(section: ConfigDict) -> dict[str, Any]:
     """The section with its dtype resolved for the machine at hand, and lists as tuples."""
     fields = _tuples(section)
     auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    fields["dtype"] = choose(
+    fields["dtype"] = pick_source(
         "dtype", section.dtype, {"auto": auto, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     )
     return fields

@@ -20,7 +20,7 @@ def write_sums(directory: Path) -> None:
     temporary.replace(directory / SUMS)
 
 
-def fault(
+def mismatch(
     directory: Path, subfolder: str | None = None, *, but: tuple[str, ...] = ()
 ) -> str | None:
     """What is wrong with the files in `subfolder` and those at the top, or None; other files may

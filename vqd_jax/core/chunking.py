@@ -10,7 +10,7 @@ import jax
 CACHED = 2**20  # logits; the best of 2**17 to 2**23 for three sizes of network on two cores
 
 
-def in_parts(f: Callable[..., Any], *rows: Any, elements: int, least: int = 1) -> Any:
+def map_chunks(f: Callable[..., Any], *rows: Any, elements: int, least: int = 1) -> Any:
     """f(*rows), where row i of the result depends on row i of the arguments alone and has
     `elements` logits.
 

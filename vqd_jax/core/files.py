@@ -12,7 +12,7 @@ from vqd_jax.core.errors import UserError
 
 
 @contextlib.contextmanager
-def whole(path: Path, what: str = "") -> Iterator[Path]:
+def atomic_write(path: Path, what: str = "") -> Iterator[Path]:
     """Where to write what then takes the place of `path`; folders on the way are made. After an
     error nothing is left.
 
@@ -34,7 +34,7 @@ def whole(path: Path, what: str = "") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def undone(*folders: Path) -> Iterator[None]:
+def remove_on_error(*folders: Path) -> Iterator[None]:
     """After an error these folders, which were not there before, are gone."""
     try:
         yield
@@ -44,8 +44,8 @@ def undone(*folders: Path) -> Iterator[None]:
         raise
 
 
-def clean(folder: Path) -> None:
-    """Removes what processes that were killed in `whole` left in the folder; nobody may be writing
+def remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed in `atomic_write` left in the folder; nobody may be writing
     there now.
     """
     for part in folder.glob(".*.part"):

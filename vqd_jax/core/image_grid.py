@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 
 Pictures = UInt8[np.ndarray, "b H W 3"]
 Sheet = UInt8[np.ndarray, "height width 3"]
@@ -96,7 +96,7 @@ def save_png(
     content = png_file(
         image, metadata
     )  # Pillow itself does not say why a file could not be written
-    with whole(Path(path), "the picture") as part:
+    with atomic_write(Path(path), "the picture") as part:
         part.write_bytes(content)
 
 
@@ -121,7 +121,7 @@ def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:
         )
     except ValueError as error:  # a format that matplotlib does not know
         raise UserError(f"cannot write {what} {path}: {error}") from error
-    with whole(path, what) as part:
+    with atomic_write(path, what) as part:
         part.write_bytes(content.getvalue())
 
 

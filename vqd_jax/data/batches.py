@@ -29,7 +29,7 @@ def spread(items: list[int], count: int) -> list[int]:
     )
 
 
-def examined(source: Source, count: int) -> dict[str, list[int]]:
+def evaluation_records(source: Source, count: int) -> dict[str, list[int]]:
     """Split → the positions of the records on which the bound is measured during training."""
     return {
         name: spread(indices(source, name), count)
@@ -69,7 +69,7 @@ def pair_loader(
         captions = source.records[i].captions
         chosen = rng.integers(len(captions))
         text = (
-            tokenizer([fewer_words(captions[chosen], drop_words, rng)])[0]
+            tokenizer([randomly_drop_words(captions[chosen], drop_words, rng)])[0]
             if drop_words
             else ids[i][chosen]
         )
@@ -82,7 +82,7 @@ def pair_loader(
     return Loader(train, load=load, **options)
 
 
-def fewer_words(caption: str, share: float, rng: np.random.Generator) -> str:
+def randomly_drop_words(caption: str, share: float, rng: np.random.Generator) -> str:
     """The caption without each of its words with probability `share`, but never without all."""
     words = caption.split()
     draws = rng.random(len(words))
@@ -91,7 +91,7 @@ def fewer_words(caption: str, share: float, rng: np.random.Generator) -> str:
     )
 
 
-class Squares:
+class Resized:
     """A source whose images all have the model's size; `files` tells which of its records share a
     picture.
     """

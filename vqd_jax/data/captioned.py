@@ -16,7 +16,16 @@ from typing import Any
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.safe_pickle import Unpickler
 from vqd_jax.data import splits, tfds_sets
-from vqd_jax.data.files import Files, existing, listed, opened, scan, some, threaded, tree
+from vqd_jax.data.files import (
+    Files,
+    existing_folder,
+    map_threads,
+    open_folder,
+    read_list,
+    scan,
+    summarise,
+    tree,
+)
 from vqd_jax.data.source import Record
 
 HELD_OUT = 0.1  # share, by a hash of the name, of a set that comes without its official split
@@ -90,20 +99,20 @@ def flowers(*, path: str, captions: str = "") -> Files:
 
 def coco(*, path: str) -> Files:
     """MS-COCO 2014: a record for each caption, so that most pictures come five times."""
-    root = opened("coco", path, COCO)
+    root = open_folder("coco", path, COCO)
     if tfds_sets.is_tfds(root):
         return _coco_tfds(root)
     records, files, sizes = [], [], {}
     for part, split in (("train2014", splits.TRAIN), ("val2014", splits.ITEMS)):
         table = root / "annotations" / f"captions_{part}.json"
         names, captions = _coco_table(table)
-        images = existing([root / part / part, root / part])
+        images = existing_folder([root / part / part, root / part])
         if not images:
             raise UserError(f"There is no folder {root / part}: {COCO}.")
         inside, found = images.relative_to(root).as_posix(), scan(images)
         if missing := sorted({names[image] for _, image, _ in captions} - found.keys()):
             raise UserError(
-                f"{images} lacks {some(missing)} of the images that {table} names: {COCO}."
+                f"{images} lacks {summarise(missing)} of the images that {table} names: {COCO}."
             )
         for number, image, caption in captions:
             name = names[image]
@@ -139,14 +148,14 @@ def plain(caption: str) -> str:
 
 
 def _captioned(kind: _Set, path: str, captions: str) -> Files:
-    root = opened(kind.name, path, kind.about)
+    root = open_folder(kind.name, path, kind.about)
     stored = tfds_sets.load(root, *kind.tfds) if tfds_sets.is_tfds(root) else None
     if stored and not captions:
         raise UserError(
             f"The TFDS set in {root} has no captions, {kind.name}.captions must be their folder: "
             f"{kind.about}."
         )
-    images = root if stored else existing(root / name for name in kind.images)
+    images = root if stored else existing_folder(root / name for name in kind.images)
     if not images:
         raise UserError(f"There is no folder {root / kind.images[0]}: {kind.about}.")
     sizes = dict(sorted(stored.sizes.items())) if stored else scan(images)
@@ -156,7 +165,7 @@ def _captioned(kind: _Set, path: str, captions: str) -> Files:
     texts = caption_files(kind, root, captions)
     if bare := [file for file in sizes if keys[file] not in texts]:
         raise UserError(
-            f"{some(bare)} of the {len(sizes)} images in {images} have no caption file: "
+            f"{summarise(bare)} of the {len(sizes)} images in {images} have no caption file: "
             f"{kind.about}."
         )
     classes = {key: texts[key].parent.name for key in keys.values()}
@@ -192,7 +201,7 @@ def _captioned(kind: _Set, path: str, captions: str) -> Files:
 
 def caption_files(kind: _Set, root: pathlib.Path, captions: str) -> dict[str, pathlib.Path]:
     """What an image's name has in common with its caption file → that file."""
-    places = [opened(kind.name, captions, kind.about)] if captions else [root]
+    places = [open_folder(kind.name, captions, kind.about)] if captions else [root]
     places = [place / name for place in places for name in ("text/text", "text", "text_c10")] + (
         places if captions else []
     )
@@ -220,7 +229,7 @@ def read_captions(paths: list[pathlib.Path]) -> list[tuple[str, ...]]:
             raise UserError(f"There is no caption in {path}: one a line is expected.")
         return own
 
-    return threaded(read, paths, "reading captions", "file")
+    return map_threads(read, paths, "reading captions", "file")
 
 
 def _official(
@@ -237,7 +246,7 @@ def _official(
     )
     out: dict[str, str] = {}
     for names in named:
-        found = [existing(place / name for place in places) for name in names]
+        found = [existing_folder(place / name for place in places) for name in names]
         if any(found):
             for name, path, split in zip(names, found, (splits.TRAIN, splits.ITEMS)):
                 if not path:
@@ -249,11 +258,11 @@ def _official(
                     own = [kind.key(item) for item in _unpickled(path)]
                     if missing := sorted(set(own) - classes.keys()):
                         raise UserError(
-                            f"{path} lists {some(missing)} that are not among the images: "
+                            f"{path} lists {summarise(missing)} that are not among the images: "
                             f"{kind.about}."
                         )
                 else:
-                    chosen = set(listed(path))
+                    chosen = set(read_list(path))
                     own = [key for key, name in classes.items() if name in chosen]
                 out |= {key: split for key in own}
             break
@@ -262,7 +271,7 @@ def _official(
     if left := sorted(classes.keys() - out.keys()):
         logging.warning(
             "%s images of %s are in neither list of its split and are left out",
-            some(left),
+            summarise(left),
             kind.name,
         )
     if not (kept := {key: split for key, split in out.items() if key in classes}):
@@ -278,7 +287,7 @@ def _numbered(kind: _Set, places: list[pathlib.Path]) -> dict[str, str]:
     for those of training.
     """
     numbers, parts = (
-        existing(place / name for place in places)
+        existing_folder(place / name for place in places)
         for name in ("images.txt", "train_test_split.txt")
     )
     if not (numbers and parts):
@@ -296,7 +305,7 @@ def _numbered(kind: _Set, places: list[pathlib.Path]) -> dict[str, str]:
 
 
 def _pairs(path: pathlib.Path) -> Iterator[list[str]]:
-    return (line.split() for line in listed(path))
+    return (line.split() for line in read_list(path))
 
 
 def _hashed(kind: _Set, place: pathlib.Path, keys: Iterable[str]) -> dict[str, str]:

@@ -11,18 +11,18 @@ import os
 import pathlib
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.files import TOLERATED, Files, some, threaded
+from vqd_jax.data.files import TOLERATED, Files, map_threads, summarise
 
 REMEDY = "or run vqd prepare, which leaves out and lists them"
 
 
-def checked(source: Files, cache: str) -> Files:
+def check_decoding(source: Files, cache: str) -> Files:
     """The set without the images that cannot be decoded, which are logged.
 
     Raises: UserError if an image has no caption, or if more than 1 % cannot be decoded.
     """
     total, every = len(source.pictures()) + len(source.skipped), f"images in {source.place}"
-    named = lambda reasons: some(f"{file}: {why}" for file, why in reasons.items())
+    named = lambda reasons: summarise(f"{file}: {why}" for file, why in reasons.items())
     if source.skipped:
         raise UserError(
             f"{named(source.skipped)} of the {total} {every} have no caption that can be used: "
@@ -51,7 +51,7 @@ def _broken(source: Files, kept: pathlib.Path) -> dict[str, str]:
         stored = json.loads(kept.read_text(encoding="utf-8"))
         if stored.keys() <= set(pictures) and all(isinstance(why, str) for why in stored.values()):
             return stored
-    reasons = threaded(source.fault, pictures, f"checking the images in {source.place}", "image")
+    reasons = map_threads(source.fault, pictures, f"checking the images in {source.place}", "image")
     broken = {file: why for file, why in zip(pictures, reasons) if why}
     with contextlib.suppress(OSError):  # then it is found out again
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ class Files:
             return content, decode(content)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             raise UserError(
-                f"The image {shown(file)} in {self.place} cannot be decoded ({reason(error)}): "
+                f"The image {printable(file)} in {self.place} cannot be decoded ({reason(error)}): "
                 "mend it, or run "
                 "vqd prepare, which leaves out some broken images."
             ) from error
@@ -119,7 +119,7 @@ def tree(
     )
 
 
-def opened(name: str, path: str, about: str) -> pathlib.Path:
+def open_folder(name: str, path: str, about: str) -> pathlib.Path:
     """The folder that the user named, if it exists."""
     if not path:
         raise UserError(f"{name}.path is not set: {about}.")
@@ -139,7 +139,7 @@ def scan(root: pathlib.Path) -> dict[str, int]:
 
     def fail(error: OSError) -> None:
         raise UserError(
-            f"The folder {shown(error.filename)} cannot be read: {error.strerror}."
+            f"The folder {printable(error.filename)} cannot be read: {error.strerror}."
         ) from error
 
     def images(folder: str) -> tuple[dict[str, int], list[str]]:
@@ -177,11 +177,11 @@ def scan(root: pathlib.Path) -> dict[str, int]:
         if _image(entry.name) and (size := _size(entry.path)) is not None
     }
     links = []
-    for part, ignored in threaded(images, folders, f"listing the images in {root}", "folder"):
+    for part, ignored in map_threads(images, folders, f"listing the images in {root}", "folder"):
         found |= part
         links += ignored
     if links:
-        logging.warning("%s links to folders in %s are not followed", some(links), root)
+        logging.warning("%s links to folders in %s are not followed", summarise(links), root)
     return dict(sorted(found.items()))
 
 
@@ -196,7 +196,7 @@ def _size(path: str) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def threaded(
+def map_threads(
     function: Callable[[Any], Any], items: list[Any], description: str, unit: str
 ) -> list[Any]:
     """[function(item) for item in items] by several threads, with a bar."""
@@ -206,7 +206,7 @@ def threaded(
         )
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """(item, function(item)) in order, some of them computed ahead by threads."""
     workers = os.cpu_count() or 1
     waiting: collections.deque = collections.deque()
@@ -220,7 +220,7 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tupl
             yield item, future.result()
 
 
-def listed(path: pathlib.Path) -> list[str]:
+def read_list(path: pathlib.Path) -> list[str]:
     """The lines of a text file that are not empty."""
     try:
         return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
@@ -228,18 +228,18 @@ def listed(path: pathlib.Path) -> list[str]:
         raise UserError(f"{path} cannot be read as text ({reason(error)}).") from error
 
 
-def existing(candidates: Iterable[pathlib.Path]) -> pathlib.Path | None:
+def existing_folder(candidates: Iterable[pathlib.Path]) -> pathlib.Path | None:
     """The first that exists."""
     return next((path for path in candidates if path.exists()), None)
 
 
-def some(names: Iterable[str]) -> str:
+def summarise(names: Iterable[str]) -> str:
     """The first names of a list, for a message: "2 (a, b)", "5 (a, b, c, …)"."""
-    names = list(map(shown, names))
+    names = list(map(printable, names))
     return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name for a message: what would break its line, or cannot be printed, is escaped, and what
     is too long is cut.
     """

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits
-from vqd_jax.data.files import SUFFIXES, Files, scan, shown, threaded, tree
+from vqd_jax.data.files import SUFFIXES, Files, map_threads, printable, scan, tree
 from vqd_jax.data.source import Record
 
 LAYOUTS = (
@@ -65,7 +65,7 @@ def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.
         Record(item=item, group=item, captions=captions[file], split=split[item, ""])
         for item, file in zip(items, files)
     ]
-    digests = threaded(
+    digests = map_threads(
         lambda file: _digest(root / file), files, f"reading the images in {root}", "image"
     )
     return tree(
@@ -104,7 +104,7 @@ def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[st
             file = _inside(root, name, f"{table}, line {number}")
             if file not in known:
                 raise UserError(
-                    f"{table}, line {number}: {shown(name)} is not an image file "
+                    f"{table}, line {number}: {printable(name)} is not an image file "
                     f"({' '.join(SUFFIXES)})."
                 )
             found.setdefault(file, []).extend(texts)
@@ -114,7 +114,7 @@ def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[st
                 try:
                     found[file] = [line for _, line in _lines(text)]
                 except UserError as error:
-                    unread[file] = shown(
+                    unread[file] = printable(
                         str(error).removeprefix(f"{text.parent}{os.sep}").removesuffix(".")
                     )
     return {file: clean(texts) for file, texts in found.items()}, unread
@@ -148,9 +148,9 @@ def _inside(root: pathlib.Path, name: str, where: str) -> str:
     """A table's file name as a path relative to the folder, which it must not leave."""
     path = pathlib.PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{where}: file_name '{shown(name)}' points outside the folder {root}.")
+        raise UserError(f"{where}: file_name '{printable(name)}' points outside the folder {root}.")
     if not os.path.isfile(root / path):
-        raise UserError(f"{where}: there is no file '{shown(name)}' in the folder {root}.")
+        raise UserError(f"{where}: there is no file '{printable(name)}' in the folder {root}.")
     return path.as_posix()
 
 
@@ -203,7 +203,7 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
         if not {"file_name", "text"} <= set(reader.fieldnames or ()):
             raise UserError(
                 f"{path}: the first line must name the columns file_name and text, not "
-                f"{shown(', '.join(reader.fieldnames or ['nothing']))}."
+                f"{printable(', '.join(reader.fieldnames or ['nothing']))}."
             )
         for row in reader:
             name, text = row["file_name"], row["text"]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import array_record
-from vqd_jax.data.files import Files, ahead, shown, some
+from vqd_jax.data.files import Files, prefetch, printable, summarise
 from vqd_jax.data.images import decode, reason
 from vqd_jax.data.source import fingerprint
 from vqd_jax.data.transforms import Resize
@@ -91,7 +91,7 @@ def pack(cache: str, source: Files, size: int | None) -> Packed:
     return Packed(source, list(parts), found)
 
 
-def packed(cache: str, source: Files, size: int | None) -> "Files | Packed":
+def open_packed(cache: str, source: Files, size: int | None) -> "Files | Packed":
     """The pack of `source` in the folder `cache` if it is whole; otherwise the source itself, with
     a warning if there are others.
     """
@@ -110,7 +110,7 @@ def packed(cache: str, source: Files, size: int | None) -> "Files | Packed":
     if gone := source.skipped | broken:
         logging.warning(
             "%s of the %d pictures in %s are left out, as vqd prepare says",
-            some(gone),
+            summarise(gone),
             len(source.pictures()) + len(source.skipped),
             source.place,
         )
@@ -158,15 +158,15 @@ def _examples(
             return reason(error.__cause__)
         return content if size is None else png(Resize(size=size)(image))
 
-    for file, content in ahead(picture, files):
+    for file, content in prefetch(picture, files):
         progress.update()
         if isinstance(content, bytes):
-            yield {"image": content, "file": shown(file)}
+            yield {"image": content, "file": printable(file)}
             continue
         broken[file] = content
         if len(before | broken) > source.tolerated * total or len(broken) == len(files):
             raise UserError(
-                f"Of the {total} images in {source.place} at least {some(before | broken)} cannot "
+                f"Of the {total} images in {source.place} at least {summarise(before | broken)} cannot "
                 "be decoded; at most "
                 f"{source.tolerated:.0%} are left out, and not {len(files)} in a row: mend or "
                 "delete them."

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.files import SUFFIXES, scan, shown
+from vqd_jax.data.files import SUFFIXES, printable, scan
 from vqd_jax.data.images import decode, reason
 
 
@@ -39,8 +39,8 @@ class PictureFolder:
             size = lambda shape: f"{shape[1]} x {shape[0]}"
             raise UserError(
                 f"the pictures in {self.path} are of several sizes, {size(self._shape)} as "
-                f"{shown(self.files[0])} and "
-                f"{size(image.shape)} as {shown(self.files[i])}: measures compare sets whose "
+                f"{printable(self.files[0])} and "
+                f"{size(image.shape)} as {printable(self.files[i])}: measures compare sets whose "
                 "pictures all have one size"
             )
         return image
@@ -50,5 +50,5 @@ class PictureFolder:
             return decode((self.path / file).read_bytes())
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             raise UserError(
-                f"the picture {self.path / shown(file)} cannot be read ({reason(error)})"
+                f"the picture {self.path / printable(file)} cannot be read ({reason(error)})"
             ) from error

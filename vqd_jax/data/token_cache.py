@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from vqd_jax.core.files import clean, whole
+from vqd_jax.core.files import atomic_write, remove_leftovers
 from vqd_jax.data import array_record
 from vqd_jax.data.loader import Items, sequential
 from vqd_jax.data.source import Source
@@ -40,15 +40,15 @@ def cached_tokens(
     tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
     folder.mkdir(parents=True, exist_ok=True)
     with array_record.lock(folder / "tokens.lock"):
-        clean(folder)
-        with whole(path, "tokens to") as part, part.open("wb") as file:
+        remove_leftovers(folder)
+        with atomic_write(path, "tokens to") as part, part.open("wb") as file:
             np.save(
                 types.SimpleNamespace(write=file.write), tokens
             )  # with the file itself NumPy would not say why it failed
     return tokens
 
 
-def some_tokens(
+def encode_records(
     source: Source, chosen: Iterable[int], encode: Callable[[Any], Any]
 ) -> dict[int, np.ndarray]:
     """i → tokens (n,) of source[i], for the chosen i only: what evaluations need of a set that is

@@ -6,7 +6,7 @@ import pathlib
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits
-from vqd_jax.data.files import Files, listed, opened, scan, some, tree
+from vqd_jax.data.files import Files, open_folder, read_list, scan, summarise, tree
 from vqd_jax.data.source import Record
 
 IMAGENET = (
@@ -26,7 +26,7 @@ def imagenet(*, path: str) -> Files:
     Where the folder has lists ILSVRC2012_name_{train,val}.txt, with a line <synset>/<image>.JPEG
     each, only the images in them are taken.
     """
-    root = opened("imagenet", path, IMAGENET)
+    root = open_folder("imagenet", path, IMAGENET)
     records, files, sizes, labels = [], [], {}, {}
     for part, split in (("train", splits.TRAIN), ("val", splits.ITEMS)):
         if not (root / part).is_dir():
@@ -34,7 +34,7 @@ def imagenet(*, path: str) -> Files:
         found = scan(root / part)
         if outside := [name for name in found if name.count("/") != 1]:
             raise UserError(
-                f"{some(outside)} of the images in {root / part} are not in a folder of their "
+                f"{summarise(outside)} of the images in {root / part} are not in a folder of their "
                 f"synset: {IMAGENET}."
             )
         if not found:
@@ -43,7 +43,7 @@ def imagenet(*, path: str) -> Files:
         labels = labels or {synset: i for i, synset in enumerate(synsets)}
         if unknown := [synset for synset in synsets if synset not in labels]:
             raise UserError(
-                f"{root / part} has {some(unknown)} synsets that {root / 'train'} has not: "
+                f"{root / part} has {summarise(unknown)} synsets that {root / 'train'} has not: "
                 f"{IMAGENET}."
             )
         captions = {synset: (synset,) for synset in synsets}
@@ -69,7 +69,7 @@ def ffhq(*, path: str) -> Files:
     Where all files are numbered, those from 60000 on are "held_out_items", as its authors
     recommend; else a hash of the name decides.
     """
-    root = opened("ffhq", path, FFHQ)
+    root = open_folder("ffhq", path, FFHQ)
     root = root / "images1024x1024" if (root / "images1024x1024").is_dir() else root
     sizes = scan(root)
     if not sizes:
@@ -97,11 +97,11 @@ def _listed(table: pathlib.Path, images: pathlib.Path, found: dict[str, int]) ->
         return list(found)
     lines = [
         line.replace("\\", "/").removeprefix("./").removeprefix(f"{images.name}/")
-        for line in listed(table)
+        for line in read_list(table)
     ]
     names = list(dict.fromkeys(filter(None, lines)))
     if missing := [name for name in names if name not in found]:
-        raise UserError(f"{table} lists {some(missing)} that are not in {images}: {IMAGENET}.")
+        raise UserError(f"{table} lists {summarise(missing)} that are not in {images}: {IMAGENET}.")
     if not names:
         raise UserError(f"There are no lines in {table}: a line is <synset>/<image>.JPEG.")
     return names

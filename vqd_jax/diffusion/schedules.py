@@ -55,24 +55,24 @@ def stored(log_alpha: np.ndarray, log_beta: np.ndarray, k: int) -> MaskAndReplac
             "something is left at every time"
         )
     falling = np.minimum.accumulate
-    return from_fates(falling(alpha + k * beta), falling(alpha / (alpha + k * beta)), k)
+    return from_rates(falling(alpha + k * beta), falling(alpha / (alpha + k * beta)), k)
 
 
 def absorbing(T: int, k: int) -> MaskAndReplace:
     """[MASK] with probability t/T, nothing is ever replaced."""
-    return from_fates(1 - _ramp(T), np.ones(T + 1), k)
+    return from_rates(1 - _ramp(T), np.ones(T + 1), k)
 
 
 def cosine(T: int, k: int) -> MaskAndReplace:
     """[MASK] with probability sin(pi/2 t/T), nothing is ever replaced: seen from t = T few tokens
     appear at first (MaskGIT).
     """
-    return from_fates(np.append(1 - np.sin(np.pi / 2 * _ramp(T)[:-1]), 0), np.ones(T + 1), k)
+    return from_rates(np.append(1 - np.sin(np.pi / 2 * _ramp(T)[:-1]), 0), np.ones(T + 1), k)
 
 
 def uniform(T: int, k: int) -> MaskAndReplace:
     """A uniform code with probability t/T, nothing is ever masked."""
-    return from_fates(np.ones(T + 1), 1 - _ramp(T), k)
+    return from_rates(np.ones(T + 1), 1 - _ramp(T), k)
 
 
 def from_probabilities(alpha: np.ndarray, unmasked: np.ndarray, k: int) -> MaskAndReplace:
@@ -80,10 +80,10 @@ def from_probabilities(alpha: np.ndarray, unmasked: np.ndarray, k: int) -> MaskA
     masked counts as intact.
     """
     intact = np.divide(alpha, unmasked, out=np.ones_like(alpha), where=unmasked > 0)
-    return from_fates(unmasked, intact, k)
+    return from_rates(unmasked, intact, k)
 
 
-def from_fates(unmasked: np.ndarray, intact: np.ndarray, k: int) -> MaskAndReplace:
+def from_rates(unmasked: np.ndarray, intact: np.ndarray, k: int) -> MaskAndReplace:
     """From P(not masked) and P(not replaced | not masked), float64 (T + 1,)."""
     return MaskAndReplace(unmasked=tuple(unmasked.tolist()), intact=tuple(intact.tolist()), k=k)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.files import ahead
+from vqd_jax.data.files import prefetch
 from vqd_jax.data.loader import Items
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
@@ -23,7 +23,7 @@ Batch = UInt8[np.ndarray, "b H W 3"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wanted:
+class FeatureSpec:
     """Of one network's features: those of `held` pictures, evenly spaced (0: of all), and `moments`
     if they are asked for.
     """
@@ -34,7 +34,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Gathered:
+class Collected:
     """Of `count` pictures the features of those numbered in `held`, float32, and the moments of
     all, each as often as it counts.
     """
@@ -45,7 +45,7 @@ class Gathered:
     moments: Moments | None
 
 
-def evenly(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """At most `count` of the numbers below `total`, evenly spaced; all for a count of 0."""
     return np.linspace(0, total - 1, min(count or total, total)).astype(int).tolist()
 
@@ -53,7 +53,7 @@ def evenly(total: int, count: int) -> list[int]:
 def batches(pictures: Items, rows: int = ROWS) -> Iterator[Batch]:
     """The pictures in order, read ahead by threads."""
     waiting = []
-    for _, image in ahead(pictures.__getitem__, range(len(pictures))):
+    for _, image in prefetch(pictures.__getitem__, range(len(pictures))):
         waiting.append(image)
         if len(waiting) == rows:
             yield np.stack(waiting)
@@ -62,14 +62,14 @@ def batches(pictures: Items, rows: int = ROWS) -> Iterator[Batch]:
         yield np.stack(waiting)
 
 
-def gather(
+def collect(
     parts: Iterable[Batch],
     total: int,
-    networks: Mapping[Any, Wanted],
+    networks: Mapping[Any, FeatureSpec],
     *,
     description: str,
     times: Sequence[int] | None = None,
-) -> dict[Any, Gathered]:
+) -> dict[Any, Collected]:
     """What is wanted of each network about the `total` pictures in `parts`; picture i counts
     times[i] times in the moments, else once.
     """
@@ -93,9 +93,9 @@ def gather(
 class _Collector:
     """Of one network."""
 
-    def __init__(self, wanted: Wanted, times: np.ndarray):
+    def __init__(self, wanted: FeatureSpec, times: np.ndarray):
         self.wanted, self.times = wanted, times
-        self.held = np.array(evenly(len(times), wanted.held), int)
+        self.held = np.array(evenly_spaced(len(times), wanted.held), int)
         self.kept: list[np.ndarray] = []
         self.block: list[np.ndarray] = []
         self.moments: Moments | None = None
@@ -113,10 +113,10 @@ class _Collector:
         more = Moments.of(np.concatenate(self.block))
         self.moments, self.block = more if self.moments is None else self.moments + more, []
 
-    def result(self) -> Gathered:
+    def result(self) -> Collected:
         if self.block:
             self._add()
-        return Gathered(
+        return Collected(
             count=int(self.times.sum()),
             held=self.held.tolist(),
             features=np.concatenate(self.kept),

@@ -13,13 +13,21 @@ import numpy as np
 
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.batches import Squares, examined, indices
+from vqd_jax.data.batches import Resized, evaluation_records, indices
 from vqd_jax.data.loader import Items
-from vqd_jax.data.token_cache import cached_tokens, some_tokens
+from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval import held_out, measures
-from vqd_jax.eval.collect import ROWS, Batch, Gathered, Wanted, batches, evenly, gather
+from vqd_jax.eval.collect import (
+    ROWS,
+    Batch,
+    Collected,
+    FeatureSpec,
+    batches,
+    collect,
+    evenly_spaced,
+)
 from vqd_jax.eval.generate import generate
-from vqd_jax.eval.judge import Judge, Likeness, Real, Scored
+from vqd_jax.eval.judge import Evaluator, RealImages, Scored, SimilarityReport
 from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.retrieval import retrieval
 from vqd_jax.inference import pipeline
@@ -43,7 +51,7 @@ def cache(folder: str | None, workdir: Path) -> Path:
 class Chosen:
     """The images of some records."""
 
-    source: Squares
+    source: Resized
     records: Sequence[int]
 
     def __len__(self) -> int:
@@ -60,10 +68,10 @@ class Evaluation:
     """
 
     model: pipeline.TextToImage
-    judge: Judge
+    judge: Evaluator
     cache: Path
     settings: dict[str, Any]
-    real: Real | None = None
+    real: RealImages | None = None
 
     def __post_init__(self):
         if self.model.stage is None:
@@ -74,9 +82,9 @@ class Evaluation:
         return self.judge.protocol
 
     @functools.cached_property
-    def source(self) -> Squares:
+    def source(self) -> Resized:
         config = self.model.config
-        return Squares(build.source(config, self.cache), build.transform(config, training=False))
+        return Resized(build.source(config, self.cache), build.transform(config, training=False))
 
     def reconstruction(self) -> dict[str, float]:
         """Of held-out pictures, with both networks of LPIPS if the pictures are large enough for
@@ -99,7 +107,7 @@ class Evaluation:
         """The variational bound per split, in nats and bits per token."""
         records = {
             name: chosen
-            for name, chosen in examined(self.source, self.protocol.bound_images).items()
+            for name, chosen in evaluation_records(self.source, self.protocol.bound_images).items()
             if chosen
         }
         bound = held_out.Bound(
@@ -184,7 +192,7 @@ class Evaluation:
             for i in (
                 range(p.images)
                 if p.repeat and 0 < len(own) < p.images
-                else evenly(len(own), p.images)
+                else evenly_spaced(len(own), p.images)
             )
         ]
         return [
@@ -208,7 +216,7 @@ class Evaluation:
             if p.captions == "first"
             else np.random.default_rng((p.seed, number)).integers(len(captions))
         )
-        return pipeline.literal(captions[drawn])
+        return pipeline.escape_prompt(captions[drawn])
 
     @functools.cached_property
     def compared(self) -> list[int]:
@@ -224,11 +232,11 @@ class Evaluation:
         return sorted(firsts.values())
 
     @functools.cached_property
-    def split(self) -> Real:
+    def split(self) -> RealImages:
         return self.judge.real(Chosen(self.source, self.compared))
 
     def ceiling(
-        self, chosen: list[int], real: Real | None = None, times: Sequence[int] | None = None
+        self, chosen: list[int], real: RealImages | None = None, times: Sequence[int] | None = None
     ) -> dict[str, float]:
         """The measures of the records' pictures after encoding and decoding, beside their own if no
         others are given.
@@ -252,8 +260,8 @@ class Evaluation:
     def tokens(self, chosen: list[int]) -> Any:
         """Of these records by number; all are kept where training keeps them."""
         return (
-            some_tokens(self.source, chosen, self.model.encode)
-            if build.online(self.model.config)
+            encode_records(self.source, chosen, self.model.encode)
+            if build.encodes_online(self.model.config)
             else self._tokens
         )
 
@@ -262,16 +270,16 @@ class Evaluation:
         return cached_tokens(self.cache, self.source, self.model.codec_weights, self.model.encode)
 
     @functools.cached_property
-    def gallery(self) -> tuple[Gathered, list[str], list[str]]:
+    def gallery(self) -> tuple[Collected, list[str], list[str]]:
         """Of all real pictures what the retrieval sees, their groups and styles."""
         everything, records = Chosen(self.source, range(len(self.source))), self.source.records
-        wanted = {"gallery": Wanted(extract=self.judge.networks["retrieval"])}
-        seen = gather(
+        wanted = {"gallery": FeatureSpec(extract=self.judge.networks["retrieval"])}
+        seen = collect(
             batches(everything), len(everything), wanted, description="gallery of real pictures"
         )["gallery"]
         return seen, [r.group or r.item for r in records], [r.style for r in records]
 
-    def found(self, made: dict[str, Gathered], chosen: list[int]) -> dict[str, float]:
+    def found(self, made: dict[str, Collected], chosen: list[int]) -> dict[str, float]:
         """Whether what the records show is found in the gallery by their pictures."""
         if "retrieval" not in made:
             return {}
@@ -282,17 +290,17 @@ class Evaluation:
         )
 
     def likeness(
-        self, made: dict[str, Gathered], real: Real, chosen: list[int], texts: Sequence[str]
-    ) -> Likeness | None:
+        self, made: dict[str, Collected], real: RealImages, chosen: list[int], texts: Sequence[str]
+    ) -> SimilarityReport | None:
         """By the real pictures of what the prompt asks for, where they are known."""
         if "retrieval" not in made:
             return self.judge.likeness(made, real, texts)
         gallery, groups, styles = self.gallery
         labels = np.array([f"{style}\n{group}" for group, style in zip(groups, styles)])
-        value, place = measures.nearest(
+        value, place = measures.nearest_distance(
             made["retrieval"].features, gallery.features, (labels[chosen], labels)
         )
-        return Likeness(
+        return SimilarityReport(
             meaning="cosine similarity of efficientnet_lite0 features with the nearest real "
             "picture of what was asked for",
             value=value,

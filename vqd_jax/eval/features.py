@@ -26,7 +26,7 @@ from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.models.weights.inception import load_inception
 from vqd_jax.models.weights.lpips import load_lpips
 from vqd_jax.runtime.progress import track
-from vqd_jax.runtime.sharding import Devices, by_rows, copies, here
+from vqd_jax.runtime.sharding import Devices, local_devices, map_rows, replicate
 
 Pictures = UInt8[np.ndarray, "n H W 3"]
 
@@ -63,7 +63,7 @@ class Extractor:
             chunk = rows[start : start + self.batch]
             padded = np.pad(chunk, ((0, self.batch - len(chunk)), *((0, 0),) * (rows.ndim - 1)))
             features.append(
-                np.asarray(_features(self.embed, here(self.batch), self.params, padded))[
+                np.asarray(_features(self.embed, local_devices(self.batch), self.params, padded))[
                     : len(chunk)
                 ]
             )
@@ -77,7 +77,7 @@ def _features(
     with jax.default_matmul_precision(
         "highest"
     ):  # accelerators would round to fewer digits than the published numbers have
-        return by_rows(embed, devices, params, rows)
+        return map_rows(embed, devices, params, rows)
 
 
 def _signed(images: UInt8[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
@@ -101,7 +101,7 @@ def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
         resized = jax.image.resize(_signed(images), (images.shape[0], size, size, 3), "bicubic")
         return EfficientNetLite0().apply({"params": params}, resized)[0]
 
-    params = copies(load_efficientnet_lite0(), here(batch))
+    params = replicate(load_efficientnet_lite0(), local_devices(batch))
     return Extractor(name="efficientnet_lite0", params=params, embed=embed, batch=batch)
 
 
@@ -114,7 +114,10 @@ def vgg16(batch: int = 64) -> Extractor:
         return vgg_features(VGG16().apply({"params": params}, _signed(images)))
 
     return Extractor(
-        name="vgg16", params=copies(load_lpips()["vgg"], here(batch)), embed=embed, batch=batch
+        name="vgg16",
+        params=replicate(load_lpips()["vgg"], local_devices(batch)),
+        embed=embed,
+        batch=batch,
     )
 
 
@@ -143,7 +146,7 @@ def inception(
         resized = resize(images.astype(jnp.float32), (SIZE, SIZE), resizing)
         return InceptionV3().apply({"params": params}, resized / unit - 1)[output]
 
-    params = copies(load_inception(path), here(batch))
+    params = replicate(load_inception(path), local_devices(batch))
     return Extractor(
         name=f"Inception {output} ({resizing})", params=params, embed=embed, batch=batch
     )
@@ -184,7 +187,10 @@ def clip(folder: str | Path, batch: int = 64) -> Clip:
             (middle_square(images, image.size).astype(jnp.float32) / 255 - mean) / std,
         )
 
-    name, params = f"CLIP {image.width}/{image.patch} {image.size} px", copies(params, here(batch))
+    name, params = (
+        f"CLIP {image.width}/{image.patch} {image.size} px",
+        replicate(params, local_devices(batch)),
+    )
     return Clip(
         images=Extractor(name=f"{name} image", params=params["image"], embed=embed, batch=batch),
         captions=Extractor(

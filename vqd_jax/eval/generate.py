@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import clean, whole
+from vqd_jax.core.files import atomic_write, remove_leftovers
 from vqd_jax.data.array_record import lock
 from vqd_jax.data.files import scan
 from vqd_jax.data.packed import png
@@ -62,7 +62,7 @@ def generate(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / ".lock"):
-            clean(folder)
+            remove_leftovers(folder)
             done = _begun(folder, json.loads(json.dumps(wanted)))
             there = scan(folder)
             missing = next(
@@ -95,7 +95,7 @@ def _write_pictures(
     began = time.perf_counter()
 
     def write(file: str, image: np.ndarray) -> None:
-        with whole(folder / file, "the picture") as part:
+        with atomic_write(folder / file, "the picture") as part:
             part.write_bytes(png(image))
 
     with (
@@ -152,5 +152,5 @@ def _sha256(content: bytes) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text + "\n", encoding="utf-8")

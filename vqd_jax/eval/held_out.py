@@ -13,21 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 from vqd_jax.core.image_grid import grid, save_png, side_by_side
-from vqd_jax.data.batches import ROWS, examined, indices, spread
+from vqd_jax.data.batches import ROWS, evaluation_records, indices, spread
 from vqd_jax.data.loader import sequential
 from vqd_jax.data.source import Source
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
 from vqd_jax.eval.ssim import WINDOW, ssim
-from vqd_jax.runtime.sharding import copies, everywhere
-from vqd_jax.samplers.autoregressive import Raster
+from vqd_jax.runtime.sharding import all_devices, replicate
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler
-from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted
 from vqd_jax.stages.autoregressive import TokenStage
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning
 from vqd_jax.stages.vqvae import VQVAEStage
 
 
@@ -55,7 +55,7 @@ class CodecEvaluation:
         )
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
         images, outputs, tokens, distances = [], [], [], {net: [] for net in self.lpips}
-        weights = copies(weights, devices := everywhere())
+        weights = replicate(weights, devices := all_devices())
         for batch, valid in sequential(chosen, ROWS, load):
             z = jitted.encode(self.stage, weights, batch["image"], devices=devices)
             output = jitted.decode(self.stage, weights, z, devices=devices)
@@ -84,7 +84,7 @@ class CodecEvaluation:
                 side_by_side(images[shown], outputs[shown], scale=3),
             )
             with (
-                whole(self.folder / f"codes-{step:08d}.npy", "the use of the codes") as part,
+                atomic_write(self.folder / f"codes-{step:08d}.npy", "the use of the codes") as part,
                 part.open("wb") as file,
             ):
                 np.save(file, np.bincount(tokens.ravel(), minlength=self.stage.codebook.codes))
@@ -108,7 +108,7 @@ class Bound:
             "tokens": self.tokens[i],
             "text": self.tokenizer(self.source.records[i].captions[:1])[0],
         }
-        nats, weights = [], copies(weights, devices := everywhere())
+        nats, weights = [], replicate(weights, devices := all_devices())
         for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
             key = jax.random.fold_in(jax.random.key(0), j)
             value = jitted.bound(
@@ -135,18 +135,18 @@ class TokenEvaluation:
     folder: Path
     examples: int
     prompts: tuple[str, ...]
-    sampler: Sampler | Raster
-    prediction: Prediction
+    sampler: Sampler | AutoregressiveSampler
+    guidance_config: GuidanceConfig
 
     def __call__(self, step: int, weights: Any) -> dict[str, float]:
-        values, stage, weights = {}, self.bound.stage, copies(weights, devices := everywhere())
-        for name, chosen in examined(self.bound.source, self.examples).items():
+        values, stage, weights = {}, self.bound.stage, replicate(weights, devices := all_devices())
+        for name, chosen in evaluation_records(self.bound.source, self.examples).items():
             if chosen:
                 nats = self.bound(weights, chosen)
                 values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
         ids, rows = self.bound.tokenizer(self.prompts), len(self.prompts)
-        conditions = Conditions(np.stack([ids, ids]), np.repeat([[False], [True]], rows, axis=1))
-        scales = np.full((1, rows), self.prediction.guidance, np.float32)
+        conditions = Conditioning(np.stack([ids, ids]), np.repeat([[False], [True]], rows, axis=1))
+        scales = np.full((1, rows), self.guidance_config.guidance, np.float32)
         tokens = jitted.sample(
             stage,
             weights,
@@ -154,7 +154,7 @@ class TokenEvaluation:
             scales,
             seed=0,
             sampler=self.sampler,
-            prediction=self.prediction,
+            guidance_config=self.guidance_config,
             devices=devices,
         )
         images = np.asarray(jitted.decode(stage.codec, self.codec, tokens, devices=devices))

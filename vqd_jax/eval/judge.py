@@ -19,7 +19,7 @@ from vqd_jax.data.picture_folder import PictureFolder
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.eval import features, measures
 from vqd_jax.eval.checks import unit
-from vqd_jax.eval.collect import Batch, Gathered, Wanted, batches, gather
+from vqd_jax.eval.collect import Batch, Collected, FeatureSpec, batches, collect
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.kernels import cmmd
 from vqd_jax.eval.measures import Statistics
@@ -39,11 +39,11 @@ OF_MODELS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Real:
+class RealImages:
     """Real pictures, None where only statistics are known of them, and what was gathered of them."""
 
     pictures: Items | None
-    gathered: Gathered | Statistics
+    gathered: Collected | Statistics
 
     def described(self) -> dict[str, Any]:
         if isinstance(self.gathered, Statistics):
@@ -59,7 +59,7 @@ class Real:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Likeness:
+class SimilarityReport:
     """What makes a generated picture one of the best or the worst: `value` of each, which means
     `meaning`, and its closest real one.
     """
@@ -80,11 +80,11 @@ class Scored:
     pictures: Items
     texts: Sequence[str]
     kernel: np.ndarray
-    likeness: Likeness | None
+    likeness: SimilarityReport | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
+class Evaluator:
     """A protocol, the networks that its measures need, and what embeds texts for the CLIP score."""
 
     protocol: Protocol
@@ -99,12 +99,12 @@ class Judge:
         *,
         real: bool = False,
         times: Sequence[int] | None = None,
-    ) -> dict[str, Gathered]:
+    ) -> dict[str, Collected]:
         """What each network is to keep of pictures; of real ones as many of the protocol's own
         features as it holds.
         """
         wanted = {
-            name: Wanted(
+            name: FeatureSpec(
                 extract=extract,
                 held=self.protocol.held if real else 0,
                 moments=name == SEEN and "frechet" in self.protocol.measures,
@@ -112,14 +112,14 @@ class Judge:
             for name, extract in self.networks.items()
             if name == SEEN or not real
         }
-        return gather(parts, total, wanted, description=description, times=times)
+        return collect(parts, total, wanted, description=description, times=times)
 
-    def real(self, pictures: Items, times: Sequence[int] | None = None) -> Real:
+    def real(self, pictures: Items, times: Sequence[int] | None = None) -> RealImages:
         """Real pictures, each of which counts as often as `times` says."""
         seen = self.see(batches(pictures), len(pictures), "real pictures", real=True, times=times)
-        return Real(pictures=pictures, gathered=seen[SEEN])
+        return RealImages(pictures=pictures, gathered=seen[SEEN])
 
-    def reference(self, path: Path) -> Real:
+    def reference(self, path: Path) -> RealImages:
         """The real pictures of a folder, or statistics in a file."""
         if path.is_file() and "frechet" not in self.protocol.measures:
             raise UserError(
@@ -127,11 +127,11 @@ class Judge:
                 f"{self.protocol.name} has none"
             )
         if path.is_file():
-            return Real(pictures=None, gathered=Statistics.read(path))
+            return RealImages(pictures=None, gathered=Statistics.read(path))
         return self.real(PictureFolder(path))
 
     def compare(
-        self, made: Mapping[str, Gathered], real: Real, texts: Sequence[str] = ()
+        self, made: Mapping[str, Collected], real: RealImages, texts: Sequence[str] = ()
     ) -> tuple[dict[str, float], np.ndarray]:
         """The measures by name, and the kernel distance of each subset. Against statistics there is
         only the Fréchet distance, without texts no CLIP score.
@@ -146,7 +146,7 @@ class Judge:
             name = measures.KERNEL[p.features]
             out |= {name: float(np.mean(kernel)), f"{name}_std": float(np.std(kernel))}
         if "neighbours" in p.measures and real.pictures is not None:
-            out |= measures.around(own, real.gathered, p.neighbours)
+            out |= measures.knn(own, real.gathered, p.neighbours)
         if "cmmd" in p.measures and real.pictures is not None:
             out["cmmd"] = cmmd(own.features, real.gathered.features)
         if "inception_score" in p.measures:
@@ -159,12 +159,12 @@ class Judge:
         return out, kernel
 
     def likeness(
-        self, made: Mapping[str, Gathered], real: Real, texts: Sequence[str] = ()
-    ) -> Likeness | None:
+        self, made: Mapping[str, Collected], real: RealImages, texts: Sequence[str] = ()
+    ) -> SimilarityReport | None:
         """By CLIP and the text, else by the nearest of the real pictures whose features are held."""
         if real.pictures is None:
             return None
-        value, place = measures.nearest(made[SEEN].features, real.gathered.features)
+        value, place = measures.nearest_distance(made[SEEN].features, real.gathered.features)
         meaning = (
             f"cosine similarity of {self.protocol.features} features with the nearest real picture"
         )
@@ -177,14 +177,14 @@ class Judge:
                 np.einsum("nd,nd->n", images, words),
                 "cosine similarity of CLIP's embeddings of picture and text",
             )
-        return Likeness(
+        return SimilarityReport(
             meaning=meaning,
             value=value,
             closest=[real.gathered.held[i] for i in place],
             pictures=real.pictures,
         )
 
-    def score(self, pictures: Items, texts: Sequence[str], real: Real) -> Scored:
+    def score(self, pictures: Items, texts: Sequence[str], real: RealImages) -> Scored:
         """Of pictures without a model."""
         made = self.see(batches(pictures), len(pictures), "generated pictures")
         numbers, kernel = self.compare(made, real, texts)
@@ -198,7 +198,9 @@ class Judge:
         )
 
 
-def judge(protocol: Protocol, *, inception: str | None = None, clip: str | None = None) -> Judge:
+def make_evaluator(
+    protocol: Protocol, *, inception: str | None = None, clip: str | None = None
+) -> Evaluator:
     """With the networks that the protocol's measures need; `inception` and `clip` say where their
     weights are, if not where others put them. UserError if there are none.
     """
@@ -223,7 +225,7 @@ def judge(protocol: Protocol, *, inception: str | None = None, clip: str | None 
     networks = {SEEN: protocol.features} | {
         measure: name for measure, name in more.items() if measure in needed
     }
-    return Judge(
+    return Evaluator(
         protocol=protocol,
         networks={name: make[network]() for name, network in networks.items()},
         captions=captions,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.checks import blocks
-from vqd_jax.eval.collect import Gathered
+from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.frechet import frechet_distance
 from vqd_jax.eval.metrics import kid_values
 from vqd_jax.eval.neighbours import neighbourhoods
@@ -64,7 +64,7 @@ class Statistics:
         return cls(path=path, mean=mean, covariance=covariance)
 
 
-def frechet(features: str, made: Gathered, real: Gathered | Statistics) -> dict[str, float]:
+def frechet(features: str, made: Collected, real: Collected | Statistics) -> dict[str, float]:
     mean, covariance = (
         (real.mean, real.covariance)
         if isinstance(real, Statistics)
@@ -78,7 +78,7 @@ def frechet(features: str, made: Gathered, real: Gathered | Statistics) -> dict[
 
 
 def kernel(
-    made: Gathered, real: Gathered, *, subsets: int, subset_size: int, seed: int
+    made: Collected, real: Collected, *, subsets: int, subset_size: int, seed: int
 ) -> np.ndarray:
     """The kernel distance of each subset; a subset has at most half of the pictures."""
     size = min(subset_size, len(made.features) // 2, len(real.features) // 2)
@@ -90,12 +90,12 @@ def kernel(
     return kid_values(made.features, real.features, subsets=subsets, subset_size=size, seed=seed)
 
 
-def around(made: Gathered, real: Gathered, k: int) -> dict[str, float]:
+def knn(made: Collected, real: Collected, k: int) -> dict[str, float]:
     """Precision, recall, density and coverage."""
     return asdict(neighbourhoods(real.features, made.features, k=k))
 
 
-def nearest(
+def nearest_distance(
     a: Float[np.ndarray, "n d"],
     b: Float[np.ndarray, "m d"],
     labels: tuple[np.ndarray, np.ndarray] | None = None,

@@ -182,14 +182,14 @@ PROTOCOLS = {
 FORMER = {"cells": "emoji"}  # names in the configs of old workdirs
 
 
-def named(name: str) -> Protocol:
+def get_protocol(name: str) -> Protocol:
     """The protocol of that name; UserError if there is none."""
     if (name := FORMER.get(name, name)) not in PROTOCOLS:
         raise UserError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
-def changed(
+def with_overrides(
     *,
     name: str,
     images: int = 0,
@@ -209,5 +209,5 @@ def changed(
         seed=seed,
     )
     return dataclasses.replace(
-        named(name), **{key: value for key, value in numbers.items() if value}
+        get_protocol(name), **{key: value for key, value in numbers.items() if value}
     )

@@ -17,7 +17,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_figure
 from vqd_jax.inference.pipeline import TextToImage, split_prompt
 from vqd_jax.runtime.progress import bar
-from vqd_jax.samplers.base import times
+from vqd_jax.samplers.base import call_times
 from vqd_jax.stages import jitted
 from vqd_jax.stages.autoregressive import AutoregressiveStage
 
@@ -55,7 +55,7 @@ class Explanation:
     k: int
     states: Int[np.ndarray, "calls_plus_1 n"]
     images: UInt8[np.ndarray, "calls_plus_1 H W 3"]
-    times: Int[np.ndarray, " calls"]
+    call_times: Int[np.ndarray, " calls"]
     sure: Float[np.ndarray, "calls n"]
     words: tuple[tuple[Word, ...], ...]
 
@@ -69,21 +69,21 @@ def explain(
             "this is an autoregressive model, which draws one token after the other: only a "
             "diffusion is explained"
         )
-    sampler, prediction = model.settings(**settings)
-    conditions, scales = model.conditions([prompt], negative_prompt, prediction)
+    sampler, guidance_config = model.settings(**settings)
+    conditions, scales = model.conditions([prompt], negative_prompt, guidance_config)
     n = math.prod(model.stage.denoiser.grid)
-    told = times(sampler, model.process, n)
+    told = call_times(sampler, model.process, n)
     states = [np.asarray(sampler.start(jitted.image_keys(seed, 0, 1), model.process, n))]
     images, sure, attention = [model.decode_partly(states[0])[0]], [], []
     watched = model.watch([prompt], seed=seed, negative_prompt=negative_prompt, **settings)
     with bar(len(told), description="explaining", unit="call") as progress:
         for time, (tokens, image) in zip(told, watched, strict=True):
-            looked = jitted.look(
+            looked = jitted.attention(
                 model.stage,
                 model.weights,
                 conditions,
                 scales,
-                prediction=prediction,
+                guidance_config=guidance_config,
                 z=states[-1],
                 time=int(time),
             )

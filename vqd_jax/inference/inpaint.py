@@ -19,11 +19,11 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.data.images import LARGEST, decode, reason
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import track
-from vqd_jax.samplers.base import Known
+from vqd_jax.samplers.base import Constraint
 
 
 @dataclasses.dataclass(frozen=True)
-class Canvas:
+class EditImage:
     """A picture and where to paint: `image` uint8 (H, W, 3), `repaint` (H, W), True where the
     picture may change.
     """
@@ -32,14 +32,14 @@ class Canvas:
     repaint: Bool[np.ndarray, "H W"]
 
 
-def read(init_image: str, mask: str | None, extend: Sequence[str], size: int) -> Canvas:
+def read(init_image: str, mask: str | None, extend: Sequence[str], size: int) -> EditImage:
     """The canvas that the flags of `sample` describe; UserError where they do not fit together."""
     return canvas(_open(init_image), _open(mask) if mask else None, extend, size)
 
 
 def canvas(
     picture: Image.Image, mask: Image.Image | None, extend: Sequence[str], size: int
-) -> Canvas:
+) -> EditImage:
     """A picture with a mask or wider edges: brought to the model's `size`, or kept if it is larger
     and there is one of them.
     """
@@ -67,12 +67,12 @@ def canvas(
         around = (top, bottom), (left, right)
         image = np.pad(image, (*around, (0, 0)), mode="edge")
         repaint = np.pad(repaint, around, constant_values=True)
-    return Canvas(image, repaint if mask or extend else np.ones_like(repaint))
+    return EditImage(image, repaint if mask or extend else np.ones_like(repaint))
 
 
-def paint(
+def edit(
     model: TextToImage,
-    canvas: Canvas,
+    canvas: EditImage,
     prompts: Sequence[str],
     *,
     seed: int = 0,
@@ -98,15 +98,15 @@ def paint(
 
 
 def watch(
-    model: TextToImage, canvas: Canvas, prompts: Sequence[str], **settings: Any
+    model: TextToImage, canvas: EditImage, prompts: Sequence[str], **settings: Any
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """What `paint` paints after each network call, as it comes; the last pictures are those of
-    `paint`, bit for bit.
+    """What `edit` paints after each network call, as it comes; the last pictures are those of
+    `edit`, bit for bit.
     """
     return _painting(model, canvas, prompts, model.watch, lambda places, *_: places, **settings)
 
 
-def check(model: TextToImage, canvas: Canvas) -> tuple[int, int]:
+def check(model: TextToImage, canvas: EditImage) -> tuple[int, int]:
     """(the model's size, pixels of a cell), or UserError for a canvas that does not fit them."""
     size, cell = model.config.data.image_size, model.codec.model.downsampling
     height, width = canvas.repaint.shape
@@ -120,7 +120,7 @@ def check(model: TextToImage, canvas: Canvas) -> tuple[int, int]:
 
 def _painting(
     model: TextToImage,
-    canvas: Canvas,
+    canvas: EditImage,
     prompts: Sequence[str],
     states: Callable[..., Iterator[tuple[Any, Any]]],
     shown: Callable[..., Any],
@@ -158,7 +158,7 @@ def _painting(
             first=number * len(prompts),
             strength=strength,
             image=here if strength < 1 else None,
-            known=Known(keep, here),
+            constraint=Constraint(keep, here),
             **settings,
         ):
             images = images.copy()

@@ -19,18 +19,18 @@ from ml_collections import ConfigDict
 from vqd_jax.config import build
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
-from vqd_jax.runtime.sharding import here
+from vqd_jax.runtime.sharding import local_devices
 from vqd_jax.runtime.workdir import plan_file, stage_folder
-from vqd_jax.samplers.autoregressive import Raster
-from vqd_jax.samplers.base import Known, Sampler
-from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
+from vqd_jax.samplers.base import Constraint, Sampler
+from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted
 from vqd_jax.stages.autoregressive import AutoregressiveStage, TokenStage
-from vqd_jax.stages.diffusion import Conditions
+from vqd_jax.stages.diffusion import Conditioning
 from vqd_jax.stages.lora import Adapter, apply_file
 from vqd_jax.stages.vqvae import VQVAEStage
 
@@ -51,7 +51,7 @@ def forget_programs(most: int) -> None:
     """Drops all compiled programs from memory if more than `most` are for sampling; those kept on
     the disk are soon here again.
     """
-    if jitted.compiled() > most:
+    if jitted.compiled_samplers() > most:
         jax.clear_caches()
 
 
@@ -70,7 +70,7 @@ def _check_length(prompt: str) -> None:
         )
 
 
-def literal(caption: str) -> str:
+def escape_prompt(caption: str) -> str:
     """A caption of a data set as a prompt that means just that: no longer than accepted, and
     without AND, which would blend.
     """
@@ -112,7 +112,7 @@ class TextToImage:
         seed: int = 0,
         first: int = 0,
         negative_prompt: str = "",
-        known: Known | None = None,
+        constraint: Constraint | None = None,
         image: Int[np.ndarray, "b n"] | None = None,
         strength: float = 1.0,
         trace: bool = False,
@@ -133,9 +133,9 @@ class TextToImage:
             **drawing,
             seed=seed,
             first=first,
-            known=known,
+            constraint=constraint,
             trace=trace,
-            devices=here(devices),
+            devices=local_devices(devices),
         )
 
     def watch(
@@ -145,7 +145,7 @@ class TextToImage:
         seed: int = 0,
         first: int = 0,
         negative_prompt: str = "",
-        known: Known | None = None,
+        constraint: Constraint | None = None,
         image: Int[np.ndarray, "b n"] | None = None,
         strength: float = 1.0,
         **settings: Any,
@@ -157,7 +157,7 @@ class TextToImage:
         """
         drawing = self._drawing(prompts, negative_prompt, image, strength, settings)
         for tokens in jitted.watch(
-            self.stage, self.weights, **drawing, seed=seed, first=first, known=known
+            self.stage, self.weights, **drawing, seed=seed, first=first, constraint=constraint
         ):
             yield tokens, self.decode_partly(tokens)
 
@@ -170,19 +170,19 @@ class TextToImage:
         settings: dict[str, Any],
     ) -> dict[str, Any]:
         """What `programs.sample` and `programs.watch` are told in the same way."""
-        begin = self.begin(strength)
-        sampler, prediction = self.settings(begin=begin, **settings)
-        conditions, scales = self.conditions(prompts, negative_prompt, prediction)
+        t_start = self.t_start(strength)
+        sampler, guidance_config = self.settings(t_start=t_start, **settings)
+        conditions, scales = self.conditions(prompts, negative_prompt, guidance_config)
         return dict(
             conditions=conditions,
             scales=scales,
             sampler=sampler,
-            prediction=prediction,
-            begin=begin,
-            image=None if begin is None else image,
+            guidance_config=guidance_config,
+            t_start=t_start,
+            image=None if t_start is None else image,
         )
 
-    def begin(self, strength: float) -> int | None:
+    def t_start(self, strength: float) -> int | None:
         """The time at which a change of that strength begins, None for the end of the process."""
         if not 0 < strength <= 1:
             raise UserError(f"strength must lie in (0, 1], got {strength:g}")
@@ -200,8 +200,8 @@ class TextToImage:
         return self.stage.process
 
     def settings(
-        self, *, begin: int | None = None, **settings: Any
-    ) -> tuple[Sampler | Raster, Prediction]:
+        self, *, t_start: int | None = None, **settings: Any
+    ) -> tuple[Sampler | AutoregressiveSampler, GuidanceConfig]:
         """The sampler and the treatment of p(x_0) that `settings` ask for, the config's where they
         are silent.
 
@@ -211,11 +211,11 @@ class TextToImage:
         chosen = dict(self.config.sampling) | {
             name: asked.pop(name) for name in list(asked) if name in self.config.sampling
         }
-        own = own_sampling(self.stage)
+        own = fixed_sampling(self.stage)
         if not own and isinstance(chosen["sampler"], Sampler):
             if beside := sorted(asked.keys() | settings.keys() & {"calls"}):
                 raise UserError(f"a sampler of one's own has {beside[0]} itself: say it there")
-            return chosen["sampler"], Prediction(
+            return chosen["sampler"], GuidanceConfig(
                 **{
                     name: value
                     for name, value in chosen.items()
@@ -239,9 +239,9 @@ class TextToImage:
         if not own and chosen["sampler"] != "counts":
             if not 1 <= chosen["calls"] <= self.process.T:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
-            chosen["calls"] = min(chosen["calls"], begin or self.process.T)
+            chosen["calls"] = min(chosen["calls"], t_start or self.process.T)
         return build.sampling(
-            self.config, entropy=self.entropy, options=asked, whole=begin is None, **chosen
+            self.config, entropy=self.entropy, options=asked, whole=t_start is None, **chosen
         )
 
     def prompts(self, asked: Sequence[str], *, labels: bool = False) -> list[str]:
@@ -266,20 +266,20 @@ class TextToImage:
         return [*asked]
 
     def conditions(
-        self, prompts: Sequence[str], negative_prompt: str, prediction: Prediction
-    ) -> tuple[Conditions, np.ndarray]:
+        self, prompts: Sequence[str], negative_prompt: str, guidance_config: GuidanceConfig
+    ) -> tuple[Conditioning, np.ndarray]:
         """The texts, or classes, of each image and their scales of guidance (p, b)."""
-        if negative_prompt and prediction.guidance == 1:
+        if negative_prompt and guidance_config.guidance == 1:
             raise UserError(
                 "a negative prompt acts through guidance, and a guidance of 1 is none: choose "
                 "another scale"
             )
         _check_length(negative_prompt)
         kind = self.config.condition.kind
-        if kind == "none" and prediction.guidance != 1:
+        if kind == "none" and guidance_config.guidance != 1:
             raise UserError(
                 "this model draws without any condition, so that guidance must be 1, got "
-                f"{prediction.guidance:g}"
+                f"{guidance_config.guidance:g}"
             )
         blends = [
             [(prompt, 1.0)] if kind == "none" else split_prompt(check_prompt(prompt))
@@ -287,13 +287,13 @@ class TextToImage:
         ]
         count = max(map(len, blends))
         padded = [blend + [(blend[0][0], 0.0)] * (count - len(blend)) for blend in blends]
-        dropped = not negative_prompt and (prediction.null == "learned" or kind != "text")
+        dropped = not negative_prompt and (guidance_config.null == "learned" or kind != "text")
         away = [blend[0] for blend in blends] if dropped else [(negative_prompt, 1.0)] * len(blends)
         rows = [*zip(*padded), away]
         ids = np.stack([self.tokenizer([text for text, _ in row]) for row in rows])
         drop = np.zeros(ids.shape[:2], bool)
         drop[-1] = dropped
-        return Conditions(ids, drop), prediction.guidance * np.array(
+        return Conditioning(ids, drop), guidance_config.guidance * np.array(
             [[weight for _, weight in row] for row in rows[:-1]], np.float32
         )
 
@@ -307,7 +307,7 @@ class TextToImage:
         not on the number of devices. With `start`, a multiple of `batch`, the images before that
         one are left out.
         """
-        devices = len(here(-(-(len(prompts) - start) // batch)))
+        devices = len(local_devices(-(-(len(prompts) - start) // batch)))
         for first in range(start, len(prompts), rows := batch * devices):
             part = [*prompts[first : first + rows]]
             padded = part + part[-1:] * (rows - len(part))
@@ -332,7 +332,10 @@ class TextToImage:
         """Tokens to images. `devices` share the rows; 0 for all that are here."""
         return np.asarray(
             jitted.decode(
-                self.codec, self.codec_weights, tokens, devices=here(devices or len(tokens))
+                self.codec,
+                self.codec_weights,
+                tokens,
+                devices=local_devices(devices or len(tokens)),
             )
         )
 
@@ -361,7 +364,7 @@ def split_prompt(prompt: str) -> list[tuple[str, float]]:
     return out if len(out) > 1 else [(prompt, 1.0)]
 
 
-def own_sampling(stage: TokenStage | None) -> dict[str, Any]:
+def fixed_sampling(stage: TokenStage | None) -> dict[str, Any]:
     """The keys of config.sampling over which a model has no choice."""
     if isinstance(stage, AutoregressiveStage):
         return {"sampler": "autoregressive", "calls": math.prod(stage.network.grid)}
@@ -417,7 +420,7 @@ def load(
         config, weights = stored_model(workdir, name)
         tokenizer = load_tokenizer(*_stage(workdir, name, "tokenizer"))
         model = build.TOKEN_STAGES[name](config, tokenizer)
-        config.sampling.update(own_sampling(model))
+        config.sampling.update(fixed_sampling(model))
     if adapter and name != "diffusion":
         raise UserError(
             f"an adapter changes a denoiser, and what is loaded from {workdir} has none"
@@ -463,7 +466,7 @@ def stored_model(workdir: str | os.PathLike, stage: str) -> tuple[ConfigDict, di
 
 def write_plan(workdir: str | os.PathLike, entropy: dict[str, np.ndarray]) -> None:
     """Keeps cross-entropies by order in the workdir's own file."""
-    with whole(plan_file(workdir), "the plan") as part, part.open("wb") as file:
+    with atomic_write(plan_file(workdir), "the plan") as part, part.open("wb") as file:
         np.savez(file, **entropy)
 
 

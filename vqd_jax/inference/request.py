@@ -24,11 +24,11 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.data.images import LARGE, LARGEST
 from vqd_jax.data.packed import png
 from vqd_jax.inference import inpaint
-from vqd_jax.inference.inpaint import Canvas
+from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import bar
-from vqd_jax.samplers.autoregressive import Raster
-from vqd_jax.samplers.base import times
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
+from vqd_jax.samplers.base import call_times
 from vqd_jax.samplers.counts import Counts
 
 KEY = "vqd_jax"  # of the text in a PNG file
@@ -45,7 +45,7 @@ LOADING = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Recipe:
+class GenerationRequest:
     """`num` pictures of each prompt, computed in batches; `settings` are keywords of `TextToImage`.
     With a `canvas` it is painted instead, beginning at the time `strength` * T.
     """
@@ -55,7 +55,7 @@ class Recipe:
     seed: int = 0
     batch: int = BATCH
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    canvas: Canvas | None = None
+    canvas: EditImage | None = None
     strength: float = 1.0
 
     @property
@@ -64,11 +64,11 @@ class Recipe:
         return [prompt for prompt in self.prompts for _ in range(self.num)]
 
 
-def draw(model: TextToImage, recipe: Recipe) -> UInt8[np.ndarray, "b H W 3"]:
+def draw(model: TextToImage, recipe: GenerationRequest) -> UInt8[np.ndarray, "b H W 3"]:
     """The pictures, all those of the first prompt first."""
     wanted = recipe.wanted
     if recipe.canvas:
-        return inpaint.paint(
+        return inpaint.edit(
             model,
             recipe.canvas,
             wanted,
@@ -86,7 +86,7 @@ def draw(model: TextToImage, recipe: Recipe) -> UInt8[np.ndarray, "b H W 3"]:
     return np.concatenate(images)
 
 
-def watch(model: TextToImage, recipe: Recipe) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+def watch(model: TextToImage, recipe: GenerationRequest) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
     """The pictures of a single batch after each network call; the last ones are those of `draw`,
     bit for bit.
     """
@@ -105,19 +105,24 @@ def watch(model: TextToImage, recipe: Recipe) -> Iterator[UInt8[np.ndarray, "b H
         )
 
 
-def calls(model: TextToImage, recipe: Recipe) -> int:
+def calls(model: TextToImage, recipe: GenerationRequest) -> int:
     """How many network calls `watch` shows, of a canvas of the model's size."""
     sampler, _ = _sampling(model, recipe)
     n = (model.config.data.image_size // model.codec.model.downsampling) ** 2
     return (
         n
-        if isinstance(sampler, Raster)
-        else len(times(sampler, model.process, n, model.begin(recipe.strength)))
+        if isinstance(sampler, AutoregressiveSampler)
+        else len(call_times(sampler, model.process, n, model.t_start(recipe.strength)))
     )
 
 
 def metadata(
-    model: TextToImage, recipe: Recipe, weights: str, *, picture: int | None = None, **more: Any
+    model: TextToImage,
+    recipe: GenerationRequest,
+    weights: str,
+    *,
+    picture: int | None = None,
+    **more: Any,
 ) -> dict[str, str]:
     """The text of a PNG file with all the pictures, or with the one of that number. `weights` is
     the sum of the model's.
@@ -147,7 +152,7 @@ def metadata(
     return {KEY: json.dumps(fields | ({} if picture is None else {"picture": picture}))}
 
 
-def read(model: TextToImage, fields: Any, *, most: int | None = None) -> Recipe:
+def read(model: TextToImage, fields: Any, *, most: int | None = None) -> GenerationRequest:
     """The recipe of the fields that a file or a request has; UserError where they are not those of
     this model.
 
@@ -199,7 +204,7 @@ def read(model: TextToImage, fields: Any, *, most: int | None = None) -> Recipe:
             given[name] = number(name, given[name], default)
     if not given.get("negative_prompt"):
         given.pop("negative_prompt", None)
-    recipe = Recipe(
+    recipe = GenerationRequest(
         prompts=tuple(model.prompts(prompts)),
         **numbers,
         settings=given,
@@ -210,7 +215,7 @@ def read(model: TextToImage, fields: Any, *, most: int | None = None) -> Recipe:
     return recipe
 
 
-def read_file(model: TextToImage, path: str, weights: str) -> tuple[Recipe, int | None]:
+def read_file(model: TextToImage, path: str, weights: str) -> tuple[GenerationRequest, int | None]:
     """The recipe in a PNG file, and which of its pictures the file shows; None for all of them."""
     if not Path(path).is_file():
         raise UserError(f"there is no picture {path}")
@@ -266,17 +271,17 @@ def _content(name: str, text: Any) -> bytes | None:
         raise UserError(f"the {name} must be a picture file in base64") from error
 
 
-def check(model: TextToImage, recipe: Recipe) -> None:
+def check(model: TextToImage, recipe: GenerationRequest) -> None:
     """UserError, before anything is computed, for settings or prompts that this model does not
     take.
     """
-    _, prediction = _sampling(model, recipe)
+    _, guidance_config = _sampling(model, recipe)
     calls(model, recipe)
-    model.conditions(recipe.prompts, recipe.settings.get("negative_prompt", ""), prediction)
+    model.conditions(recipe.prompts, recipe.settings.get("negative_prompt", ""), guidance_config)
     if recipe.canvas:
         inpaint.check(model, recipe.canvas)
 
 
-def _sampling(model: TextToImage, recipe: Recipe) -> tuple[Any, Any]:
+def _sampling(model: TextToImage, recipe: GenerationRequest) -> tuple[Any, Any]:
     settings = {name: value for name, value in recipe.settings.items() if name != "negative_prompt"}
-    return model.settings(begin=model.begin(recipe.strength), **settings)
+    return model.settings(t_start=model.t_start(recipe.strength), **settings)

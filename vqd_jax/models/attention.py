@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from vqd_jax.models.linear import Linear
 
-CACHED = 2**18  # weights at a time in `attend_in_parts`; 2**17 and 2**20 are no better on two cores
+CACHED = 2**18  # weights at a time in `attend_chunked`; 2**17 and 2**20 are no better on two cores
 ALONE = (
     2**25 if jax.__version_info__ >= (0, 12) else CACHED
 )  # the same without gradients: such a jax fuses the softmax into the products
@@ -41,7 +41,7 @@ def attention_weights(
     return jax.nn.softmax(_masked(_scores(q, k), mask))
 
 
-def attend_in_parts(
+def attend_chunked(
     q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int
 ) -> Float[Array, "b q d"]:
     """`attend` for a CPU: as many heads at a time as its cache has room for, with weights that the
@@ -169,7 +169,7 @@ def _gradients(q, k, v, w, g, own):
 
 class SelfAttention(nn.Module):
     """Every position attends to every position; with `parts`, where there are many weights, by
-    `attend_in_parts`.
+    `attend_chunked`.
     """
 
     width: int
@@ -185,7 +185,7 @@ class SelfAttention(nn.Module):
         )
         q, k, v = jnp.split(dense(3 * self.width, "qkv")(x), 3, axis=-1)
         parts = self.parts and q.shape[0] * self.heads * q.shape[1] ** 2 > MANY
-        return dense(self.width, "out")((attend_in_parts if parts else attend)(q, k, v, self.heads))
+        return dense(self.width, "out")((attend_chunked if parts else attend)(q, k, v, self.heads))
 
 
 class CrossAttention(nn.Module):

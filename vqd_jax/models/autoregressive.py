@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits
 from vqd_jax.models.attention import attend
-from vqd_jax.models.denoiser import AdaLayerNorm, Condition, logits_of, mlp, through
+from vqd_jax.models.denoiser import AdaLayerNorm, Condition, apply_layers, logits_of, mlp
 from vqd_jax.models.linear import Linear
 
 Place = int | Int[Array, ""]
@@ -151,7 +151,7 @@ class Autoregressive(nn.Module):
             dtype=self.dtype,
         )
         if past is None:
-            x, seen = through(
+            x, seen = apply_layers(
                 self,
                 block,
                 lambda block, x: block(x, condition, mask, place, None, deterministic),

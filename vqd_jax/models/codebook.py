@@ -82,7 +82,7 @@ class Codebook:
         )
         return z[rows] + 1e-3 * z.std() * jax.random.normal(noise_key, (self.codes, self.width))
 
-    def learn(
+    def update_codes(
         self,
         key: PRNGKey,
         codes: Codes,

@@ -152,7 +152,7 @@ def logits_of(x: Float[Array, "b n d"], tokens: nn.Embed, of: Any, outputs: int)
     )(x).astype(jnp.float32)
 
 
-def through(
+def apply_layers(
     of: Any, block: Callable[..., nn.Module], call: Callable, x: Float[Array, "b n d"]
 ) -> tuple[Any, dict[str, Any]]:
     """x after all layers of the network `of`, whose fields `layers`, `remat` and `scan` say how,
@@ -275,7 +275,7 @@ class Denoiser(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
         )
-        x, _ = through(
+        x, _ = apply_layers(
             self, block, lambda block, x: (block(x, t, condition, mask, deterministic), {}), x
         )
         return logits_of(x, tokens, self, self.codes + (self.predict == "previous"))

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqd_jax.core.checksums import SUMS, fault, write_sums
+from vqd_jax.core.checksums import SUMS, mismatch, write_sums
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime import orbax_io
 
@@ -111,9 +111,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         if self.read_only:
             raise ValueError(f"the checkpoints in {self.folder} were opened read-only")
         self.wait()
-        together, directory = self.shared and orbax_io.is_cut(items), self.folder / str(step)
+        together, directory = self.shared and orbax_io.is_sharded(items), self.folder / str(step)
         items = {
-            name: orbax_io.prepared(value, copy=not wait, together=together)
+            name: orbax_io.to_host(value, copy=not wait, together=together)
             for name, value in items.items()
             if value is not None
         }
@@ -123,7 +123,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             if jax.process_index() == 0 and directory.exists():
                 directory.rename(self._replaced(step))
             write = (
-                orbax_io.begin(directory, items)
+                orbax_io.write_sharded(directory, items)
                 if together
                 else functools.partial(orbax_io.write, directory, items)
             )
@@ -151,7 +151,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if (
             wrong := None
             if latest and not (self.read_only and item == "state")
-            else fault(directory, item)
+            else mismatch(directory, item)
         ):  # else it was looked at
             raise UserError(
                 f"{place} is damaged: {wrong}; delete {directory} to use an earlier step"
@@ -232,7 +232,7 @@ def _damage(directory: Path, but: tuple[str, ...]) -> str | None:
 def _look(
     directory: Path, but: tuple[str, ...], files: tuple[tuple[str, int, int], ...]
 ) -> str | None:
-    return fault(directory, but=but)
+    return mismatch(directory, but=but)
 
 
 def _is_step(path: Path) -> bool:

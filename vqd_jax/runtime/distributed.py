@@ -31,7 +31,7 @@ CHUNK = 2**26  # bytes
 _NUMBERS = itertools.count()
 
 
-def join(
+def initialize(
     coordinator: str, count: int | None = None, index: int | None = None, *, timeout: int = 300
 ) -> None:
     """Makes this process, number `index` of `count`, one of several; before any computation of JAX.
@@ -74,7 +74,7 @@ def join(
     )
 
 
-def lock(folder: Path) -> Any:
+def lock_workdir(folder: Path) -> Any:
     """Keeps every other training out of `folder`, which is made if need be, until what is returned
     is closed or this process ends.
     """
@@ -91,7 +91,7 @@ def lock(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """A process that fails here ends without the others, which then notice: JAX's way out waits for
     them, and they for this process.
     """
@@ -108,7 +108,7 @@ def ending_at_once() -> Iterator[None]:
         os._exit(status if isinstance(status, int) else 1)
 
 
-def keeper(folder: Path) -> int:
+def primary_process(folder: Path) -> int:
     """The first of the processes that see the same `folder`, which is made if need be. Every
     process calls it.
     """
@@ -119,25 +119,25 @@ def keeper(folder: Path) -> int:
     mine = secrets.randbits(31)
     mark(mine).touch()
     seen = [mark(number).exists() for number in multihost_utils.process_allgather(np.int32(mine))]
-    wait()
+    barrier()
     mark(mine).unlink()
     return seen.index(True)
 
 
-def shared(keeper: int) -> bool:
-    """Whether all processes see the first one's folder, from what `keeper` told each. Every process
+def is_shared(keeper: int) -> bool:
+    """Whether all processes see the first one's folder, from what `primary_process` told each. Every process
     calls it.
     """
     return jax.process_count() == 1 or not multihost_utils.process_allgather(np.int32(keeper)).any()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns once every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"wait {next(_NUMBERS)}")
 
 
-def agree(answer: bool) -> bool:
+def broadcast_flag(answer: bool) -> bool:
     """The first process's answer, in all of them. Every process calls it."""
     return (
         answer
@@ -146,11 +146,11 @@ def agree(answer: bool) -> bool:
     )
 
 
-def hand_out(folder: Path, steps: Sequence[int], keeper: int) -> None:
+def broadcast_checkpoint(folder: Path, steps: Sequence[int], keeper: int) -> None:
     """Copies the latest checkpoint in `folder` from the first process to those that do not see its
     files. Every process calls it.
 
-    steps: the finished ones that this process sees. keeper: who keeps the folder, from `keeper`.
+    steps: the finished ones that this process sees. keeper: who keeps the folder, from `primary_process`.
     UserError if another process has a later one than the first has.
     """
     if jax.process_count() == 1:
@@ -188,7 +188,7 @@ def hand_out(folder: Path, steps: Sequence[int], keeper: int) -> None:
     if wanted:
         shutil.rmtree(source, ignore_errors=True)  # unfinished
         part.rename(source)
-    wait()
+    barrier()
 
 
 def _told(content: bytes, size: int | None = None) -> bytes:

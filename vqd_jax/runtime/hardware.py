@@ -72,7 +72,7 @@ def chip(device_kind: str) -> Chip | None:
     return CHIPS.get(device_kind)
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """What a program runs on here: the devices of all processes, the cores of this machine, and
     versions.
     """

@@ -33,7 +33,7 @@ def by_path(tree: Any) -> dict[tuple[str, ...], Any]:
     }
 
 
-def is_cut(items: Any) -> bool:
+def is_sharded(items: Any) -> bool:
     """Whether no process has the whole of some array."""
     cut = lambda x: (
         isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
@@ -41,8 +41,8 @@ def is_cut(items: Any) -> bool:
     return any(map(cut, jax.tree.leaves(items)))
 
 
-def prepared(value: Any, *, copy: bool, together: bool) -> Any:
-    """An item as `write` (`together`: as `begin`) takes it: nested dicts of leaves on the host,
+def to_host(value: Any, *, copy: bool, together: bool) -> Any:
+    """An item as `write` (`together`: as `write_sharded`) takes it: nested dicts of leaves on the host,
     copied if need be, or what JSON gives back.
 
     Every process calls it. `together`, arrays of several processes stay where they are; otherwise
@@ -61,7 +61,7 @@ def prepared(value: Any, *, copy: bool, together: bool) -> Any:
             raise ValueError(
                 f"{'/'.join(path)} is a PRNG key: derive keys from the step instead of storing them"
             )
-        if is_cut(leaf):
+        if is_sharded(leaf):
             leaves[path] = multihost_utils.process_allgather(leaf, tiled=True)
         else:
             leaf.copy_to_host_async()
@@ -82,7 +82,9 @@ def write(directory: Path, items: Mapping[str, Any], last: Callable[[], None]) -
     last()
 
 
-def begin(directory: Path, items: Mapping[str, Any]) -> Callable[[Callable[[], None]], None]:
+def write_sharded(
+    directory: Path, items: Mapping[str, Any]
+) -> Callable[[Callable[[], None]], None]:
     """Begins to write prepared items in all processes, each its own parts of arrays, which may be
     donated when this returns.
 

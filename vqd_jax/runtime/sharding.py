@@ -67,19 +67,19 @@ def mean(tree: Any, axis: str | None) -> Any:
 Devices = tuple[Any, ...]
 
 
-def here(rows: int) -> Devices:
+def local_devices(rows: int) -> Devices:
     """The devices of this process that can share so many rows."""
     return tuple(jax.local_devices()[: max(rows, 1)])
 
 
-def everywhere() -> Devices:
+def all_devices() -> Devices:
     """The devices of all processes: each must call, in the same order, what they share, with equal
     arguments.
     """
     return tuple(jax.devices())
 
 
-def copies(tree: Any, devices: Devices) -> Any:
+def replicate(tree: Any, devices: Devices) -> Any:
     """The tree, whole on each of the devices."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
     put = lambda x: jax.make_array_from_callback(
@@ -90,7 +90,7 @@ def copies(tree: Any, devices: Devices) -> Any:
     )
 
 
-def by_rows(function: Callable, devices: Devices, whole: Any, *rows: Any) -> Any:
+def map_rows(function: Callable, devices: Devices, whole: Any, *rows: Any) -> Any:
     """`function(whole, *rows)`, the devices of which each does its part of the rows, as it would
     alone; all have the result. Within jit.
 
@@ -203,7 +203,7 @@ class Pmap:
                 [jax.device_put(one, d) for d in self._each.mesh.devices],
             )
 
-        return jax.tree.map(copies, tree)
+        return jax.tree.map(replicate, tree)
 
     def placed(self, tree: Any) -> Any:
         """What `place` returns, as shapes of a tree of arrays or shapes."""
@@ -268,7 +268,7 @@ class Sharded:
     devices: int
     fsdp: int = 1
     tensor: int = 1
-    copies = 1  # of the step: one program has the whole batch
+    replicate = 1  # of the step: one program has the whole batch
 
     def __post_init__(self):
         if min(self.fsdp, self.tensor) < 1 or self.count % (self.fsdp * self.tensor):

@@ -74,13 +74,13 @@ def end() -> NoReturn:
     _raise()
 
 
-def answered() -> None:
+def acknowledge() -> None:
     """What was noted is being done: it may take as long as it takes."""
     _answered.set()
 
 
 @contextlib.contextmanager
-def at_once() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Inside `noted`: here a signal raises one of ENDINGS again, to be followed by `end`."""
     global _noting, _breaking
     _noting, _breaking = False, True

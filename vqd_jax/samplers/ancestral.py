@@ -13,8 +13,15 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.posterior import Branches, branches
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.base import Stretch, diffused, even_times, noise, run, start_of_process
-from vqd_jax.samplers.categorical import draw, uniforms
+from vqd_jax.samplers.base import (
+    Phase,
+    even_times,
+    forward_noised,
+    noise,
+    sample_loop,
+    start_of_process,
+)
+from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,12 +32,12 @@ class Ancestral:
 
     calls: int
 
-    __call__ = run
+    __call__ = sample_loop
     start = staticmethod(start_of_process)
-    noised = staticmethod(diffused)
+    noised = staticmethod(forward_noised)
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
-        return [ancestral_stretch(process, even_times(begin, self.calls))]
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
+        return [ancestral_phase(process, even_times(t_start, self.calls))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,25 +54,25 @@ class Remask:
     eta: float = 0.02
     share: float = 0.5
 
-    __call__ = run
+    __call__ = sample_loop
     start = staticmethod(start_of_process)
-    noised = staticmethod(diffused)
+    noised = staticmethod(forward_noised)
 
     def __post_init__(self):
         for name in ("eta", "share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"remasking needs {name} in [0, 1], got {getattr(self, name)}")
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
         late = np.arange(self.calls) >= self.calls * (1 - self.share)
-        return [ancestral_stretch(process, even_times(begin, self.calls), self.eta * late)]
+        return [ancestral_phase(process, even_times(t_start, self.calls), self.eta * late)]
 
 
-def ancestral_stretch(
+def ancestral_phase(
     process: MaskAndReplace, grid: np.ndarray, remasking: np.ndarray | float = 0.0
-) -> Stretch:
+) -> Phase:
     """Exact steps over the falling times of `grid`; the network is told the earlier, noisier one."""
-    return Stretch(
+    return Phase(
         update=take_branch,
         times=grid[:-1],
         numbers=branches(process, grid[1:], grid[:-1], remasking),
@@ -85,7 +92,7 @@ def take_branch(
     )
     anywhere, elsewhere = both // max(k - 1, 1), both % max(k - 1, 1)
     elsewhere = jnp.where(elsewhere == z, k - 1, elsewhere)  # uniform over the codes that are not z
-    code, _, (p_own, p_other) = draw(u[:2], logits, exclude=z)
+    code, _, (p_own, p_other) = sample_categorical(u[:2], logits, exclude=z)
     jump = c.jump * p_other
     wander = c.wander_own * p_own + c.wander_other * p_other
     moved = jnp.where(u[2] < jump, code, jnp.where(u[2] < jump + wander, elsewhere, z))

@@ -23,7 +23,7 @@ Update = Callable[[PRNGKeys, Any, MaskAndReplace, Logits, Tokens, Any], Tokens]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class Phase:
     """Calls that share an update.
 
     Attributes:
@@ -34,7 +34,7 @@ class Stretch:
     """
 
     update: Update
-    times: np.ndarray
+    call_times: np.ndarray
     numbers: Any
 
 
@@ -44,7 +44,7 @@ class Sampler(Protocol):
     image; `noised`: those of an image at a time t.
     """
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]: ...
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]: ...
 
     def start(self, keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens: ...
 
@@ -53,7 +53,7 @@ class Sampler(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Known:
+class Constraint:
     """Tokens that are given: `tokens` int (b, n) where `mask` bool (b, n) is True; they are equal
     in the result.
     """
@@ -65,15 +65,15 @@ class Known:
         return jnp.where(self.mask, self.tokens, z).astype(z.dtype)
 
 
-def run(
+def sample_loop(
     sampler: Sampler,
     keys: PRNGKeys,
     process: MaskAndReplace,
     denoise: DenoiseFn | Sequence[DenoiseFn],
     z: Tokens,
     *,
-    known: Known | None = None,
-    begin: int | None = None,
+    constraint: Constraint | None = None,
+    t_start: int | None = None,
     trace: bool = False,
     window: tuple[Any, Any] | None = None,
 ) -> Any:
@@ -85,18 +85,23 @@ def run(
     `window` (from, to), which need not be known when this is compiled, only the calls with these
     numbers are made: z is the state before them. Then there is no trace.
     """
-    stretches, states = _stretches(sampler, process, z.shape[1], begin), []
+    stretches, states = _stretches(sampler, process, z.shape[1], t_start), []
     functions = (
         denoise
         if isinstance(denoise, Sequence)
         else [denoise] * sum(len(s.times) for s in stretches)
     )
-    z = known.hold(z) if known else z
+    z = constraint.hold(z) if constraint else z
     first = 0
     for stretch in stretches:
         for begins, ends in _runs(functions[first : first + len(stretch.times)]):
             one = functools.partial(
-                call, stretch.update, keys, process, functions[first + begins], known=known
+                network_call,
+                stretch.update,
+                keys,
+                process,
+                functions[first + begins],
+                constraint=constraint,
             )
             rows = jax.tree.map(
                 jnp.asarray, (first + np.arange(begins, ends), *_part(stretch, slice(begins, ends)))
@@ -114,7 +119,7 @@ def run(
     return (z, jnp.concatenate(states)) if trace else z
 
 
-def call(
+def network_call(
     update: Update,
     keys: PRNGKeys,
     process: MaskAndReplace,
@@ -124,13 +129,13 @@ def call(
     time: Any,
     numbers: Any,
     *,
-    known: Known | None = None,
+    constraint: Constraint | None = None,
 ) -> Tokens:
     """One network call and what follows from it; `place` is its number, from 0."""
     z = update(keys, place, process, denoise(z, jnp.full(z.shape[:1], time)), z, numbers).astype(
         z.dtype
     )
-    return known.hold(z) if known else z
+    return constraint.hold(z) if constraint else z
 
 
 def noise(keys: PRNGKeys, place: Any, count: int) -> tuple[PRNGKeys, ...]:
@@ -159,25 +164,25 @@ def _within(window: tuple[Any, Any], begins: int, ends: int) -> list[Any]:
     return [jnp.clip(edge - begins, 0, ends - begins) for edge in window]
 
 
-def _part(stretch: Stretch, which: slice) -> tuple[Any, Any]:
+def _part(stretch: Phase, which: slice) -> tuple[Any, Any]:
     """The times and numbers of some calls."""
     return jax.tree.map(lambda x: x[which], (stretch.times, stretch.numbers))
 
 
-def times(
-    sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None = None
+def call_times(
+    sampler: Sampler, process: MaskAndReplace, n: int, t_start: int | None = None
 ) -> np.ndarray:
     """The time that the network is told at each call."""
-    return np.concatenate([stretch.times for stretch in _stretches(sampler, process, n, begin)])
+    return np.concatenate([stretch.times for stretch in _stretches(sampler, process, n, t_start)])
 
 
 def _stretches(
-    sampler: Sampler, process: MaskAndReplace, n: int, begin: int | None
-) -> list[Stretch]:
-    begin = process.T if begin is None else begin
-    if not 1 <= begin <= process.T:
-        raise UserError(f"a sampler can begin at a time in 1..{process.T}, got {begin}")
-    return [s for s in sampler.plan(process, n, begin) if len(s.times)]
+    sampler: Sampler, process: MaskAndReplace, n: int, t_start: int | None
+) -> list[Phase]:
+    t_start = process.T if t_start is None else t_start
+    if not 1 <= t_start <= process.T:
+        raise UserError(f"a sampler can begin at a time in 1..{process.T}, got {t_start}")
+    return [s for s in sampler.plan(process, n, t_start) if len(s.times)]
 
 
 def _runs(functions: Sequence[DenoiseFn]) -> list[tuple[int, int]]:
@@ -198,7 +203,7 @@ def start_of_process(keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
     return jax.vmap(one)(*noise(keys, -1, 2))
 
 
-def diffused(keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> Tokens:
+def forward_noised(keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> Tokens:
     """z_t ~ q(z_t | z_0), row i from keys[i]."""
     one = lambda key, z: process.diffuse(key, z[None], jnp.full(1, t))[0]
     return jax.vmap(one)(noise(keys, -1, 1)[0], z_0)
@@ -218,8 +223,8 @@ def all_masked(keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
     return jnp.full((keys.shape[0], n), process.k, jnp.int32)
 
 
-def even_times(begin: int, calls: int) -> np.ndarray:
+def even_times(t_start: int, calls: int) -> np.ndarray:
     """calls + 1 falling times from `begin` to 0, as evenly as integers allow."""
-    if not 1 <= calls <= begin:
-        raise UserError(f"calls must be in 1..{begin}, got {calls}")
-    return np.round(np.linspace(begin, 0, calls + 1)).astype(np.int32)
+    if not 1 <= calls <= t_start:
+        raise UserError(f"calls must be in 1..{t_start}, got {calls}")
+    return np.round(np.linspace(t_start, 0, calls + 1)).astype(np.int32)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from vqd_jax.core.chunking import in_parts
+from vqd_jax.core.chunking import map_chunks
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 
 PerToken = Float[Array, "b n"]
@@ -23,7 +23,7 @@ def uniforms(keys: PRNGKeys, n: int, count: int, dtype: DTypeLike) -> Float[Arra
     return jax.vmap(lambda key: jax.random.uniform(key, (count, n), dtype), out_axes=1)(keys)
 
 
-def draw(
+def sample_categorical(
     u: Float[Array, "2 b n"], logits: Logits, exclude: Tokens | None = None
 ) -> tuple[Tokens, PerToken, Float[Array, "2 b n"]]:
     """A code for each token, never the one in `exclude` (a value of k or more excludes none).
@@ -34,14 +34,16 @@ def draw(
     """
     b, n, k = logits.shape
     exclude = jnp.full((b, n), k) if exclude is None else exclude
-    code, log_p, own = in_parts(jax.vmap(_draw), u.swapaxes(0, 1), logits, exclude, elements=n * k)
+    code, log_p, own = map_chunks(
+        jax.vmap(_draw), u.swapaxes(0, 1), logits, exclude, elements=n * k
+    )
     return code, log_p, own.swapaxes(0, 1)
 
 
 def _draw(
     u: Float[Array, "2 n"], logits: Float[Array, "n k"], exclude: Int[Array, " n"]
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, "2 n"]]:
-    """`draw` for one image."""
+    """`sample_categorical` for one image."""
     k = logits.shape[-1]
     size = math.isqrt(k - 1) + 1
     blocks = -(-k // size)

@@ -18,17 +18,17 @@ from jaxtyping import Array, Float
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.ancestral import ancestral_stretch
+from vqd_jax.samplers.ancestral import ancestral_phase
 from vqd_jax.samplers.base import (
-    Stretch,
+    Phase,
     all_masked,
     even_times,
     masked_at,
     noise,
-    run,
+    sample_loop,
     start_of_process,
 )
-from vqd_jax.samplers.categorical import draw, uniforms
+from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 ORDERS = ("random", "confidence", "purity", "halton")
 LOG_NONE = -1e30  # score of tokens that are not [MASK]
@@ -59,7 +59,7 @@ class Counts:
     polish_from: float = 0.25
     origin: str = "masked"
 
-    __call__ = run
+    __call__ = sample_loop
     noised = staticmethod(masked_at)
 
     def __post_init__(self):
@@ -83,7 +83,7 @@ class Counts:
     def start(self, keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
         return (all_masked if self.origin == "masked" else start_of_process)(keys, process, n)
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
         if not isinstance(self.order, str) and sorted(self.order) != list(range(n)):
             raise UserError(f"an order must name each of the {n} positions once, got {self.order}")
         masked = 1 - np.asarray(process.unmasked)
@@ -91,8 +91,10 @@ class Counts:
             raise UserError(
                 "counts reveals masked tokens, and this schedule never masks: use ancestral"
             )
-        from_start = masked[begin] / masked[-1]  # share of the tokens to reveal that are [MASK] now
-        polish_at = round(self.polish_from * begin) if self.polish else 0
+        from_start = (
+            masked[t_start] / masked[-1]
+        )  # share of the tokens to reveal that are [MASK] now
+        polish_at = round(self.polish_from * t_start) if self.polish else 0
         last = (
             masked[polish_at] / masked[-1] if self.polish else 0.0
         )  # and that the polish starts with
@@ -105,9 +107,9 @@ class Counts:
             "after": n - known[1:],
             "noise": self.noise * (1 - (np.arange(reveal) + 1) / reveal),
         }
-        stretches = [Stretch(update=self.reveal, times=times.astype(np.int32), numbers=numbers)]
+        stretches = [Phase(update=self.reveal, times=times.astype(np.int32), numbers=numbers)]
         if self.polish:
-            stretches.append(ancestral_stretch(process, even_times(polish_at, self.polish)))
+            stretches.append(ancestral_phase(process, even_times(polish_at, self.polish)))
         return stretches
 
     def _known(self, n: int, first: int, last: int) -> np.ndarray:
@@ -148,7 +150,7 @@ class Counts:
         """Reveals the share (left - after) / left of each row's [MASK] tokens."""
         k, n = process.k, z.shape[1]
         floats, order = noise(keys, place, 2)
-        code, log_p, _ = draw(uniforms(floats, n, 2, logits.dtype), logits)
+        code, log_p, _ = sample_categorical(uniforms(floats, n, 2, logits.dtype), logits)
         score = self._score(keys, order, logits, log_p, now)
         masked = z == k
         score = jnp.where(masked, score, LOG_NONE)

@@ -9,24 +9,26 @@ import numpy as np
 
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.base import Stretch, diffused, noise, run, start_of_process
-from vqd_jax.samplers.categorical import draw, uniforms
+from vqd_jax.samplers.base import Phase, forward_noised, noise, sample_loop, start_of_process
+from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 
 @dataclasses.dataclass(frozen=True)
-class Previous:
+class DirectSampler:
     """z_T -> ... -> z_0, each from the softmax of logits over codes and [MASK]."""
 
-    __call__ = run
+    __call__ = sample_loop
     start = staticmethod(start_of_process)
-    noised = staticmethod(diffused)
+    noised = staticmethod(forward_noised)
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
-        return [Stretch(update=take, times=np.arange(begin, 0, -1, dtype=np.int32), numbers=())]
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
+        return [Phase(update=take, times=np.arange(t_start, 0, -1, dtype=np.int32), numbers=())]
 
 
 def take(
     keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, numbers: Any
 ) -> Tokens:
     """z_{t-1} ~ softmax(logits)."""
-    return draw(uniforms(noise(keys, place, 1)[0], z.shape[1], 2, logits.dtype), logits)[0]
+    return sample_categorical(
+        uniforms(noise(keys, place, 1)[0], z.shape[1], 2, logits.dtype), logits
+    )[0]

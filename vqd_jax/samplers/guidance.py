@@ -21,7 +21,7 @@ Scales = Float[Array, "p b"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
+class GuidanceConfig:
     """Attributes:
     guidance: scale w; 1 is none and saves the second pass (the paper's s is w - 1).
     null: what it leads away from without a negative prompt: the "learned" null, or the "empty"
@@ -61,9 +61,9 @@ class Prediction:
                 f"{self.guidance_below:g}"
             )
 
-    def switches(self, *, guided: bool) -> "Switches":
+    def static_guidance(self, *, guided: bool) -> "Switches":
         """What is in use; `guided` says whether any scale differs from 1."""
-        return Switches(
+        return StaticGuidance(
             guided=guided,
             ramp=self.ramp,
             guidance_below=self.guidance_below,
@@ -73,8 +73,8 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Switches:
-    """The part of a `Prediction` that decides what is compiled."""
+class StaticGuidance:
+    """The part of a `GuidanceConfig` that decides what is compiled."""
 
     guided: bool = False
     ramp: bool = False
@@ -101,13 +101,13 @@ class Switches:
         """
         if not guided:
             return blend(logits, scales)
-        return guide(logits[:-1], logits[-1], ramped(scales, live) if self.ramp else scales)
+        return guide(logits[:-1], logits[-1], ramp_scale(scales, live) if self.ramp else scales)
 
     def shape(self, logits: Logits, temperature: Scalar, top_p: Scalar) -> Logits:
         """Temperature, then truncation."""
-        logits = temper(logits, temperature)
-        logits = nucleus(logits, top_p) if self.truncated else logits
-        return likeliest(logits, self.top_k) if self.top_k else logits
+        logits = apply_temperature(logits, temperature)
+        logits = top_p_filter(logits, top_p) if self.truncated else logits
+        return top_k_filter(logits, self.top_k) if self.top_k else logits
 
 
 def guide(logits: Several, null_logits: Logits, scales: Scales) -> Logits:
@@ -129,7 +129,7 @@ def blend(logits: Several, scales: Scales) -> Logits:
     )
 
 
-def ramped(scales: Scales, live: Float[Array, " b"]) -> Scales:
+def ramp_scale(scales: Scales, live: Float[Array, " b"]) -> Scales:
     """Scales whose sum w becomes 1 + (w - 1) live, where `live` is the share of tokens that are not
     masked.
     """
@@ -137,12 +137,12 @@ def ramped(scales: Scales, live: Float[Array, " b"]) -> Scales:
     return scales * ((1 + (total - 1) * live) / total)[None]
 
 
-def temper(logits: Logits, temperature: Scalar) -> Logits:
+def apply_temperature(logits: Logits, temperature: Scalar) -> Logits:
     """p^(1 / temperature), normalised; small temperatures approach the mode."""
     return jax.nn.log_softmax(logits / temperature)
 
 
-def nucleus(logits: Logits, top_p: Scalar) -> Logits:
+def top_p_filter(logits: Logits, top_p: Scalar) -> Logits:
     """The smallest set of codes whose mass reaches top_p keeps its logits, the rest gets -1e4
     (Holtzman et al. 2020).
 
@@ -168,7 +168,7 @@ def nucleus(logits: Logits, top_p: Scalar) -> Logits:
     )  # all of them at 1: float32 sums reach 1 early
 
 
-def likeliest(logits: Logits, count: int) -> Logits:
+def top_k_filter(logits: Logits, count: int) -> Logits:
     """The `count` likeliest codes keep their logits, the rest gets -1e4; ties with the last of them
     stay.
     """

@@ -18,9 +18,16 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.posterior import branches
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.ancestral import ancestral_stretch, take_branch
-from vqd_jax.samplers.base import Stretch, diffused, even_times, noise, run, start_of_process
-from vqd_jax.samplers.categorical import draw, uniforms
+from vqd_jax.samplers.ancestral import ancestral_phase, take_branch
+from vqd_jax.samplers.base import (
+    Phase,
+    even_times,
+    forward_noised,
+    noise,
+    sample_loop,
+    start_of_process,
+)
+from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 # of the released code for 1024 tokens: calls -> tokens revealed at t = 1, 2, ... T (times in this
 # package's count)
@@ -42,24 +49,24 @@ class ReleasedFast:
 
     calls: int
 
-    __call__ = run
+    __call__ = sample_loop
     start = staticmethod(start_of_process)
-    noised = staticmethod(diffused)
+    noised = staticmethod(forward_noised)
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
-        if not 1 <= self.calls <= begin:
-            raise UserError(f"calls must be in 1..{begin}, got {self.calls}")
-        for stride in range(1, begin + 1):
-            told = np.arange(begin, 0, -stride)
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
+        if not 1 <= self.calls <= t_start:
+            raise UserError(f"calls must be in 1..{t_start}, got {self.calls}")
+        for stride in range(1, t_start + 1):
+            told = np.arange(t_start, 0, -stride)
             told = told if told[-1] == 1 else np.append(told, 1)
             if len(told) == self.calls:
                 undone = np.where(told > stride, told - stride + 1, told)
                 break
         else:
-            told = np.round(np.linspace(begin, 1, self.calls)).astype(int)
+            told = np.round(np.linspace(t_start, 1, self.calls)).astype(int)
             undone = np.append(told[1:] + 1, 1)
         return [
-            Stretch(
+            Phase(
                 update=take_branch,
                 times=told.astype(np.int32),
                 numbers=branches(process, undone - 1, undone),
@@ -85,9 +92,9 @@ class PriorRule:
     weight: float = 0.0
     per_call: int = 1024
 
-    __call__ = run
+    __call__ = sample_loop
     start = staticmethod(start_of_process)
-    noised = staticmethod(diffused)
+    noised = staticmethod(forward_noised)
 
     def __post_init__(self):
         if self.rule not in (1, 2) or self.per_call < 1 or self.weight < 0:
@@ -97,8 +104,8 @@ class PriorRule:
                 f"per_call={self.per_call}, weight={self.weight}"
             )
 
-    def plan(self, process: MaskAndReplace, n: int, begin: int) -> list[Stretch]:
-        told = even_times(begin, self.calls)[:-1]
+    def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
+        told = even_times(t_start, self.calls)[:-1]
         times, counts = [], []
         for t, budget in zip(told[:-1], self.budgets(n)[:0:-1]):
             while budget > 0:
@@ -107,10 +114,10 @@ class PriorRule:
                 times.append(t)
                 counts.append(now)
                 budget -= now
-        reveal = Stretch(
+        reveal = Phase(
             update=self.reveal, times=np.array(times, np.int32), numbers=np.array(counts, np.int32)
         )
-        return [reveal, ancestral_stretch(process, np.array([told[-1], 0]))]
+        return [reveal, ancestral_phase(process, np.array([told[-1], 0]))]
 
     def budgets(self, n: int) -> tuple[int, ...]:
         """Tokens to reveal at each time, from the last time to the first."""
@@ -140,7 +147,7 @@ class PriorRule:
                 log_p = jnp.maximum(
                     jax.nn.log_softmax((1 + self.weight * score)[..., None] * log_p), -70
                 )
-        code, _, _ = draw(uniforms(floats, n, 2, logits.dtype), log_p)
+        code, _, _ = sample_categorical(uniforms(floats, n, 2, logits.dtype), log_p)
         gumbel = jax.vmap(functools.partial(jax.random.gumbel, shape=(n,), dtype=jnp.float32))(
             order
         )

@@ -18,10 +18,10 @@ from vqd_jax.core.shapes import Logits, PRNGKey, PRNGKeys, TextIds, Tokens
 from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.runtime.sharding import Rows
-from vqd_jax.samplers.autoregressive import Predict, Raster
-from vqd_jax.samplers.base import Known
-from vqd_jax.samplers.guidance import Switches, ramped
-from vqd_jax.stages.diffusion import Conditions, DiffusionStage, frozen_encoder
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler, Predict
+from vqd_jax.samplers.base import Constraint
+from vqd_jax.samplers.guidance import StaticGuidance, ramp_scale
+from vqd_jax.stages.diffusion import Conditioning, DiffusionStage, frozen_encoder
 from vqd_jax.stages.vqvae import VQVAEStage
 
 
@@ -91,8 +91,8 @@ class AutoregressiveStage:
         loss = _nats(logits, z).mean()
         return loss, ({}, {"loss": loss, "accuracy": (logits.argmax(-1) == z).mean()})
 
-    def learn(
-        self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
+    def update_extra(
+        self, extra: Any, aux: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
     ) -> tuple[Any, dict[str, Any]]:
         return extra, {}
 
@@ -122,18 +122,18 @@ class AutoregressiveStage:
         self,
         params: Any,
         keys: PRNGKeys,
-        conditions: Conditions,
-        knobs: dict[str, Any],
-        sampler: Raster,
-        switches: Switches,
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
+        sampler: AutoregressiveSampler,
+        static_guidance: StaticGuidance,
         *,
-        known: Known | None = None,
+        constraint: Constraint | None = None,
         trace: bool = False,
     ) -> Any:
         """Tokens (b, n) for each image's prompts; `knobs` as in `DiffusionStage.sample`."""
-        predict = self.predictor(params, conditions, knobs, switches)
+        predict = self.predictor(params, conditions, dynamic, static_guidance)
         return sampler(
-            keys, predict, self.empty(keys), self.network.codes, known=known, trace=trace
+            keys, predict, self.empty(keys), self.network.codes, constraint=constraint, trace=trace
         )
 
     def empty(self, keys: PRNGKeys) -> Tokens:
@@ -143,35 +143,44 @@ class AutoregressiveStage:
         )
 
     def predictor(
-        self, params: Any, conditions: Conditions, knobs: dict[str, Any], switches: Switches
+        self,
+        params: Any,
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
+        static_guidance: StaticGuidance,
     ) -> Predict:
         """What the sampler calls, after guidance, temperature and truncation; the texts are encoded
         once, here.
         """
         ids, drop = conditions.ids, conditions.drop
-        ids, drop = (ids, drop) if switches.guided else (ids[:-1], drop[:-1])
+        ids, drop = (ids, drop) if static_guidance.guided else (ids[:-1], drop[:-1])
         condition = self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
         n, count = math.prod(self.network.grid), ids.shape[0]
 
         def predict(past: Any, before: Any, place: Any) -> tuple[Logits, Any]:
             rows = jnp.tile(before, count)[:, None]
-            logits, seen = self.network.apply(
+            logits, aux = self.network.apply(
                 {"params": params["autoregressive"]}, rows, *condition, place, past
             )
             live = jnp.full(before.shape, place / n)
-            scales = knobs["scales"]
-            if switches.guided and switches.guidance_below < 1:  # a scale of 1 until then
+            scales = dynamic["scales"]
+            if (
+                static_guidance.guided and static_guidance.guidance_below < 1
+            ):  # a scale of 1 until then
                 scales = jnp.where(
-                    1 - live <= switches.guidance_below,
+                    1 - live <= static_guidance.guidance_below,
                     scales,
-                    ramped(scales, jnp.zeros_like(live)),
+                    ramp_scale(scales, jnp.zeros_like(live)),
                 )
-            logits = switches.combine(
-                logits.reshape(count, -1, *logits.shape[1:]), scales, live, guided=switches.guided
+            logits = static_guidance.combine(
+                logits.reshape(count, -1, *logits.shape[1:]),
+                scales,
+                live,
+                guided=static_guidance.guided,
             )
-            return switches.shape(logits, knobs["temperature"], knobs["top_p"]), self.network.room(
-                seen
-            ) if past is None else seen
+            return static_guidance.shape(
+                logits, dynamic["temperature"], dynamic["top_p"]
+            ), self.network.room(aux) if past is None else aux
 
         return predict
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vqd_jax.core.chunking import in_parts
+from vqd_jax.core.chunking import map_chunks
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import DenoiseFn, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.diffusion.continuous import kernel_at, rate_and_auxiliary
@@ -28,8 +28,8 @@ from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.runtime.sharding import Rows
-from vqd_jax.samplers.base import Known, Sampler, run, times
-from vqd_jax.samplers.guidance import Switches
+from vqd_jax.samplers.base import Constraint, Sampler, call_times, sample_loop
+from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.stages.lora import Adapter
 from vqd_jax.stages.vqvae import VQVAEStage
 
@@ -59,7 +59,7 @@ class DiffusionLoss:
 
 
 @flax.struct.dataclass
-class History:
+class LossAwareTimes:
     """Moving average of the squared bound for each t in 1..T (index t - 1), and how often t was
     drawn; both (T,).
     """
@@ -78,21 +78,23 @@ class History:
         uniform = jnp.full_like(weight, 1 / weight.size)
         return jnp.where(self.count.min() > 10, weight / weight.sum(), uniform)
 
-    def learn(self, t: Times, bound: Float[Array, " b"], axis: str | None) -> "History":
+    def update(self, t: Times, bound: Float[Array, " b"], axis: str | None) -> "History":
         """After a batch: blend in the mean square of each t that occurs, one tenth for each
         occurrence.
         """
-        seen = jax.nn.one_hot(t - 1, self.square.size, dtype=bound.dtype)
-        count, total = seen.sum(0), jnp.square(bound) @ seen
+        aux = jax.nn.one_hot(t - 1, self.square.size, dtype=bound.dtype)
+        count, total = aux.sum(0), jnp.square(bound) @ aux
         if axis is not None:
             count, total = jax.lax.psum((count, total), axis)
         blend, mean = 0.9**count, total / jnp.maximum(count, 1)
-        return History(square=blend * self.square + (1 - blend) * mean, count=self.count + count)
+        return LossAwareTimes(
+            square=blend * self.square + (1 - blend) * mean, count=self.count + count
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Conditions:
+class Conditioning:
     """`ids` int (c, b, m): the prompts of each image, and last what guidance leads away from; where
     `drop` (c, b) is True, the learned null.
     """
@@ -140,7 +142,7 @@ class DiffusionStage:
         """Whether the network predicts z_{t-1} and not x_0."""
         return self.denoiser.predict == "previous"
 
-    def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], History]:
+    def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], LossAwareTimes]:
         text_key, model_key, *adapter_key = jax.random.split(key, 3 if self.adapter.rank else 2)
         ids, drop = batch["text"][:1], jnp.zeros(1, bool)
         params = {"conditioner": self.conditioner.init(text_key, ids, drop).get("params", {})}
@@ -152,7 +154,7 @@ class DiffusionStage:
         )["params"]
         if self.adapter.rank:
             params["adapter"] = self.adapter.init(*adapter_key, params["denoiser"])
-        return params, History.empty(self.process.T)
+        return params, LossAwareTimes.empty(self.process.T)
 
     def condition(self, params: Any, ids: TextIds, drop: Any) -> tuple[Any, Any]:
         """The condition and its mask for the denoiser."""
@@ -173,18 +175,18 @@ class DiffusionStage:
             else frozen_encoder(self.conditioner)
         )
 
-    def weights_of(self, params: dict[str, Any], extra: History) -> dict[str, Any]:
+    def weights_of(self, params: dict[str, Any], extra: LossAwareTimes) -> dict[str, Any]:
         """What the checkpoint's `weights` item holds: all that sampling needs."""
         return params
 
-    def from_weights(self, weights: dict[str, Any]) -> tuple[dict[str, Any], History]:
+    def from_weights(self, weights: dict[str, Any]) -> tuple[dict[str, Any], LossAwareTimes]:
         """(params, extra) from `weights_of`'s tree, with an empty history."""
-        return weights, History.empty(self.process.T)
+        return weights, LossAwareTimes.empty(self.process.T)
 
     def loss(
         self,
         params: Any,
-        extra: History,
+        extra: LossAwareTimes,
         frozen: Any,
         batch: dict[str, Any],
         key: PRNGKey,
@@ -257,10 +259,10 @@ class DiffusionStage:
         bound = bound_of_previous(self.process, logits, z_0, z_t, t)
         return bound, jnp.zeros_like(bound)
 
-    def learn(
-        self, extra: History, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
-    ) -> tuple[History, dict[str, Any]]:
-        return extra.learn(seen["t"], seen["bound"], axis), {}
+    def update_extra(
+        self, extra: LossAwareTimes, aux: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
+    ) -> tuple[LossAwareTimes, dict[str, Any]]:
+        return extra.update(aux["t"], aux["bound"], axis), {}
 
     def times(self, key: PRNGKey, keys: PRNGKeys, p: Float[Array, " t"], rows: Rows) -> Times:
         """A time in 1..T for each of the rows, with probabilities p."""
@@ -311,14 +313,14 @@ class DiffusionStage:
         self,
         params: Any,
         keys: PRNGKeys,
-        conditions: Conditions,
-        knobs: dict[str, Any],
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
         sampler: Sampler,
-        switches: Switches,
+        static_guidance: StaticGuidance,
         *,
         z: Tokens | None = None,
-        known: Known | None = None,
-        begin: int | None = None,
+        constraint: Constraint | None = None,
+        t_start: int | None = None,
         trace: bool = False,
         window: tuple[Any, Any] | None = None,
     ) -> Any:
@@ -329,19 +331,20 @@ class DiffusionStage:
         """
         n = math.prod(self.denoiser.grid)
         z = sampler.start(keys, self.process, n) if z is None else z
-        told = times(sampler, self.process, n, begin)
-        guided = switches.guides(1 - np.asarray(self.process.unmasked)[told])
+        told = call_times(sampler, self.process, n, t_start)
+        guided = static_guidance.guides(1 - np.asarray(self.process.unmasked)[told])
         plain, guiding = (
-            self.denoise(params, conditions, knobs, switches, guided=flag) for flag in (False, True)
+            self.denoise(params, conditions, dynamic, static_guidance, guided=flag)
+            for flag in (False, True)
         )
-        return run(
+        return sample_loop(
             sampler,
             keys,
             self.process,
             [guiding if g else plain for g in guided],
             z,
-            known=known,
-            begin=begin,
+            constraint=constraint,
+            t_start=t_start,
             trace=trace,
             window=window,
         )
@@ -349,9 +352,9 @@ class DiffusionStage:
     def denoise(
         self,
         params: Any,
-        conditions: Conditions,
-        knobs: dict[str, Any],
-        switches: Switches,
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
+        static_guidance: StaticGuidance,
         *,
         guided: bool,
     ) -> DenoiseFn:
@@ -379,7 +382,7 @@ class DiffusionStage:
             return logits.reshape(-1, count, *logits.shape[1:])
 
         def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
-            logits = in_parts(
+            logits = map_chunks(
                 network,
                 z_t,
                 t,
@@ -389,10 +392,10 @@ class DiffusionStage:
                 least=2 // count,
             )
             logits = logits.swapaxes(0, 1)
-            codes = switches.combine(
-                logits[..., : self.process.k], knobs["scales"], unmasked[t], guided=guided
+            codes = static_guidance.combine(
+                logits[..., : self.process.k], dynamic["scales"], unmasked[t], guided=guided
             )
-            codes = switches.shape(codes, knobs["temperature"], knobs["top_p"])
+            codes = static_guidance.shape(codes, dynamic["temperature"], dynamic["top_p"])
             return (
                 with_codes(log_previous(self.process, logits[0], z_t, t), codes)
                 if self.direct

@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 from vqd_jax.core.shapes import Images, PRNGKey, PRNGKeys, TextIds, Tokens
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.weights.lpips import load_lpips
-from vqd_jax.runtime.sharding import Devices, by_rows, copies, here
+from vqd_jax.runtime.sharding import Devices, local_devices, map_rows, replicate
 from vqd_jax.samplers import autoregressive, base
-from vqd_jax.samplers.autoregressive import Raster
-from vqd_jax.samplers.base import Known, Sampler
-from vqd_jax.samplers.guidance import Prediction, Switches
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
+from vqd_jax.samplers.base import Constraint, Sampler
+from vqd_jax.samplers.guidance import GuidanceConfig, StaticGuidance
 from vqd_jax.stages.autoregressive import AutoregressiveStage, TokenStage
-from vqd_jax.stages.diffusion import Conditions, DiffusionStage
+from vqd_jax.stages.diffusion import Conditioning, DiffusionStage
 from vqd_jax.stages.vqvae import VQVAEStage, to_float
 
 
@@ -32,13 +32,13 @@ def _program(function: Callable) -> Callable:
     `devices`.
     """
     program = jax.jit(
-        lambda fixed, devices, whole, *rows: by_rows(
+        lambda fixed, devices, whole, *rows: map_rows(
             functools.partial(function, fixed), devices, whole, *rows
         ),
         static_argnums=(0, 1),
     )
     return lambda fixed, whole, *rows, devices=None: program(
-        fixed, devices or here(len(rows[0])), whole, *rows
+        fixed, devices or local_devices(len(rows[0])), whole, *rows
     )
 
 
@@ -66,16 +66,16 @@ def bound(
 def sample(
     stage: TokenStage,
     weights: Any,
-    conditions: Conditions,
+    conditions: Conditioning,
     scales: Float[np.ndarray, "p b"],
     *,
     seed: int,
     first: int = 0,
-    sampler: Sampler | Raster,
-    prediction: Prediction,
+    sampler: Sampler | AutoregressiveSampler,
+    guidance_config: GuidanceConfig,
     image: Int[np.ndarray, "b n"] | None = None,
-    known: Known | None = None,
-    begin: int | None = None,
+    constraint: Constraint | None = None,
+    t_start: int | None = None,
     trace: bool = False,
     devices: Devices | None = None,
 ) -> Any:
@@ -86,24 +86,24 @@ def sample(
     sampling begins there. With `trace` returns (tokens, states (calls, b, n)). Without `devices`
     one does all rows.
     """
-    keys, (switches, knobs) = (
+    keys, (static_guidance, dynamic) = (
         image_keys(seed, first, scales.shape[1]),
-        _settings(prediction, scales),
+        _settings(guidance_config, scales),
     )
     whole = None if trace or isinstance(stage, AutoregressiveStage) else (0, np.iinfo(np.int32).max)
     out = _sample(
         stage,
         sampler,
-        switches,
-        begin,
+        static_guidance,
+        t_start,
         trace,
-        devices or here(1),
+        devices or local_devices(1),
         weights,
         keys,
         conditions,
-        knobs,
+        dynamic,
         image,
-        known,
+        constraint,
         *_window(stage, whole, len(keys)),
     )
     return jax.tree.map(np.asarray, out)
@@ -112,28 +112,30 @@ def sample(
 def watch(
     stage: TokenStage,
     weights: Any,
-    conditions: Conditions,
+    conditions: Conditioning,
     scales: Float[np.ndarray, "p b"],
     *,
     seed: int,
     first: int = 0,
-    sampler: Sampler | Raster,
-    prediction: Prediction,
+    sampler: Sampler | AutoregressiveSampler,
+    guidance_config: GuidanceConfig,
     image: Int[np.ndarray, "b n"] | None = None,
-    known: Known | None = None,
-    begin: int | None = None,
+    constraint: Constraint | None = None,
+    t_start: int | None = None,
 ) -> Iterator[Int[np.ndarray, "b n"]]:
     """The states of `sample` after each call, each as soon as it is there; the last one is what
     `sample` returns, bit for bit.
     """
-    keys, (switches, knobs) = (
+    keys, (static_guidance, dynamic) = (
         image_keys(seed, first, scales.shape[1]),
-        _settings(prediction, scales),
+        _settings(guidance_config, scales),
     )
     if isinstance(stage, AutoregressiveStage):
         state = None
         for place in range(math.prod(stage.network.grid) - 1):
-            state = _token(stage, switches, weights, keys, conditions, knobs, known, state, place)
+            state = _token(
+                stage, static_guidance, weights, keys, conditions, dynamic, constraint, state, place
+            )
             yield np.asarray(state[1])
         yield sample(
             stage,
@@ -143,13 +145,13 @@ def watch(
             seed=seed,
             first=first,
             sampler=sampler,
-            prediction=prediction,
-            known=known,
+            guidance_config=guidance_config,
+            constraint=constraint,
         )
         return
     z = None
     for place in range(
-        len(base.times(sampler, stage.process, math.prod(stage.denoiser.grid), begin))
+        len(base.call_times(sampler, stage.process, math.prod(stage.denoiser.grid), t_start))
     ):
         # the very program of `sample`, whose loop ends after a call; not compiled again, as it
         # would be for a z that is no NumPy array
@@ -157,16 +159,16 @@ def watch(
             _sample(
                 stage,
                 sampler,
-                switches,
-                begin,
+                static_guidance,
+                t_start,
                 False,
-                here(1),
+                local_devices(1),
                 weights,
                 keys,
                 conditions,
-                knobs,
+                dynamic,
                 image,
-                known,
+                constraint,
                 *_window(stage, (place, place + 1), len(keys), z),
             )
         )
@@ -185,26 +187,30 @@ def _window(
 
 
 def _settings(
-    prediction: Prediction, scales: Float[np.ndarray, "p b"]
-) -> tuple[Switches, dict[str, Any]]:
+    guidance_config: GuidanceConfig, scales: Float[np.ndarray, "p b"]
+) -> tuple[StaticGuidance, dict[str, Any]]:
     """What is compiled, and the numbers that are not."""
-    switches = prediction.switches(guided=bool((scales != 1).any() or len(scales) > 1))
-    return switches, {
+    static_guidance = guidance_config.static_guidance(
+        guided=bool((scales != 1).any() or len(scales) > 1)
+    )
+    return static_guidance, {
         "scales": np.asarray(scales, np.float32),
-        "temperature": float(prediction.temperature),
-        "top_p": float(prediction.top_p),
+        "temperature": float(guidance_config.temperature),
+        "top_p": float(guidance_config.top_p),
     }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _token(stage, switches, weights, keys, conditions, knobs, known, state, place):
-    predict = stage.predictor(weights, conditions, knobs, switches)
+def _token(stage, static_guidance, weights, keys, conditions, dynamic, constraint, state, place):
+    predict = stage.predictor(weights, conditions, dynamic, static_guidance)
     if state is None:
-        return autoregressive.begin(keys, predict, stage.empty(keys), stage.network.codes, known)
-    return autoregressive.following(keys, predict, state, place, known)
+        return autoregressive.start(
+            keys, predict, stage.empty(keys), stage.network.codes, constraint
+        )
+    return autoregressive.next_token(keys, predict, state, place, constraint)
 
 
-def compiled() -> int:
+def compiled_samplers() -> int:
     """How many programs for sampling are in memory: one for each kind of request, by sampler, calls
     and number of pictures.
     """
@@ -217,7 +223,7 @@ def cross_entropy(
     weights: Any,
     z_0: Int[Array, "b n"],
     ids: Int[Array, "b m"],
-    known: Bool[Array, "b n"],
+    constraint: Bool[Array, "b n"],
     t: Int[Array, ""],
 ) -> Float[Array, "b n"]:
     """-log p(x_0) of every token in nats, at time t, when the `known` tokens are seen and the
@@ -226,7 +232,7 @@ def cross_entropy(
     rows = z_0.shape[0]
     logits = stage.predict(
         weights,
-        jnp.where(known, z_0, stage.process.k),
+        jnp.where(constraint, z_0, stage.process.k),
         jnp.full(rows, t),
         ids,
         jnp.zeros(rows, bool),
@@ -234,13 +240,13 @@ def cross_entropy(
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), z_0[..., None], axis=-1)[..., 0]
 
 
-def look(
+def attention(
     stage: DiffusionStage,
     weights: Any,
-    conditions: Conditions,
+    conditions: Conditioning,
     scales: Float[np.ndarray, "p b"],
     *,
-    prediction: Prediction,
+    guidance_config: GuidanceConfig,
     z: Int[np.ndarray, "b n"],
     time: int,
 ) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "p b n m"] | None]:
@@ -248,19 +254,26 @@ def look(
     likeliest code, after guidance, temperature and truncation; and how much each position looks at
     each token of the prompts (`stage.attention`), None for models without text.
     """
-    switches, knobs = _settings(prediction, scales)
-    guided = bool(switches.guides(1 - np.asarray(stage.process.unmasked)[[time]])[0])
+    static_guidance, dynamic = _settings(guidance_config, scales)
+    guided = bool(static_guidance.guides(1 - np.asarray(stage.process.unmasked)[[time]])[0])
     return jax.tree.map(
         np.asarray,
         _look(
-            stage, switches, guided, weights, conditions, knobs, z, np.full(len(z), time, np.int32)
+            stage,
+            static_guidance,
+            guided,
+            weights,
+            conditions,
+            dynamic,
+            z,
+            np.full(len(z), time, np.int32),
         ),
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _look(stage, switches, guided, weights, conditions, knobs, z, t):
-    logits = stage.denoise(weights, conditions, knobs, switches, guided=guided)(z, t)
+def _look(stage, static_guidance, guided, weights, conditions, dynamic, z, t):
+    logits = stage.denoise(weights, conditions, dynamic, static_guidance, guided=guided)(z, t)
     sure = jnp.exp(jax.nn.log_softmax(logits[..., : stage.process.k]).max(-1))
     if stage.denoiser.condition != "text":
         return sure, None
@@ -280,16 +293,16 @@ def _row_keys(key: PRNGKey, first: int, count: int) -> PRNGKeys:
 def _sample(
     stage,
     sampler,
-    switches,
-    begin,
+    static_guidance,
+    t_start,
     trace,
     devices,
     weights,
     keys,
     conditions,
-    knobs,
+    dynamic,
     image,
-    known,
+    constraint,
     window,
     z,
 ):
@@ -297,10 +310,10 @@ def _sample(
         jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1)
     )  # so that the rows come first, and back
 
-    def rows(whole, keys, conditions, scales, image, known, z):
-        weights, knobs, window = whole
-        start = None if image is None else sampler.noised(keys, stage.process, image, begin)
-        late = {} if begin is None else {"z": start, "begin": begin}
+    def rows(whole, keys, conditions, scales, image, constraint, z):
+        weights, dynamic, window = whole
+        start = None if image is None else sampler.noised(keys, stage.process, image, t_start)
+        late = {} if t_start is None else {"z": start, "begin": t_start}
         if window is not None:
             start = sampler.start(keys, stage.process, z.shape[1]) if start is None else start
             late |= {"z": jnp.where(window[0] == 0, start, z).astype(z.dtype), "window": window}
@@ -308,24 +321,24 @@ def _sample(
             weights,
             keys,
             swap(conditions),
-            knobs | {"scales": swap(scales)},
+            dynamic | {"scales": swap(scales)},
             sampler,
-            switches,
-            known=known,
+            static_guidance,
+            constraint=constraint,
             trace=trace,
             **late,
         )
         return (out[0], swap(out[1])) if trace else out
 
-    out = by_rows(
+    out = map_rows(
         rows,
         devices,
-        (weights, knobs, window),
+        (weights, dynamic, window),
         keys,
         swap(conditions),
-        swap(knobs["scales"]),
+        swap(dynamic["scales"]),
         image,
-        known,
+        constraint,
         z,
     )
     return (out[0], swap(out[1])) if trace else out
@@ -334,7 +347,7 @@ def _sample(
 @functools.cache
 def lpips_params(net: str, devices: Devices) -> Any:
     """The weights of `lpips`, on the devices."""
-    return copies(load_lpips(net), devices)
+    return replicate(load_lpips(net), devices)
 
 
 def _lpips(net: str, params: Any, x: Images, y: Images) -> Float[Array, " b"]:

@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 from vqd_jax.core.shapes import PRNGKey
 from vqd_jax.models.weights.files import read_tree, safetensors_header, write_safetensors
 from vqd_jax.runtime.checkpoint import fit
@@ -110,7 +110,7 @@ def write(path: Path, adapter: Adapter, weights: dict[str, Any]) -> None:
         name: np.asarray(x, np.float32)
         for name, x in flatten_dict(weights["adapter"], sep="/").items()
     }
-    with whole(path) as part:
+    with atomic_write(path) as part:
         write_safetensors(part, arrays, {"vqd_jax.stages.lora": about})
 
 

@@ -137,11 +137,11 @@ class VQVAEStage:
         metrics |= terms | {"loss": loss}
         return loss, ({"z": jax.lax.stop_gradient(z), "index": index}, metrics)
 
-    def learn(
-        self, extra: Codes, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
+    def update_extra(
+        self, extra: Codes, aux: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
     ) -> tuple[Codes, dict[str, Any]]:
-        z, index = seen["z"], seen["index"].reshape(-1)
-        return self.codebook.learn(
+        z, index = aux["z"], aux["index"].reshape(-1)
+        return self.codebook.update_codes(
             key, extra, z.reshape(-1, z.shape[-1]), index, step, axis
         ), usage(index, self.codebook.codes, axis)
 

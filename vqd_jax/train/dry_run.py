@@ -25,7 +25,7 @@ CLIP = (49408, 77)  # its vocabulary, and the tokens of a caption
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
+class StubTokenizer:
     """Stands in for a tokenizer that takes data or a download: of the same size, it knows no words."""
 
     vocabulary: int
@@ -40,7 +40,7 @@ class Words:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """A stage, its step (`train.step.make_step`) and the shapes of the whole of what it works on,
     the batch of all devices included.
     """
@@ -112,7 +112,7 @@ class Compiled:
     collectives: list[Collective]
 
 
-def rehearse(config: Any, name: str) -> Rehearsal:
+def dry_run(config: Any, name: str) -> DryRun:
     """The stage of that name, as on accelerators where the config leaves it to the machine."""
     config = config.copy_and_resolve_references()
     for section in (config.vqvae, config.denoiser):
@@ -122,7 +122,7 @@ def rehearse(config: Any, name: str) -> Rehearsal:
     config.denoiser.attention = (
         "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
     )
-    section = build.choose(
+    section = build.pick_source(
         "stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")
     )
     train, codec, side = (
@@ -145,7 +145,7 @@ def rehearse(config: Any, name: str) -> Rehearsal:
         words = tokenizer(config)
         stage = build.TOKEN_STAGES[name](config, words)
         batch = {"text": shape(rows, words.length, dtype="int32")}
-        if build.online(config):
+        if build.encodes_online(config):
             batch, frozen = batch | images, codec_weights(codec, images)
         else:
             batch, frozen = (
@@ -162,7 +162,7 @@ def rehearse(config: Any, name: str) -> Rehearsal:
         extra=extra,
         opt_state=jax.eval_shape(optimizer.init, params),
     )
-    return Rehearsal(
+    return DryRun(
         stage, train, make_step(stage, optimizer, train.ema, train.accumulate), state, frozen, batch
     )
 
@@ -172,10 +172,10 @@ def tokenizer(config: Any) -> Any:
     if config.condition.kind != "text":
         return build.tokenizer(config, [])
     text = config.learned_text
-    return build.choose(
+    return build.pick_source(
         "text.encoder",
         config.text.encoder,
-        {"clip": Words(*CLIP), "learned": Words(text.vocabulary, text.length)},
+        {"clip": StubTokenizer(*CLIP), "learned": StubTokenizer(text.vocabulary, text.length)},
     )
 
 

@@ -16,7 +16,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import grid, save_png
 from vqd_jax.data import batches
 from vqd_jax.data.text.load import load_tokenizer
-from vqd_jax.data.token_cache import cached_tokens, some_tokens
+from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval import held_out
 from vqd_jax.inference import pipeline
 from vqd_jax.models.weights.clip import read_clip
@@ -51,8 +51,8 @@ class Experiment:
                 "--config.init_from=DIR"
             )
         self.config, self.workdir = config, workdir
-        self.keeper, self.first = distributed.keeper(workdir), jax.process_index() == 0
-        self.shared = distributed.shared(self.keeper)
+        self.keeper, self.first = distributed.primary_process(workdir), jax.process_index() == 0
+        self.shared = distributed.is_shared(self.keeper)
         self.scratch = None if self.first else tempfile.TemporaryDirectory()
         self.output = workdir if self.first else Path(self.scratch.name)  # of logs and pictures
         self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
@@ -83,7 +83,7 @@ class Experiment:
         """
         config = self.config
         for name in config.stages:
-            rehearsed = dry_run.rehearse(config, name)
+            rehearsed = dry_run.dry_run(config, name)
             self.parallel.check_batch(rehearsed.train.batch_size, rehearsed.train.accumulate)
         over_tokens = set(config.stages) & set(build.TOKEN_STAGES)
         if (
@@ -102,7 +102,7 @@ class Experiment:
             stage = self.vqvae if name == "vqvae" else functools.partial(self.over_tokens, name)
             started = time.perf_counter()
             stage(jax.random.fold_in(self.key, i))
-            distributed.wait()  # until what was saved is there
+            distributed.barrier()  # until what was saved is there
             print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
 
     def vqvae(self, key: Any) -> None:
@@ -136,7 +136,7 @@ class Experiment:
                 frozen=frozen,
                 items={"config": _plain(config)},
                 evaluate=evaluate,
-                look=lambda: self._hand_out(checkpoints),
+                refresh=lambda: self._hand_out(checkpoints),
                 **self.common,
             )
 
@@ -162,11 +162,11 @@ class Experiment:
                 )
             stage, folder = build.TOKEN_STAGES[name](config, tokenizer), self.output / name
             encode = lambda images: jitted.encode(stage.codec, codec, images)
-            source = batches.Squares(self.source, self.resize)
-            online = build.online(config)
-            examined = batches.examined(source, config.held_out.examples)
+            source = batches.Resized(self.source, self.resize)
+            online = build.encodes_online(config)
+            examined = batches.evaluation_records(source, config.held_out.examples)
             tokens = (
-                some_tokens(source, itertools.chain(*examined.values()), encode)
+                encode_records(source, itertools.chain(*examined.values()), encode)
                 if online
                 else cached_tokens(self.cache, source, codec, encode)
             )
@@ -187,8 +187,8 @@ class Experiment:
                 tokenizer=tokenizer,
                 draws=config.held_out.draws,
             )
-            sampler, prediction = build.sampling(
-                config, **dict(config.sampling) | pipeline.own_sampling(stage)
+            sampler, guidance_config = build.sampling(
+                config, **dict(config.sampling) | pipeline.fixed_sampling(stage)
             )
             evaluate = held_out.TokenEvaluation(
                 bound=bound,
@@ -197,7 +197,7 @@ class Experiment:
                 examples=config.held_out.examples,
                 prompts=prompts,
                 sampler=sampler,
-                prediction=prediction,
+                guidance_config=guidance_config,
             )
 
             def keep_and_evaluate(step: int, weights: Any) -> dict[str, float]:
@@ -217,8 +217,8 @@ class Experiment:
                 frozen=codec if online else {},
                 evaluate=keep_and_evaluate if config.adapter.rank else evaluate,
                 items={"config": _plain(config), "tokenizer": tokenizer.to_json()},
-                begin=functools.partial(self._begin, name),
-                look=lambda: self._hand_out(checkpoints),
+                init_from=functools.partial(self._begin, name),
+                refresh=lambda: self._hand_out(checkpoints),
                 **self.common,
             )
 
@@ -229,7 +229,9 @@ class Experiment:
             chosen = batches.spread(
                 batches.indices(self.source, split), self.config.preview.pictures
             )
-            out += [(pipeline.literal(self.source.records[i].captions[0]), split) for i in chosen]
+            out += [
+                (pipeline.escape_prompt(self.source.records[i].captions[0]), split) for i in chosen
+            ]
         out += [(prompt, "free text") for prompt in self.config.preview.prompts]
         return tuple(zip(*out))
 
@@ -266,7 +268,7 @@ class Experiment:
         if self.first:
             page.refresh(self.workdir)
             print(f"all of it on one page: {self.workdir / page.NAME}", flush=True)
-        distributed.wait()
+        distributed.barrier()
 
     def _begin(self, stage: str, params: Any) -> Any:
         """The network's first parameters: those of `init_from`, or fresh ones with CLIP's text
@@ -324,8 +326,8 @@ class Experiment:
 
     def _hand_out(self, checkpoints: Checkpoints) -> Checkpoints:
         """The checkpoints, of which every process has the latest."""
-        distributed.wait()
-        distributed.hand_out(checkpoints.folder, checkpoints.steps(), self.keeper)
+        distributed.barrier()
+        distributed.broadcast_checkpoint(checkpoints.folder, checkpoints.steps(), self.keeper)
         return checkpoints
 
     def _folder(self, stage: str) -> Path:

@@ -67,7 +67,7 @@ class Guard:
 
 
 @dataclasses.dataclass
-class Record:
+class LossRecord:
     """What a checkpoint knows of the steps before it, beside the state.
 
     Attributes:

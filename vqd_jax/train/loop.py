@@ -18,18 +18,18 @@ from vqd_jax.core.shapes import PRNGKey
 from vqd_jax.data.loader import Loader
 from vqd_jax.runtime import distributed, signals
 from vqd_jax.runtime.checkpoint import Checkpoints, fit, widen
-from vqd_jax.runtime.hardware import machine
+from vqd_jax.runtime.hardware import describe_machine
 from vqd_jax.runtime.log import Log, read_metrics
 from vqd_jax.runtime.progress import bar
 from vqd_jax.runtime.sharding import Pmap, Sharded
 from vqd_jax.runtime.workdir import MACHINE
 from vqd_jax.train.cost.flops import of_step
-from vqd_jax.train.guard import Fault, Guard, Record
+from vqd_jax.train.guard import Fault, Guard, LossRecord
 from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
 from vqd_jax.train.state import State
-from vqd_jax.train.step import STOPPING, cached_parts, make_step
+from vqd_jax.train.step import STOPPING, default_micro_batches, make_step
 from vqd_jax.train.watchdog import Watchdog
 
 HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
@@ -92,8 +92,8 @@ def run(
     frozen: Any,
     items: dict[str, Any],
     evaluate: Callable[[int, Any], dict[str, float]],
-    begin: Callable[[Any], Any] | None = None,
-    look: Callable[[], None] = lambda: None,
+    init_from: Callable[[Any], Any] | None = None,
+    refresh: Callable[[], None] = lambda: None,
     report: Callable[[], None] = lambda: None,
     describe: Callable[[Any], str] = str,
 ) -> Any:
@@ -112,7 +112,9 @@ def run(
       report: called after evaluations and saves, when the log has them.
       describe: an item of the loader, for messages.
     """
-    parts = train.accumulate or cached_parts(train.batch_size // parallel.count, stage.tokens)
+    parts = train.accumulate or default_micro_batches(
+        train.batch_size // parallel.count, stage.tokens
+    )
     parallel.check_batch(train.batch_size, parts)
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
@@ -147,7 +149,7 @@ def run(
     )  # since the checkpoint of step `begun`: (step, what was wrong, batches left out)
     while True:
         state = _restore_or_init(
-            name, stage, optimizer, train, loader, checkpoints, init_key, begin
+            name, stage, optimizer, train, loader, checkpoints, init_key, init_from
         )
         record, first = _record(checkpoints), int(state.step)
         if begun is None:
@@ -156,7 +158,10 @@ def run(
                 flush=True,
             )
             print(f"{name}: {cost.text}", flush=True)
-            log.note(MACHINE, machine() | {"devices": cost.devices, "flops_per_step": cost.flops})
+            log.note(
+                MACHINE,
+                describe_machine() | {"devices": cost.devices, "flops_per_step": cost.flops},
+            )
         begun, faults = first, faults if first == begun else []
         log.rewind(first)
         for step, _, batches in faults:
@@ -177,7 +182,7 @@ def run(
         except Fault as fault:
             del state
             checkpoints.wait()
-            look()
+            refresh()
             first = checkpoints.latest_step() or 0
             count = 1 + (len(faults) if first == begun else 0)
             batches = record.up_to(first, fault.step, 2 ** (count - 1))
@@ -213,7 +218,7 @@ def unevaluated(train: Train, checkpoints: Checkpoints, folder: Path) -> bool:
             row["step"] == step and any(key.startswith(HELD_OUT) for key in row)
             for row in read_metrics(folder)
         )
-    return distributed.agree(due)
+    return distributed.broadcast_flag(due)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +242,7 @@ class _Training:
     report: Callable[[], None]
     step: Callable
 
-    def go(self, state: State, record: Record) -> Any:
+    def go(self, state: State, record: LossRecord) -> Any:
         """Trains to the end and returns the weights; Fault where numbers are bad."""
         train, first, alone = self.train, int(state.step), jax.process_count() == 1
         if unevaluated(train, self.checkpoints, self.log.folder):
@@ -284,7 +289,7 @@ class _Training:
                 if stop or evaluates or saves:
                     watchdog.rest()
                     if stop:
-                        signals.answered()
+                        signals.acknowledge()
                     weights = self._save(step, state, record, write=saves or stop)
                     if evaluates and not stop:
                         weights = self.parallel.host(weights)
@@ -293,14 +298,14 @@ class _Training:
                             self._save(step, state, record, write=True)
                     if stop:
                         self.checkpoints.wait()
-                        distributed.wait()  # for the one that writes
+                        distributed.barrier()  # for the one that writes
                         signals.end()
                     self.report()
                     meter.pause()
         self.checkpoints.wait()
         return weights if weights is not None else widen(self.checkpoints.restore("weights"))
 
-    def _batches(self, first: int, record: Record) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, first: int, record: LossRecord) -> Iterator[dict[str, np.ndarray]]:
         """Those of the steps after `first`."""
         at = record.batch(first + 1)
         with self.loader.iterate(at) as batches:
@@ -314,7 +319,7 @@ class _Training:
         """What tells the other processes, with a batch, that one of them was told to end."""
         return {STOPPING: np.full(self.train.batch_size // jax.process_count(), asked, np.float32)}
 
-    def _see(self, step: int, values: dict[str, Any], record: Record) -> bool:
+    def _see(self, step: int, values: dict[str, Any], record: LossRecord) -> bool:
         """Checks and records the metrics of a step; True if a process was told to end."""
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         stopping = numbers.pop(STOPPING, 0.0)
@@ -326,7 +331,7 @@ class _Training:
     def _weights(self, state: State) -> Any:
         return self.stage.weights_of(state.params if state.ema is None else state.ema, state.extra)
 
-    def _save(self, step: int, state: State, record: Record, *, write: bool) -> Any:
+    def _save(self, step: int, state: State, record: LossRecord, *, write: bool) -> Any:
         """The weights, where they are; with `write` they and the state become a checkpoint."""
         here = self.parallel.first(state)
         weights = self._weights(here)
@@ -347,7 +352,7 @@ class _Training:
     def _evaluate(self, step: int, weights: Any) -> bool:
         """True if a signal came between, which several processes have to agree upon first."""
         try:
-            with signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
+            with signals.interruptible() if jax.process_count() == 1 else contextlib.nullcontext():
                 self.log.write(step, self.evaluate(step, weights), HELD_OUT)
         except signals.ENDINGS:
             return True
@@ -369,8 +374,8 @@ def _described(loader: Loader, batch: int, describe: Callable[[Any], str]) -> st
     return f"batch {batch} ({', '.join(shown)})"
 
 
-def _record(checkpoints: Checkpoints) -> Record:
-    return Record.of(
+def _record(checkpoints: Checkpoints) -> LossRecord:
+    return LossRecord.of(
         checkpoints.restore("record")
         if checkpoints.latest_step() is not None and checkpoints.has("record")
         else None
@@ -385,7 +390,7 @@ def _restore_or_init(
     loader: Loader,
     checkpoints: Checkpoints,
     key: PRNGKey,
-    begin: Callable[[Any], Any] | None,
+    init_from: Callable[[Any], Any] | None,
 ) -> State:
     batch = loader.whole(
         0
@@ -399,7 +404,7 @@ def _restore_or_init(
     )
     params, extra = jax.jit(stage.init)(key, batch)
     if checkpoints.latest_step() is None:
-        return fresh(begin(params) if begin else params, extra)
+        return fresh(init_from(params) if init_from else params, extra)
     if not checkpoints.has("state"):
         print(
             f"{name}: {checkpoints.folder} holds weights only; the optimizer and its averages "

@@ -38,8 +38,8 @@ class Trainable(Protocol):
     ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Any]]]:
         """(loss, (seen, metrics))."""
 
-    def learn(
-        self, extra: Any, seen: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
+    def update_extra(
+        self, extra: Any, aux: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
     ) -> tuple[Any, dict[str, Any]]:
         """(extra, metrics)."""
 
@@ -66,17 +66,19 @@ def make_step(
             value = lambda params: stage.loss(
                 params, state.extra, frozen, batch, key, state.step, rows
             )
-            grads, (seen, metrics) = jax.grad(value, has_aux=True)(state.params)
-            return seen, grads, metrics
+            grads, (aux, metrics) = jax.grad(value, has_aux=True)(state.params)
+            return aux, grads, metrics
 
-        seen, grads, metrics = (
-            gradient(batch, rows) if accumulate == 1 else in_turn(gradient, accumulate, batch, rows)
+        aux, grads, metrics = (
+            gradient(batch, rows)
+            if accumulate == 1
+            else scan_micro_batches(gradient, accumulate, batch, rows)
         )
         grads, metrics = mean(grads, axis), mean(metrics | stopping, axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else average(state.ema, params, ema_decay, state.step)
-        extra, whole = stage.learn(state.extra, seen, key, state.step, axis)
+        extra, whole = stage.update_extra(state.extra, aux, key, state.step, axis)
         metrics = metrics | whole | {"gradient_norm": optax.global_norm(grads)}
         return State(
             step=state.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra
@@ -85,7 +87,7 @@ def make_step(
     return step
 
 
-def cached_parts(rows: int, tokens: int) -> int:
+def default_micro_batches(rows: int, tokens: int) -> int:
     """How many parts of a batch of `rows` examples of a device suit it: on a CPU as many as leave
     CACHED tokens to each, so that what one layer writes is still in the cache when the next one
     reads it; one elsewhere.
@@ -102,7 +104,7 @@ def cached_parts(rows: int, tokens: int) -> int:
     )
 
 
-def in_turn(
+def scan_micro_batches(
     gradient: Callable, parts: int, batch: dict[str, Any], rows: Rows
 ) -> tuple[Any, Any, Any]:
     """What `gradient` gives for all rows, from every `parts`-th row at a time: (seen of all rows,
@@ -116,10 +118,10 @@ def in_turn(
     one = lambda batch, place: gradient(batch, Rows(place, rows.total, rows.axis, parts))
 
     def add(total: Any, part: Any) -> tuple[Any, Any]:
-        seen, *rest = one(*part)
-        return jax.tree.map(jnp.add, total, rest), seen
+        aux, *rest = one(*part)
+        return jax.tree.map(jnp.add, total, rest), aux
 
     shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], cuts))[1:]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), [*shapes])
-    total, seen = jax.lax.scan(add, zeros, cuts)
-    return jax.tree.map(join, seen), *jax.tree.map(lambda x: x / parts, total)
+    total, aux = jax.lax.scan(add, zeros, cuts)
+    return jax.tree.map(join, aux), *jax.tree.map(lambda x: x / parts, total)

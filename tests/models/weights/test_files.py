@@ -5,15 +5,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.files import flat, read_tree, without
+from vqd_jax.models.weights.files import drop_keys, flatten, read_tree
 
 
 def test_safetensors_and_prefixes(tmp_path):
     save_file({"a.b": np.arange(3.0), "c": np.ones((2, 2), np.float16)}, tmp_path / "x.safetensors")
     tree = read_tree(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(tree["a.b"], [0, 1, 2])
-    assert without("a.", tree).keys() == {"b"}
-    assert flat({"a": {"b": np.zeros(1), "n": 3}, "c": "text"}).keys() == {"a.b"}
+    assert drop_keys("a.", tree).keys() == {"b"}
+    assert flatten({"a": {"b": np.zeros(1), "n": 3}, "c": "text"}).keys() == {"a.b"}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_torch_and_torchscript(tmp_path):
     torch.save(module.state_dict(), tmp_path / "state.pth")
     torch.save(torch.arange(4), tmp_path / "one.pt")
     for name in ("script.pt", "state.pth"):
-        got = flat(read_tree(tmp_path / name))
+        got = flatten(read_tree(tmp_path / name))
         assert got.keys() == want.keys()
         for key, value in want.items():
             np.testing.assert_array_equal(got[key], value)

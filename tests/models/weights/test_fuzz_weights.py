@@ -31,7 +31,7 @@ from helpers.fuzzing import (
 )
 from vqd_jax.inference import pipeline
 from vqd_jax.models.weights import clip, denoiser, exported, released, vqgan
-from vqd_jax.models.weights.files import flat, read_tree
+from vqd_jax.models.weights.files import flatten, read_tree
 from vqd_jax.models.weights.torch_files import read_numpy_pickle
 from vqd_jax.runtime.checkpoint import Checkpoints
 
@@ -103,9 +103,11 @@ def test_weights(name, edits, inside):
             if name.endswith(".pkl"):
                 read_numpy_pickle(path)
             elif name.startswith("own"):
-                exported.read(path) if exported.written_here(path) else read_tree(path)
+                exported.read(path) if exported.is_exported(path) else read_tree(path)
             else:
-                assert sum(a.nbytes for a in flat(read_tree(path)).values()) <= 100 * len(content)
+                assert sum(a.nbytes for a in flatten(read_tree(path)).values()) <= 100 * len(
+                    content
+                )
 
 
 YAML = """

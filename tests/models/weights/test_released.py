@@ -35,7 +35,7 @@ from helpers.released import (
     write_yaml,
 )  # noqa: E402
 from vqd_jax.inference import pipeline
-from vqd_jax.samplers.guidance import Prediction
+from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted
 
 
@@ -83,7 +83,7 @@ def conditions_of(model, null):
     kind = model.config.condition.kind
     prompts = {"text": ["ab cd", "xyz"], "class": ["1", "3"], "none": ["", ""]}[kind]
     guidance = 1.0 if kind == "none" else 2.5
-    conditions, scales = model.conditions(prompts, "", Prediction(guidance=guidance))
+    conditions, scales = model.conditions(prompts, "", GuidanceConfig(guidance=guidance))
     if kind == "class":
         torch_side = [[1, 3], [4, 4]]  # the row after the last: learned, or the mean
     elif kind == "text":
@@ -183,7 +183,7 @@ def test_a_generation_with_the_same_noise_has_the_same_tokens(converted):
         scales,
         seed=0,
         sampler=Gumbel(noise),
-        prediction=Prediction(guidance=guidance, top_p=0.86),
+        guidance_config=GuidanceConfig(guidance=guidance, top_p=0.86),
     )
     theirs = [
         released_sampling(network, *sides, guidance, torch.from_numpy(noise[:, i]), 0.86)

@@ -33,7 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
 from helpers.clip_files import MERGES, VOCABULARY, write_folder  # noqa: E402
 from helpers.released import Gumbel  # noqa: E402
 from vqd_jax.inference import pipeline
-from vqd_jax.samplers.guidance import Prediction, nucleus
+from vqd_jax.samplers.guidance import GuidanceConfig, top_p_filter
 from vqd_jax.stages import jitted
 
 T, CODES, SIDE, E = 10, 20, 8, 16
@@ -133,7 +133,7 @@ class Tokenizer:
 
 def test_the_network_and_the_text_agree(both):
     model, pipe = both
-    conditions, _ = model.conditions(PROMPTS, "", Prediction(guidance=2.5))
+    conditions, _ = model.conditions(PROMPTS, "", GuidanceConfig(guidance=2.5))
     ids, drop = jnp.asarray(conditions.ids[0]), jnp.asarray(conditions.drop[0])
     z = np.random.default_rng(0).integers(0, CODES + 1, (2, SIDE * SIDE))
     for t in (1, 4, T):
@@ -196,7 +196,7 @@ def test_truncation_agrees(both):
     _, pipe = both
     log_p = torch.randn(3, CODES, 50, dtype=torch.float64).mul(3).log_softmax(1)
     theirs = pipe.truncate(log_p.clone(), 0.86).swapaxes(1, 2).numpy()
-    ours = np.asarray(nucleus(jnp.asarray(log_p.swapaxes(1, 2).float().numpy()), 0.86))
+    ours = np.asarray(top_p_filter(jnp.asarray(log_p.swapaxes(1, 2).float().numpy()), 0.86))
     np.testing.assert_array_equal(ours > -1e3, np.isfinite(theirs))
 
 
@@ -244,7 +244,7 @@ def test_a_generation_with_the_same_noise_has_the_same_tokens_and_pixels(both, m
         output_type="np",
         callback=lambda step, t, latents: seen.append(latents.numpy()),
     ).images
-    conditions, scales = model.conditions(PROMPTS, "", Prediction(guidance=2.5))
+    conditions, scales = model.conditions(PROMPTS, "", GuidanceConfig(guidance=2.5))
     tokens, states = jitted.sample(
         model.stage,
         model.weights,
@@ -253,7 +253,7 @@ def test_a_generation_with_the_same_noise_has_the_same_tokens_and_pixels(both, m
         seed=0,
         sampler=Gumbel(noise),
         trace=True,
-        prediction=Prediction(guidance=2.5, top_p=0.86),
+        guidance_config=GuidanceConfig(guidance=2.5, top_p=0.86),
     )
     np.testing.assert_array_equal(states, np.stack(seen))
     ours = np.clip(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.files import flat, read_tree
+from vqd_jax.models.weights.files import flatten, read_tree
 from vqd_jax.models.weights.rules import Rule, identity, linear
 
 Arrays = dict[str, np.ndarray]
@@ -77,7 +77,7 @@ RULES = [
 ]
 
 
-def separate(source: Mapping[str, np.ndarray]) -> Arrays:
+def split_fused(source: Mapping[str, np.ndarray]) -> Arrays:
     """OpenAI's fused in_proj of each block as q_proj, k_proj and v_proj."""
     out = {}
     for key, array in source.items():
@@ -139,4 +139,4 @@ def read_clip(folder: str | Path) -> Arrays:
                 "openai/clip-vit-base-patch32 on the Hugging Face hub"
             )
         path = found[0]
-    return separate(flat(read_tree(path)))
+    return split_fused(flatten(read_tree(path)))

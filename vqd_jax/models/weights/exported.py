@@ -42,7 +42,7 @@ def write(path: Path, stages: Stages, plan: Mapping[str, np.ndarray]) -> None:
     write_safetensors(path, arrays, {"format": FORMAT} | text)
 
 
-def written_here(path: Path) -> bool:
+def is_exported(path: Path) -> bool:
     """Whether that is a file of this kind, though perhaps not a whole one."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False

@@ -28,18 +28,18 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of a tree of dictionaries under dotted names; everything else is left out."""
     out = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
+            out |= flatten(value, f"{prefix}{key}.")
         elif isinstance(value, np.ndarray):
             out[f"{prefix}{key}"] = value
     return out
 
 
-def without(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def drop_keys(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The entries that begin with the prefix, without it."""
     return {
         key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.inception import SIZE, InceptionV3
 from vqd_jax.models.weights.batch_norm import fold_norms
-from vqd_jax.models.weights.files import flat, read_tree
+from vqd_jax.models.weights.files import flatten, read_tree
 from vqd_jax.models.weights.rules import Rule, conv, convert, identity, linear
 
 FILES = (
@@ -48,7 +48,7 @@ def load_inception(path: str | Path | None = None) -> dict[str, Any]:
             f"{digest[:8]}"
         )
     source = fold_norms(
-        flat(read_tree(path)),
+        flatten(read_tree(path)),
         lambda layer: f"{layer.removesuffix('conv')}bn" if layer.endswith(".conv") else None,
         f"the Inception weights {path}",
     )

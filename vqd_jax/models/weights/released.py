@@ -1,7 +1,7 @@
 """What published weight files hold: the official checkpoints, codecs alone, and diffusers folders,
 recognised by their content.
 
-A `Found` has the arrays under the released code's names and the config keys that names and shapes
+A `ReleasedModel` has the arrays under the released code's names and the config keys that names and shapes
 tell; the rest (heads, grid, settings) comes from the YAML that the official checkpoints come with.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.weights import clip, denoiser, vqgan
-from vqd_jax.models.weights.files import flat, read_tree, without
+from vqd_jax.models.weights.files import drop_keys, flatten, read_tree
 from vqd_jax.models.weights.rules import convert, rename
 
 Arrays = dict[str, np.ndarray]
@@ -35,7 +35,7 @@ KEYS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class ReleasedModel:
     """Arrays by part, empty where the source has none; `tables` are log alpha and log beta (T +
     1,); `settings` are config keys.
     """
@@ -50,7 +50,7 @@ class Found:
     settings: Settings
 
 
-def read(source: str | Path, config: str | Path | None = None) -> Found:
+def read(source: str | Path, config: str | Path | None = None) -> ReleasedModel:
     """The weights in a file or folder; `config` is the YAML of an official checkpoint."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -59,11 +59,11 @@ def read(source: str | Path, config: str | Path | None = None) -> Found:
         return _diffusers(path)
     tree = read_tree(path)
     model = tree.get("model") if isinstance(tree.get("model"), dict) else tree.get("state_dict")
-    arrays = flat(model if isinstance(model, dict) else tree)
-    arrays = without("first_stage_model.", arrays) or arrays
+    arrays = flatten(model if isinstance(model, dict) else tree)
+    arrays = drop_keys("first_stage_model.", arrays) or arrays
     if any(key.startswith("transformer.transformer.") for key in arrays):
         return _official(
-            path, arrays, flat(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}, config
+            path, arrays, flatten(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}, config
         )
     if "encoder.conv_in.weight" in arrays:
         return _codec(path, arrays)
@@ -71,7 +71,7 @@ def read(source: str | Path, config: str | Path | None = None) -> Found:
     raise UserError(f"{path} is not recognised: its first keys are {first}; accepted is {KINDS}")
 
 
-def _codec(path: Path, arrays: Arrays) -> Found:
+def _codec(path: Path, arrays: Arrays) -> ReleasedModel:
     parts = (
         "encoder",
         "decoder",
@@ -80,7 +80,7 @@ def _codec(path: Path, arrays: Arrays) -> Found:
         "quantize",
     )  # the FFHQ file has a GPT beside them
     kept = {key: value for key, value in arrays.items() if key.split(".")[0] in parts}
-    return Found(
+    return ReleasedModel(
         name=str(path),
         codec=kept,
         denoiser={},
@@ -92,8 +92,8 @@ def _codec(path: Path, arrays: Arrays) -> Found:
     )
 
 
-def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None) -> Found:
-    own = without("transformer.", model)
+def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None) -> ReleasedModel:
+    own = drop_keys("transformer.", model)
     if strange := sorted(ema.keys() - own.keys())[:4]:
         raise UserError(
             f'{path}: its "ema" has {", ".join(map(repr, strange))}, which "model" does not have'
@@ -102,21 +102,21 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
         raise UserError(
             f'{path}: its "model" has {", ".join(map(repr, strange))}, which no released model has'
         )
-    parts = without("content_codec.enc.", model) | without("content_codec.dec.", model)
-    parts = parts or without("content_codec.", model)
+    parts = drop_keys("content_codec.enc.", model) | drop_keys("content_codec.dec.", model)
+    parts = parts or drop_keys("content_codec.", model)
     diffusion = own | ema
-    network = without("transformer.", diffusion)
+    network = drop_keys("transformer.", diffusion)
     sizes = denoiser.sizes(network)
     try:
         tables = tuple(diffusion[f"log_cumprod_{x}t"] for x in "ab")
     except KeyError as error:
         raise UserError(f"{path}: the schedule table {error} is missing") from error
     settings = _official_settings(sizes, _yaml(config) if config else {}, config)
-    text = without("condition_emb.", diffusion)
+    text = drop_keys("condition_emb.", diffusion)
     known = [*(rule.source for rule in clip.RULES), *clip.DROP]
     if strange := [
         key
-        for key in clip.separate(text)
+        for key in clip.split_fused(text)
         if not any(re.fullmatch(pattern, key) for pattern in known)
     ][:4]:
         raise UserError(
@@ -126,7 +126,7 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
     null = (
         diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None
     )  # class models carry an unused one
-    return Found(
+    return ReleasedModel(
         name=str(path),
         codec=parts,
         denoiser=network,
@@ -218,7 +218,7 @@ def _at(tree: Any, *names: str) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _diffusers(folder: Path) -> Found:
+def _diffusers(folder: Path) -> ReleasedModel:
     network = rename(_part(folder, "transformer"), denoiser.NAMES)
     config, schedule = (
         _json(folder / "transformer" / "config.json"),
@@ -255,7 +255,7 @@ def _diffusers(folder: Path) -> Found:
         "grid": {"side": needed("sample_size")},
         "diffusion_loss": {"auxiliary": 5e-4, "adaptive_auxiliary": True},
     }
-    return Found(
+    return ReleasedModel(
         name=str(folder),
         codec=vqgan.rename_diffusers(_part(folder, "vqvae")),
         denoiser=network,
@@ -283,7 +283,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _part(folder: Path, name: str) -> Arrays:
-    return flat(read_tree(_weights(folder / name)))
+    return flatten(read_tree(_weights(folder / name)))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -332,4 +332,4 @@ def denoiser_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -
 
 
 def text_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
-    return convert(clip.separate(source), clip.RULES, target, drop=clip.DROP, name=name)
+    return convert(clip.split_fused(source), clip.RULES, target, drop=clip.DROP, name=name)

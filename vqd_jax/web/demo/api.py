@@ -13,7 +13,7 @@ from vqd_jax.core.image_grid import png_file
 from vqd_jax.data.packed import png
 from vqd_jax.inference import pipeline, request
 from vqd_jax.inference.pipeline import TextToImage
-from vqd_jax.inference.request import Recipe
+from vqd_jax.inference.request import GenerationRequest
 
 PICTURES = 16  # at most, of one request: they are computed together
 BLENDED = 8  # prompts in one, at most: each is another pass through the network
@@ -30,7 +30,7 @@ def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
     """What a page has to know of the model: its settings, which of them can be chosen, and the
     limits.
     """
-    own = pipeline.own_sampling(model.stage)
+    own = pipeline.fixed_sampling(model.stage)
     diffusion = own.get("sampler") != "autoregressive"
     kind = model.config.condition.kind
     example = EXAMPLE if model.config.data.source == "emoji" else ""
@@ -48,7 +48,7 @@ def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
     }
 
 
-def read(model: TextToImage, fields: Any) -> Recipe:
+def read(model: TextToImage, fields: Any) -> GenerationRequest:
     """The recipe of a request's JSON, its picture brought to the model's size; UserError for what
     is not accepted.
     """
@@ -64,7 +64,7 @@ def read(model: TextToImage, fields: Any) -> Recipe:
     return asked
 
 
-def draw(model: TextToImage, asked: Recipe, weights: str) -> Iterator[dict[str, Any]]:
+def draw(model: TextToImage, asked: GenerationRequest, weights: str) -> Iterator[dict[str, Any]]:
     """An event after each network call: "call" of "calls", "seconds" so far, and the "pictures" as
     they are, data URLs of PNG files.
 

@@ -16,7 +16,7 @@ BEAT = 0.5  # seconds between two words to one who waits: who has gone is notice
 Event = dict[str, Any]
 
 
-class Line:
+class JobQueue:
     """`work(request)` yields events. Requests are worked on one by one, in the order in which they
     came.
     """
@@ -93,7 +93,7 @@ class Job:
     between.
     """
 
-    def __init__(self, line: Line, request: Any):
+    def __init__(self, line: JobQueue, request: Any):
         self.request, self.left = request, False
         self._line, self._event, self._said, self._ended = line, None, 0, False
 

@@ -22,7 +22,7 @@ from importlib import resources
 from typing import Any
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.web.demo.queue import Line
+from vqd_jax.web.demo.queue import JobQueue
 
 LARGEST = 8 * 2**20  # bytes of a request
 CONNECTIONS = 256  # at once; more are closed
@@ -57,7 +57,12 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, host: str, port: int, about: dict[str, Any], read: Callable[[Any], Any], line: Line
+        self,
+        host: str,
+        port: int,
+        about: dict[str, Any],
+        read: Callable[[Any], Any],
+        line: JobQueue,
     ):
         self.about, self.read, self.line = about, read, line
         page = resources.files("vqd_jax.web.demo") / "static"

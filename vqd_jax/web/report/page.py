@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import whole
+from vqd_jax.core.files import atomic_write
 from vqd_jax.web.report import sections
 
 NAME = "report.html"
@@ -40,7 +40,7 @@ def refresh(workdir: Path) -> None:
 
 
 def _put(out: Path, content: str) -> None:
-    with whole(out, "the report") as part:
+    with atomic_write(out, "the report") as part:
         part.write_text(content, encoding="utf-8")
 
 
