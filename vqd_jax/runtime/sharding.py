@@ -155,7 +155,7 @@ class Pmap:
         return self.devices * jax.process_count()
 
     @property
-    def copies(self) -> int:
+    def replicas(self) -> int:
         """How many times the step runs, each time on its own part of the batch."""
         return self.count
 
@@ -193,7 +193,7 @@ class Pmap:
     def place(self, tree: Any) -> Any:
         """A copy on every local device."""
 
-        def copies(x):
+        def on_each_device(x):
             one = np.asarray(x)[
                 None
             ]  # not on the device, where each shape would be a program to compile
@@ -203,7 +203,7 @@ class Pmap:
                 [jax.device_put(one, d) for d in self._each.mesh.devices],
             )
 
-        return jax.tree.map(replicate, tree)
+        return jax.tree.map(on_each_device, tree)
 
     def placed(self, tree: Any) -> Any:
         """What `place` returns, as shapes of a tree of arrays or shapes."""
@@ -268,7 +268,7 @@ class Sharded:
     devices: int
     fsdp: int = 1
     tensor: int = 1
-    replicate = 1  # of the step: one program has the whole batch
+    replicas = 1  # of the step: one program has the whole batch
 
     def __post_init__(self):
         if min(self.fsdp, self.tensor) < 1 or self.count % (self.fsdp * self.tensor):

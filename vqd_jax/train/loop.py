@@ -119,8 +119,8 @@ def run(
     init_key, train_key = jax.random.split(key)
     optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
     cost = Cost(
-        flops=parallel.copies
-        * of_step(stage, frozen, loader.example(0), train.batch_size // parallel.copies),
+        flops=parallel.replicas
+        * of_step(stage, frozen, loader.example(0), train.batch_size // parallel.replicas),
         examples=train.batch_size,
         devices=parallel.count,
         kind=jax.local_devices()[0].device_kind,
