@@ -41,7 +41,7 @@ class ReleasedModel:
     """
 
     name: str
-    vqgan: Arrays
+    codec: Arrays
     denoiser: Arrays
     text: Arrays
     null: np.ndarray | None
