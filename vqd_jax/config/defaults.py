@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vqd_jax.config.compatibility import without_removed
 from vqd_jax.core.errors import UserError
 
 
@@ -240,8 +241,6 @@ def defaults() -> ConfigDict:
             adaptive_auxiliary=False,  # times 2 - (t - 1)/T
             importance=True,  # draw t by the history of losses
             drop_caption=0.1,  # share of captions replaced by the null embedding
-            antithetic=False,  # spread the times of a batch evenly
-            continuous=False,  # the bound of continuous time
         )
     )
     c.diffusion_optim = ConfigDict(
@@ -389,6 +388,8 @@ def complete(stored: dict[str, Any]) -> ConfigDict:
     """
     config = defaults()
     for section, values in stored.items():
+        if isinstance(values, dict):
+            values = without_removed(section, values)
         if section not in config or isinstance(values, dict) and set(values) - set(config[section]):
             raise UserError(
                 f"the stored config has a section or key in {section!r} that this version does "
