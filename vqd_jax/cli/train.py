@@ -6,6 +6,7 @@ skipped as done. On several machines the same command runs on each, with --coord
 --processes=N --process=I added, as launch/ does.
 """
 
+import contextlib
 from typing import Any
 
 from absl import flags
@@ -35,6 +36,7 @@ def main(argv: Any) -> None:
     from vqd_jax.core.files import remove_leftovers
     from vqd_jax.inference import pipeline
     from vqd_jax.runtime import distributed
+    from vqd_jax.runtime.workdir import lock_workdir
     from vqd_jax.train.experiment import Experiment
 
     flag = flags.FLAGS["config"]
@@ -43,16 +45,14 @@ def main(argv: Any) -> None:
     )
     distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     pipeline.compilation_cache()
-    lock = None if jax.process_index() else distributed.lock_workdir(workdir)
-    for folder in (
-        (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))) if lock else ()
-    ):
-        remove_leftovers(folder)
-    experiment = Experiment(_CONFIG.value, workdir)
-    experiment.run()
-    experiment.finish()
-    if lock:
-        lock.close()
+    primary = jax.process_index() == 0
+    with lock_workdir(workdir) if primary else contextlib.nullcontext():
+        if primary:
+            for folder in (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))):
+                remove_leftovers(folder)
+        experiment = Experiment(_CONFIG.value, workdir)
+        experiment.run()
+        experiment.finish()
 
 
 def run() -> None:

@@ -1,6 +1,4 @@
-"""Files and folders that appear whole or not at all, and one sentence where the disk is full or may
-not be written to.
-"""
+"""Atomic writes, and locks between processes."""
 
 import contextlib
 import os
@@ -8,16 +6,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from vqd_jax.core.errors import UserError
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, what: str = "") -> Iterator[Path]:
-    """Where to write what then takes the place of `path`; folders on the way are made. After an
-    error nothing is left.
+    """Yields a temporary path beside `path`, for a file or a folder, that is renamed to `path` at the
+    end; parent folders are created. After an error the temporary is removed and `path` is unchanged.
 
-    UserError, which begins with "cannot write" and `what`, where the system does not let it be
-    written.
+    An OSError becomes a UserError "cannot write {what} {path}: …".
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -34,8 +33,23 @@ def atomic_write(path: Path, what: str = "") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def lock(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds the lock file `path`; the system frees the lock when the process dies.
+
+    If another process holds it, waits, or raises UserError(`busy`) where that is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(path, blocking=busy is None))
+        except Timeout:
+            raise UserError(busy) from None
+        yield
+
+
+@contextlib.contextmanager
 def remove_on_error(*folders: Path) -> Iterator[None]:
-    """After an error these folders, which were not there before, are gone."""
+    """Removes these folders, which did not exist before, if an error is raised."""
     try:
         yield
     except BaseException:
@@ -45,8 +59,8 @@ def remove_on_error(*folders: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what processes that were killed in `atomic_write` left in the folder; nobody may be writing
-    there now.
+    """Removes temporaries of `atomic_write` in `folder` that killed processes left. No other process
+    may be writing there.
     """
     for part in folder.glob(".*.part"):
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ build is made again.
 """
 
 import contextlib
-import fcntl
 import json
 import pathlib
 import re
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import lock
 from vqd_jax.runtime.progress import track
 
 SPLIT = "examples"
@@ -45,7 +45,6 @@ def prepare(
     if final.exists():
         return final
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
         with lock(final.parent / "lock"):
             if not final.exists():
                 _build(
@@ -157,11 +156,3 @@ def _build(
         (pathlib.Path(builder.data_dir) / NOTES).write_text(json.dumps(notes), encoding="utf-8")
     pathlib.Path(builder.data_dir).rename(final)
     shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def lock(path: pathlib.Path) -> Iterator[None]:
-    """One writer at a time; the system drops the lock of a process that dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

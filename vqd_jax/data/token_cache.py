@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from vqd_jax.core.files import atomic_write, remove_leftovers
-from vqd_jax.data import array_record
+from vqd_jax.core.files import atomic_write, lock, remove_leftovers
 from vqd_jax.data.loader import Items, sequential
 from vqd_jax.data.source import Source
 from vqd_jax.runtime.progress import bar
@@ -38,8 +37,7 @@ def cached_tokens(
         if len(stored := np.load(path)) == len(source):
             return stored
     tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with array_record.lock(folder / "tokens.lock"):
+    with lock(folder / "tokens.lock"):
         remove_leftovers(folder)
         with atomic_write(path, "tokens to") as part, part.open("wb") as file:
             np.save(

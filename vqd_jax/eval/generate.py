@@ -20,11 +20,10 @@ import jax
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import atomic_write, remove_leftovers
-from vqd_jax.data.array_record import lock
-from vqd_jax.data.files import scan
-from vqd_jax.data.packed import png
-from vqd_jax.data.picture_folder import PictureFolder
+from vqd_jax.core.files import atomic_write, lock, remove_leftovers
+from vqd_jax.data.image_files import scan
+from vqd_jax.data.prepared import png
+from vqd_jax.data.image_folder import PictureFolder
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import bar
 
@@ -60,7 +59,6 @@ def generate(
     }
     files = [f"{i:06d}.png" for i in range(len(prompts))]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / ".lock"):
             remove_leftovers(folder)
             done = _begun(folder, json.loads(json.dumps(wanted)))

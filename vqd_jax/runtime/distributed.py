@@ -7,7 +7,6 @@ files, and where they do not they get a copy of the checkpoints they need.
 """
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -19,7 +18,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -72,22 +70,6 @@ def initialize(
     jax.distributed.initialize(
         coordinator, count, index, cluster_detection_method="deactivate", **limits
     )
-
-
-def lock_workdir(folder: Path) -> Any:
-    """Keeps every other training out of `folder`, which is made if need be, until what is returned
-    is closed or this process ends.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another process is training in {folder}: wait for it, stop it, or choose another "
-            "--workdir"
-        ) from None
-    return file
 
 
 @contextlib.contextmanager
