@@ -28,13 +28,13 @@ import jax
 import numpy as np
 from claims_tables import SETTINGS, VARIANTS, fill, markdown, plot
 
-from vqd_jax.cli.evaluate import provenance
 from vqd_jax.core.files import atomic_write
 from vqd_jax.data import batches
 from vqd_jax.diffusion.elbo import prior_term
 from vqd_jax.eval import evaluation, held_out, protocols
 from vqd_jax.eval import judge as judging
 from vqd_jax.eval.metrics import bits
+from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vqd_jax.cli.evaluate import provenance
 from vqd_jax.data import batches
 from vqd_jax.eval import evaluation, judge, protocols
+from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
 
 SAMPLERS = {

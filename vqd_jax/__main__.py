@@ -1,32 +1,31 @@
-"""The command line: `vqd COMMAND --flag=value …`, the same as `python -m vqd_jax COMMAND`; `vqd
---help` lists the commands.
+"""The command line: `vqd COMMAND --flag=value ...`, the same as `python -m vqd_jax COMMAND`.
+
+`vqd --help` lists the commands.
 """
 
-import importlib
 import sys
 
 COMMANDS = {
     "train": "train the codec and the denoiser of a config",
     "prepare": "pack a data set for fast training and list broken images",
-    "sample": "draw images from prompts; inpaint, vary or extend an image",
-    "demo": "open a page in the browser to draw with a model",
-    "explain": "show in one figure how an image came about, call by call",
+    "sample": "generate images from prompts; inpaint, vary or extend an image",
+    "demo": "open a page in the browser to generate images",
+    "explain": "show in one figure how an image was generated, step by step",
     "evaluate": "measure a model or a folder of images by a named protocol",
-    "plan": "measure how many tokens to draw in each network call",
+    "plan": "measure how many tokens to sample in each network call",
     "plan_memory": "estimate memory and step time on hardware you don't have",
     "report": "write one HTML page about a run",
-    "curves": "draw the metrics of a run",
     "export": "write a trained model as one file, for diffusers, or small",
-    "convert": "read released PyTorch weights or an exported file",
+    "convert": "make a workdir of released PyTorch weights or an exported file",
 }
 
 
 def usage() -> str:
-    """The help text with one line for each command."""
+    """The help text, with one line for each command."""
     rows = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     return (
-        f"usage: vqd COMMAND [--flag=value …]\n\n{rows}\n\n`vqd COMMAND --help` lists the "
-        "flags of a command."
+        f"usage: vqd COMMAND [--flag=value ...]\n\n{rows}\n\n"
+        "`vqd COMMAND --help` lists the flags of a command."
     )
 
 
@@ -40,8 +39,10 @@ def main() -> None:
 
         print(__version__)
     elif name in COMMANDS:
-        sys.argv = [f"vqd {name}", *rest]
-        importlib.import_module(f"vqd_jax.cli.{name}").run()
+        from vqd_jax.cli import runner
+
+        sys.argv = [f"vqd {name}", *rest]  # ml_collections reads --config.KEY=VALUE from there
+        runner.start(name, rest)
     else:
         sys.exit(f"error: there is no command {name!r}; `vqd --help` lists them")
 

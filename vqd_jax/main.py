@@ -1,6 +1,8 @@
-"""Trains a config: `python -m vqd_jax.main --config=configs/emoji.py`, the same as `vqd train`."""
+"""Training: `python -m vqd_jax.main --config=configs/emoji.py`, the same as `vqd train`."""
 
-from vqd_jax.cli.train import run
+import sys
+
+from vqd_jax.cli import runner
 
 if __name__ == "__main__":
-    run()
+    runner.start("train", sys.argv[1:])

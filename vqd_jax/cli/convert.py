@@ -1,285 +1,73 @@
-"""Published weights as a workdir: `vqd convert SOURCE --workdir=DIR`.
+"""Make a workdir of published weights or of an exported file.
 
-SOURCE is an official VQ-Diffusion checkpoint, a codec of taming-transformers, a diffusers folder
-such as microsoft/vq-diffusion-ithq, or a file by `vqd export`; `sample`, `evaluate` and fine-tuning
-(`--config.init_from=DIR`) then work on the workdir.
+  vqd convert SOURCE --workdir=DIR
+
+SOURCE is a checkpoint of the official VQ-Diffusion code, a codec of taming-transformers, a folder
+or Hugging Face name in diffusers' layout (microsoft/vq-diffusion-ithq), or a file by `vqd export`.
+The workdir works with `vqd sample`, `vqd evaluate` and fine-tuning (`--config.init_from=DIR`).
 """
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from vqd_jax.cli import runner
-from vqd_jax.config import build
-from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import remove_on_error
-from vqd_jax.data.text.clip import ClipTokenizer
-from vqd_jax.data.text.load import Tokenizer, load_tokenizer
-from vqd_jax.inference import pipeline
-from vqd_jax.models.weights import clip, released, vqgan
-from vqd_jax.models.weights import exported as own
-from vqd_jax.models.weights.files import read_tree
-from vqd_jax.runtime.checkpoint import Checkpoints, fit
-from vqd_jax.runtime.workdir import stage_folder
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The workdir to make.")
-_YAML = flags.DEFINE_string(
-    "yaml",
-    None,
-    "The config that an official checkpoint comes with, for what its weights do not tell.",
-)
-_REMAP = flags.DEFINE_string(
-    "remap",
-    None,
-    "The codec's remap file, such as taming_vqvae_2887.pt: the token of each of its codes.",
-)
-_CODEC = flags.DEFINE_string(
-    "codec", None, "The codec's own file, instead of the one inside SOURCE."
-)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer",
-    None,
-    "CLIP's vocabulary: a folder with vocab.json and merges.txt, or OpenAI's "
-    "bpe_simple_vocab_16e6.txt.gz.",
-)
-_HEADS = flags.DEFINE_integer(
-    "heads",
-    None,
-    "Attention heads, where neither SOURCE nor --yaml says it; 16 in all released models.",
-)
-_IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 256, "Side of the images, where neither SOURCE nor --yaml says it."
-)
+ARGUMENTS = ("SOURCE",)
+EXTRA = ("yaml", "remap", "codec", "tokenizer", "heads", "image_size")
 
 
-def main(argv: Any) -> None:
-    if len(argv) != 2 or not _WORKDIR.value:
-        raise UserError(
-            "give the weights and where the workdir goes: vqd convert SOURCE --workdir=DIR"
-        )
-    workdir, path = Path(_WORKDIR.value), Path(argv[1]).expanduser()
-    for stage in own.ITEMS:
-        if Checkpoints(stage_folder(workdir, stage), read_only=True).latest_step() is not None:
-            raise UserError(f"{workdir} already holds a model; choose another --workdir")
-    stages, plan = exported(path) if own.is_exported(path) else (published(argv[1]), {})
-    for stage, items in stages.items():
-        print(summary(stage, complete(items["config"]), items["weights"]))
-    with remove_on_error(*(stage_folder(workdir, stage) for stage in stages)):  # all or nothing
-        for stage, items in stages.items():
-            with Checkpoints(stage_folder(workdir, stage), keep=1) as checkpoints:
-                checkpoints.save(
-                    items["step"],
-                    {name: value for name, value in items.items() if name != "step"},
-                    wait=True,
-                )
-        if plan:
-            pipeline.write_plan(workdir, plan)
-    print(f"{workdir}: sample from it with vqd sample --workdir={workdir}")
-
-
-def exported(path: Path) -> tuple[own.Stages, dict[str, np.ndarray]]:
-    """The stages and the plan in a file by `vqd export`, once they have been seen to fit their own
-    configs.
-    """
-    if given := [
-        f"--{flag.name}"
-        for flag in (_YAML, _REMAP, _CODEC, _TOKENIZER, _HEADS, _IMAGE_SIZE)
-        if flag.present
-    ]:
-        raise UserError(f"{path} holds a whole model: leave out {' and '.join(given)}")
-    stages, plan = own.read(path)
-    for stage, items in stages.items():
-        config, weights = complete(items["config"]), items["weights"]
-        if stage == "vqvae":
-            codes = (
-                len(weights["codes"])
-                if "remap" in weights and "codes" in weights
-                else config.codebook.codes
-            )
-            target = codec_target(
-                config, codes, remap="remap" in weights, projection="projection" in weights
-            )
-        else:
-            target = target_of(stage, config, load_tokenizer(items["tokenizer"]))
-        wide = lambda x: jax.ShapeDtypeStruct(
-            x.shape, jnp.float32 if x.dtype == jnp.float16 else x.dtype
-        )
-        fit(jax.tree.map(wide, weights), target, f"the part {stage!r} of {path}")
-    return stages, plan
-
-
-def published(name: str) -> own.Stages:
-    """The stages of a model in one of the released formats."""
-    found = released.read(name, _YAML.value)
-    source = released.read(_CODEC.value).codec if _CODEC.value else found.codec
-    if not source:
-        raise UserError(f"{found.name} holds no codec: give its file with --codec")
-    remap = next(iter(read_tree(_REMAP.value).values())) if _REMAP.value else None
-    source = vqgan.with_remap(source, remap)
-    config = configure(found, source)
-    items = {"step": 1, "config": json.loads(config.to_json())}
-    stages = {"vqvae": items | {"weights": codec_weights(config, source, found.name)}}
-    if found.denoiser:
-        tokens = tokenizer(config, found)
-        stages["diffusion"] = items | {
-            "weights": diffusion_weights(config, found, tokens),
-            "tokenizer": tokens.to_json(),
-        }
-        if found.text and config.condition.kind != "text":
-            print(
-                f"left out: {len(found.text)} arrays of a text encoder (condition_emb), which "
-                "this model does not read"
-            )
-    return stages
-
-
-def configure(found: released.ReleasedModel, source: released.Arrays) -> ConfigDict:
-    """The config of the workdir."""
-    sizes, settings = (
-        vqgan.sizes(source),
-        {name: dict(section) for name, section in found.settings.items()},
+def define_flags(options: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "workdir to make", flag_values=options)
+    flags.DEFINE_string(
+        "yaml",
+        None,
+        "config file of an official checkpoint, for settings that its weights do not show",
+        flag_values=options,
     )
-    tokens = len(source["inverse"]) if "inverse" in source else sizes["codes"][0]
-    wanted = settings.get("codebook", {}).get("codes", tokens)
-    if wanted != tokens:
-        file = {
-            2887: " (help_folder/statistics/taming_vqvae_2887.pt of the official repository)",
-            974: " (help_folder/statistics/taming_vqvae_974.pt of the official repository)",
-        }.get(wanted, "")
-        raise UserError(
-            f"the denoiser knows {wanted} tokens and the codec {tokens}: give the remap "
-            f"file{file} with --remap"
-        )
-    factor = 2 ** (len(sizes["vqvae"]["multipliers"]) - 1)
-    side = settings.pop("grid", {}).get("side")
-    size = side * factor if side else _IMAGE_SIZE.value
-    attention = tuple(size // 2**level for level in sizes["attention_levels"])
-    settings["vqvae"] = sizes["vqvae"] | {"attention_resolutions": attention}
-    settings["codebook"] = {"codes": tokens, "width": sizes["codes"][1]}
-    settings["data"] = {"source": "folder", "image_size": size}
-    if found.denoiser:
-        grid = (size // factor, size // factor)
-        network, condition = settings["denoiser"], settings["condition"]
-        network["heads"] = _HEADS.value or network["heads"]
-        network["positions"] = () if network["positions"] == grid else network["positions"]
-        settings["sampling"] = {"guidance": 1.0, "top_p": 0.86}
-        if found.tables is not None:
-            settings["process"] |= {
-                "schedule": "stored",
-                "log_alpha": tuple(found.tables[0].tolist()),
-                "log_beta": tuple(found.tables[1].tolist()),
-            }
-        if condition["kind"] == "text":
-            fields = clip.sizes(found.text)
-            settings["text"], settings["clip_text"] = (
-                {"encoder": "clip"},
-                {k: fields[k] for k in ("width", "layers", "heads")},
-            )
-            condition["null"] = "learned" if found.null is not None else "empty"
-            if found.null is not None:
-                settings["sampling"] = {"guidance": 5.0, "top_p": 1.0}
-        elif condition["kind"] == "class" and condition["null"] == "learned":
-            settings["sampling"] = {"guidance": 1.5, "top_p": 0.94}
-    return complete(settings)
-
-
-def codec_target(
-    config: ConfigDict, codes: int, *, remap: bool, projection: bool
-) -> dict[str, Any]:
-    """Shapes of a codec's weights; of a converted one with more codes than tokens, or with a Gumbel
-    quantiser.
-    """
-    stage = build.vqvae_stage(config)
-    shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
-    images, width = (
-        shape(1, config.data.image_size, config.data.image_size, 3),
-        stage.model.code_width,
+    flags.DEFINE_string(
+        "remap",
+        None,
+        "the codec's remap file, such as taming_vqvae_2887.pt: the token of each code",
+        flag_values=options,
     )
-    target = {
-        "vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"],
-        "codes": shape(codes, width),
-    }
-    if remap:
-        target |= {
-            "remap": shape(codes, dtype=jnp.int32),
-            "inverse": shape(config.codebook.codes, dtype=jnp.int32),
-        }
-    if projection:
-        target["projection"] = {"kernel": shape(width, codes), "bias": shape(codes)}
-    return target
-
-
-def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dict[str, Any]:
-    target = codec_target(
-        config,
-        len(vqgan.codebook(source)),
-        remap="remap" in source,
-        projection="quantize.proj.weight" in source,
+    flags.DEFINE_string(
+        "codec", None, "file of the codec, instead of the one inside SOURCE", flag_values=options
     )
-    return released.codec_weights(source, target, name)
+    flags.DEFINE_string(
+        "tokenizer",
+        None,
+        "CLIP's vocabulary: a folder with vocab.json and merges.txt, or OpenAI's "
+        "bpe_simple_vocab_16e6.txt.gz",
+        flag_values=options,
+    )
+    flags.DEFINE_integer(
+        "heads",
+        None,
+        "attention heads, if neither SOURCE nor --yaml says it; 16 in all released models",
+        flag_values=options,
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        256,
+        "side of the images in pixels, if neither SOURCE nor --yaml says it",
+        flag_values=options,
+    )
 
 
-def tokenizer(config: ConfigDict, found: released.ReleasedModel) -> Tokenizer:
-    if config.condition.kind != "text":
-        return build.tokenizer(config, [])
-    folder = _TOKENIZER.value or found.tokenizer
-    if not folder:
+def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
+    from vqd_jax.inference import convert
+    from vqd_jax.models.weights.exported import is_exported
+
+    if not arguments or not options.workdir:
         raise UserError(
-            "the checkpoint has no vocabulary: give CLIP's with --tokenizer (a folder with "
-            "vocab.json and merges.txt, or "
-            "bpe_simple_vocab_16e6.txt.gz, which pip download --no-deps open_clip_torch brings)"
+            "give the weights and the workdir to make: vqd convert SOURCE --workdir=DIR"
         )
-    return ClipTokenizer.load(folder)
-
-
-def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, Any]:
-    """Shapes of the weights of a network over tokens and of what it is conditioned on."""
-    batch = {"text": jax.ShapeDtypeStruct((1, tokens.length), jnp.int32)}
-    return jax.eval_shape(build.TOKEN_STAGES[stage](config, tokens).init, jax.random.key(0), batch)[
-        0
-    ]
-
-
-def diffusion_weights(
-    config: ConfigDict, found: released.ReleasedModel, tokens: Tokenizer
-) -> dict[str, Any]:
-    target = target_of("diffusion", config, tokens)
-    out = {"denoiser": released.denoiser_weights(found.denoiser, target["denoiser"], found.name)}
-    if config.condition.kind == "text":
-        out["conditioner"] = {
-            "encoder": released.text_weights(
-                found.text, target["conditioner"]["encoder"], found.name
-            )
-        }
-        if found.null is not None:
-            null = np.asarray(found.null, np.float32)
-            if null.shape != target["conditioner"]["null"].shape:
-                raise UserError(
-                    f"{found.name}: the null embedding has shape {null.shape}, the text encoder's "
-                    "states "
-                    f"{target['conditioner']['null'].shape}"
-                )
-            out["conditioner"]["null"] = null
-    return out
-
-
-def summary(stage: str, config: ConfigDict, weights: Any) -> str:
-    count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
-    if stage == "vqvae":
-        return (
-            f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes, "
-            f"{config.codebook.codes} tokens"
-        )
-    network = "denoiser" if stage == "diffusion" else stage
-    return f"{network}: {count(weights[network]):,} parameters, condition {config.condition.kind}"
-
-
-def run() -> None:
-    runner.run(main, arguments=1)
+    (source,) = arguments
+    given = [f"--{name}" for name in EXTRA if options[name].present]
+    if given and is_exported(Path(source).expanduser()):
+        raise UserError(f"{source} holds a complete model: leave out {' and '.join(given)}")
+    extra = convert.Extra(**{name: options[name].value for name in EXTRA})
+    convert.convert(source, Path(options.workdir), extra)
+    print(f"{options.workdir}: sample from it with vqd sample --workdir={options.workdir}")

@@ -1,57 +1,66 @@
-"""A page to draw pictures on, with a JSON interface: `vqd demo --workdir=DIR`. It is for this
-machine alone unless told.
+"""Open a page in the browser to generate images; it has a JSON interface, too.
+
+  vqd demo --workdir=DIR [--port=7860]
+
+Only this machine can reach the page, unless --host says otherwise.
 """
 
 import functools
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
-from vqd_jax.cli import loading_flags, runner
+from vqd_jax.cli.flags import define_loading_flags, define_workdir_flag, loading, required_workdir
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
-_HOST = flags.DEFINE_string(
-    "host",
-    "127.0.0.1",
-    "Where to listen; 0.0.0.0 lets in everyone who reaches it, without a password.",
-)
-_PORT = flags.DEFINE_integer(
-    "port", 7860, "The port; 0 for any that is free.", lower_bound=0, upper_bound=65535
-)
-
-LEAVING = 10.0  # seconds that a network call may take to end
+LEAVING = 10.0  # seconds for a running network call to end after Ctrl-C
 
 
-def main(argv: Any) -> None:
-    from vqd_jax.core.errors import UserError
+def define_flags(options: flags.FlagValues) -> None:
+    define_workdir_flag(options)
+    define_loading_flags(options)
+    flags.DEFINE_string(
+        "host",
+        "127.0.0.1",
+        "address to listen on; with 0.0.0.0 everyone in the network can use the page, without a "
+        "password",
+        flag_values=options,
+    )
+    flags.DEFINE_integer(
+        "port",
+        7860,
+        "port to listen on; 0 for any free one",
+        lower_bound=0,
+        upper_bound=65535,
+        flag_values=options,
+    )
+
+
+def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.eval.generate import digest
     from vqd_jax.inference import pipeline
     from vqd_jax.web.demo import api
     from vqd_jax.web.demo.queue import JobQueue
-    from vqd_jax.web.demo.server import Server, loopback
+    from vqd_jax.web.demo.server import Server, is_loopback
 
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
-    model = pipeline.load(_WORKDIR.value, **loading_flags.loading())
+    required_workdir(options)
+    model = pipeline.load(options.workdir, **loading(options))
     weights = digest(model)
-    about = api.about(model, _WORKDIR.value, weights)
-    line = JobQueue(functools.partial(api.draw, model, weights=weights))
-    server = Server(_HOST.value, _PORT.value, about, functools.partial(api.read, model), line)
-    if not loopback(_HOST.value):
-        print(f"warning: everyone who reaches {_HOST.value} can draw here", file=sys.stderr)
+    about = api.model_info(model, options.workdir, weights)
+    queue = JobQueue(functools.partial(api.draw, model, weights=weights))
+    server = Server(
+        options.host, options.port, about, functools.partial(api.parse_request, model), queue
+    )
+    if not is_loopback(options.host):
+        print(
+            f"warning: everyone who can reach {options.host} can generate images here",
+            file=sys.stderr,
+        )
     print(f"{server.address}  (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         print(flush=True)
-        if not line.close(LEAVING):
-            os._exit(
-                0
-                # it compiles, which cannot be broken off; an interpreter that ends under it would crash
-            )
-
-
-def run() -> None:
-    runner.run(main)
+        if not queue.close(LEAVING):
+            os._exit(0)  # a compilation cannot be stopped, and would crash an ending interpreter

@@ -1,55 +1,52 @@
-"""How a picture came about, as one figure: `vqd explain --workdir=DIR --prompt="…" [--seed=7]
-[--out=FILE.png]`.
+"""Show in one figure how an image was generated, step by step.
 
-The picture is that of `vqd sample --num=1` with the same flags, to the bit. matplotlib comes with
+  vqd explain --workdir=DIR --prompt="a red apple" [--seed=7] [--out=FILE.png]
+
+The image is the one that `vqd sample --num=1` generates with the same flags. Needs matplotlib, of
 the extra `plots`.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from vqd_jax.cli import loading_flags, runner, sampling_flags
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained workdir, for example pretrained/emoji.")
-_PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], 'What to draw. "a cat AND a dog :0.5" blends two.'
+from vqd_jax.cli.flags import (
+    define_loading_flags,
+    define_prompt_flags,
+    define_sampling_flags,
+    define_workdir_flag,
+    loading,
+    required_workdir,
+    sampling,
 )
-_LABEL = flags.DEFINE_multi_string(
-    "label", [], "Of class models: the number or name of the class to draw."
-)
-_NEGATIVE = flags.DEFINE_string(
-    "negative_prompt", "", "What guidance leads away from, instead of the learned null."
-)
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "As for vqd_jax.cli.sample.", lower_bound=0, upper_bound=2**32 - 1
-)
-_OUT = flags.DEFINE_string("out", "explanation.png", "The picture to write.")
+from vqd_jax.core.errors import UserError
 
 
-def main(argv: Any) -> None:
-    from vqd_jax.core.errors import UserError
+def define_flags(options: flags.FlagValues) -> None:
+    define_workdir_flag(options)
+    define_prompt_flags(options)
+    define_loading_flags(options)
+    define_sampling_flags(options)
+    flags.DEFINE_string("out", "explanation.png", "PNG to write", flag_values=options)
+
+
+def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.inference import explain, pipeline
 
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
+    required_workdir(options)
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")
-    asked = [pipeline.check_prompt(prompt) for prompt in [*_PROMPT.value, *_LABEL.value]]
-    model = pipeline.load(_WORKDIR.value, **loading_flags.loading())
-    prompt = explain.only(model.prompts(asked, labels=bool(_LABEL.value)))
-    found = explain.explain(
+    prompts = [pipeline.check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
+    model = pipeline.load(options.workdir, **loading(options))
+    prompt = explain.only(model.prompts(prompts, labels=bool(options.label)))
+    explanation = explain.explain(
         model,
         prompt,
-        seed=_SEED.value,
-        negative_prompt=_NEGATIVE.value,
-        **sampling_flags.settings(),
+        seed=options.seed,
+        negative_prompt=options.negative_prompt,
+        **sampling(options),
     )
-    explain.draw(found, prompt, Path(_OUT.value))
-    print(f"{len(found.times)} calls: {_OUT.value}")
-
-
-def run() -> None:
-    runner.run(main)
+    explain.draw(explanation, prompt, Path(options.out))
+    print(f"{len(explanation.times)} steps: {options.out}")

@@ -1,28 +1,32 @@
-"""What is known of a run as one page: `vqd report --workdir=DIR [--out=FILE.html]`. Training writes
-it, too.
+"""Write one HTML page about a run: metrics, images, codebook, time, hardware and config.
+
+  vqd report --workdir=DIR [--out=FILE.html]
+
+Training writes the same page.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from vqd_jax.cli import runner
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
-_OUT = flags.DEFINE_string("out", None, "The page to write; <workdir>/report.html by default.")
+from vqd_jax.core.errors import UserError
 
 
-def main(argv: Any) -> None:
-    from vqd_jax.core.errors import UserError
+def define_flags(options: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of a run", flag_values=options)
+    flags.DEFINE_string(
+        "out", None, "page to write; <workdir>/report.html by default", flag_values=options
+    )
+
+
+def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
+    from vqd_jax.runtime.workdir import Workdir
     from vqd_jax.web.report import page
 
-    if not _WORKDIR.value:
+    if not options.workdir:
         raise UserError("--workdir is missing: the folder of a run")
-    workdir = Path(_WORKDIR.value)
-    page.write(workdir, out := Path(_OUT.value) if _OUT.value else workdir / page.NAME)
+    workdir = Path(options.workdir)
+    out = Path(options.out) if options.out else Workdir(workdir).report
+    page.write(workdir, out)
     print(out)
-
-
-def run() -> None:
-    runner.run(main)

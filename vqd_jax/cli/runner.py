@@ -1,69 +1,180 @@
-"""What every command line shares: one sentence and a non-zero exit for a user's error, and quiet
-logs.
+"""What every command shares: its flags and help, errors as one sentence, and the settings of its
+process.
+
+A command is a module of `vqd_jax.cli` with a docstring (its help), `define_flags(options)`,
+`main(options, arguments)`, and optionally ARGUMENTS (names of its positional arguments) and AGAIN
+(what the same command does after an interruption). Heavy imports belong into `main`, so that help
+is fast.
 """
 
 import errno
+import faulthandler
+import importlib
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.runtime.signals import Terminated
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of a disk, or what one may have of it
+ANEW = "starts over"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, quota or file size limit
+WIDTH, COLUMN = 100, 26  # of the help, and of the texts about flags in it
+METAVARS = {"int": "N", "float": "X"}  # by type; TEXT for the others
 
 
-def run(
-    main: Callable[[Sequence[str]], None], *, arguments: int = 0, again: str = "starts anew"
-) -> None:
-    """`app.run(main)` in which a user's error, in the flags or later, ends as one sentence and
-    status 2.
+def start(name: str, arguments: Sequence[str]) -> NoReturn:
+    """Runs a command as the one work of this process, and ends it with the command's status."""
+    command, options, positional = parse(name, arguments)
+    set_up_process()
+    from vqd_jax.runtime import distributed
 
-    Beside options the command takes at most that many `arguments`. `again` says what the same
-    command does after it was interrupted.
+    with distributed.exit_on_error():
+        sys.exit(
+            status(lambda: command.main(options, positional), again=getattr(command, "AGAIN", ANEW))
+        )
+
+
+def set_up_process() -> None:
+    """What holds for a whole process, which only a command may decide."""
+    os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files; there may be no display
+    faulthandler.enable()
+    flags.FLAGS(sys.argv[:1])  # libraries define flags, too: these have their defaults
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+
+
+def parse(
+    name: str, arguments: Sequence[str]
+) -> tuple[ModuleType, flags.FlagValues, Sequence[str]]:
+    """(module, options, positional arguments) of a command line. SystemExit after --help, and with
+    one sentence for flags that cannot be read.
     """
+    command = importlib.import_module(f"vqd_jax.cli.{name}")
+    options = flags.FlagValues()
+    command.define_flags(options)
+    if {"-h", "--help"} & {*arguments}:
+        print(usage(name, command, options))
+        sys.exit(0)
+    try:
+        return command, options, _read(options, command, [f"vqd {name}", *arguments])
+    except UserError as error:
+        sys.exit(_sentence(error))
+    except flags.Error as error:
+        sys.exit(_sentence(f"{_plain(error)} (`vqd {name} --help` lists the flags)"))
 
-    def guarded(argv: Sequence[str]) -> int:
-        logging.set_verbosity(logging.WARNING)
-        try:
-            if len(argv) > 1 + arguments:
-                raise UserError(
-                    f"unexpected argument {argv[1 + arguments]!r}; options are written --name=value"
-                )
-            main(argv)
-            sys.stdout.flush()
-        except UserError as error:
-            return _sentence(error)
-        except BrokenPipeError:
+
+def status(main: Callable[[], None], *, again: str = ANEW) -> int:
+    """The exit status of `main`: 0, or 2 after a user's error, which is one sentence on standard
+    error. `again` says what the same command does after it was interrupted.
+    """
+    from vqd_jax.runtime.signals import Terminated
+
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        return _sentence(error)
+    except BrokenPipeError:
+        _silence()
+        return 1
+    except OSError as error:  # reading and writing what the user named
+        if error.filename is None and error.errno not in FULL:
+            raise
+        if error.filename is None:  # only standard output has no name
             _silence()
-            return 1
-        except OSError as error:  # reading and writing where the user said
-            if error.filename is None and error.errno not in FULL:
-                raise
-            if error.filename is None:  # files have said their own name
-                _silence()
-            return _sentence(f"{error.filename or 'standard output'}: {error.strerror}")
-        except KeyboardInterrupt:
-            print(f"\ninterrupted; the same command {again}", file=sys.stderr)
-            return 130
-        except Terminated:
-            print(f"\nended as asked; the same command {again}", file=sys.stderr)
-        return 0
-
-    app.run(guarded, flags_parser=_parse)
+        return _sentence(f"{error.filename or 'standard output'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command {again}", file=sys.stderr)
+        return 130
+    except Terminated:
+        print(f"\nended as asked; the same command {again}", file=sys.stderr)
+    return 0
 
 
-def workdir(config: str, named: str | None) -> Path:
-    """Where the experiment of --config=FILE:VARIANT is kept: the named folder, else
-    runs/FILE-VARIANT. UserError without that file, or for a bucket.
+def usage(name: str, command: ModuleType, options: flags.FlagValues) -> str:
+    """The help of a command: a usage line, its docstring, and its flags with their defaults."""
+    line = " ".join(["vqd", name, *getattr(command, "ARGUMENTS", ()), "[--flag=value ...]"])
+    rows = [_row(options[flag]) for flag in sorted(options)]
+    return "\n".join([f"usage: {line}", "", (command.__doc__ or "").strip(), "", "flags:", *rows])
+
+
+def _row(flag: flags.Flag) -> str:
+    """A flag's line in the help."""
+    text = " ".join(flag.help.split())
+    choices = getattr(flag.parser, "enum_values", None)
+    if flag.boolean:
+        left = f"  --[no]{flag.name}"
+    elif choices:
+        left = f"  --{flag.name}={'|'.join(choices)}"
+        text = text.removeprefix(f"<{'|'.join(choices)}>: ")
+    else:
+        left = f"  --{flag.name}={METAVARS.get(flag.flag_type(), 'TEXT')}"
+    text = text.removesuffix("; repeat this option to specify a list of values")
+    if flag.default not in (None, "", []):
+        text += f" (default: {flag.default})"
+    indent = " " * COLUMN
+    lines = textwrap.wrap(text, WIDTH - COLUMN)
+    if len(left) < COLUMN:
+        lines[0] = left.ljust(COLUMN) + lines[0]
+        return f"\n{indent}".join(lines)
+    return f"\n{indent}".join([left, *lines])
+
+
+def _read(options: flags.FlagValues, command: ModuleType, argv: list[str]) -> Sequence[str]:
+    """Parses the command line into `options` and returns the positional arguments. UserError for a
+    config file that cannot be read or a config key that does not exist.
     """
-    path, variant = config_file(config)
+    try:
+        positional = options(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            raise UserError("--config=FILE must come before --config.SECTION.KEY=VALUE") from None
+        raise
+    except OSError as error:  # ml_collections, where the file of --config does not exist
+        missing = re.search(r"Attempted \[.*\]:\n\s+(\S+)\n.*No such file", str(error))
+        if not missing:
+            raise
+        raise UserError(_no_config(missing[1])) from None
+    except (AttributeError, KeyError) as error:  # ml_collections, for --config.KEY
+        key = re.search(r"\\?'(\w+)\\?'", str(error))
+        if not key:
+            raise
+        meant = re.search(r'Did you mean "(\w+)"', str(error))
+        raise UserError(
+            f"the config has no key {key[1]!r}" + (f"; did you mean {meant[1]!r}?" if meant else "")
+        ) from None
+    most = len(getattr(command, "ARGUMENTS", ()))
+    if len(positional) > most:
+        raise UserError(
+            f"unexpected argument {positional[most]!r}; options are written --name=value"
+        )
+    return positional
+
+
+def config_file(options: flags.FlagValues) -> tuple[str, str]:
+    """(FILE, VARIANT) of --config=FILE:VARIANT. UserError without the flag or without that file."""
+    flag = options["config"]
+    path, _, variant = (flag.config_filename if flag.present else "").partition(":")
+    if not path:
+        raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
+    if not Path(path).is_file():
+        raise UserError(_no_config(path))
+    return path, variant
+
+
+def training_workdir(options: flags.FlagValues) -> Path:
+    """--workdir, or runs/FILE-VARIANT for --config=FILE:VARIANT. UserError without that file, or
+    for a bucket.
+    """
+    path, variant = config_file(options)
+    named = options.workdir
     if "://" in (named or ""):
         raise UserError(
             f"a workdir is a local folder, got {named}: mount the bucket, or let launch/tpu_vm.sh "
@@ -72,80 +183,24 @@ def workdir(config: str, named: str | None) -> Path:
     return Path(named or Path("runs") / (Path(path).stem + (f"-{variant}" if variant else "")))
 
 
-def config_file(config: str) -> tuple[str, str]:
-    """(FILE, VARIANT) of --config=FILE:VARIANT. UserError without that file."""
-    path, _, variant = config.partition(":")
-    if not path:
-        raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
-    if not Path(path).is_file():
-        raise UserError(
-            f"there is no config file {path}; the ones that come with vqd_jax are in configs/"
-        )
-    return path, variant
+def _no_config(path: str) -> str:
+    return f"there is no config file {path}; the ones that come with vqd_jax are in configs/"
 
 
-def _parse(argv: list[str]) -> Any:
-    """absl's flags, where a config file that cannot be read or a key that it does not have is a
-    sentence, too.
-    """
-    if {"-h", "--help"} & {*argv[1:]}:
-        print(usage(argv[0]))
-        sys.exit(0)
-    try:
-        return app.parse_flags_with_usage(argv)
-    except UserError as error:
-        sys.exit(_sentence(error))
-    except OSError as error:  # ml_collections, on a key of a config file that is not there
-        missing = re.search(r"Attempted \[.*\]:\n\s+(\S+)\n.*No such file", str(error))
-        if not missing:
-            raise
-        sys.exit(
-            _sentence(
-                f"there is no config file {missing[1]}; the ones that come with vqd_jax are in "
-                "configs/"
-            )
-        )
-    except (
-        AttributeError,
-        KeyError,
-    ) as error:  # ml_collections, on a key that the config does not have
-        key = re.search(r"\\?'(\w+)\\?'", str(error))
-        meant = re.search(r'Did you mean "(\w+)"', str(error))
-        if not key:
-            raise
-        sys.exit(
-            _sentence(
-                f"the config has no key {key[1]!r}"
-                + (f"; did you mean {meant[1]!r}?" if meant else "")
-            )
-        )
-
-
-def usage(command: str) -> str:
-    """The help text of a command: what its module says, and its flags."""
-    name = command.split()[-1] if command.startswith("vqd ") else "train"
-    out = [(sys.modules[f"vqd_jax.cli.{name}"].__doc__ or "").strip(), "", "flags:"]
-    ours = [
-        flag
-        for module, defined in flags.FLAGS.flags_by_module_dict().items()
-        if module.startswith("vqd_jax.cli.")
-        for flag in defined
-    ]
-    for flag in sorted(ours, key=lambda flag: flag.name):
-        default = f" (default: {flag.default})" if flag.default not in (None, "", [], False) else ""
-        out.append(
-            textwrap.fill(
-                f"--{flag.name}  {' '.join((flag.help or '').split())}{default}",
-                100,
-                initial_indent="  ",
-                subsequent_indent="      ",
-            )
-        )
-    return "\n".join(out)
+def _plain(error: flags.Error) -> str:
+    """absl's message as the other messages are written: one line, no full stop."""
+    unknown = re.match(
+        r"Unknown command line flag '(.*)'(?:\. Did you mean: (\S+) \?)?", str(error)
+    )
+    if unknown:
+        hint = f"; did you mean --{unknown[2]}?" if unknown[2] else ""
+        return f"there is no flag --{unknown[1]}{hint}"
+    text = " ".join(str(error).split()).rstrip(".")
+    return text[:1].lower() + text[1:]
 
 
 def _silence() -> None:
-    """What is left to be said on standard output is dropped, or Python would try again at its end."""
+    """Drops what is left to be written to standard output; Python would try again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

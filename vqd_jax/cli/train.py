@@ -1,63 +1,57 @@
-"""Trains: `python -m vqd_jax.main --config=configs/emoji.py [--workdir=DIR]
-[--config.section.key=value]`.
+"""Train a model: all stages of a config, in order.
 
-Runs the config's stages in order in the workdir; each resumes from its own checkpoint, runs, or is
-skipped as done. On several machines the same command runs on each, with --coordinator=HOST:PORT
---processes=N --process=I added, as launch/ does.
+  vqd train --config=configs/emoji.py [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
+
+`python -m vqd_jax.main` is the same command. Each stage resumes from its latest checkpoint in the
+workdir, and is skipped when it is finished. To train on several machines, run the same command on
+each with --coordinator=HOST:PORT --processes=N --process=I, as the scripts in launch/ do.
 """
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from vqd_jax.cli import runner
+from vqd_jax.cli.flags import define_config_flag
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file in configs/, with :variant if it has any.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything is written; runs/<config> by default."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    "",
-    "To train in several processes: HOST:PORT of the first one, or auto on a TPU pod.",
-)
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+AGAIN = "goes on from the last checkpoint"
 
 
-def main(argv: Any) -> None:
-    import jax
-
-    from vqd_jax.config import build
-    from vqd_jax.core.files import remove_leftovers
-    from vqd_jax.inference import pipeline
-    from vqd_jax.runtime import distributed
-    from vqd_jax.runtime.workdir import lock_workdir
-    from vqd_jax.train.experiment import Experiment
-
-    flag = flags.FLAGS["config"]
-    workdir = runner.workdir(
-        config_flags.get_config_filename(flag) if flag.present else "", _WORKDIR.value
+def define_flags(options: flags.FlagValues) -> None:
+    define_config_flag(options)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "folder for everything that is written; runs/<config> by default",
+        flag_values=options,
     )
-    distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    pipeline.compilation_cache()
-    primary = jax.process_index() == 0
-    with lock_workdir(workdir) if primary else contextlib.nullcontext():
-        if primary:
-            for folder in (workdir, *(workdir / name for name in ("vqvae", *build.TOKEN_STAGES))):
-                remove_leftovers(folder)
-        experiment = Experiment(_CONFIG.value, workdir)
-        experiment.run()
-        experiment.finish()
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0, for training in several processes; auto on a TPU pod",
+        flag_values=options,
+    )
+    flags.DEFINE_integer("processes", None, "number of processes", flag_values=options)
+    flags.DEFINE_integer("process", None, "index of this process, from 0", flag_values=options)
 
 
-def run() -> None:
-    from vqd_jax.runtime import distributed, signals
+def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
+    workdir = runner.training_workdir(options)
+
+    from vqd_jax.runtime import signals
 
     signals.listen()
-    with distributed.exit_on_error():
-        runner.run(main, again="goes on from the last checkpoint")
+
+    import jax
+
+    from vqd_jax.runtime import distributed
+    from vqd_jax.runtime.workdir import Workdir
+    from vqd_jax.train.experiment import Experiment
+
+    distributed.initialize(options.coordinator, options.processes, options.process)
+    primary = jax.process_index() == 0
+    with Workdir(workdir).training() if primary else contextlib.nullcontext():
+        experiment = Experiment(options.config, workdir)
+        experiment.run()
+        experiment.finish()

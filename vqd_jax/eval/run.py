@@ -1,0 +1,169 @@
+"""One evaluation by a protocol (`vqd evaluate`): of a model, or of a folder of images.
+
+Both return the content of the result file and the scores of each part, by name.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.data.captioned_folder import captions_of
+from vqd_jax.data.image_folder import ImageFolder
+from vqd_jax.eval import judge as judging
+from vqd_jax.eval import protocols
+from vqd_jax.eval.collect import evenly_spaced
+from vqd_jax.eval.evaluation import Evaluation, cache
+from vqd_jax.eval.generate import digest
+from vqd_jax.eval.judge import Scored
+from vqd_jax.eval.protocols import Protocol
+from vqd_jax.inference import pipeline
+from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.hardware import describe_machine
+from vqd_jax.runtime.workdir import STAGES, Workdir
+
+Result = tuple[dict[str, Any], dict[str, Scored]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a user chooses instead of the protocol's and the config's settings; None leaves them.
+
+    `data` is SOURCE:DIR of the data set, `reference` a folder of real images or an .npz with their
+    mu and sigma, `inception` and `clip` are the weights of these networks.
+    """
+
+    protocol: str | None = None
+    images: int | None = None
+    seed: int | None = None
+    reference: str | None = None
+    data: str | None = None
+    cache: str | None = None
+    inception: str | None = None
+    clip: str | None = None
+
+    def applied(self, protocol: Protocol) -> Protocol:
+        """The protocol with the chosen numbers."""
+        chosen = {"images": self.images, "seed": self.seed}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return dataclasses.replace(protocol, **given)
+
+
+def evaluate_model(
+    workdir: Path,
+    choice: Choice,
+    *,
+    folder: Path,
+    batch: int,
+    loading: dict[str, Any],
+    sampling: dict[str, Any],
+) -> Result:
+    """Evaluates the model in a workdir. Its images are generated into `folder` in batches (`batch`
+    images per device), after those that are there. `loading` and `sampling` are keywords of
+    `pipeline.load` and of `TextToImage`.
+    """
+    model = pipeline.load(workdir, **loading)
+    if choice.data:
+        _use_data(model.config, choice.data)
+    protocol = protocols.with_overrides(**model.config.evaluation)
+    if choice.protocol not in (None, protocol.name):
+        protocol = protocols.get_protocol(choice.protocol)
+    protocol = choice.applied(protocol)
+    settings = dict(model.config.sampling) | dict(protocol.sampling) | sampling
+    model.settings(**settings)  # UserError for impossible ones, before hours of sampling
+    judge = judging.make_evaluator(protocol, inception=choice.inception, clip=choice.clip)
+    print(f"generated images go to {folder}", flush=True)
+    evaluation = Evaluation(
+        model=model,
+        judge=judge,
+        cache=cache(choice.cache, workdir),
+        settings=settings,
+        real=judge.reference(Path(choice.reference)) if choice.reference else None,
+    )
+    several = len(protocol.parts) > 1
+    parts = {
+        name: evaluation.part(split, folder / name if several else folder, batch)
+        for name, split in protocol.parts.items()
+    }
+    scored = {name: part for name, part in parts.items() if part}
+    result = {
+        "protocol": dataclasses.asdict(protocol),
+        "sampling": settings,
+        "provenance": provenance(workdir) | loading | {"weights": digest(model), "batch": batch},
+    }
+    if "retrieval" in protocol.measures:
+        result["gallery"] = {
+            "images": len(evaluation.source),
+            "features": "efficientnet_lite0, cosine",
+        }
+    if "reconstruction" in protocol.measures:
+        result["reconstruction"] = evaluation.reconstruction()
+    if "bound" in protocol.measures:
+        result["bound"] = evaluation.bound()
+    result |= {name: part.result for name, part in scored.items()}
+    return result | {"config": json.loads(model.config.to_json())}, scored
+
+
+def evaluate_folder(folder: Path, choice: Choice) -> Result:
+    """Evaluates a folder of generated images, with `choice.protocol` against `choice.reference`."""
+    protocol = choice.applied(protocols.get_protocol(choice.protocol))
+    judge = judging.make_evaluator(
+        judging.without_model(protocol), inception=choice.inception, clip=choice.clip
+    )
+    if left := [measure for measure in protocol.measures if measure not in judge.protocol.measures]:
+        print(f"left out, since there is no model: {', '.join(left)}")
+    images = ImageFolder(folder)
+    captions, _ = captions_of(images.path, images.files)
+    if choice.images:
+        chosen = evenly_spaced(len(images), choice.images)
+        images = ImageFolder(images.path, [images.files[i] for i in chosen])
+    elif len(images) != protocol.images:
+        print(
+            f"{images.path} has {len(images):,} images; the protocol {protocol.name} has "
+            f"{protocol.images:,}"
+        )
+    texts = [captions[file][0] for file in images.files if captions.get(file)]
+    if len(texts) < len(images):
+        if "clip_score" in protocol.measures:
+            print(
+                f"left out, since only {len(texts):,} of the {len(images):,} images have captions: "
+                "clip_score"
+            )
+        texts = []
+    scored = judge.score(images, texts, judge.reference(Path(choice.reference)))
+    result = {
+        "protocol": dataclasses.asdict(judge.protocol),
+        "provenance": provenance(None) | {"folder": str(images.path)},
+        "pictures": scored.result,
+    }
+    return result, {"pictures": scored}
+
+
+def provenance(workdir: Path | None) -> dict[str, Any]:
+    """The machine, and the steps of the stages in the workdir."""
+    if workdir is None:
+        return describe_machine()
+    steps = {}
+    for stage in STAGES:
+        step = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True).latest_step()
+        if step is not None:
+            steps[stage] = step
+    return {"steps": steps} | describe_machine()
+
+
+def _use_data(config: ConfigDict, data: str) -> None:
+    """Lets the config take its data set from SOURCE:DIR."""
+    source, _, folder = data.partition(":")
+    known = [
+        name
+        for name, section in config.items()
+        if isinstance(section, ConfigDict) and "path" in section
+    ]
+    if source not in known or not folder:
+        raise UserError(
+            f"--data is SOURCE:DIR with one of the sources {', '.join(known)}, got {data!r}"
+        )
+    config.data.source, config[source].path = source, folder
