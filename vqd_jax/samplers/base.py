@@ -34,7 +34,7 @@ class Phase:
     """
 
     update: Update
-    call_times: np.ndarray
+    times: np.ndarray
     numbers: Any
 
 

@@ -61,7 +61,7 @@ class GuidanceConfig:
                 f"{self.guidance_below:g}"
             )
 
-    def static_guidance(self, *, guided: bool) -> "Switches":
+    def static_guidance(self, *, guided: bool) -> "StaticGuidance":
         """What is in use; `guided` says whether any scale differs from 1."""
         return StaticGuidance(
             guided=guided,
