@@ -146,7 +146,7 @@ class Start:
     grace: float
 
 
-SAVING = r"checkpoints/[0-9]+(\.orbax-checkpoint-tmp|/(.*/)?commit_success|/sha256\.json\.tmp)"
+SAVING = r"checkpoints/[0-9]+(\.orbax-checkpoint-tmp|/(.*/)?commit_success|/\.sha256\.json\..*part)"
 CLOCK = "by the clock"
 # in the order of a training: an operation on files, how many of the first ones may be chosen, how
 # many seconds may pass then
@@ -155,7 +155,7 @@ MOMENTS = {
     "at a file of the data set": ("cache/emoji/partial", 6, 0.0),
     "in a step of the codec": ("os.mkdir .*vqvae/tensorboard", 1, 0.0),
     "inside a save of the codec": (f"vqvae/{SAVING}", 40, 0.0),
-    "taking back metrics of the codec": (r"(open|os\.rename) .*vqvae/metrics\.tmp", 2, 0.0),
+    "taking back metrics of the codec": (r"(open|os\.rename) .*vqvae/\.metrics\.", 2, 0.0),
     "inside another save of the codec": (f"vqvae/{SAVING}", 40, 0.0),
     "while an old checkpoint goes": (r"vqvae/checkpoints/[0-9]+\.deleted", 3, 0.0),
     "writing a picture of the codec": (r"vqvae/\.recon", 2, 0.0),
@@ -164,7 +164,7 @@ MOMENTS = {
     "while tokens are written": ("tokens-.*part", 2, 0.0),
     "in a step of the denoiser": ("os.mkdir .*diffusion/tensorboard", 1, 0.0),
     "inside a save of the denoiser": (f"diffusion/{SAVING}", 40, 0.0),
-    "taking back metrics of the denoiser": (r"(open|os\.rename) .*diffusion/metrics\.tmp", 2, 0.0),
+    "taking back metrics of the denoiser": (r"(open|os\.rename) .*diffusion/\.metrics\.", 2, 0.0),
     "inside another save of the denoiser": (f"diffusion/{SAVING}", 40, 0.0),
     "writing a picture of the denoiser": (r"diffusion/\.samples", 2, 0.0),
     "writing the last pictures": (r"/\.samples\.", 2, 0.0),

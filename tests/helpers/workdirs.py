@@ -15,7 +15,7 @@ from vqd_jax.data.source import Record
 from vqd_jax.diffusion import schedules
 from vqd_jax.models.weights import exported as own
 from vqd_jax.runtime.checkpoint import Checkpoints
-from vqd_jax.runtime.workdir import plan_file, stage_folder
+from vqd_jax.runtime.workdir import Workdir
 
 ALL_CODES, E = 24, 16
 SMALL = {
@@ -117,7 +117,7 @@ def make_workdir(
             {"kernel": np.zeros((width, ALL_CODES)), "bias": np.zeros(ALL_CODES)}, 1
         )
     stored = json.loads(config.to_json())
-    with Checkpoints(stage_folder(workdir, "vqvae")) as checkpoints:
+    with Checkpoints(Workdir(workdir).checkpoints("vqvae")) as checkpoints:
         checkpoints.save(7, {"config": stored, "weights": weights}, wait=True)
     tokenizer = tokenizer or build.tokenizer(config, RECORDS)
     batch = {"text": jax.ShapeDtypeStruct((1, tokenizer.length), jnp.int32)}
@@ -128,14 +128,14 @@ def make_workdir(
             )[0],
             2,
         )
-        with Checkpoints(stage_folder(workdir, stage)) as checkpoints:
+        with Checkpoints(Workdir(workdir).checkpoints(stage)) as checkpoints:
             checkpoints.save(
                 9,
                 {"config": stored, "weights": weights, "tokenizer": tokenizer.to_json()},
                 wait=True,
             )
     if plan:
-        np.savez(plan_file(workdir), random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4))
+        np.savez(Workdir(workdir).plan, random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4))
     return workdir
 
 
@@ -155,7 +155,7 @@ def made(name, *args):
 
 
 def items(workdir, stage):
-    checkpoints = Checkpoints(stage_folder(workdir, stage), read_only=True)
+    checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
     return checkpoints.latest_step(), {
         name: checkpoints.restore(name) for name in ("weights", *own.ITEMS[stage][1:])
     }

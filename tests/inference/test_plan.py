@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import pipeline, plan
-from vqd_jax.runtime.workdir import plan_file
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.call_planner import best_counts, random_order_cost
 
 MODEL = ROOT / "pretrained" / "emoji"
@@ -79,11 +79,11 @@ def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
 def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
     workdir = tmp_path / "emoji"
     shutil.copytree(MODEL, workdir)
-    plan_file(workdir).unlink(missing_ok=True)
+    Workdir(workdir).plan.unlink(missing_ok=True)
     bare = pipeline.load(workdir)
     with pytest.raises(UserError, match="no plan for the order 'random' in this workdir"):
         bare(["a dog"], sampler="counts", calls=7, counts="planned")
-    np.savez(plan_file(workdir), **entropy)
+    np.savez(Workdir(workdir).plan, **entropy)
     planned = pipeline.load(workdir)
     sampler, _ = planned.settings(sampler="counts", calls=7, counts="planned")
     assert sampler.counts == best_counts(random_order_cost(entropy["random"]), 7)[0]
@@ -102,7 +102,7 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
         pipeline.load(workdir, tmp_path / "missing.npz")
     tokens = planned.tokens(["a dog"], sampler="counts", calls=7, counts="planned", order="halton")
     assert tokens.shape == (1, 64) and tokens.max() < 512
-    plan_file(workdir).write_bytes(b"PK\x03\x04 no more")
+    Workdir(workdir).plan.write_bytes(b"PK\x03\x04 no more")
     with pytest.raises(UserError, match="plan.npz is damaged"):
         pipeline.load(workdir)
 

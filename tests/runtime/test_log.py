@@ -34,18 +34,12 @@ def test_lines_are_on_disk_at_once(tmp_path):
     log.close()
 
 
-def test_tensorboard_has_scalars_and_pictures(tmp_path):
+def test_tensorboard_has_the_scalars(tmp_path):
     log = Log(tmp_path)
     log.write(3, {"loss": 0.25}, prefix="eval/")
-    log.image(4, "samples", np.zeros((5, 7, 3), np.uint8))
     log.close()
     values = [(e.step, v) for e in events(tmp_path) for v in e.summary.value]
-    assert [(s, v.tag, v.simple_value) for s, v in values if not v.HasField("image")] == [
-        (3, "eval/loss", 0.25)
-    ]
-    assert [
-        (s, v.tag, v.image.height, v.image.width) for s, v in values if v.HasField("image")
-    ] == [(4, "samples", 5, 7)]
+    assert [(s, v.tag, v.simple_value) for s, v in values] == [(3, "eval/loss", 0.25)]
 
 
 def test_numbers_that_json_lacks(tmp_path):
@@ -103,18 +97,19 @@ def test_rewinding_an_open_log_to_the_start(tmp_path):
     assert [r["x"] for r in read_metrics(tmp_path)] == [2]
 
 
-def test_facts_lie_beside_the_metrics_and_the_last_ones_count(tmp_path):
+def test_the_machine_is_described_beside_the_metrics(tmp_path):
     log = Log(tmp_path / "run")
     for devices in (1, 2):
-        log.note("machine.json", {"devices": devices, "name": "é"})
+        log.write_machine({"devices": devices, "name": "é"})
     assert json.loads((tmp_path / "run" / "machine.json").read_text()) == {
         "devices": 2,
         "name": "é",
     }
-    assert not [*(tmp_path / "run").glob("*.tmp")] and read_metrics(tmp_path / "run") == []
-    (tmp_path / "run" / "folder.json").mkdir()
-    with pytest.raises(UserError, match="cannot write a log to .*run"):
-        log.note("folder.json", {})
+    assert not [*(tmp_path / "run").glob(".*")] and read_metrics(tmp_path / "run") == []
+    (tmp_path / "run" / "machine.json").unlink()
+    (tmp_path / "run" / "machine.json").mkdir()
+    with pytest.raises(UserError, match="cannot write a log to .*run/machine.json"):
+        log.write_machine({})
     log.close()
 
 

@@ -28,8 +28,9 @@ from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages import jitted, lora
-from vqd_jax.stages.diffusion import LossAwareTimes
+from vqd_jax.stages.importance import LossAwareTimes
 from vqd_jax.stages.lora import Adapter
 from vqd_jax.train.dry_run import StubTokenizer
 from vqd_jax.train.optim import Optim
@@ -420,7 +421,7 @@ def test_the_base_is_untouched_and_the_adapter_is_not(tuned):
     for after in (stored(workdir), stored(workdir, "state")["params"]):
         same(before, {name: after[name] for name in before})
         assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(after["adapter"]))
-    path = workdir / lora.FILE
+    path = Workdir(workdir).adapter
     assert f"the adapter, for --workdir={base}: {path}, 0.1 MB" in done.stdout
     assert load_file(path).keys() == flatten_dict(stored(workdir)["adapter"], sep="/").keys()
 
@@ -438,7 +439,7 @@ def test_the_bound_on_the_training_pictures_fell(tuned):
     bound = lambda weights: float(
         jitted.bound(model.stage, weights, jax.random.key(0), tokens, ids[order], 2).mean()
     )
-    merged = pipeline.load(base, adapter=workdir / lora.FILE)
+    merged = pipeline.load(base, adapter=Workdir(workdir).adapter)
     assert bound(merged.weights) < 0.9 * bound(model.weights)
 
 
@@ -446,7 +447,7 @@ def test_the_file_on_the_base_draws_what_the_run_draws(tuned, tmp_path):
     _, base, workdir, _ = tuned
     own, with_file, plain = (
         pipeline.load(workdir),
-        pipeline.load(base, adapter=workdir / lora.FILE),
+        pipeline.load(base, adapter=Workdir(workdir).adapter),
         pipeline.load(base),
     )
     same(jax.device_get(own.weights), jax.device_get(with_file.weights))
@@ -455,12 +456,12 @@ def test_the_file_on_the_base_draws_what_the_run_draws(tuned, tmp_path):
     )  # the rest of both configs is equal
     np.testing.assert_array_equal(draw(own), draw(with_file))
     assert (draw(plain) != draw(with_file)).any()
-    none = pipeline.load(base, adapter=workdir / lora.FILE, adapter_scale=0.0)
+    none = pipeline.load(base, adapter=Workdir(workdir).adapter, adapter_scale=0.0)
     np.testing.assert_array_equal(draw(plain), draw(none))
     pictures = []
     for name, arguments in (
         ("own", [f"--workdir={workdir}"]),
-        ("file", [f"--workdir={base}", f"--adapter={workdir / lora.FILE}"]),
+        ("file", [f"--workdir={base}", f"--adapter={Workdir(workdir).adapter}"]),
     ):
         run(
             "vqd_jax",
@@ -475,7 +476,7 @@ def test_the_file_on_the_base_draws_what_the_run_draws(tuned, tmp_path):
         )
         pictures.append(Image.open(tmp_path / f"{name}.png"))
     np.testing.assert_array_equal(*map(np.asarray, pictures))
-    assert json.loads(pictures[1].text["vqd_jax"])["adapter"] == str(workdir / lora.FILE)
+    assert json.loads(pictures[1].text["vqd_jax"])["adapter"] == strWorkdir(workdir).adapter
 
 
 @pytest.mark.slow
@@ -484,15 +485,15 @@ def test_three_steps_and_a_resume_without_the_base_are_six(tuned, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "diffusion" / "checkpoints" / "6")
-    (again / lora.FILE).unlink()
+    Workdir(again).adapter.unlink()
     keys = "adapter.rank=4", f"init_from={folder / 'gone'}"
     assert "diffusion: 3 of 6 steps" in train(folder, again, *keys).stdout
     for item in ("state", "weights"):
         same(stored(workdir, item), stored(again, item))
-    assert (again / lora.FILE).read_bytes() == (workdir / lora.FILE).read_bytes()
-    (again / lora.FILE).unlink()
+    assert Workdir(again).adapter.read_bytes() == Workdir(workdir).adapter.read_bytes()
+    Workdir(again).adapter.unlink()
     assert "all 6 steps are done" in train(folder, again, *keys).stdout
-    assert (again / lora.FILE).read_bytes() == (workdir / lora.FILE).read_bytes()
+    assert Workdir(again).adapter.read_bytes() == Workdir(workdir).adapter.read_bytes()
 
 
 def test_what_is_exported_is_a_plain_model(tuned, tmp_path):

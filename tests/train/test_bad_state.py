@@ -175,9 +175,9 @@ FULL = [  # where training meets the full disk, and what it says
         None,
     ),
     (
-        r"open .*diffusion/checkpoints/3/sha",
+        r"open .*diffusion/checkpoints/3/\.sha",
         1,
-        "cannot write checkpoint step 3 to {workdir}/diffusion/checkpoints: File too large",
+        "cannot write checksums to {workdir}/diffusion/checkpoints/3/sha256.json: File too large",
         None,
     ),
     (

@@ -15,7 +15,7 @@ from helpers import ROOT
 from helpers.ports import free_port
 from vqd_jax.inference import pipeline
 from vqd_jax.runtime.log import TIMINGS, read_metrics
-from vqd_jax.runtime.workdir import stage_folder
+from vqd_jax.runtime.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 STAGES = ("vqvae", "diffusion")
@@ -129,7 +129,7 @@ def test_four_processes_train_as_one_does(together, alone):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_process_wrote_its_parts(together, stage):
     for step in ("2", "4"):
-        state = stage_folder(together, stage) / step / "state"
+        state = Workdir(together).checkpoints(stage) / step / "state"
         shares = {
             d.name: sum(f.stat().st_size for f in (d / "d").iterdir())
             for d in state.glob("ocdbt.process_*")
@@ -156,7 +156,7 @@ def test_one_process_reads_what_four_wrote(together, alone):
 def test_fewer_processes_go_on(train, together, alone, tmp_path, processes):
     shutil.copytree(together, again := tmp_path / "run")
     for stage in STAGES:
-        shutil.rmtree(stage_folder(again, stage) / "4")
+        shutil.rmtree(Workdir(again).checkpoints(stage) / "4")
     said = train(again, processes)
     assert all(f"{stage}: 2 of 4 steps" in text for text in said for stage in STAGES)
     same_numbers(again, alone)

@@ -17,6 +17,7 @@ from helpers.report_folder import EVALUATION, EVIL, colours, entropy
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.log import Log, read_metrics
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.call_planner import fixed_order_cost, random_order_cost
 from vqd_jax.web.report import contents, page
 
@@ -281,17 +282,17 @@ def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     page.refresh(copy)
-    before = (copy / page.NAME).read_bytes()
+    before = Workdir(copy).report.read_bytes()
     assert before == page.page(copy).encode() and capsys.readouterr().out == ""
     (copy / "vqvae" / "metrics.jsonl").write_text('{"step": 1, "train/loss": "much"}\n')
     page.refresh(copy)
     assert (
         "report.html stays as it is: TypeError" in capsys.readouterr().out
-        and (copy / page.NAME).read_bytes() == before
+        and Workdir(copy).report.read_bytes() == before
     )
     (copy / "vqvae" / "metrics.jsonl").unlink()
-    (copy / page.NAME).unlink()
-    (copy / page.NAME).mkdir()
+    Workdir(copy).report.unlink()
+    Workdir(copy).report.mkdir()
     with pytest.raises(UserError, match="cannot write the report .*report.html"):
         page.refresh(copy)
     assert not [*copy.glob(".*.part")]

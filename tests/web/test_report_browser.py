@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from helpers.report_folder import fill
-from vqd_jax.runtime.curves import smooth
 from vqd_jax.runtime.log import read_metrics
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.web.report import page
 
 
@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, workdir):
-    browser.get((workdir / page.NAME).as_uri())
+    browser.get(Workdir(workdir).report.as_uri())
     assert browser.execute_script("return document.body.dataset.state") == "ready"
     return browser
 
@@ -57,7 +57,15 @@ def move(browser, slider, value):
     )
 
 
-def test_smoothing_is_that_of_the_library_and_its_slider_moves_the_curves(opened):
+def smooth(values, width):
+    """Gaussian average with a standard deviation of `width` points, renormalised at the ends."""
+    offsets = np.arange(-int(3 * width), int(3 * width) + 1)
+    kernel = np.exp(-0.5 * (offsets / width) ** 2)
+    average = lambda x: np.convolve(np.pad(x, len(offsets) // 2), kernel, "valid")
+    return average(values) / average(np.ones(len(values)))
+
+
+def test_smoothing_is_gaussian_and_its_slider_moves_the_curves(opened):
     values = np.random.default_rng(0).normal(size=300)
     for width in (0.7, 3.0, 40.0):
         np.testing.assert_allclose(
@@ -178,7 +186,7 @@ def test_it_fits_a_phone_and_loads_nothing(browser, workdir, tmp_path):
         {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True},
     )
     try:
-        browser.get((workdir / page.NAME).as_uri())
+        browser.get(Workdir(workdir).report.as_uri())
         for details in browser.find_elements("tag name", "details"):
             browser.execute_script("arguments[0].open = true", details)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390

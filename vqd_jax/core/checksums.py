@@ -8,6 +8,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from vqd_jax.core.files import atomic_write
+
 SUMS = "sha256.json"
 
 
@@ -15,9 +17,8 @@ def write_sums(directory: Path) -> None:
     """Write the sums of all files in `directory`, at once."""
     files = sorted(f for f in directory.rglob("*") if f.is_file())
     sums = {f.relative_to(directory).as_posix(): _sum(f) for f in files}
-    temporary = directory / f"{SUMS}.tmp"
-    temporary.write_text(json.dumps(sums, indent=1) + "\n")
-    temporary.replace(directory / SUMS)
+    with atomic_write(directory / SUMS, "checksums to") as part:
+        part.write_text(json.dumps(sums, indent=1) + "\n")
 
 
 def mismatch(

@@ -5,7 +5,8 @@ d model width   e text width   a heads   f head features   h w token grid
 H W pixels   c channels   z code width   q queries
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -20,3 +21,4 @@ TextMask = Bool[Array, "b m"]  # True where the denoiser may attend
 PRNGKey = Key[Array, ""]
 PRNGKeys = Key[Array, " b"]  # one key for each example
 DenoiseFn = Callable[[Tokens, Times], Logits]
+Params = Mapping[str, Any]  # a tree of arrays

@@ -32,6 +32,7 @@ from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.retrieval import retrieval
 from vqd_jax.inference import pipeline
 from vqd_jax.models.lpips import SMALLEST
+from vqd_jax.runtime.workdir import Workdir
 
 SPLITS = ("train", "held_out_cells", "held_out_items")
 LEAST = 4  # pictures of a part; one with fewer is left out
@@ -43,7 +44,7 @@ def cache(folder: str | None, workdir: Path) -> Path:
     """
     if folder:
         return Path(folder)
-    own = workdir / "cache"
+    own = Workdir(workdir).cache
     return own if own.is_dir() else Path.home() / ".cache" / "vqd_jax" / "data"
 
 

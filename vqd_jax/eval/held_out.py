@@ -22,12 +22,12 @@ from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
 from vqd_jax.eval.ssim import WINDOW, ssim
 from vqd_jax.runtime.sharding import all_devices, replicate
+from vqd_jax.runtime.workdir import StageFolder
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler
 from vqd_jax.samplers.guidance import GuidanceConfig
-from vqd_jax.stages import jitted
-from vqd_jax.stages.autoregressive import TokenStage
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages import jitted, sampling
+from vqd_jax.stages.token_stage import Conditioning, TokenStage
 from vqd_jax.stages.vqvae import VQVAEStage
 
 
@@ -53,6 +53,8 @@ class CodecEvaluation:
             or indices(self.source, "train"),
             self.examples,
         )
+        if not chosen:
+            return {}
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
         images, outputs, tokens, distances = [], [], [], {net: [] for net in self.lpips}
         weights = replicate(weights, devices := all_devices())
@@ -80,11 +82,11 @@ class CodecEvaluation:
         if self.folder:
             shown = spread(list(range(len(images))), 16)
             save_png(
-                self.folder / f"reconstructions-{step:08d}.png",
+                StageFolder(self.folder).reconstructions(step),
                 side_by_side(images[shown], outputs[shown], scale=3),
             )
             with (
-                atomic_write(self.folder / f"codes-{step:08d}.npy", "the use of the codes") as part,
+                atomic_write(StageFolder(self.folder).codes(step), "the use of the codes") as part,
                 part.open("wb") as file,
             ):
                 np.save(file, np.bincount(tokens.ravel(), minlength=self.stage.codebook.codes))
@@ -144,10 +146,12 @@ class TokenEvaluation:
             if chosen:
                 nats = self.bound(weights, chosen)
                 values |= {f"bound_{name}": nats, f"bits_per_token_{name}": bits(nats)}
+        if not self.prompts:
+            return values
         ids, rows = self.bound.tokenizer(self.prompts), len(self.prompts)
         conditions = Conditioning(np.stack([ids, ids]), np.repeat([[False], [True]], rows, axis=1))
         scales = np.full((1, rows), self.guidance_config.guidance, np.float32)
-        tokens = jitted.sample(
+        tokens = sampling.sample(
             stage,
             weights,
             conditions,
@@ -159,6 +163,6 @@ class TokenEvaluation:
         )
         images = np.asarray(jitted.decode(stage.codec, self.codec, tokens, devices=devices))
         save_png(
-            self.folder / f"samples-{step:08d}.png", grid(images, 8, captions=self.prompts, scale=3)
+            StageFolder(self.folder).samples(step), grid(images, 8, captions=self.prompts, scale=3)
         )
         return values

@@ -24,14 +24,14 @@ from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.sharding import local_devices
-from vqd_jax.runtime.workdir import plan_file, stage_folder
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Constraint, Sampler
 from vqd_jax.samplers.guidance import GuidanceConfig
-from vqd_jax.stages import jitted
-from vqd_jax.stages.autoregressive import AutoregressiveStage, TokenStage
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages import jitted, sampling
+from vqd_jax.stages.autoregressive import AutoregressiveStage
 from vqd_jax.stages.lora import Adapter, apply_file
+from vqd_jax.stages.token_stage import Conditioning, TokenStage
 from vqd_jax.stages.vqvae import VQVAEStage
 
 MAX_PROMPT = 1_000  # characters; the text encoders read far fewer
@@ -51,7 +51,7 @@ def forget_programs(most: int) -> None:
     """Drops all compiled programs from memory if more than `most` are for sampling; those kept on
     the disk are soon here again.
     """
-    if jitted.compiled_samplers() > most:
+    if sampling.compiled_samplers() > most:
         jax.clear_caches()
 
 
@@ -127,7 +127,7 @@ class TextToImage:
         [MASK]).
         """
         drawing = self._drawing(prompts, negative_prompt, image, strength, settings)
-        return jitted.sample(
+        return sampling.sample(
             self.stage,
             self.weights,
             **drawing,
@@ -156,7 +156,7 @@ class TextToImage:
         The last ones are those of `tokens`, bit for bit.
         """
         drawing = self._drawing(prompts, negative_prompt, image, strength, settings)
-        for tokens in jitted.watch(
+        for tokens in sampling.watch(
             self.stage, self.weights, **drawing, seed=seed, first=first, constraint=constraint
         ):
             yield tokens, self.decode_partly(tokens)
@@ -382,7 +382,7 @@ def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | 
     found = [
         name
         for name in build.TOKEN_STAGES
-        if Checkpoints(stage_folder(workdir, name), read_only=True).latest_step() is not None
+        if Checkpoints(Workdir(Path(workdir)).checkpoints(name), read_only=True).latest_step() is not None
     ]
     if wanted and wanted not in found:
         raise UserError(
@@ -466,7 +466,7 @@ def stored_model(workdir: str | os.PathLike, stage: str) -> tuple[ConfigDict, di
 
 def write_plan(workdir: str | os.PathLike, entropy: dict[str, np.ndarray]) -> None:
     """Keeps cross-entropies by order in the workdir's own file."""
-    with atomic_write(plan_file(workdir), "the plan") as part, part.open("wb") as file:
+    with atomic_write(Workdir(Path(workdir)).plan, "the plan") as part, part.open("wb") as file:
         np.savez(file, **entropy)
 
 
@@ -474,7 +474,7 @@ def read_plan(
     workdir: str | os.PathLike, plan: str | os.PathLike | None = None
 ) -> dict[str, np.ndarray]:
     """The cross-entropies in `plan`, else in the workdir's own file; none where that has none."""
-    path = Path(plan) if plan else plan_file(workdir)
+    path = Path(plan) if plan else Workdir(Path(workdir)).plan
     if plan and not path.is_file():
         raise UserError(f"there is no plan {path}: make one with vqd plan")
     if not path.exists():
@@ -490,5 +490,5 @@ def read_plan(
 
 
 def _stage(workdir: str | os.PathLike, stage: str, *items: str) -> list[Any]:
-    checkpoints = Checkpoints(stage_folder(workdir, stage), read_only=True)
+    checkpoints = Checkpoints(Workdir(Path(workdir)).checkpoints(stage), read_only=True)
     return [widen(checkpoints.restore(item)) for item in items]

@@ -1,170 +1,137 @@
-"""The log of a run: one JSON line per step in metrics.jsonl, and the same scalars, with pictures,
-for TensorBoard.
+"""The log of a stage: one JSON line of scalars per logged step, and the same scalars for
+TensorBoard.
 
-What a killed run wrote after its last checkpoint is taken back by `rewind`, so that a resumed run
-has one history.
+After a kill, `rewind` drops what was logged after the last checkpoint, so that a resumed run has
+one history.
 """
 
 import contextlib
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, SupportsFloat
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import atomic_write
+from vqd_jax.runtime.workdir import StageFolder
 
 PREFIX = "train/"
-# what differs between two runs that are otherwise equal: measurements of time and memory, as the
-# log names them
-TIMINGS = frozenset(
-    (
-        "time",
-        *(
-            PREFIX + name
-            for name in (
-                "examples_per_second",
-                "input_wait",
-                "step_time",
-                "flops_per_second",
-                "mfu",
-                "device_memory",
-                "device_memory_peak",
-                "host_memory",
-                "goodput",
-            )
-        ),
-    )
+MEASUREMENTS = (
+    "examples_per_second",
+    "input_wait",
+    "step_time",
+    "flops_per_second",
+    "mfu",
+    "device_memory",
+    "device_memory_peak",
+    "host_memory",
+    "goodput",
 )
-METRICS = "metrics.jsonl"
+# the keys that differ between two otherwise equal runs: measurements of time and memory
+TIMINGS = frozenset(("time", *(PREFIX + name for name in MEASUREMENTS)))
 
 
 class Log:
-    """Metrics of a run in `folder`, appended to what is there."""
+    """Appends the metrics of a run to those in `folder`, which is created if need be."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self._tensorboard = None
-        with self._written():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / METRICS).exists():
-                self._keep(lambda row: True)  # drops a line that a kill has cut
-            self._file = (self.folder / METRICS).open("a")
+    def __init__(self, folder: Path):
+        self.folder, self._paths = folder, StageFolder(folder)
+        self._events = None
+        with self._readable_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._paths.metrics.exists():
+                self._keep(lambda row: True)  # without a line that a kill has truncated
+            self._file = self._paths.metrics.open("a")
 
-    def write(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Append one line of scalars, named `prefix` + key; on disk when it returns."""
-        values = {prefix + key: float(value) for key, value in values.items()}
-        now = time.time()
-        finite = {
-            key: value if math.isfinite(value) else None for key, value in values.items()
-        }  # JSON has no NaN
-        row = {"step": int(step), "time": round(now, 3)} | finite
+    def write(self, step: int, values: Mapping[str, SupportsFloat], prefix: str = "") -> None:
+        """Append one line of scalars, named `prefix` + key. It is on disk when this returns."""
         from tensorboardX import summary
-
-        with self._written():
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            self._show(step, now, *(summary.scalar(key, value) for key, value in values.items()))
-
-    def image(self, step: int, tag: str, image: np.ndarray) -> None:
-        """Show an (H, W, 3) uint8 picture in TensorBoard."""
-        from tensorboardX import summary
-
-        with self._written():
-            self._show(step, time.time(), summary.image(tag, image, dataformats="HWC"))
-
-    def note(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Keep facts that are no metrics beside them, in a JSON file of that name."""
-        with self._written():
-            self._replace(self.folder / name, json.dumps(facts, indent=1) + "\n")
-
-    def rewind(self, step: int) -> None:
-        """Forget what was written after `step`, on resuming from it; TensorBoard is told, too."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        with self._written():
-            self._file.close()
-            self._keep(lambda row: row["step"] <= step)
-            self._file = (self.folder / METRICS).open("a")
-            if (self.folder / "tensorboard").is_dir():
-                self._events(
-                    Event(
-                        wall_time=time.time(),
-                        step=step + 1,
-                        session_log=SessionLog(status=SessionLog.START),
-                    )
-                )
-
-    def close(self) -> None:
-        with self._written():
-            self._file.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
-                self._tensorboard = None
-
-    def _show(self, step: int, now: float, *summaries: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._events(*(Event(wall_time=now, step=step, summary=each) for each in summaries))
+        values = {prefix + key: float(value) for key, value in values.items()}
+        now = time.time()
+        in_json = lambda value: value if math.isfinite(value) else None  # JSON has no NaN
+        row = {"step": int(step), "time": round(now, 3)}
+        row |= {key: in_json(value) for key, value in values.items()}
+        with self._readable_errors():
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            scalars = (summary.scalar(key, value) for key, value in values.items())
+            self._add(Event(wall_time=now, step=step, summary=scalar) for scalar in scalars)
 
-    def _events(self, *events: Any) -> None:
-        """Appended at once: SummaryWriter has a thread for it, which a full disk ends, and then
-        whoever logs waits forever.
+    def write_machine(self, facts: Mapping[str, Any]) -> None:
+        """Describe the machine in a JSON file beside the metrics, replacing an earlier one."""
+        with atomic_write(self._paths.machine, "a log to") as part:
+            part.write_text(json.dumps(facts, indent=1) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop all lines after `step`, from which training resumes, and hide them in TensorBoard."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with self._readable_errors():
+            self._file.close()
+            self._keep(lambda row: row["step"] <= step)
+            self._file = self._paths.metrics.open("a")
+            if self._paths.tensorboard.is_dir():
+                start = SessionLog(status=SessionLog.START)
+                self._add([Event(wall_time=time.time(), step=step + 1, session_log=start)])
+
+    def close(self) -> None:
+        with self._readable_errors():
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+                self._events = None
+
+    def _add(self, events: Iterable[Any]) -> None:
+        """Appends events to TensorBoard's file. `tensorboardX.SummaryWriter` would write them in a
+        thread, where a full disk is a traceback instead of an error.
         """
-        if self._tensorboard is None:
+        if self._events is None:
             from tensorboardX.event_file_writer import EventsWriter
 
-            folder = self.folder / "tensorboard"
-            folder.mkdir(exist_ok=True)
-            # Files are named after the second: a suffix, or one opened twice within it would
-            # overwrite itself.
-            self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns() % 10**9}")
+            self._paths.tensorboard.mkdir(exist_ok=True)
+            # Names have seconds only; a suffix keeps a second writer from overwriting the file.
+            suffix = f".{time.time_ns() % 10**9}"
+            self._events = EventsWriter(str(self._paths.tensorboard / "events"), suffix)
         for event in events:
-            self._tensorboard.write_event(event)
-        self._tensorboard.flush()
+            self._events.write_event(event)
+        self._events.flush()
 
     @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise UserError(f"cannot write a log to {self.folder}: {error.strerror}") from error
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrite the file, if that changes it, with the whole lines that are wanted."""
-        path = self.folder / METRICS
+        """Rewrites the metrics with the complete lines that are wanted, if that changes them."""
+        path = self._paths.metrics
         new = "".join(line + "\n" for line, row in _rows(path) if wanted(row))
         if new != path.read_text():
-            self._replace(path, new)
-
-    @staticmethod
-    def _replace(path: Path, content: str) -> None:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(content)
-        temporary.replace(path)
+            with atomic_write(path, "a log to") as part:
+                part.write_text(new)
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, or of the one in the folder `path`, oldest first; a cut last
-    line is left out.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, or of that in the stage folder `path`, oldest first, without a
+    truncated last line. null is NaN.
     """
-    path = Path(path)
-    path = path / METRICS if path.is_dir() else path
+    if path.is_dir():
+        path = StageFolder(path).metrics
     try:
-        return [
-            {key: math.nan if value is None else value for key, value in row.items()}
-            for _, row in _rows(path)
-        ]
+        rows = [row for _, row in _rows(path)]
     except OSError as error:
         raise UserError(f"cannot read metrics from {path}: {error.strerror}") from error
+    from_json = lambda value: math.nan if value is None else value
+    return [{key: from_json(value) for key, value in row.items()} for row in rows]
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines and what they say, up to a cut last line."""
+    """(line, its object), without a truncated last line."""
     rows = []
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
@@ -176,7 +143,6 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             rows.append((line, row))
         elif number < len(lines):
             raise UserError(
-                f"line {number} of {path} is not a line of metrics, which is a JSON object with a "
-                "step"
+                f"line {number} of {path} is not a line of metrics (a JSON object with a step)"
             )
     return rows

@@ -24,7 +24,6 @@ from vqd_jax.core.shapes import PRNGKey
 from vqd_jax.models.weights.files import read_tree, safetensors_header, write_safetensors
 from vqd_jax.runtime.checkpoint import fit
 
-FILE = "adapter.safetensors"  # in the workdir of the run that trained it
 KERNELS = {
     "attention": ("self_attention", "cross_attention"),
     "all": ("self_attention", "cross_attention", "mlp_in", "mlp_out"),
@@ -137,7 +136,7 @@ def _read(path: Path) -> tuple[Adapter, str, dict[str, np.ndarray]]:
     if not path.is_file():
         raise UserError(
             f"there is no adapter file {path}: training with --config.adapter.rank=8 writes "
-            f"{FILE} into its workdir"
+            "adapter.safetensors into its workdir"
         )
     about = safetensors_header(path)[0].get("vqd_jax.stages.lora", "")
     try:

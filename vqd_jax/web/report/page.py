@@ -1,7 +1,6 @@
-"""The report of a workdir as one HTML file that needs nothing else: it opens from a disk, without a
-network.
+"""The report of a workdir as one self-contained HTML file, which opens without a network.
 
-The same files give the same bytes. Numbers and pictures lie in the page as JSON; report.js draws
+The same files give the same bytes. Numbers and images are in the page as JSON; report.js draws
 them.
 """
 
@@ -13,30 +12,40 @@ from typing import Any
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.web.report import sections
 
-NAME = "report.html"
-# nothing from elsewhere, ever
+# the page loads nothing
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+SECTIONS = {
+    "Training curves": sections.curves,
+    "Images": sections.images,
+    "Codebook use": sections.codes,
+    "Uncertainty and sampling plans": sections.plans,
+    "Evaluations": sections.evaluations,
+    "Time and hardware": sections.times,
+    "Configuration": sections.config,
+}
 
 
 def write(workdir: Path, out: Path) -> None:
-    """The report of `workdir` as the file `out`. UserError if there is nothing to report, or it
+    """Writes the report of `workdir` to `out`. UserError if there is nothing to report or the file
     cannot be written.
     """
     _put(out, page(workdir))
 
 
 def refresh(workdir: Path) -> None:
-    """`write` into the workdir beside a training, which goes on whatever is odd there, but not with
-    a full disk.
+    """Writes the report into the workdir during training. Damaged files only print a message; a
+    report that cannot be written is a UserError.
     """
+    out = Workdir(workdir).report
     try:
         content = page(workdir)
     except Exception as error:
-        print(f"{workdir / NAME} stays as it is: {type(error).__name__}: {error}", flush=True)
+        print(f"{out} is not updated: {type(error).__name__}: {error}", flush=True)
         return
-    _put(workdir / NAME, content)
+    _put(out, content)
 
 
 def _put(out: Path, content: str) -> None:
@@ -49,27 +58,21 @@ def page(workdir: Path) -> str:
     if not workdir.is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main")
     data: dict[str, Any] = {}
-    parts = {
-        "Curves": sections.curves,
-        "Pictures": sections.pictures,
-        "Codebook": sections.codes,
-        "Information": sections.plans,
-        "Evaluations": sections.evaluations,
-        "Time and hardware": sections.times,
-        "Config": sections.config,
-    }
-    made = {title: body for title, part in parts.items() if (body := _tried(part, workdir, data))}
-    if not made:
+    bodies = {title: _html(section, workdir, data) for title, section in SECTIONS.items()}
+    bodies = {title: body for title, body in bodies.items() if body}
+    if not bodies:
         raise UserError(
-            f"there is nothing to report in {workdir}: it has no metrics, no pictures and no "
-            "config of a run"
+            f"there is nothing to report in {workdir}: it has no metrics, images or config of a run"
         )
-    name, style, script = workdir.absolute().name, _file("report.css"), _file("report.js")
+    name = sections.text(workdir.absolute().name)
+    state = _html(sections.state, workdir, data)
+    style = _file("vqd_jax.web", "shared.css") + _file("vqd_jax.web.report", "report.css")
+    script = _file("vqd_jax.web.report", "report.js")
     anchor = lambda title: title.lower().replace(" ", "-")
-    links = "".join(f'<a href="#{anchor(title)}">{title}</a>' for title in made)
+    links = "".join(f'<a href="#{anchor(title)}">{title}</a>' for title in bodies)
     body = "".join(
         f'<section id="{anchor(title)}"><h2>{title}</h2>{body}</section>'
-        for title, body in made.items()
+        for title, body in bodies.items()
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -77,13 +80,13 @@ def page(workdir: Path) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{sections.text(name)} – report</title>
+<title>{name} – report</title>
 <style>
 {style}</style>
 </head>
 <body>
-<header><h1>{sections.text(name)}</h1>{_tried(sections.state, workdir, data)}<nav aria-label="Sections">{links}</nav></header>
-<noscript><p class="note">Curves and sliders need JavaScript, which is switched off here.</p></noscript>
+<header><h1>{name}</h1>{state}<nav aria-label="Sections">{links}</nav></header>
+<noscript><p class="note">Curves and sliders need JavaScript.</p></noscript>
 <main>{body}</main>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>
@@ -93,18 +96,20 @@ def page(workdir: Path) -> str:
 """
 
 
-def _tried(part: Callable[[Path, dict[str, Any]], str], workdir: Path, data: dict[str, Any]) -> str:
-    """A section, or the sentence why a damaged file keeps it from being shown."""
+def _html(
+    section: Callable[[Path, dict[str, Any]], str], workdir: Path, data: dict[str, Any]
+) -> str:
+    """The HTML of a section, or a note about the damaged file that prevents it."""
     try:
-        return part(workdir, data)
+        return section(workdir, data)
     except UserError as error:
         return f'<p class="note">{sections.text(error)}</p>'
 
 
 def _json(data: Any) -> str:
-    """JSON that ends no script element, whatever its texts say."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _file(name: str) -> str:
-    return (resources.files("vqd_jax.web.report") / "static" / name).read_text(encoding="utf-8")
+def _file(package: str, name: str) -> str:
+    return (resources.files(package) / "static" / name).read_text(encoding="utf-8")
