@@ -6,7 +6,6 @@ number of processes can read it.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import logging
@@ -161,7 +160,6 @@ def _checkpointer(make: Any = None, **several: Any) -> Any:
     """Orbax, for this process alone: the others neither write nor wait; or for `several`."""
     import orbax.checkpoint as ocp
 
-    _less_chatter()
     me = jax.process_index()
     alone = {
         "primary_host": me,
@@ -177,20 +175,22 @@ def _checkpointer(make: Any = None, **several: Any) -> Any:
     return (make or ocp.Checkpointer)(handler, multiprocessing_options=options)
 
 
-@functools.cache
-def _less_chatter() -> None:
-    """Once in a process; what others (`interrupt`) do with such exceptions stays."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_not_chatter)
-    others = sys.unraisablehook
-    sys.unraisablehook = lambda left: "Event loop is closed" in str(left.exc_value) or others(left)
-
-
-def _not_chatter(record: logging.LogRecord) -> bool:
-    """Orbax tells some twenty things about every save, at the level of what a run itself has to
-    say, and a failed one fails again in each of its threads, beside the exception that `save`
-    raises.
+def quiet_orbax() -> None:
+    """Drops Orbax's informational log lines, some twenty for each save, and the repetitions of a
+    failed save by its threads. A setting of the whole process, which only commands make.
     """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_wanted)
+    previous = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
     if "never retrieved" in str(record.msg) or "_SignalingThread" in str(record.msg):
         return False
     return record.levelno > logging.INFO or "orbax" not in Path(record.pathname).parts
