@@ -10,7 +10,7 @@ from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import pipeline
 from vqd_jax.samplers.base import Constraint
-from vqd_jax.stages import jitted
+from vqd_jax.stages import sampling
 
 MODEL = ROOT / "pretrained" / "emoji"
 PROMPTS = [
@@ -45,7 +45,7 @@ def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypat
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_noise_of_an_image_does_not_know_the_batch(batch):
-    bits = lambda *args: jax.random.key_data(jitted.image_keys(*args))
+    bits = lambda *args: jax.random.key_data(sampling.image_keys(*args))
     every = bits(3, 0, 8)
     parts = [bits(3, first, min(batch, 8 - first)) for first in range(0, 8, batch)]
     np.testing.assert_array_equal(np.concatenate(parts), every)
@@ -64,11 +64,11 @@ def test_traces_and_states_are_shared_too(model):
 def test_watching_sees_what_the_scan_does(model):
     asked = dict(calls=5, seed=1, guidance=2.0, guidance_below=0.6)
     _, states = model.tokens(PROMPTS[:2], **asked, trace=True)
-    compiled = jitted.compiled_samplers()
+    compiled = sampling.compiled_samplers()
     seen = list(model.watch(PROMPTS[:2], **asked))
     assert len(seen) == 5
     np.testing.assert_array_equal(seen[-1][0], model.tokens(PROMPTS[:2], **asked))  # to the bit
-    assert jitted.compiled_samplers() == compiled + 1  # one program does both
+    assert sampling.compiled_samplers() == compiled + 1  # one program does both
     agree = np.mean(
         [(s == t).mean() for (s, _), t in zip(seen, states)]
     )  # two programs: the last bits may differ
@@ -133,15 +133,15 @@ def test_a_negative_prompt_leads_away(model):
         ({"sampler": "counts", "order": "spiral"}, "order of counts must be one of"),
         (
             {"sampler": "counts", "polish": "many"},
-            "the option polish of counts is like 0, got 'many'",
+            "the option polish of counts must be like 0, got 'many'",
         ),
         (
             {"sampler": "counts", "counts": ["a"] * 25},
-            "the option counts of counts is like 'auto', got .'a', 'a'",
+            "the option counts of counts must be like 'auto', got .'a', 'a'",
         ),
         ({"sampler": "counts", "order": [[0]]}, "the option order of counts is like"),
-        ({"sampler": "counts", "noise": float("nan")}, "noise of counts is like 4.5, got nan"),
-        ({"sampler": "counts", "noise": 10**400}, "noise of counts is like 4.5, got 1000"),
+        ({"sampler": "counts", "noise": float("nan")}, "noise of counts must be like 4.5, got nan"),
+        ({"sampler": "counts", "noise": 10**400}, "noise of counts must be like 4.5, got 1000"),
         ({"sampler": "counts", "noise": True}, "got True"),
         ({"negative_prompt": "x" * 1001}, "a prompt has 1,001 characters"),
         ({"sampler": "counts", "calls": 65}, "calls must be in 1..64"),

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,9 @@ def start(name: str, arguments: Sequence[str]) -> NoReturn:
 def set_up_process() -> None:
     """What holds for a whole process, which only a command may decide."""
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files; there may be no display
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it remarks that torch is missing
+    # Pillow warns about odd files, which are decoded all the same or refused with a reason
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     faulthandler.enable()
     flags.FLAGS(sys.argv[:1])  # libraries define flags, too: these have their defaults
     logging.use_absl_handler()
@@ -74,7 +78,7 @@ def status(main: Callable[[], None], *, again: str = ANEW) -> int:
     """The exit status of `main`: 0, or 2 after a user's error, which is one sentence on standard
     error. `again` says what the same command does after it was interrupted.
     """
-    from vqd_jax.runtime.signals import Terminated
+    from vqd_jax.runtime.signals import SIGTERM_STATUS, Terminated
 
     try:
         main()
@@ -94,7 +98,8 @@ def status(main: Callable[[], None], *, again: str = ANEW) -> int:
         print(f"\ninterrupted; the same command {again}", file=sys.stderr)
         return 130
     except Terminated:
-        print(f"\nended as asked; the same command {again}", file=sys.stderr)
+        print(f"\nterminated; the same command {again}", file=sys.stderr)
+        return SIGTERM_STATUS
     return 0
 
 

@@ -41,7 +41,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     from vqd_jax.runtime import signals
 
-    signals.listen()
+    signals.install_handlers()
 
     import jax
 

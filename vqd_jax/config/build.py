@@ -1,4 +1,4 @@
-"""From config sections to objects; the only library file that sees a ConfigDict."""
+"""Objects from config sections: data set, networks, process, losses, samplers, stages."""
 
 import functools
 import sys
@@ -12,9 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import captioned, emoji, emoji_art, folder, packed, transforms, uncaptioned
+from vqd_jax.data import emoji, emoji_art, prepared, transforms
+from vqd_jax.data.captioned_folder import captioned_folder
+from vqd_jax.data.coco import coco
+from vqd_jax.data.cub_flowers import cub, flowers
 from vqd_jax.data.decode_check import check_decoding
-from vqd_jax.data.files import Files
+from vqd_jax.data.ffhq import ffhq
+from vqd_jax.data.image_files import ImageFiles
+from vqd_jax.data.imagenet import imagenet
 from vqd_jax.data.source import Record, Source
 from vqd_jax.data.text.bpe import BytePair
 from vqd_jax.data.text.clip import ClipTokenizer
@@ -45,67 +50,67 @@ from vqd_jax.stages.lora import Adapter
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
 
-def pick_source(key: str, value: str, options: dict[str, Any]) -> Any:
-    """options[value], or a sentence that names the key and what it accepts."""
+def choose(key: str, value: str, options: dict[str, Any]) -> Any:
+    """options[value]. UserError that names the key and what it accepts."""
     if value not in options:
         raise UserError(f"{key} must be one of {', '.join(options)}, got {value!r}")
     return options[value]
 
 
 def source(config: ConfigDict, cache: Path) -> Source:
-    """The data set, from what `vqd prepare` made of it in the cache if it is there.
+    """The data set, read from the files that `vqd prepare` packed in the cache if there are any.
 
-    Emoji are squares of data.image_size (or of their own size for random crops), pictures of other
-    sets as large as they come.
+    Emoji are squares of data.image_size (of their own size for random crops); images of other sets
+    have their own sizes.
     """
     found = raw_source(config, cache)
-    if not isinstance(found, Files):
+    if not isinstance(found, ImageFiles):
         return found
-    read = packed.open_packed(str(cache), found, packed_size(config))
+    read = prepared.open_prepared(str(cache), found, prepared_size(config))
     return check_decoding(read, str(cache)) if read is found else read
 
 
 def raw_source(config: ConfigDict, cache: Path) -> Source:
-    """The data set as it is distributed."""
+    """The data set in the form in which it is distributed."""
     resolution = emoji_art.SIDE if encodes_online(config) else config.data.image_size
-    make = pick_source(
+    make = choose(
         "data.source",
         config.data.source,
         {
             "emoji": lambda: emoji.Emoji(
                 cache=str(cache), resolution=resolution, **_tuples(config.emoji)
             ),
-            "folder": lambda: folder.folder(**config.folder),
-            "cub": lambda: captioned.cub(**config.cub),
-            "flowers": lambda: captioned.flowers(**config.flowers),
-            "coco": lambda: captioned.coco(**config.coco),
-            "imagenet": lambda: uncaptioned.imagenet(**config.imagenet),
-            "ffhq": lambda: uncaptioned.ffhq(**config.ffhq),
+            "folder": lambda: captioned_folder(**config.folder),
+            "cub": lambda: cub(**config.cub),
+            "flowers": lambda: flowers(**config.flowers),
+            "coco": lambda: coco(**config.coco),
+            "imagenet": lambda: imagenet(**config.imagenet),
+            "ffhq": lambda: ffhq(**config.ffhq),
         },
     )
     return make()
 
 
 def encodes_online(config: ConfigDict) -> bool:
-    """Whether training sees another part of a picture every time, so that its tokens cannot be
-    computed beforehand.
+    """Whether images are transformed at random in training, so that their tokens cannot be computed
+    beforehand.
     """
     return config.data.transform != "resize"
 
 
-def packed_size(config: ConfigDict) -> int | None:
-    """The side of the squares that `vqd prepare` makes, None where training needs the whole
-    pictures.
+def prepared_size(config: ConfigDict) -> int | None:
+    """The side of the squares that `vqd prepare` packs; None if training needs the original
+    images.
     """
     return None if encodes_online(config) else config.data.image_size
 
 
 def transform(config: ConfigDict, *, training: bool) -> Any:
-    """`(image, rng) -> image` of data.image_size."""
+    """The function `(image, rng) -> image` that makes squares of data.image_size."""
     size = config.data.image_size
     resize = transforms.Resize(size=size)
     crop = transforms.RandomCrop(size=size, **config.crop)
-    return pick_source(
+    return choose(
         "data.transform",
         config.data.transform,
         {
@@ -117,11 +122,12 @@ def transform(config: ConfigDict, *, training: bool) -> Any:
 
 
 def vqvae_stage(config: ConfigDict) -> VQVAEStage:
+    """The first stage: codec, codebook, discriminator and losses."""
     model = VQVAE(code_width=config.codebook.width, **_with_dtype(config.vqvae))
     if config.data.image_size % model.downsampling:
         raise UserError(
             f"data.image_size {config.data.image_size} must be a multiple of {model.downsampling}, "
-            "the codec's down-factor"
+            "the codec's downsampling factor"
         )
     return VQVAEStage(
         model=model,
@@ -133,11 +139,11 @@ def vqvae_stage(config: ConfigDict) -> VQVAEStage:
 
 
 def process(config: ConfigDict) -> MaskAndReplace:
-    """The schedule, for the config's k."""
+    """The forward process, with the config's schedule, T and number of codes."""
     if config.process.schedule == "stored":
         tables = (config.process.log_alpha, config.process.log_beta)
         return schedules.stored(*(np.array(x, np.float64) for x in tables), config.codebook.codes)
-    make = pick_source(
+    make = choose(
         "process.schedule",
         config.process.schedule,
         {
@@ -158,15 +164,16 @@ def sampling(
     *,
     entropy: dict[str, np.ndarray] | None = None,
     options: dict[str, Any] | None = None,
-    whole: bool = True,
+    from_noise: bool = True,
     **guidance_config: Any,
 ) -> tuple[Sampler | AutoregressiveSampler, GuidanceConfig]:
-    """The sampler of that name, and the treatment of p(x_0), from the keys of config.sampling.
+    """The sampler of that name and its guidance config, from the keys of config.sampling.
 
-    `options` replace keys of the sampler's own section. `entropy` is what `vqd plan` measured for
-    each order of `counts`; counts="planned" needs it, "auto" uses it for whole pictures.
+    `options` replace keys of the sampler's own section. `entropy` is the measurement of `vqd plan`
+    for each order of `counts`; counts="planned" needs it, and "auto" uses it if there is one and
+    the image is sampled from t = T (`from_noise`).
     """
-    make, section = pick_source(
+    make, section = choose(
         "sampling.sampler",
         sampler,
         {
@@ -188,9 +195,8 @@ def sampling(
             )
         fields[key] = _like(fields[key], value, f"the option {key} of {sampler}")
     if fields.get("counts") == "auto":
-        fields["counts"] = (
-            "planned" if whole and entropy and fields["order"] in entropy else "uniform"
-        )
+        planned = from_noise and entropy and fields["order"] in entropy
+        fields["counts"] = "planned" if planned else "uniform"
     if fields.get("counts") == "planned":
         fields["counts"] = planned_counts(fields["order"], calls - fields["polish"], entropy)
     return make(calls=calls, **_tuples(fields)), GuidanceConfig(**guidance_config)
@@ -199,6 +205,7 @@ def sampling(
 def planned_counts(
     order: str, calls: int, entropy: dict[str, np.ndarray] | None
 ) -> tuple[int, ...]:
+    """The best number of tokens for each call. UserError if the order was not measured."""
     if not entropy or order not in entropy:
         raise UserError(
             f"there is no plan for the order {order!r} in this workdir: make one with vqd plan"
@@ -208,19 +215,19 @@ def planned_counts(
 
 
 def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
-    """The text encoder's tokenizer, the learned one's trained on the records' captions; or the
-    names of their classes.
+    """The tokenizer of the text encoder; that of the learned encoder is trained on the captions of
+    the records. For class models the names of the classes.
     """
     captions = [caption for record in records for caption in record.captions]
     names = {record.label: record.captions[0] for record in reversed(records) if record.captions}
     labels = lambda: Classes([names.get(i, "") for i in range(config.condition.classes)])
-    kind = pick_source(
+    kind = choose(
         "condition.kind", config.condition.kind, {"text": None, "class": labels, "none": Nothing}
     )
     if kind:
         return kind()
     text = config.learned_text
-    make = pick_source(
+    make = choose(
         "text.encoder",
         config.text.encoder,
         {
@@ -234,8 +241,9 @@ def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
 
 
 def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | ClipText:
+    """The network that text.encoder names."""
     sizes = {k: v for k, v in config.clip_text.items() if k != "folder"}
-    make = pick_source(
+    make = choose(
         "text.encoder",
         config.text.encoder,
         {
@@ -253,9 +261,10 @@ def text_encoder(config: ConfigDict, tokenizer: Tokenizer) -> LearnedText | Clip
 def conditioner(
     config: ConfigDict, tokenizer: Tokenizer
 ) -> Conditioner | ClassConditioner | NoConditioner:
-    null = pick_source("condition.null", config.condition.null, {"learned": False, "empty": True})
+    """The module that turns captions or classes into the condition of a network over tokens."""
+    null = choose("condition.null", config.condition.null, {"learned": False, "empty": True})
     empty = tuple(tokenizer([""])[0].tolist()) if null and config.condition.kind == "text" else ()
-    make = pick_source(
+    make = choose(
         "condition.kind",
         config.condition.kind,
         {
@@ -273,9 +282,10 @@ def conditioner(
 
 
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
+    """The second stage: the denoiser of tokens, with its process, conditioner and loss."""
     fields = _with_dtype(config.denoiser)
     if fields["attention"] == "auto":
-        fields["attention"] = "parts" if jax.default_backend() == "cpu" else "whole"
+        fields["attention"] = "chunked" if jax.default_backend() == "cpu" else "full"
     denoiser = Denoiser(T=config.process.T, **_tokens_and_condition(config), **fields)
     return DiffusionStage(
         process=process(config),
@@ -288,15 +298,15 @@ def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
 
 
 def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> AutoregressiveStage:
-    """The twin of `diffusion_stage`, from the same sections."""
+    """The autoregressive baseline of `diffusion_stage`, from the same sections."""
     sizes = _with_dtype(config.denoiser)
     if sizes.pop("mlp") != "fc":
         raise UserError(
             "the autoregressive stage needs denoiser.mlp fc: a 3x3 convolution would see later "
             "tokens"
         )
-    only_of_a_denoiser = ("time", "positions", "predict", "attention")
-    sizes = {key: value for key, value in sizes.items() if key not in only_of_a_denoiser}
+    denoiser_only = ("time", "positions", "predict", "attention")
+    sizes = {key: value for key, value in sizes.items() if key not in denoiser_only}
     return AutoregressiveStage(
         network=Autoregressive(**_tokens_and_condition(config), **sizes),
         conditioner=conditioner(config, tokenizer),
@@ -309,7 +319,7 @@ TOKEN_STAGES = {"diffusion": diffusion_stage, "autoregressive": autoregressive_s
 
 
 def _tokens_and_condition(config: ConfigDict) -> dict[str, Any]:
-    """What a network over tokens is told beside its own section."""
+    """The arguments of a network over tokens that come from other sections than its own."""
     codec = vqvae_stage(config)
     side = config.data.image_size // codec.model.downsampling
     classes = (
@@ -326,32 +336,31 @@ def _tokens_and_condition(config: ConfigDict) -> dict[str, Any]:
 
 
 def _with_dtype(section: ConfigDict) -> dict[str, Any]:
-    """The section with its dtype resolved for the machine at hand, and lists as tuples."""
+    """The section with its dtype resolved for this machine's devices, and lists as tuples."""
     fields = _tuples(section)
     auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    fields["dtype"] = pick_source(
+    fields["dtype"] = choose(
         "dtype", section.dtype, {"auto": auto, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     )
     return fields
 
 
 def _like(default: Any, value: Any, what: str) -> Any:
-    """The value, if it is of the default's kind and, if a number, finite; a list of whole numbers
-    may stand for a name.
+    """Returns the value. UserError unless it has the default's type and is finite; a list of
+    integers may replace a string.
     """
     if isinstance(default, str) and isinstance(value, (tuple, list)):
         fits = all(type(x) is int for x in value)
     else:
         fits = isinstance(value, (int, float) if isinstance(default, float) else type(default))
         fits &= isinstance(value, bool) == isinstance(default, bool)
-        fits &= (
-            not isinstance(value, (int, float)) or abs(value) <= sys.float_info.max
-        )  # not of NaN
+        if isinstance(value, (int, float)):
+            fits &= abs(value) <= sys.float_info.max  # False for NaN
     if not fits:
-        raise UserError(f"{what} is like {default!r}, got {value!r:.80}")
+        raise UserError(f"{what} must be like {default!r}, got {value!r:.80}")
     return value
 
 
 def _tuples(section: ConfigDict | dict[str, Any]) -> dict[str, Any]:
-    """The section with lists, as JSON gives them back, as tuples."""
+    """The section with lists (from JSON) as tuples."""
     return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items()}

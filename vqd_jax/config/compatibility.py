@@ -1,26 +1,37 @@
-"""Keys of earlier versions that checkpoints may still hold; everything else about the format of a
-stored config is in `defaults.complete`.
-"""
+"""Configs that earlier versions stored in checkpoints, in the words of this one."""
 
+import copy
 from typing import Any
 
 from vqd_jax.core.errors import UserError
 
-# Keys that no longer exist, with the value at which they changed nothing.
-REMOVED: dict[str, dict[str, Any]] = {
-    "diffusion_loss": {"antithetic": False, "continuous": False},
+# Removed keys, with the value at which they had no effect
+REMOVED: dict[tuple[str, str], Any] = {
+    ("diffusion_loss", "antithetic"): False,
+    ("diffusion_loss", "continuous"): False,
+}
+# Values that have another name now
+RENAMED_VALUES: dict[tuple[str, str], dict[str, str]] = {
+    ("denoiser", "attention"): {"whole": "full", "parts": "chunked"},
+    ("evaluation", "name"): {"cells": "emoji"},
 }
 
 
-def without_removed(section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """A stored section without the keys of REMOVED. UserError for one that is not at its neutral
-    value.
+def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config without the keys of REMOVED and with the new names of values. UserError for a
+    removed key that had an effect.
     """
-    removed = REMOVED.get(section, {})
-    for key in removed.keys() & values.keys():
-        if values[key] != removed[key]:
+    config = copy.deepcopy(stored)
+    sections = {name: values for name, values in config.items() if isinstance(values, dict)}
+    for (section, key), neutral in REMOVED.items():
+        value = sections.get(section, {}).pop(key, neutral)
+        if value != neutral:
             raise UserError(
-                f"the stored config has {section}.{key}={values[key]!r}, which this version no "
-                "longer supports: use vqd_jax 0.1.0"
+                f"the stored config has {section}.{key}={value!r}, which this version no longer "
+                "supports: use the version that trained it"
             )
-    return {key: value for key, value in values.items() if key not in removed}
+    for (section, key), names in RENAMED_VALUES.items():
+        value = sections.get(section, {}).get(key)
+        if isinstance(value, str) and value in names:
+            sections[section][key] = names[value]
+    return config

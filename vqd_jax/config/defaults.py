@@ -1,8 +1,7 @@
-"""Every configuration key with its default. A config file sets keys and never adds one; unknown
-keys are errors.
+"""Every configuration key with its default.
 
-Lengths and intervals are in examples seen. Each section goes to one constructor, whose docstring
-says more.
+A config file sets keys and never adds one; unknown keys are errors. Lengths and intervals are in
+examples seen. Each section goes to one constructor, whose docstring says more.
 """
 
 from collections.abc import Callable
@@ -10,369 +9,289 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vqd_jax.config.compatibility import without_removed
+from vqd_jax.config.compatibility import upgrade
 from vqd_jax.core.errors import UserError
 
 
 def defaults() -> ConfigDict:
+    """A locked config in which every key has its default."""
     c = ConfigDict()
-    c.seed = 0  # of everything: data order, initial weights, noise
-    c.stages = (
-        "vqvae",
-        "diffusion",
-    )  # run in this order; each resumes, runs, or is skipped as done; the third one,
-    # autoregressive, is the baseline: it has the sizes, loss and optimiser of diffusion
-    c.init_from = ""  # a workdir, own or converted, whose codec and denoiser training begins with
-    c.data = ConfigDict(
-        dict(
-            # emoji | folder | cub | flowers | coco | imagenet | ffhq; its section has the details
-            source="emoji",
-            image_size=32,  # side of the square images in pixels
-            # resize | crop (random) | reference (random, as published); tokens of random
-            transform="resize",
-            # ones are computed during training
-            drop_words=0.0,  # probability of leaving out each word of a training caption
-            cache="",  # where built data sets and tokens are kept; "" is <workdir>/cache
-        )
+    c.seed = 0  # random seed of the data order, initial weights and noise
+    # Stages to train, in this order. The stage autoregressive is the baseline: it takes the sizes,
+    # loss and optimiser of diffusion.
+    c.stages = ("vqvae", "diffusion")
+    c.init_from = ""  # workdir, trained or converted, whose weights training starts from
+    c.data = _section(
+        # emoji | folder | cub | flowers | coco | imagenet | ffhq; each has a section below
+        source="emoji",
+        image_size=32,  # side of the square images, in pixels
+        # resize | crop (random) | reference (random, as in the released code); with random
+        # transforms, tokens are computed during training
+        transform="resize",
+        drop_words=0.0,  # probability of dropping each word of a training caption
+        cache="",  # folder for prepared data sets and tokens; "" is <workdir>/cache
     )
-    c.emoji = ConfigDict(
-        dict(
-            styles=("google", "twitter", "openmoji"),
-            skin_tones=False,  # keep skin-tone variants
-            flags=False,  # keep flags
-            people=True,  # keep gendered variants of persons
-            categories=(),  # names of categories or subcategories; empty is all
-            max_items=0,  # that many emoji, a stable choice; 0 is all
-            held_out_cells=0.1,  # share of (emoji, style) pairs held out
-            held_out_items=0.03,  # share of emoji held out in all styles
-        )
+    c.emoji = _section(
+        styles=("google", "twitter", "openmoji"),
+        skin_tones=False,  # include skin-tone variants
+        flags=False,  # include flags
+        people=True,  # include gendered variants of people
+        categories=(),  # names of categories or subcategories; empty for all
+        max_items=0,  # number of emoji, a fixed choice; 0 for all
+        held_out_cells=0.1,  # fraction of (emoji, style) pairs held out
+        held_out_items=0.03,  # fraction of emoji held out in all styles
     )
-    c.folder = ConfigDict(
-        dict(
-            path="",  # folder of images with captions
-            held_out_cells=0.0,  # share of images held out as "cells"
-            held_out_items=0.1,  # share of images held out
-        )
+    c.folder = _section(
+        path="",  # folder of images with captions
+        held_out_cells=0.0,  # fraction of images held out in the split held_out_cells
+        held_out_items=0.1,  # fraction of images held out in the split held_out_items
     )
-    c.cub = ConfigDict(
-        dict(  # CUB-200-2011 birds
-            # folder with images/ (or CUB_200_2011/images/) and text/, or a TFDS caltech_birds2011
-            path="",
-            captions="",  # folder with text/, if it is another
-        )
+    c.cub = _section(  # CUB-200-2011 birds
+        # folder with images/ (or CUB_200_2011/images/) and text/, or a TFDS caltech_birds2011
+        path="",
+        captions="",  # folder with text/, if it is elsewhere
     )
-    c.flowers = ConfigDict(
-        dict(  # Oxford-102 flowers
-            path="",  # folder with jpg/ and text_c10/, or a TFDS oxford_flowers102
-            captions="",  # folder with text_c10/, if it is another
-        )
+    c.flowers = _section(  # Oxford-102 flowers
+        path="",  # folder with jpg/ and text_c10/, or a TFDS oxford_flowers102
+        captions="",  # folder with text_c10/, if it is elsewhere
     )
-    c.coco = ConfigDict(
-        dict(  # MS-COCO 2014
-            path="",  # folder with annotations/, train2014/ and val2014/, or a TFDS coco_captions
-        )
+    c.coco = _section(  # MS-COCO 2014
+        path="",  # folder with annotations/, train2014/ and val2014/, or a TFDS coco_captions
     )
-    c.imagenet = ConfigDict(
-        dict(
-            path="",  # folder with train/ and val/, each a folder per synset
-        )
+    c.imagenet = _section(
+        path="",  # folder with train/ and val/, each with a folder per synset
     )
-    c.ffhq = ConfigDict(
-        dict(
-            path="",  # folder of images
-        )
+    c.ffhq = _section(
+        path="",  # folder of images
     )
-    c.crop = ConfigDict(
-        dict(
-            scale=0.9,  # smallest side of the random crop, as a share of the shorter side
-            shift=1.0,  # how far it may leave the centre, 0..1
-            flip=False,  # mirror half of the images
-        )
+    c.crop = _section(
+        scale=0.9,  # smallest side of the random crop, as a fraction of the shorter side
+        shift=1.0,  # largest distance from the centre; 0 is a centre crop, 1 reaches the border
+        flip=False,  # mirror half of the images
     )
 
-    c.vqvae = ConfigDict(
-        dict(
-            channels=64,  # width at the finest resolution
-            multipliers=(
-                1,
-                2,
-            ),  # width at each resolution; all but the last are followed by a halving
-            residual_blocks=1,  # per resolution; the decoder has one more
-            attention_resolutions=(),  # heights of feature maps that get attention
-            middle_attention=False,  # attention at the coarsest resolution
-            resampling="fold",  # conv (VQGAN) | fold (space to depth, fast on a CPU)
-            patch_size=2,  # pixels folded into channels at the start; 1 is the VQGAN
-            latent_width=64,  # channels between convolutions and codebook
-            dtype="auto",  # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | bfloat16
-        )
+    c.vqvae = _section(
+        channels=64,  # width at the finest resolution
+        multipliers=(1, 2),  # of the width at each resolution, each of which halves the one before
+        residual_blocks=1,  # per resolution; the decoder has one more
+        attention_resolutions=(),  # heights of the feature maps that get attention
+        middle_attention=False,  # attention at the coarsest resolution
+        resampling="fold",  # conv (VQGAN) | fold (space to depth, fast on a CPU)
+        patch_size=2,  # pixels folded into channels at the input; 1 is the VQGAN
+        latent_width=64,  # channels between convolutions and codebook
+        dtype="auto",  # auto (bfloat16 on accelerators, float32 on CPUs) | float32 | bfloat16
     )
-    c.codebook = ConfigDict(
-        dict(
-            codes=512,  # k
-            width=32,  # of a code vector
-            update="ema",  # ema | gradient
-            decay=0.99,  # of the moving averages
-            smoothing=1e-5,  # Laplace smoothing of the counts
-            restart_every=100,  # steps between restarts of dead codes; 0 for never
-            restart_below=0.05,  # dead: chosen less often than this share of an even split
-        )
+    c.codebook = _section(
+        codes=512,  # k
+        width=32,  # of a code vector
+        update="ema",  # ema | gradient
+        decay=0.99,  # of the moving averages
+        smoothing=1e-5,  # Laplace smoothing of the counts
+        restart_every=100,  # steps between restarts of dead codes; 0 for never
+        restart_below=0.05,  # a code is dead if used less than this fraction of uniform use
     )
-    c.discriminator = ConfigDict(
-        dict(
-            width=64,  # of the first layer
-            layers=2,  # halvings
-        )
+    c.discriminator = _section(
+        width=64,  # of the first layer
+        layers=2,  # strided layers
     )
-    c.vqvae_loss = ConfigDict(
-        dict(
-            l1=1.0,  # weights of the terms; 0 switches a term off
-            l2=1.0,
-            commitment=0.25,
-            lpips=0.0,
-            lpips_examples=0,  # rows per device that the perceptual term sees; 0 is all
-            adversarial=0.0,
-            adversarial_start=0,  # examples before the discriminator counts
-            adversarial_adaptive=True,  # balance its gradient at the last layer
-        )
+    c.vqvae_loss = _section(
+        l1=1.0,  # weights of the terms; 0 switches a term off
+        l2=1.0,
+        commitment=0.25,
+        lpips=0.0,
+        lpips_examples=0,  # images per device for the perceptual term; 0 for all
+        adversarial=0.0,
+        adversarial_start=0,  # examples before the adversarial term is switched on
+        adversarial_adaptive=True,  # balance its gradient at the last layer
     )
-    c.vqvae_optim = ConfigDict(
-        dict(
-            learning_rate=1e-3,  # peak
-            warmup=3_200,  # examples
-            decay="cosine",  # cosine | linear | constant
-            final=0.01,  # share of the peak that is left at the end
-            betas=(0.9, 0.99),
-            weight_decay=1e-4,  # on every parameter
-            clip=1.0,  # global norm of the gradient; 0 for no limit
-            muon=0.0,  # peak rate of Muon on the matrices; 0: AdamW on everything
-        )
+    c.vqvae_optim = _section(
+        learning_rate=1e-3,  # peak
+        warmup=3_200,  # examples
+        decay="cosine",  # cosine | linear | constant
+        final=0.01,  # final learning rate, as a fraction of the peak
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,  # on every parameter
+        clip=1.0,  # global norm of the gradient; 0 for no clipping
+        muon=0.0,  # peak learning rate of Muon for the matrices; 0 uses AdamW for everything
     )
-    c.vqvae_train = ConfigDict(
-        dict(
-            examples=50_000,  # length of the stage
-            batch_size=64,  # global
-            accumulate=1,  # in so many parts, one after the other: less memory, the same gradient
-            ema=0.0,  # decay of the average of the weights; 0 for none
-            log_every=640,
-            evaluate_every=12_800,
-            save_every=12_800,
-            keep=2,  # checkpoints kept
-        )
+    c.vqvae_train = _section(
+        examples=50_000,  # length of the stage
+        batch_size=64,  # global
+        accumulate=1,  # micro-batches per step: less memory, the same gradient
+        ema=0.0,  # decay of the moving average of the weights; 0 for none
+        log_every=640,
+        evaluate_every=12_800,
+        save_every=12_800,
+        keep=2,  # number of checkpoints kept
     )
 
-    c.process = ConfigDict(
-        dict(
-            # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine |
-            # uniform | stored
-            schedule="paper",
-            T=100,  # diffusion steps
-            final_mask=0.9,  # of paper, the share that is masked at the end; the rest is replaced
-            # of stored, the tables of a released checkpoint: T + 1 numbers, the last for t = 0
-            log_alpha=(),
-            log_beta=(),
-        )
+    c.process = _section(
+        # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine | uniform |
+        # stored (log_alpha, log_beta)
+        schedule="paper",
+        T=100,  # diffusion steps
+        final_mask=0.9,  # paper: fraction masked at t = T; the rest is replaced
+        # stored: tables of a released checkpoint, T + 1 numbers, the last for t = 0
+        log_alpha=(),
+        log_beta=(),
     )
-    c.condition = ConfigDict(
-        dict(
-            kind="text",  # text | class | none
-            # what guidance leads away from: learned | empty (the empty caption; the mean of the
-            # classes)
-            null="learned",
-            classes=0,  # of class models
-        )
+    c.condition = _section(
+        kind="text",  # text | class | none
+        # null condition of guidance: learned | empty (the empty caption; the mean of the classes)
+        null="learned",
+        classes=0,  # number of classes of a class model
     )
-    c.denoiser = ConfigDict(
-        dict(
-            layers=6,
-            width=192,
-            heads=6,
-            mlp_ratio=4,
-            mlp="fc",  # fc (two linear layers) | conv (two 3x3 convolutions)
-            positions=(),  # sizes of the position tables, if not the grid's own
-            time="learned",  # learned (a table per AdaLN) | sinusoidal
-            head="linear",  # linear (as published) | tied (to the token embedding; learns faster)
-            # x0, or the previous state z_{t-1} itself, which needs diffusion_loss.auxiliary=0
-            predict="x0",
-            init_std=0.02,  # of all weights
-            dropout=0.0,
-            # auto (parts on CPUs) | whole | parts (some heads at a time, in the cache)
-            attention="auto",
-            dtype="auto",
-            # compute layers again in the backward pass: less memory, a third more work
-            remat=False,
-            scan=False,  # one program for all layers: compiles faster
-        )
+    c.denoiser = _section(
+        layers=6,
+        width=192,
+        heads=6,
+        mlp_ratio=4,
+        mlp="fc",  # fc (two linear layers) | conv (two 3x3 convolutions)
+        positions=(),  # sizes of the position tables; () for the grid's own
+        time="learned",  # learned (a table per AdaLN) | sinusoidal
+        head="linear",  # linear (as published) | tied (to the token embedding; trains faster)
+        # x0 | previous (z_{t-1} itself, which needs diffusion_loss.auxiliary=0)
+        predict="x0",
+        init_std=0.02,  # of all weights
+        dropout=0.0,
+        # full | chunked (a few heads at a time, in the CPU's cache) | auto (chunked on CPUs)
+        attention="auto",
+        dtype="auto",
+        remat=False,  # recompute layers in the backward pass: less memory, a third more work
+        scan=False,  # one compiled layer for all: compiles faster
     )
-    c.adapter = ConfigDict(
-        dict(  # low-rank adapters of the denoiser in init_from, instead of training all of it
-            rank=0,  # 0: none
-            alpha=16.0,  # they count alpha / rank times
-            kernels="attention",  # attention | all (and the MLP)
-        )
+    c.adapter = _section(  # LoRA: low-rank adapters of the denoiser in init_from
+        rank=0,  # 0 trains the denoiser itself
+        alpha=16.0,  # the adapter is scaled by alpha / rank
+        kernels="attention",  # attention | all (and the MLP)
     )
-    c.text = ConfigDict(
-        dict(
-            # learned (trained jointly, on byte-pair tokens of the captions) | clip
-            encoder="learned",
-        )
+    c.text = _section(
+        encoder="learned",  # learned (trained jointly, on byte-pair tokens of the captions) | clip
     )
-    c.learned_text = ConfigDict(
-        dict(
-            vocabulary=2048,  # byte-pair tokens
-            length=16,  # tokens per caption
-            width=192,
-            layers=2,
-            heads=6,
-        )
+    c.learned_text = _section(
+        vocabulary=2048,  # byte-pair tokens
+        length=16,  # tokens per caption
+        width=192,
+        layers=2,
+        heads=6,
     )
-    c.clip_text = ConfigDict(
-        dict(
-            # with vocab.json, merges.txt and model.safetensors, as openai/clip-vit-base-patch32 on
-            # the hub
-            folder="",
-            width=512,
-            layers=12,
-            heads=8,
-        )
+    c.clip_text = _section(
+        # folder with vocab.json, merges.txt and model.safetensors, or a Hugging Face name such as
+        # openai/clip-vit-base-patch32
+        folder="",
+        width=512,
+        layers=12,
+        heads=8,
     )
-    c.diffusion_loss = ConfigDict(
-        dict(
-            auxiliary=5e-4,  # weight of -log p(x_0), as in the paper
-            adaptive_auxiliary=False,  # times 2 - (t - 1)/T
-            importance=True,  # draw t by the history of losses
-            drop_caption=0.1,  # share of captions replaced by the null embedding
-        )
+    c.diffusion_loss = _section(
+        auxiliary=5e-4,  # weight of -log p(x_0), as in the paper
+        adaptive_auxiliary=False,  # scale it by 2 - (t - 1)/T
+        importance=True,  # importance sampling of t by past losses
+        drop_caption=0.1,  # fraction of captions replaced by the null condition
     )
-    c.diffusion_optim = ConfigDict(
-        dict(
-            learning_rate=1e-3,
-            warmup=12_800,
-            decay="cosine",
-            final=0.01,
-            betas=(0.9, 0.96),
-            weight_decay=0.045,
-            clip=0.5,
-            muon=0.0,
-        )
+    c.diffusion_optim = _section(
+        learning_rate=1e-3,
+        warmup=12_800,
+        decay="cosine",
+        final=0.01,
+        betas=(0.9, 0.96),
+        weight_decay=0.045,
+        clip=0.5,
+        muon=0.0,
     )
-    c.diffusion_train = ConfigDict(
-        dict(
-            examples=200_000,
-            batch_size=128,
-            accumulate=0,  # 0: what suits the machine, on a CPU parts of 1024 tokens or less
-            ema=0.999,
-            log_every=1_280,
-            evaluate_every=51_200,
-            save_every=25_600,
-            keep=2,
-        )
+    c.diffusion_train = _section(
+        examples=200_000,
+        batch_size=128,
+        accumulate=0,  # 0 chooses: on a CPU micro-batches of at most 1024 tokens, else one
+        ema=0.999,
+        log_every=1_280,
+        evaluate_every=51_200,
+        save_every=25_600,
+        keep=2,
     )
 
-    c.sampling = ConfigDict(
-        dict(  # what sample and the pictures use unless told otherwise
-            # ancestral | counts | remask | released_fast | prior_rule; their sections are below.
-            sampler="ancestral",
-            # autoregressive, of models of that stage: they have no other;
-            # previous, of models with denoiser.predict=previous, likewise
-            calls=25,  # network calls
-            guidance=2.0,  # 1 is none
-            # what it leads away from: learned (the model's own null) | empty (the empty caption)
-            null="learned",
-            ramp=False,  # let the guidance grow as tokens appear
-            guidance_below=1.0,  # guide only while at most this share of the tokens is masked
-            temperature=1.0,
-            top_p=1.0,  # the smallest set of codes with this mass; 1 is all
-            top_k=0,  # the k likeliest codes; 0 is all
-        )
+    c.sampling = _section(  # what sample, demo and previews use by default
+        # ancestral | counts | remask | released_fast | prior_rule; their options are below.
+        # autoregressive models, and denoisers with predict=previous, have one sampler each:
+        # autoregressive, previous
+        sampler="ancestral",
+        calls=25,  # network calls (steps)
+        guidance=2.0,  # classifier-free guidance scale; 1 is no guidance
+        null="learned",  # null condition: learned | empty (the empty caption)
+        ramp=False,  # increase guidance as tokens are revealed
+        guidance_below=1.0,  # apply guidance only while at most this fraction is masked
+        temperature=1.0,
+        top_p=1.0,  # smallest set of codes with this probability mass; 1 is all
+        top_k=0,  # the k most likely codes; 0 is all
     )
-    c.counts = ConfigDict(
-        dict(
-            order="random",  # random | confidence | purity | halton
-            # tokens per call: uniform | cosine | planned (vqd plan) | auto (planned if there is a
-            # plan)
-            counts="auto",
-            noise=4.5,  # of confidence
-            polish=0,  # last calls that are ancestral
-            polish_from=0.25,  # where they begin, as a share of T
-            origin="masked",  # start from masked tokens only, or from the schedule's end (process)
-        )
+    c.counts = _section(
+        order="random",  # random | confidence | purity | halton
+        # tokens per call: uniform | cosine | planned (vqd plan) | auto (planned if there is a plan)
+        counts="auto",
+        noise=4.5,  # of order=confidence
+        polish=0,  # number of final calls that are ancestral
+        polish_from=0.25,  # time at which they start, as a fraction of T
+        origin="masked",  # start from masked tokens only (masked), or from z_T (process)
     )
-    c.remask = ConfigDict(
-        dict(
-            eta=0.02,  # share of the largest rate of remasking
-            share=0.5,  # of the calls, the last ones
-        )
+    c.remask = _section(
+        eta=0.02,  # remasking rate, as a fraction of the largest possible
+        share=0.5,  # fraction of the calls, at the end, that remask
     )
-    c.prior_rule = ConfigDict(
-        dict(
-            rule=2,  # 1: even | 2: purity
-            weight=0.0,  # sharpens by 1 + weight * purity
-            per_call=1024,  # most tokens that a network call reveals
-        )
+    c.prior_rule = _section(
+        rule=2,  # 1: even | 2: purity
+        weight=0.0,  # sharpens p(x_0) by 1 + weight * purity
+        per_call=1024,  # largest number of tokens revealed in one call
     )
-    c.preview = ConfigDict(
-        dict(
-            pictures=8,  # of each kind, at every evaluation and at the end
-            prompts=(
-                "a google style emoji of a blue apple",
-                "a twitter style emoji of a happy robot",
-            ),  # free text
-        )
+    c.preview = _section(
+        pictures=8,  # images of each kind, at every evaluation and at the end
+        prompts=(  # free text
+            "a google style emoji of a blue apple",
+            "a twitter style emoji of a happy robot",
+        ),
     )
-    c.held_out = ConfigDict(
-        dict(
-            examples=512,  # images per split in the evaluations during training
-            draws=4,  # times t per image in the estimate of the bound
-            lpips=True,  # the codec's perceptual distance, with VGG16
-        )
+    c.held_out = _section(
+        examples=512,  # images per split in the evaluations during training
+        draws=4,  # times t per image in the estimate of the bound
+        lpips=True,  # the codec's perceptual distance, with VGG16
     )
-    c.evaluation = ConfigDict(
-        dict(  # the protocol of evaluate without --protocol, and its numbers where they are not 0
-            # emoji | vqdiffusion-cub | vqdiffusion-coco | … | adm | clean;
-            # vqd_jax/eval/protocols.py has them
-            name="emoji",
-            images=0,  # pictures per split
-            bound_images=0,  # images per split for the bound
-            draws=0,  # times t per image
-            subsets=0,  # of the kernel distance
-            subset_size=0,
-            seed=0,
-        )
+    c.evaluation = _section(  # protocol of `vqd evaluate`; 0 keeps the protocol's own number
+        # emoji | vqdiffusion-cub | vqdiffusion-coco | … | adm | clean (vqd_jax/eval/protocols.py)
+        name="emoji",
+        images=0,  # images per split
+        bound_images=0,  # images per split for the bound
+        draws=0,  # times t per image
+        subsets=0,  # of the kernel distance
+        subset_size=0,
+        seed=0,
     )
-    c.guard = ConfigDict(
-        dict(  # against bad numbers, and runs that hang
-            # a loss that is so many medians of the last 64 above them takes training back to its
-            # last
-            spike=10.0,
-            # checkpoint, to leave out that batch, as one that is not finite does; 0 is only those
-            tries=4,  # times in a row, each of which leaves out more batches, before the run ends
-            hang=50.0,  # a run ends that makes no step in so many times the usual time,
-            hang_seconds=300.0,  # and at least this time; 0 for hang is never
-        )
+    c.guard = _section(  # against divergence and hangs
+        # roll back and skip the batch if the loss exceeds the median of the last 64 by this
+        # factor; 0 checks for NaN and inf only
+        spike=10.0,
+        tries=4,  # roll-backs in a row, each of which skips more batches, before the run ends
+        hang=50.0,  # end the run if a step takes this many times the usual time; 0 for never
+        hang_seconds=300.0,  # but not before this time
     )
-    c.profile = ConfigDict(
-        dict(
-            # of each stage that are traced, soon after its start, into its folder profile; 0 is
-            # none
-            steps=0,
-        )
+    c.profile = _section(
+        steps=0,  # steps of each stage to trace, soon after its start, into its folder profile
     )
-    c.parallel = ConfigDict(
-        dict(
-            # pmap (data parallel) | mesh (parameters cut over its axes fsdp and tensor)
-            strategy="pmap",
-            devices=0,  # of each process; 0 is all
-            fsdp=1,  # sizes of these axes of the mesh; the rest of the devices is data parallel
-            tensor=1,
-        )
+    c.parallel = _section(
+        strategy="pmap",  # pmap (data parallel) | mesh (with parameters sharded over fsdp, tensor)
+        devices=0,  # per process; 0 for all
+        fsdp=1,  # sizes of these mesh axes; the other devices are data parallel
+        tensor=1,
     )
     return c.lock()
+
+
+def _section(**keys: Any) -> ConfigDict:
+    return ConfigDict(keys)
 
 
 def with_variant(
     c: ConfigDict, variant: str, variants: dict[str, Callable[[ConfigDict], None]]
 ) -> ConfigDict:
-    """The config after the changes of its variant, which is what follows the colon in
+    """The config after the changes of its variant, the part after the colon in
     --config=FILE:VARIANT.
     """
     if variant not in variants:
@@ -383,13 +302,11 @@ def with_variant(
 
 
 def complete(stored: dict[str, Any]) -> ConfigDict:
-    """A config that a checkpoint stores, with the defaults of keys that are younger than it.
-    UserError for unknown keys.
+    """A config that a checkpoint stores, with the defaults of keys that were added later. UserError
+    for unknown keys.
     """
     config = defaults()
-    for section, values in stored.items():
-        if isinstance(values, dict):
-            values = without_removed(section, values)
+    for section, values in upgrade(stored).items():
         if section not in config or isinstance(values, dict) and set(values) - set(config[section]):
             raise UserError(
                 f"the stored config has a section or key in {section!r} that this version does "

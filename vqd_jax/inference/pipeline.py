@@ -241,7 +241,7 @@ class TextToImage:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
             chosen["calls"] = min(chosen["calls"], t_start or self.process.T)
         return build.sampling(
-            self.config, entropy=self.entropy, options=asked, whole=t_start is None, **chosen
+            self.config, entropy=self.entropy, options=asked, from_noise=t_start is None, **chosen
         )
 
     def prompts(self, asked: Sequence[str], *, labels: bool = False) -> list[str]:

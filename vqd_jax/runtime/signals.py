@@ -1,5 +1,8 @@
-"""SIGTERM and Ctrl-C: what works on `noted` finishes its step and saves; everything else ends at
-once, and can be gone on with.
+"""SIGTERM and Ctrl-C. Inside `deferred`, training finishes its step and saves; elsewhere the process
+ends at once. Either way the same command resumes later.
+
+The exit status is 128 + the signal's number, 143 after SIGTERM and 130 after Ctrl-C: the work is not
+done, so a batch system that looks at the status runs the job again.
 """
 
 import contextlib
@@ -9,143 +12,142 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 import jax
 
-GRACE = (
-    20  # seconds from SIGTERM, within which a step must end; who sends it usually kills after 30
-)
-LEAVING = 5  # seconds in which threads must end at the end
-_noting = _breaking = False
-_asked: int | None = None
-_taken, _answered = threading.Event(), threading.Event()
+GRACE = 20  # seconds from SIGTERM until a step must have ended: senders often kill after 30
+LEAVING = 5  # seconds in which threads must end once the process is ending
+SIGTERM_STATUS = 128 + signal.SIGTERM
+SIGINT_STATUS = 128 + signal.SIGINT
+_deferring = _interruptible = False
+_received: int | None = None
+_handled, _answered = threading.Event(), threading.Event()
+_previous_hook = sys.unraisablehook
 
 
 class Terminated(BaseException):
-    """Raised where a SIGTERM arrives; like KeyboardInterrupt no Exception, so that nothing goes on
-    after it.
+    """Raised on SIGTERM. Like KeyboardInterrupt it is no Exception, so that no handler goes on."""
+
+
+INTERRUPTS = (Terminated, KeyboardInterrupt)
+
+
+def install_handlers() -> None:
+    """From now on SIGTERM raises Terminated in the main thread, or is deferred. If the main thread
+    does not respond within GRACE seconds, because it computes, the process exits all the same.
     """
-
-
-ENDINGS = (Terminated, KeyboardInterrupt)
-
-
-def listen() -> None:
-    """From now on a SIGTERM raises Terminated in the main thread, or is noted. A process that does
-    not come to that in GRACE seconds, because it computes, ends with status 0 all the same.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
+    global _previous_hook
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _take)
-    sys.unraisablehook = _again
+            signal.signal(number, _handle)
+    _previous_hook, sys.unraisablehook = sys.unraisablehook, _send_again
+    if not hasattr(signal, "pthread_kill"):  # Windows, which has no SIGTERM from outside either
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
     signal.signal(signal.SIGURG, lambda number, frame: None)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True, name="SIGTERM").start()
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Callable[[], bool]]:
-    """In this context the first signal is noted only: what is yielded says whether there was one.
-    `end` answers it.
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Defers the first signal: yields a function that says whether one has come. If so, the context
+    ends with `interrupt`.
     """
-    global _noting
-    _noting = True
+    global _deferring
+    _deferring = True
     try:
-        yield lambda: _asked is not None
+        yield lambda: _received is not None
     finally:
-        _noting = False
-    if _asked is not None:
-        end()
+        _deferring = False
+    if _received is not None:
+        interrupt()
 
 
-def end() -> NoReturn:
-    """Raises what a signal raises elsewhere; SIGTERM's exception without any, where another process
-    was told to end.
+def interrupt() -> NoReturn:
+    """Raises the exception of the deferred signal; Terminated if it came to another process. The
+    process exits within LEAVING seconds, even if a thread hangs.
     """
     _answered.set()
-    leave = threading.Timer(
-        LEAVING, os._exit, (130 if _asked == signal.SIGINT else 0,)
-    )  # a thread may hang in what it reads
+    leave = threading.Timer(LEAVING, os._exit, (_status(),))
     leave.daemon = True
     leave.start()
     _raise()
 
 
 def acknowledge() -> None:
-    """What was noted is being done: it may take as long as it takes."""
+    """The deferred signal is being handled: from now on there is no time limit."""
     _answered.set()
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside `noted`: here a signal raises one of ENDINGS again, to be followed by `end`."""
-    global _noting, _breaking
-    _noting, _breaking = False, True
+    """Inside `deferred`, a context in which a signal raises one of INTERRUPTS; `interrupt` should
+    follow.
+    """
+    global _deferring, _interruptible
+    _deferring, _interruptible = False, True
     try:
         yield
     finally:
-        _noting, _breaking = True, False
+        _deferring, _interruptible = True, False
 
 
-def _take(number: int, frame: object) -> None:
-    global _asked
-    _taken.set()
-    if _noting and _asked is None:
-        _asked = number
-        print(
-            "\nsaving after this step, then ending"
-            + ("; Ctrl-C again ends at once" if number == signal.SIGINT else ""),
-            file=sys.stderr,
-            flush=True,
-        )
+def _status() -> int:
+    return SIGINT_STATUS if _received == signal.SIGINT else SIGTERM_STATUS
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _received
+    _handled.set()
+    if _deferring and _received is None:
+        _received = number
+        again = "; press Ctrl-C again to exit at once" if number == signal.SIGINT else ""
+        _say(f"saving after this step, then exiting{again}")
         return
-    _asked = number
-    if _breaking:
+    _received = number
+    if _interruptible:
         _answered.set()
         _raise()
-    if (
-        jax.distributed.is_initialized()
-    ):  # nothing is left to agree upon, and the others wait for no one who says goodbye
-        print(
-            "\nended as asked; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(130 if number == signal.SIGINT else 0)
-    end()
+    if jax.distributed.is_initialized():  # a normal exit would wait for the other processes
+        _say("terminated; the same command resumes from the last checkpoint")
+        os._exit(_status())
+    interrupt()
 
 
-def _again(lost: Any) -> None:
-    """Sends the signal once more where Python would print what was raised and go on: in destructors
-    and callbacks, as of its garbage collector.
+def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Sends the signal again if its exception was raised where Python only prints exceptions: in
+    destructors and in callbacks of the garbage collector.
     """
-    if isinstance(lost.exc_value, ENDINGS):
-        threading.Timer(0.01, os.kill, (os.getpid(), _asked or signal.SIGTERM)).start()
+    if isinstance(unraisable.exc_value, INTERRUPTS):
+        threading.Timer(0.01, os.kill, (os.getpid(), _received or signal.SIGTERM)).start()
     else:
-        sys.__unraisablehook__(lost)
+        _previous_hook(unraisable)
 
 
 def _raise() -> NoReturn:
-    raise KeyboardInterrupt if _asked == signal.SIGINT else Terminated
+    raise KeyboardInterrupt if _received == signal.SIGINT else Terminated
 
 
 def _watch(read: int) -> None:
+    """Enforces GRACE after a SIGTERM, whose number arrives on the file descriptor `read`."""
     while number := os.read(read, 1):
         if number[0] == signal.SIGTERM:
             break
-    ends = time.monotonic() + GRACE
-    while not _taken.wait(1) and time.monotonic() < ends:
-        signal.pthread_kill(
-            threading.main_thread().ident, signal.SIGURG
-        )  # it may wait in the system without having noticed
-    if not _answered.wait(max(ends - time.monotonic(), 0)):
-        print(
-            f"\nended: what was being computed did not finish in {GRACE} s; the same command goes "
-            "on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
+    deadline = time.monotonic() + GRACE
+    main = threading.main_thread().ident
+    while not _handled.wait(1) and time.monotonic() < deadline:
+        signal.pthread_kill(main, signal.SIGURG)  # interrupts a system call, so that handlers run
+    if not _answered.wait(max(deadline - time.monotonic(), 0)):
+        _say(
+            f"terminated: the computation did not finish within {GRACE} s; the same command "
+            "resumes from the last checkpoint"
         )
-        os._exit(0)
+        os._exit(SIGTERM_STATUS)
+
+
+def _say(sentence: str) -> None:
+    print(f"\n{sentence}", file=sys.stderr, flush=True)

@@ -122,7 +122,7 @@ def dry_run(config: Any, name: str) -> DryRun:
     config.denoiser.attention = (
         "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
     )
-    section = build.pick_source(
+    section = build.choose(
         "stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")
     )
     train, codec, side = (
@@ -172,7 +172,7 @@ def tokenizer(config: Any) -> Any:
     if config.condition.kind != "text":
         return build.tokenizer(config, [])
     text = config.learned_text
-    return build.pick_source(
+    return build.choose(
         "text.encoder",
         config.text.encoder,
         {"clip": StubTokenizer(*CLIP), "learned": StubTokenizer(text.vocabulary, text.length)},
