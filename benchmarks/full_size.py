@@ -265,8 +265,8 @@ def programs(c, model: argparse.Namespace):
 
     from vqd_jax.config import build
     from vqd_jax.runtime.sharding import parallelism
-    from vqd_jax.stages import jitted as library
-    from vqd_jax.stages.diffusion import Conditioning
+    from vqd_jax.stages import sampling as library
+    from vqd_jax.stages.token_stage import Conditioning
     from vqd_jax.train import dry_run
 
     stage, params, shape = model.stage, model.params, dry_run.shape

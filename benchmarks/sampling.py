@@ -30,8 +30,8 @@ from vqd_jax.runtime.hardware import chip
 from vqd_jax.runtime.sharding import local_devices
 from vqd_jax.samplers.ancestral import Ancestral, ancestral_phase, take_branch
 from vqd_jax.samplers.guidance import GuidanceConfig
-from vqd_jax.stages import jitted
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages import jitted, sampling
+from vqd_jax.stages.token_stage import Conditioning
 from vqd_jax.train.cost.flops import flops
 from vqd_jax.train.dry_run import codec_weights
 
@@ -115,7 +115,7 @@ def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
     sampler, guidance_config = Ancestral(calls=CALLS), GuidanceConfig(guidance=GUIDANCE)
 
     def mine(batch: int):
-        return jitted.sample(
+        return sampling.sample(
             stage,
             params,
             *arguments(batch, GUIDANCE),
@@ -210,7 +210,7 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
             guidance_config=GuidanceConfig(guidance=guidance, guidance_below=0.5),
         )
         draw = lambda weights, *given, how=how: jitted.decode(
-            stage.codec, weights[1], jitted.sample(stage, weights[0], *given, **how)
+            stage.codec, weights[1], sampling.sample(stage, weights[0], *given, **how)
         )
         for batch in batches:
             given = (params, codec), *arguments(batch, guidance)
@@ -258,7 +258,7 @@ def operations(
     dynamic = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
 
     def program(weights, conditions):
-        keys = jitted.image_keys(seed, 0, scales.shape[1])
+        keys = sampling.image_keys(seed, 0, scales.shape[1])
         return stage.codec.decode(
             weights[1],
             stage.sample(weights[0], keys, conditions, dynamic, sampler, static_guidance),
@@ -283,7 +283,7 @@ def step(size: str, batch: int, rounds: int) -> dict:
         k,
         jax.random.randint(jax.random.key(3), (batch, n), 0, k),
     )
-    keys = jitted.image_keys(0, 0, batch)
+    keys = sampling.image_keys(0, 0, batch)
     stretch = ancestral_phase(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
     numbers = jax.tree.map(lambda x: x[12], stretch.numbers)
     t, s = jnp.full(batch, 52), jnp.full(batch, 48)

@@ -20,7 +20,7 @@ from vqd_jax.inference import pipeline
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.samplers.direct import DirectSampler
 from vqd_jax.samplers.guidance import StaticGuidance, apply_temperature, guide
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages.token_stage import Conditioning
 
 K, T, N = 3, 4, 4
 SCHEDULES = ["paper", "released", "absorbing", "uniform"]

@@ -15,7 +15,7 @@ from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages.token_stage import Conditioning
 from vqd_jax.train.cost.compiled import Program
 
 ROWS, LENGTH, TOKENS, CODES, WIDTH, LAYERS = 3, 5, 16, 23, 32, 2

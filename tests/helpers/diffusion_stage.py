@@ -1,4 +1,4 @@
-"""A tiny diffusion stage and its batches."""
+"""A tiny diffusion stage, its parameters and its batches."""
 
 import functools
 
@@ -15,7 +15,8 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.runtime.sharding import Rows
-from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage, LossAwareTimes
+from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage
+from vqd_jax.stages.importance import LossAwareTimes
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
 K, T, N = 3, 4, 4

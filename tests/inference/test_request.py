@@ -141,12 +141,12 @@ def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
 def test_bad_fields_are_one_sentence(model, fields, sentence):
     import base64
 
-    from vqd_jax.data.packed import png
+    from vqd_jax.data.image_bytes import encode_png
 
     if isinstance(fields, dict):
         black = (
             "data:image/png;base64,"
-            + base64.b64encode(png(np.zeros((40, 40, 3), np.uint8))).decode()
+            + base64.b64encode(encode_png(np.zeros((40, 40, 3), np.uint8))).decode()
         )
         fields = {"prompts": ["a dog"]} | {k: black if v == "PNG" else v for k, v in fields.items()}
     with pytest.raises(UserError, match=sentence) as caught:

@@ -18,9 +18,9 @@ from vqd_jax.runtime.sharding import Rows, local_devices
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.samplers.guidance import GuidanceConfig, apply_temperature, guide, top_k_filter
-from vqd_jax.stages import jitted
+from vqd_jax.stages import jitted, sampling
 from vqd_jax.stages.autoregressive import AutoregressiveStage
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages.token_stage import Conditioning
 
 K, N = 3, 4
 CONDITIONERS = {
@@ -176,7 +176,7 @@ def test_calls_with_what_was_seen_give_the_logits_of_the_whole_pass(condition, h
         logits, past = apply(
             {"params": params["autoregressive"]}, before, *told, jnp.int32(place), past
         )
-        past = past if place else network.room(past)
+        past = past if place else network.pad_cache(past)
         np.testing.assert_allclose(logits[:, 0], want[:, place], rtol=1e-5, atol=1e-5)
 
 
@@ -215,7 +215,7 @@ def test_draws_have_the_probabilities_of_the_table():
 
 def sampled(stage, params, conditions, guidance_config, **options):
     scales = np.full((1, conditions.ids.shape[1]), guidance_config.guidance, np.float32)
-    return jitted.sample(
+    return sampling.sample(
         stage,
         params,
         conditions,
@@ -246,7 +246,7 @@ def conditions():
 def test_sampling_is_a_loop_over_whole_passes(conditions, settings):
     """With the same noise; guidance, ramp and the calls without it by their definitions."""
     stage, guidance_config = make(), GuidanceConfig(**settings)
-    params, keys = random_params(stage), jitted.image_keys(5, 0, 8)
+    params, keys = random_params(stage), sampling.image_keys(5, 0, 8)
     z = jnp.full((8, N), K)
     for place in range(N):
         logits, null = (
@@ -293,7 +293,7 @@ def test_known_tokens_stay_and_the_trace_and_the_watch_show_every_call(condition
     shown = after | (np.arange(N) == 2)
     np.testing.assert_array_equal(states, np.where(shown[:, None], held[None], K))
     watched = [
-        *jitted.watch(
+        *sampling.watch(
             stage,
             params,
             conditions,
@@ -401,7 +401,7 @@ def test_the_program_keeps_what_it_has_seen():
         .cost_analysis()["flops"]
     )
     past = jax.eval_shape(
-        lambda p: network.room(network.apply({"params": p}, jnp.zeros((1, 1), int), *told)[1]),
+        lambda p: network.pad_cache(network.apply({"params": p}, jnp.zeros((1, 1), int), *told)[1]),
         shapes["autoregressive"],
     )
     assert (

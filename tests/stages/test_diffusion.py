@@ -12,13 +12,13 @@ import pytest
 from scipy import stats
 
 from helpers.diffusion_stage import CODEC, IDS, Z_0, K, N, T, batch, evaluate, make, tile
-from vqd_jax.diffusion.continuous import rate_and_auxiliary
 from vqd_jax.diffusion.elbo import bound_term
-from vqd_jax.runtime.sharding import Rows
 from vqd_jax.samplers.ancestral import Ancestral
 from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.stages import jitted
-from vqd_jax.stages.diffusion import Conditioning, DiffusionStage, LossAwareTimes
+from vqd_jax.stages.diffusion import DiffusionStage
+from vqd_jax.stages.importance import LossAwareTimes
+from vqd_jax.stages.token_stage import Conditioning
 
 THREE_CALLS = Ancestral(calls=3)
 SKEWED = LossAwareTimes(square=jnp.array([9.0, 16.0, 0.01, 1.0]), count=jnp.full(T, 20.0))
@@ -138,77 +138,6 @@ def test_the_loss_is_unbiased(importance, params, exact):
     np.testing.assert_allclose(
         extra.square[0], (q * bound**2)[0].sum(), rtol=0.1
     )  # by now the mean square at t = 1
-
-
-@pytest.mark.parametrize("importance", [False, True])
-def test_antithetic_times_are_spread_evenly_and_change_no_mean(importance, params, exact):
-    stage, rows, (q, bound, nll) = make(importance=importance, antithetic=True), 30_000, exact
-    want = (q * (bound + 0.1 * nll)).sum()
-    p = np.asarray(SKEWED.probabilities(), np.float64) if importance else np.full(T, 1 / T)
-    loss, (extra, _) = evaluate(
-        stage, params, {"text": tile(IDS, rows), "tokens": tile(Z_0, rows)}, SKEWED
-    )
-    drawn = np.asarray(extra.count - SKEWED.count)
-    np.testing.assert_allclose(
-        drawn, rows * p / p.sum(), atol=2
-    )  # independent draws would be 60 or more off
-    np.testing.assert_allclose(loss, want, rtol=0.03)
-    stage, two, even = (
-        make(antithetic=True),
-        jax.random.split(jax.random.key(0), 2),
-        jnp.full(T, 1 / T),
-    )
-    first = {
-        int(np.asarray(stage.times(jax.random.key(i), two, even, Rows.here(2)))[0])
-        for i in range(40)
-    }
-    assert first == set(range(1, T + 1))  # the offset is random
-
-
-@pytest.mark.parametrize("schedule", ["paper", "absorbing"])
-def test_the_loss_in_continuous_time_is_the_integral_of_the_rate(schedule, params):
-    """Over a grid of real times above 1 and every state, put together by hand; and the whole last
-    step.
-    """
-    stage, states = (
-        make(schedule=schedule, continuous=True, auxiliary=0.0),
-        np.array(list(itertools.product(range(K + 1), repeat=N))),
-    )
-    nodes, weights = np.polynomial.legendre.leggauss(6)
-    rows = len(states)
-    chance = lambda u: chances(stage.process, states, u)
-    last = stage.predict(
-        params, jnp.asarray(states), jnp.full(rows, 1), tile(IDS, rows), jnp.zeros(rows, bool)
-    )
-    terms = bound_term(stage.process, last, tile(Z_0, rows), jnp.asarray(states), jnp.full(rows, 1))
-    want = (chance(1) * np.asarray(terms, np.float64).mean(1)).sum()
-    for t in range(2, T + 1):
-        logits = stage.predict(
-            params, jnp.asarray(states), jnp.full(rows, t), tile(IDS, rows), jnp.zeros(rows, bool)
-        )
-        for node, weight in zip((nodes + 1) / 2, weights / 2):
-            back = jnp.full(rows, node, jnp.float32)
-            rate, _ = rate_and_auxiliary(
-                stage.process, logits, tile(Z_0, rows), jnp.asarray(states), jnp.full(rows, t), back
-            )
-            want += weight * (chance(t - node) * np.asarray(rate, np.float64).mean(1)).sum()
-    count = 30_000
-    loss, (_, metrics) = evaluate(
-        stage, params, {"text": tile(IDS, count), "tokens": tile(Z_0, count)}
-    )
-    np.testing.assert_allclose(loss, want, rtol=0.03)
-    np.testing.assert_allclose(metrics["bound"], loss, rtol=1e-5)
-
-
-def chances(process, states, time):
-    """q(z = states | Z_0) at a real time, from straight lines between the tables."""
-    unmasked, intact = (
-        np.interp(time, np.arange(T + 1), p) for p in (process.unmasked, process.intact)
-    )
-    same = states == np.asarray(Z_0)
-    return np.where(
-        states == K, 1 - unmasked, unmasked * (np.where(same, intact, 0) + (1 - intact) / K)
-    ).prod(1)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -28,7 +28,7 @@ from vqd_jax.samplers.guidance import GuidanceConfig as Prediction
 from vqd_jax.samplers.base import Constraint as Known
 from vqd_jax.runtime.sharding import local_devices as here
 from vqd_jax.train import programs
-from vqd_jax.stages.diffusion import Conditioning as Conditions
+from vqd_jax.stages.token_stage import Conditioning as Conditions
 
 rng, dtype = np.random.default_rng(0), np.float64 if double else np.float32
 draw = lambda stage: jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), dtype),

@@ -14,7 +14,7 @@ import pytest
 from helpers.stages import CODEC, STAGES, batch
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.sharding import Rows, parallelism
-from vqd_jax.stages.diffusion import LossAwareTimes
+from vqd_jax.stages.importance import LossAwareTimes
 from vqd_jax.train.state import State
 from vqd_jax.train.step import default_micro_batches, make_step
 

@@ -18,7 +18,7 @@ from vqd_jax.core.image_grid import save_figure
 from vqd_jax.inference.pipeline import TextToImage, split_prompt
 from vqd_jax.runtime.progress import bar
 from vqd_jax.samplers.base import call_times
-from vqd_jax.stages import jitted
+from vqd_jax.stages import jitted, sampling
 from vqd_jax.stages.autoregressive import AutoregressiveStage
 
 COLUMNS = 8  # calls that are shown one by one
@@ -73,7 +73,7 @@ def explain(
     conditions, scales = model.conditions([prompt], negative_prompt, guidance_config)
     n = math.prod(model.stage.denoiser.grid)
     told = call_times(sampler, model.process, n)
-    states = [np.asarray(sampler.start(jitted.image_keys(seed, 0, 1), model.process, n))]
+    states = [np.asarray(sampler.start(sampling.image_keys(seed, 0, 1), model.process, n))]
     images, sure, attention = [model.decode_partly(states[0])[0]], [], []
     watched = model.watch([prompt], seed=seed, negative_prompt=negative_prompt, **settings)
     with bar(len(told), description="explaining", unit="call") as progress:

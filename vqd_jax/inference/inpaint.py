@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.images import LARGEST, decode, reason
+from vqd_jax.data.image_bytes import LARGEST, decode, reason
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import track
 from vqd_jax.samplers.base import Constraint

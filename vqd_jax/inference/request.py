@@ -21,8 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.images import LARGE, LARGEST
-from vqd_jax.data.packed import png
+from vqd_jax.data.image_bytes import LARGE, LARGEST, encode_png
 from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.pipeline import TextToImage
@@ -145,7 +144,7 @@ def metadata(
     if recipe.canvas:
         image, mask = recipe.canvas.image, recipe.canvas.repaint.astype(np.uint8) * 255
         encoded = {
-            name: base64.b64encode(png(pixels)).decode()
+            name: base64.b64encode(encode_png(pixels)).decode()
             for name, pixels in (("init_image", image), ("mask", mask))
         }
         fields |= encoded | {"strength": recipe.strength}

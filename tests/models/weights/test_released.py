@@ -36,7 +36,7 @@ from helpers.released import (
 )  # noqa: E402
 from vqd_jax.inference import pipeline
 from vqd_jax.samplers.guidance import GuidanceConfig
-from vqd_jax.stages import jitted
+from vqd_jax.stages import sampling
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_a_generation_with_the_same_noise_has_the_same_tokens(converted):
     model, network, _, null, _ = converted
     conditions, scales, torch_side, guidance = conditions_of(model, null)
     noise = np.random.default_rng(2).gumbel(size=(T, 2, SIDE * SIDE, CODES + 1)).astype(np.float32)
-    ours = jitted.sample(
+    ours = sampling.sample(
         model.stage,
         model.weights,
         conditions,

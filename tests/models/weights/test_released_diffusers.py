@@ -34,7 +34,7 @@ from helpers.clip_files import MERGES, VOCABULARY, write_folder  # noqa: E402
 from helpers.released import Gumbel  # noqa: E402
 from vqd_jax.inference import pipeline
 from vqd_jax.samplers.guidance import GuidanceConfig, top_p_filter
-from vqd_jax.stages import jitted
+from vqd_jax.stages import sampling
 
 T, CODES, SIDE, E = 10, 20, 8, 16
 PROMPTS = ["ab cd", "xyz"]
@@ -245,7 +245,7 @@ def test_a_generation_with_the_same_noise_has_the_same_tokens_and_pixels(both, m
         callback=lambda step, t, latents: seen.append(latents.numpy()),
     ).images
     conditions, scales = model.conditions(PROMPTS, "", GuidanceConfig(guidance=2.5))
-    tokens, states = jitted.sample(
+    tokens, states = sampling.sample(
         model.stage,
         model.weights,
         conditions,

@@ -1,0 +1,3 @@
+"""Fixtures of the tests of stages."""
+
+from helpers.diffusion_stage import params as params

@@ -1,0 +1,384 @@
+"""Sampling of tokens: `sample` and `watch` are compiled once for each sampler, kind of guidance and
+batch shape, and `DiffusionSampling` is what they run for a diffusion model.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from vqd_jax.core.chunking import map_chunks
+from vqd_jax.core.shapes import DenoiseFn, Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
+from vqd_jax.diffusion.direct import log_previous, with_codes
+from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.models.denoiser import Denoiser
+from vqd_jax.runtime.sharding import Devices, local_devices, map_rows
+from vqd_jax.samplers.base import Constraint, Sampler, call_times, sample_loop
+from vqd_jax.samplers.guidance import GuidanceConfig, StaticGuidance
+from vqd_jax.stages import autoregressive
+from vqd_jax.stages.lora import Adapter
+from vqd_jax.stages.token_stage import AnyConditioner, AnySampler, Conditioning, TokenStage
+
+ALL_CALLS = (0, np.iinfo(np.int32).max)
+
+
+def sample(
+    stage: TokenStage,
+    weights: Params,
+    conditions: Conditioning,
+    scales: Float[np.ndarray, "p b"],
+    *,
+    seed: int,
+    first: int = 0,
+    sampler: AnySampler,
+    guidance_config: GuidanceConfig,
+    image: Int[np.ndarray, "b n"] | None = None,
+    constraint: Constraint | None = None,
+    t_start: int | None = None,
+    trace: bool = False,
+    devices: Devices | None = None,
+) -> Any:
+    """Tokens for each row of `conditions`; with `trace` (tokens, states (calls, b, n)).
+
+    Row i uses the noise of image `first` + i of the seed, whatever the batch. `scales` are those of
+    guidance. With `image`, sampling starts from its tokens noised to the time `t_start`. `devices`
+    share the rows; by default one device computes all of them.
+    """
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    keys = image_keys(seed, first, scales.shape[1])
+    # the program of `watch`, except for a trace, which has no window
+    window = ALL_CALLS if stage.windowed and not trace else None
+    out = _sample(
+        stage,
+        sampler,
+        static_guidance,
+        t_start,
+        trace,
+        devices or local_devices(1),
+        weights,
+        keys,
+        conditions,
+        dynamic,
+        image,
+        constraint,
+        *_window_arguments(stage, window, len(keys)),
+    )
+    return jax.tree.map(np.asarray, out)
+
+
+def watch(
+    stage: TokenStage,
+    weights: Params,
+    conditions: Conditioning,
+    scales: Float[np.ndarray, "p b"],
+    *,
+    seed: int,
+    first: int = 0,
+    sampler: AnySampler,
+    guidance_config: GuidanceConfig,
+    image: Int[np.ndarray, "b n"] | None = None,
+    constraint: Constraint | None = None,
+    t_start: int | None = None,
+) -> Iterator[Int[np.ndarray, "b n"]]:
+    """The states of `sample` after each call, as they are computed; the last one equals the result
+    of `sample` bit for bit.
+    """
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    keys = image_keys(seed, first, scales.shape[1])
+
+    def run(window: tuple[int, int] | None, z: Int[np.ndarray, "b n"] | None) -> Any:
+        return _sample(
+            stage,
+            sampler,
+            static_guidance,
+            t_start,
+            False,
+            local_devices(1),
+            weights,
+            keys,
+            conditions,
+            dynamic,
+            image,
+            constraint,
+            *_window_arguments(stage, window, len(keys), z),
+        )
+
+    states = stage.watch(
+        run,
+        weights,
+        keys,
+        conditions,
+        dynamic,
+        sampler,
+        static_guidance,
+        constraint=constraint,
+        t_start=t_start,
+    )
+    yield from map(np.asarray, states)
+
+
+def _window_arguments(
+    stage: TokenStage,
+    window: tuple[int, int] | None,
+    rows: int,
+    z: Int[np.ndarray, "b n"] | None = None,
+) -> tuple[Any, Any]:
+    """`window` and `z` of `_sample`, of the same types for every window."""
+    if window is None:
+        return None, None
+    z = np.zeros((rows, stage.tokens), np.int32) if z is None else z
+    return tuple(map(np.int32, window)), z
+
+
+def guidance_arguments(
+    guidance_config: GuidanceConfig, scales: Float[np.ndarray, "p b"]
+) -> tuple[StaticGuidance, dict[str, Any]]:
+    """The static part of guidance, and the arguments that need no other compilation."""
+    guided = bool((scales != 1).any() or len(scales) > 1)
+    return guidance_config.static_guidance(guided=guided), {
+        "scales": np.asarray(scales, np.float32),
+        "temperature": float(guidance_config.temperature),
+        "top_p": float(guidance_config.top_p),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _sample(
+    stage,
+    sampler,
+    static_guidance,
+    t_start,
+    trace,
+    devices,
+    weights,
+    keys,
+    conditions,
+    dynamic,
+    image,
+    constraint,
+    window,
+    z,
+):
+    # `map_rows` shards the first axis, so rows come first on the way in and out
+    swap = functools.partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
+
+    def rows(replicated, keys, conditions, scales, image, constraint, z):
+        weights, dynamic, window = replicated
+        given = {"image": image, "t_start": t_start, "window": window, "z": z}
+        out = stage.sample(
+            weights,
+            keys,
+            swap(conditions),
+            dynamic | {"scales": swap(scales)},
+            sampler,
+            static_guidance,
+            constraint=constraint,
+            trace=trace,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        return (out[0], swap(out[1])) if trace else out
+
+    out = map_rows(
+        rows,
+        devices,
+        (weights, dynamic, window),
+        keys,
+        swap(conditions),
+        swap(dynamic["scales"]),
+        image,
+        constraint,
+        z,
+    )
+    return (out[0], swap(out[1])) if trace else out
+
+
+def compiled_samplers() -> int:
+    """The number of compiled sampling programs in memory."""
+    return _sample._cache_size() + autoregressive.one_call._cache_size()
+
+
+def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
+    """The keys of the images `first`, `first` + 1, ... of a seed."""
+    return row_keys(jax.random.key(seed), first, count)
+
+
+def row_keys(key: PRNGKey, first: int, count: int) -> PRNGKeys:
+    """`key` folded with each of `first`, `first` + 1, ..."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionSampling:
+    """A denoiser with its process and its text encoder.
+
+    Parameters are {"denoiser", "conditioner"}, and "adapter" while one is trained.
+    """
+
+    process: MaskAndReplace
+    denoiser: Denoiser
+    conditioner: AnyConditioner
+    adapter: Adapter = Adapter()
+
+    windowed = True
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.denoiser.grid)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the network predicts z_{t-1} and not x_0."""
+        return self.denoiser.predict == "previous"
+
+    @property
+    def fixed_sampling(self) -> dict[str, Any]:
+        return {"sampler": "previous", "calls": self.process.T} if self.direct else {}
+
+    def calls(self, sampler: Sampler, t_start: int | None = None) -> int:
+        return len(call_times(sampler, self.process, self.tokens, t_start))
+
+    def condition(
+        self, params: Params, ids: TextIds, drop: Bool[Array, " b"]
+    ) -> tuple[Any, Bool[Array, "b m"]]:
+        """The condition and its mask for the denoiser."""
+        return self.conditioner.apply({"params": params.get("conditioner", {})}, ids, drop)
+
+    def merged(self, params: Params) -> Params:
+        """The denoiser's parameters, with the adapter merged into its kernels if there is one."""
+        if "adapter" not in params:
+            return params["denoiser"]
+        return self.adapter.merged(params["denoiser"], params["adapter"])
+
+    def sample(
+        self,
+        params: Params,
+        keys: PRNGKeys,
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
+        sampler: Sampler,
+        static_guidance: StaticGuidance,
+        *,
+        constraint: Constraint | None = None,
+        trace: bool = False,
+        image: Tokens | None = None,
+        t_start: int | None = None,
+        window: tuple[Any, Any] | None = None,
+        z: Tokens | None = None,
+    ) -> Any:
+        """See `TokenStage.sample`.
+
+        `image` is noised to `t_start` instead of starting from noise alone. `window` and `z` are
+        those of `samplers.base.sample_loop`; z is not used where the window starts at 0.
+        """
+        if image is None:
+            state = sampler.start(keys, self.process, self.tokens)
+        else:
+            state = sampler.noised(keys, self.process, image, t_start)
+        if window is not None:
+            state = jnp.where(window[0] == 0, state, z).astype(z.dtype)
+        masked = 1 - np.asarray(self.process.unmasked)
+        times = call_times(sampler, self.process, self.tokens, t_start)
+        denoise = {
+            guided: self.denoise(params, conditions, dynamic, static_guidance, guided=guided)
+            for guided in (False, True)
+        }
+        return sample_loop(
+            sampler,
+            keys,
+            self.process,
+            [denoise[bool(guided)] for guided in static_guidance.guides(masked[times])],
+            state,
+            constraint=constraint,
+            t_start=t_start,
+            trace=trace,
+            window=window,
+        )
+
+    def watch(
+        self,
+        run: Callable[[tuple[int, int] | None, Any], Any],
+        params: Params,
+        keys: PRNGKeys,
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
+        sampler: Sampler,
+        static_guidance: StaticGuidance,
+        *,
+        constraint: Constraint | None = None,
+        t_start: int | None = None,
+    ) -> Iterator[Int[np.ndarray, "b n"]]:
+        """See `TokenStage.watch`: one call of the sampling loop at a time."""
+        z = None
+        for i in range(self.calls(sampler, t_start)):
+            # a NumPy array every time: a device array would be compiled for anew
+            z = np.asarray(run((i, i + 1), z))
+            yield z
+
+    def denoise(
+        self,
+        params: Params,
+        conditions: Conditioning,
+        dynamic: dict[str, Any],
+        static_guidance: StaticGuidance,
+        *,
+        guided: bool,
+    ) -> DenoiseFn:
+        """`(z_t, t) -> logits` of x_0 after guidance, temperature and truncation.
+
+        The prompts are encoded once, here. A network that predicts z_{t-1} is treated likewise over
+        the codes; [MASK] keeps the probability that the prompt gives it.
+        """
+        ids, drop = conditions.ids, conditions.drop
+        ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
+        prompts = ids.shape[0]
+        condition, mask = (
+            x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1)  # the prompts of an image together
+            for x in self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
+        )
+        unmasked, kernels = jnp.asarray(self.process.unmasked, jnp.float32), self.merged(params)
+
+        def network(z_t: Tokens, t: Times, condition: Any, mask: Any) -> Float[Array, "b p n k"]:
+            rows = (x.reshape(x.shape[0] * prompts, *x.shape[2:]) for x in (condition, mask))
+            logits = self.denoiser.apply(
+                {"params": kernels}, z_t.repeat(prompts, 0), t.repeat(prompts), *rows
+            )
+            return logits.reshape(-1, prompts, *logits.shape[1:])
+
+        def denoise(z_t: Tokens, t: Times) -> Float[Array, "b n k"]:
+            logits = map_chunks(
+                network,
+                z_t,
+                t,
+                condition,
+                mask,
+                elements=prompts * z_t.shape[1] * self.process.k,
+                least=2 // prompts,
+            )
+            logits = logits.swapaxes(0, 1)
+            codes = static_guidance.combine(
+                logits[..., : self.process.k], dynamic["scales"], unmasked[t], guided=guided
+            )
+            codes = static_guidance.shape(codes, dynamic["temperature"], dynamic["top_p"])
+            if not self.direct:
+                return codes
+            return with_codes(log_previous(self.process, logits[0], z_t, t), codes)
+
+        return denoise
+
+    def attention(
+        self, params: Params, z_t: Tokens, t: Times, ids: TextIds
+    ) -> Float[Array, "b n m"]:
+        """Cross-attention from each position to each text token, averaged over layers and heads."""
+        condition, mask = self.condition(params, ids, jnp.zeros(len(ids), bool))
+        unrolled = self.denoiser.clone(remat=False, scan=False)  # whose layers sow their weights
+        _, sown = unrolled.apply(
+            {"params": self.merged(params)}, z_t, t, condition, mask, mutable="intermediates"
+        )
+        weights = jax.tree.leaves(sown["intermediates"])
+        return sum(w.mean(1) for w in weights) / len(weights)
