@@ -6,7 +6,7 @@ import math
 import pytest
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.train.guard import ENOUGH, WINDOW, Fault, Guard, LossRecord
+from vqd_jax.train.guard import MIN_LOSSES, WINDOW, Fault, Guard, TrainingRecord
 
 GUARD = dict(spike=10.0, tries=2, hang=0.0, hang_seconds=1.0)
 
@@ -36,7 +36,7 @@ def test_numbers_that_are_not_finite(values, said):
     ],
 )
 def test_a_jump_is_measured_from_the_median(usual, loss, bad):
-    before = [usual] * ENOUGH + [500.0] * (ENOUGH - 1)  # fewer than half of them are odd
+    before = [usual] * MIN_LOSSES + [500.0] * (MIN_LOSSES - 1)  # fewer than half of them are odd
     check = lambda spike, before: Guard(**GUARD | {"spike": spike}).check(
         1, {"loss": loss, "gradient_norm": 1.0}, loss, before
     )
@@ -46,7 +46,7 @@ def test_a_jump_is_measured_from_the_median(usual, loss, bad):
     else:
         check(10.0, before)
     check(0.0, before)
-    check(10.0, before[: ENOUGH - 1])  # too few to know
+    check(10.0, before[: MIN_LOSSES - 1])  # too few to know
 
 
 @pytest.mark.parametrize(
@@ -58,34 +58,53 @@ def test_settings_that_mean_nothing(wrong):
 
 
 def test_steps_take_the_batches_that_are_left():
-    record = LossRecord()
+    record = TrainingRecord()
     for skipped in ([3], [0, 1], [4, 5, 9]):
-        record.leave_out(skipped)
+        record.skip(skipped)
         left = [batch for batch in range(40) if batch not in record.skipped]
         assert [record.batch(step) for step in range(1, 30)] == left[:29]
     assert record.skipped == [0, 1, 3, 4, 5, 9]
 
 
 def test_more_batches_each_time_but_none_before_the_checkpoint():
-    record = LossRecord()
-    assert [record.up_to(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [
+    record = TrainingRecord()
+    assert [record.last_batches(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [
         [6],
         [5, 6],
         [4, 5, 6],
         [4, 5, 6],
     ]
-    record.leave_out([5])
-    assert record.up_to(first=4, step=7, count=2) == [6, 7]
+    record.skip([5])
+    assert record.last_batches(first=4, step=7, count=2) == [6, 7]
 
 
 def test_a_record_comes_back_from_json():
-    record = LossRecord()
+    record = TrainingRecord()
     for i in range(WINDOW + 5):
         record.add({"loss": i / 3, "other": math.nan if i == 70 else 1.0}, i / 3)
-    record.leave_out([2])
-    again = LossRecord.of(json.loads(json.dumps(record.stored())))
+    record.skip([2])
+    again = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert again == record and len(again.losses) == WINDOW
     again.add({"loss": 1.0}, 1.0)
     assert len(again.losses) == WINDOW and again.losses[-1] == 1.0
-    assert again.means()["other"] == 1.0 and again.means() == {} and record.window
-    assert LossRecord.of(None) == LossRecord()
+    assert again.pop_means()["other"] == 1.0 and again.pop_means() == {} and record.averages
+
+
+def test_averages_are_exact_after_a_resume():
+    values, record = [0.1 * i**1.5 for i in range(50)], TrainingRecord()
+    for i, value in enumerate(values):
+        record.add({"loss": value}, value)
+        if i % 7 == 0:
+            record = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())))
+    total = 0.0
+    for value in values:
+        total += value
+    assert record.pop_means() == {"loss": total / 50}
+
+
+def test_records_of_earlier_versions_list_all_values():
+    stored = {"skipped": [3], "losses": [0.5], "window": {"loss": [0.1] * 10, "accuracy": [1.0]}}
+    record = TrainingRecord.from_json(stored)
+    record.add({"loss": 2.1}, 2.1)
+    assert record.skipped == [3] and [*record.losses] == [0.5, 2.1]
+    assert record.pop_means() == {"loss": pytest.approx(3.1 / 11, rel=1e-15), "accuracy": 1.0}

@@ -1,14 +1,7 @@
-"""The loop on a model of one number: what it does when numbers are bad, when it is told to end, and
-when nothing moves.
-"""
+"""The training loop on a model of one number: bad numbers, signals, and hanging."""
 
-import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import jax
@@ -16,99 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.toy_training import TRAIN, Mean, example, script, train, waits
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.loader import Loader
 from vqd_jax.runtime.checkpoint import Checkpoints
-from vqd_jax.runtime.log import TIMINGS, Log
-from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.runtime.log import TIMINGS
 from vqd_jax.train import loop
-from vqd_jax.train.guard import Guard
-from vqd_jax.train.optim import Optim
-from vqd_jax.train.profile import Profile
-
-OPTIM = dict(
-    learning_rate=0.1,
-    warmup=0,
-    decay="constant",
-    final=1.0,
-    betas=(0.9, 0.9),
-    weight_decay=0.0,
-    clip=0.0,
-    muon=0.0,
-)
-TRAIN = dict(
-    examples=120,
-    batch_size=2,
-    accumulate=1,
-    ema=0.9,
-    log_every=10,
-    evaluate_every=60,
-    save_every=40,
-    keep=2,
-)
-GUARD = dict(spike=10.0, tries=3, hang=0.0, hang_seconds=1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """Learns the mean of the examples; `extra` counts what it has seen."""
-
-    watched = "loss"
-    unchanged = None
-
-    def init(self, key, batch):
-        return {"mean": jnp.zeros(())}, {"seen": jnp.zeros(())}
-
-    def loss(self, params, extra, frozen, batch, key, step, rows):
-        noise = 0.01 * jax.vmap(jax.random.normal)(rows.keys(key))
-        loss = jnp.square(params["mean"] - batch["x"] + noise).mean()
-        return loss, ({"x": batch["x"]}, {"loss": loss})
-
-    def update_extra(self, extra, seen, key, step, axis):
-        return {"seen": extra["seen"] + seen["x"].sum()}, {}
-
-    def weights_of(self, params, extra):
-        return params
-
-
-def train(
-    folder,
-    bad=None,
-    *,
-    evaluate=lambda step, weights: {"mean": weights["mean"]},
-    load=None,
-    **changed,
-):
-    """A run in `folder`; `bad` maps a batch to the value of its examples."""
-    settings = TRAIN | {k: v for k, v in changed.items() if k in TRAIN}
-    guard = GUARD | {k: v for k, v in changed.items() if k in GUARD}
-    place = lambda i: next(
-        (v for batch, v in (bad or {}).items() if 2 * batch <= i < 2 * batch + 2), 1.0 + i % 7 / 7
-    )
-    loader = Loader(
-        range(10_000),
-        batch_size=2,
-        seed=0,
-        shuffle=False,
-        load=load or (lambda i, rng: {"x": np.float32(place(i))}),
-    )
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        return loop.run(
-            "toy",
-            Mean(),
-            train=loop.Train(**settings),
-            optim=Optim(**OPTIM),
-            guard=Guard(**guard),
-            profile=Profile(steps=0),
-            loader=loader,
-            parallel=parallelism(devices=1),
-            checkpoints=checkpoints,
-            log=Log(folder),
-            key=jax.random.key(0),
-            frozen={},
-            items={"config": {}},
-            evaluate=evaluate,
-        )
 
 
 def rows(folder):
@@ -192,14 +97,7 @@ def test_a_run_that_stops_anywhere_meets_the_same_faults(tmp_path):
         def load(i, rng, at=at):
             if i == 2 * at:
                 raise Stop
-            return {
-                "x": np.float32(
-                    next(
-                        (v for batch, v in bad.items() if 2 * batch <= i < 2 * batch + 2),
-                        1.0 + i % 7 / 7,
-                    )
-                )
-            }
+            return example(i, bad)
 
         with pytest.raises(Stop):
             train(tmp_path / "stopped", load=load)
@@ -213,37 +111,15 @@ def test_a_run_that_stops_anywhere_meets_the_same_faults(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    class Silent(Mean):  # no metric tells
-        def update_extra(self, extra, seen, key, step, axis):
+    class Silent(Mean):  # no metric shows it
+        def update_extra(self, extra, aux, key, step, axis):
             return {"seen": extra["seen"] + jnp.where(step == 33, jnp.nan, 0.0)}, {}
 
         def weights_of(self, params, extra):
             return params | {"seen": extra["seen"]}
 
-    settings = dict(
-        train=loop.Train(**TRAIN | {"ema": 0.0}),
-        optim=Optim(**OPTIM),
-        guard=Guard(**GUARD),
-        frozen={},
-        profile=Profile(steps=0),
-        parallel=parallelism(devices=1),
-    )
-    loader = Loader(range(100), batch_size=2, seed=0, load=lambda i, rng: {"x": np.float32(i)})
-    with (
-        Checkpoints(tmp_path / "checkpoints") as checkpoints,
-        pytest.raises(UserError, match="weights that are not finite in step 40"),
-    ):
-        loop.run(
-            "toy",
-            Silent(),
-            loader=loader,
-            checkpoints=checkpoints,
-            log=Log(tmp_path),
-            key=jax.random.key(0),
-            items={},
-            evaluate=lambda step, weights: {},
-            **settings,
-        )
+    with pytest.raises(UserError, match="weights that are not finite in step 40"):
+        train(tmp_path, stage=Silent(), ema=0.0)
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).latest_step() == 20
 
 
@@ -273,59 +149,25 @@ def test_an_evaluation_that_did_not_come_about_is_made_up_for(tmp_path):
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
-def script(text):
-    """A process that runs `text` with all that is in this file."""
-    imports = (
-        "import conftest",
-        "from pathlib import Path",
-        "from vqd_jax.cli import runner as command; from vqd_jax.runtime import signals as interrupt",
-        "from test_loop import *",
-    )
-    code = "\n".join([*imports, textwrap.dedent(text)])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-SLOW = """
-import time
-def load(i, rng):
-    if i == 2 * {at}:
-        print("there", flush=True)
-        time.sleep({seconds})
-    return {{"x": np.float32(1.0 + i % 7 / 7)}}
-interrupt.listen()
-command.run(lambda argv: train(Path({folder!r}), load=load, evaluate={evaluate}, **{changed}), again="goes on from the last checkpoint")
-"""
-QUIET = "lambda step, weights: {'mean': weights['mean']}"
-
-
-@pytest.mark.parametrize("number,status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number,status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(request, tmp_path, number, status):
     train(tmp_path / "whole")
-    process = script(
-        SLOW.format(at=33, seconds=2, folder=str(tmp_path / "told"), evaluate=QUIET, changed={})
-    )
+    process = script(waits(at=33, seconds=2, folder=tmp_path / "stopped"))
     request.addfinalizer(process.kill)
     assert "there\n" in iter(process.stdout.readline, "")
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == status, errors
     assert (
-        "saving after this step, then ending" in errors
-        and "the same command goes on from the last checkpoint" in errors
+        "saving after this step, then exiting" in errors
+        and "the same command resumes from the last checkpoint" in errors
     )
-    stopped = Checkpoints(tmp_path / "told" / "checkpoints", read_only=True).latest_step()
+    stopped = Checkpoints(tmp_path / "stopped" / "checkpoints", read_only=True).latest_step()
     assert 20 < stopped <= 34  # the loader reads ahead
-    train(tmp_path / "told")
+    train(tmp_path / "stopped")
     (a, state, record, log), (b, state_, record_, log_) = (
         contents(tmp_path / "whole"),
-        contents(tmp_path / "told"),
+        contents(tmp_path / "stopped"),
     )
     assert (a, record, log) == (b, record_, log_)
     jax.tree.map(np.testing.assert_array_equal, state, state_)
@@ -333,14 +175,12 @@ def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(request, tmp_pat
 
 def test_an_evaluation_ends_at_once(request, tmp_path):
     slow = "lambda step, weights: [print('there', flush=True), time.sleep(100)]"
-    process = script(
-        SLOW.format(at=999, seconds=0, folder=str(tmp_path), evaluate=slow, changed={})
-    )
+    process = script(waits(at=999, seconds=0, folder=tmp_path, evaluate=slow))
     request.addfinalizer(process.kill)
     assert "there\n" in iter(process.stdout.readline, "")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0 and "ended as asked" in errors
+    assert process.returncode == 143 and "terminated; the same command" in errors
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).latest_step() == 30
     train(tmp_path)
     assert [line["step"] for line in rows(tmp_path) if "held_out/mean" in line] == [30, 60]
@@ -348,55 +188,54 @@ def test_an_evaluation_ends_at_once(request, tmp_path):
 
 def test_a_signal_in_a_destructor_is_not_lost(request):
     text = """
-        import time
         class Late:
             def __del__(self):
                 print("there", flush=True)
                 time.sleep(1)
-        def main(argv):
+        def main():
             late = Late()
             del late
             time.sleep(100)
-        interrupt.listen()
-        command.run(main)
+        signals.install_handlers()
+        sys.exit(runner.status(main))
         """
     process = script(text)
     request.addfinalizer(process.kill)
     assert "there\n" in iter(process.stdout.readline, "")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=10)
-    assert process.returncode == 0 and "ended as asked" in errors and "ignored" not in errors
+    assert (
+        process.returncode == 143
+        and "terminated; the same command" in errors
+        and "ignored" not in errors
+    )
 
 
 def test_a_step_that_does_not_end_is_not_waited_for(request, tmp_path):
-    text = "interrupt.GRACE = 2\n" + SLOW.format(
-        at=33, seconds=1000, folder=str(tmp_path), evaluate=QUIET, changed={}
-    )
-    process = script(text)
+    process = script("signals.GRACE = 2\n" + waits(at=33, seconds=1000, folder=tmp_path))
     request.addfinalizer(process.kill)
     assert "there\n" in iter(process.stdout.readline, "")
     time.sleep(3)  # until the batches before are used up
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert (
-        process.returncode == 0 and "ended: what was being computed did not finish in 2 s" in errors
+        process.returncode == 143
+        and "terminated: the computation did not finish within 2 s" in errors
     )
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).latest_step() == 20
 
 
 def test_a_run_that_hangs_ends_with_the_stacks_of_its_threads(request, tmp_path):
-    changed = {"hang": 3.0, "hang_seconds": 8.0}
-    process = script(
-        SLOW.format(at=33, seconds=1000, folder=str(tmp_path), evaluate=QUIET, changed=changed)
-    )
+    changed = {"hang": 3.0, "hang_seconds": 3.0}
+    process = script(waits(at=33, seconds=1000, folder=tmp_path, **changed))
     request.addfinalizer(process.kill)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 3
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
     assert (
-        "error: toy: no step for" in errors
-        and "the same command goes on from the last checkpoint" in errors
+        "toy: if a step takes more than about 3 s, the run ends with the stacks of its threads; "
+        "the same command then resumes from the last checkpoint" in output
     )
-    assert (
-        " in load\n" in errors and "test_loop.py" in errors and errors.count("Thread 0x") > 1
-    )  # the thread that hangs, and others
+    assert "Timeout (0:00:03)!" in errors
+    # the thread that hangs, and others
+    assert " in load\n" in errors and errors.count("Thread 0x") > 1
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).latest_step() == 20

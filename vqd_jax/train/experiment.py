@@ -1,4 +1,4 @@
-"""One workdir: its config, its data, and the stages that train in it, in order."""
+"""Trains the stages of a config in a workdir, one after the other."""
 
 import functools
 import itertools
@@ -14,301 +14,238 @@ from ml_collections import ConfigDict
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import grid, save_png
+from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data import batches
-from vqd_jax.data.text.load import load_tokenizer
+from vqd_jax.data.loader import Loader
+from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.data.token_cache import cached_tokens, encode_records
-from vqd_jax.eval import held_out
+from vqd_jax.eval.held_out import Bound, CodecEvaluation, TokenEvaluation
 from vqd_jax.inference import pipeline
-from vqd_jax.models.weights.clip import read_clip
-from vqd_jax.models.weights.hub import local_folder
-from vqd_jax.models.weights.released import text_weights
 from vqd_jax.runtime import distributed
-from vqd_jax.runtime.checkpoint import Checkpoints, fit, widen
+from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.log import Log
 from vqd_jax.runtime.sharding import parallelism
-from vqd_jax.runtime.workdir import stage_folder
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages import jitted, lora
-from vqd_jax.train import dry_run, loop
+from vqd_jax.train.dry_run import dry_run
 from vqd_jax.train.guard import Guard
+from vqd_jax.train.loop import Train, Trainer, unevaluated
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
-from vqd_jax.train.resume import check_same_model, with_model_of
+from vqd_jax.train.resume import check_same_model, copy_codec, initial_params, with_model_of
 from vqd_jax.web.report import page
+
+LABELS = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
 
 
 class Experiment:
-    """One workdir: its config, its data, and the stages that train in it."""
+    """The training of a config's stages in a workdir. Every process makes one: `run` trains,
+    `finish` draws the final samples.
+
+    Process 0 writes the workdir; the logs and images of the others go to a temporary folder.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        if config.init_from:
-            here = (
-                pipeline.token_stage(workdir) and not Path(config.init_from).exists()
-            )  # a run that has begun no longer needs that folder
-            config = with_model_of(workdir if here else config.init_from, config)
-        if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):
-            raise UserError(
-                "an adapter changes a trained diffusion model: say which with "
-                "--config.init_from=DIR"
-            )
-        self.config, self.workdir = config, workdir
-        self.keeper, self.first = distributed.primary_process(workdir), jax.process_index() == 0
-        self.shared = distributed.is_shared(self.keeper)
-        self.scratch = None if self.first else tempfile.TemporaryDirectory()
-        self.output = workdir if self.first else Path(self.scratch.name)  # of logs and pictures
-        self.cache = Path(config.data.cache) if config.data.cache else workdir / "cache"
+        self.config = config = _with_initial_model(config, workdir)
+        self.workdir = Workdir(workdir)
+        self.is_primary = jax.process_index() == 0
+        self.folder_owner = distributed.primary_process(workdir)  # of those that see this workdir
+        self.shared = distributed.is_shared(self.folder_owner)
+        self.scratch = None if self.is_primary else tempfile.TemporaryDirectory()
+        self.output = Workdir(Path(self.scratch.name)) if self.scratch else self.workdir
+        self.cache = Path(config.data.cache) if config.data.cache else self.workdir.cache
         self.parallel = parallelism(**config.parallel)
         self.key = jax.random.key(config.seed)
         print(f"workdir {workdir}, built data in {self.cache}", flush=True)
         self.source = build.source(config, self.cache)
-        counts = {
-            name: len(batches.indices(self.source, name))
-            for name in ("train", "held_out_cells", "held_out_items")
-        }
-        print("images: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
+        counts = (
+            f"{len(batches.indices(self.source, split))} {split}"
+            for split in ("train", "held_out_cells", "held_out_items")
+        )
+        print(f"images: {', '.join(counts)}", flush=True)
         self.transform = build.transform(config, training=True)
         self.resize = build.transform(config, training=False)
-        self.common = dict(
-            guard=Guard(**config.guard),
-            profile=Profile(**config.profile),
-            describe=lambda i: self.source.records[i].item,
-            report=lambda: page.refresh(workdir) if self.first else None,
-        )
-        self.loading = dict(
-            seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+
+    def run(self) -> None:
+        """Trains every stage from its latest checkpoint to its end."""
+        self.check()
+        for i, name in enumerate(self.config.stages):
+            started = time.perf_counter()
+            self._train(name, jax.random.fold_in(self.key, i))
+            distributed.barrier()  # until process 0 has saved
+            print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
 
     def check(self) -> None:
         """Builds what every stage is made of, so that a wrong value ends the run now and not after
         hours in another stage.
         """
         config = self.config
+        if min(config.preview.pictures, config.held_out.examples) < 0:
+            raise UserError(
+                "preview.pictures and held_out.examples must not be negative; 0 turns them off"
+            )
         for name in config.stages:
-            rehearsed = dry_run.dry_run(config, name)
-            self.parallel.check_batch(rehearsed.train.batch_size, rehearsed.train.accumulate)
-        over_tokens = set(config.stages) & set(build.TOKEN_STAGES)
-        if (
-            over_tokens
-            and config.condition.kind == "text"
-            and config.text.encoder == "clip"
-            and not config.init_from
-        ):
+            train = dry_run(config, name).train
+            self.parallel.check_batch(train.batch_size, train.accumulate)
+        clip = config.condition.kind == "text" and config.text.encoder == "clip"
+        if clip and not config.init_from and {*config.stages} & {*build.TOKEN_STAGES}:
             build.tokenizer(config, [])  # from its file
         if "diffusion" in config.stages:
             build.sampling(config, **config.sampling)
 
-    def run(self) -> None:
-        self.check()
-        for i, name in enumerate(self.config.stages):
-            stage = self.vqvae if name == "vqvae" else functools.partial(self.over_tokens, name)
-            started = time.perf_counter()
-            stage(jax.random.fold_in(self.key, i))
-            distributed.barrier()  # until what was saved is there
-            print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
+    def finish(self) -> None:
+        """Draws the final samples, writes the adapter and the report, and prints where they are."""
+        if self.is_primary:
+            for name in self.config.stages:
+                if name in build.TOKEN_STAGES:
+                    self._draw_samples(name)
+            if self.config.adapter.rank:
+                self._write_adapter()
+            page.refresh(self.workdir.path)
+            print(f"all of it on one page: {self.workdir.report}", flush=True)
+        distributed.barrier()
 
-    def vqvae(self, key: Any) -> None:
-        config, stage = self.config, build.vqvae_stage(self.config)
-        train = loop.Train(**config.vqvae_train)
-        with self._checkpoints("vqvae", train) as checkpoints:
-            if self._done("vqvae", checkpoints, train):
-                return
-            loader = batches.image_loader(
-                self.source, self.transform, batch_size=train.batch_size, **self.loading
-            )
-            frozen, folder = stage.frozen(), self.output / "vqvae"
-            evaluate = held_out.CodecEvaluation(
-                stage=stage,
-                source=self.source,
-                transform=self.resize,
-                folder=folder,
-                lpips=("vgg",) * config.held_out.lpips,
-                examples=config.held_out.examples,
-            )
-            loop.run(
-                "vqvae",
-                stage,
+    def _train(self, name: str, key: PRNGKey) -> None:
+        """Trains a stage, unless all its steps are done."""
+        config, section = self.config, "vqvae" if name == "vqvae" else "diffusion"
+        train, folder = Train(**config[f"{section}_train"]), self.output.stage(name).path
+        codec = None if name == "vqvae" else self._codec()
+        with Checkpoints(
+            self.workdir.checkpoints(name), keep=train.keep, shared=self.shared
+        ) as checkpoints:
+            self._broadcast(checkpoints)
+            check_same_model(name, checkpoints, config)
+            latest = checkpoints.latest_step()
+            if latest is not None and latest >= train.steps:
+                if not unevaluated(train, checkpoints, folder):
+                    print(
+                        f"{name}: all {train.steps} steps are done, in {checkpoints.folder}",
+                        flush=True,
+                    )
+                    return
+            if name == "vqvae":
+                own = self._codec_parts(train, folder)
+            else:
+                own = self._token_parts(name, train, folder, codec, checkpoints)
+            Trainer(
+                name=name,
                 train=train,
-                optim=Optim(**config.vqvae_optim),
-                loader=loader,
+                optim=Optim(**config[f"{section}_optim"]),
+                guard=Guard(**config.guard),
+                profile=Profile(**config.profile),
                 parallel=self.parallel,
                 checkpoints=checkpoints,
                 log=Log(folder),
                 key=key,
-                frozen=frozen,
-                items={"config": _plain(config)},
-                evaluate=evaluate,
-                refresh=lambda: self._hand_out(checkpoints),
-                **self.common,
-            )
+                refresh=functools.partial(self._broadcast, checkpoints),
+                report=self._refresh_report,
+                describe=lambda i: self.source.records[i].item,
+                **own,
+            ).run()
 
-    def over_tokens(self, name: str, key: Any) -> None:
-        """The diffusion stage, or its autoregressive twin."""
-        config, train = self.config, loop.Train(**self.config.diffusion_train)
-        codec = self._codec()
-        with self._checkpoints(name, train) as checkpoints:
-            if self._done(name, checkpoints, train):
-                return
-            stored = (
-                checkpoints
-                if checkpoints.has("tokenizer")
-                else self._origin(name)
-                if config.init_from
-                else None
-            )
-            if stored:
-                tokenizer = load_tokenizer(stored.restore("tokenizer"))
-            else:
-                tokenizer = build.tokenizer(
-                    config, [self.source.records[i] for i in batches.indices(self.source, "train")]
-                )
-            stage, folder = build.TOKEN_STAGES[name](config, tokenizer), self.output / name
-            encode = lambda images: jitted.encode(stage.codec, codec, images)
-            source = batches.Resized(self.source, self.resize)
-            online = build.encodes_online(config)
-            examined = batches.evaluation_records(source, config.held_out.examples)
-            tokens = (
-                encode_records(source, itertools.chain(*examined.values()), encode)
-                if online
-                else cached_tokens(self.cache, source, codec, encode)
-            )
-            loader = batches.pair_loader(
-                self.source,
-                None if online else tokens,
-                self.transform,
-                tokenizer,
-                drop_words=config.data.drop_words,
-                batch_size=train.batch_size,
-                **self.loading,
-            )
-            prompts, _ = self.prompts()
-            bound = held_out.Bound(
+    def _codec_parts(self, train: Train, folder: Path) -> dict[str, Any]:
+        """Arguments of `Trainer` for the codec."""
+        stage = build.vqvae_stage(self.config)
+        loader = batches.image_loader(self.source, self.transform, **self._loading(train))
+        evaluation = CodecEvaluation(
+            stage=stage,
+            source=self.source,
+            transform=self.resize,
+            folder=folder,
+            lpips=("vgg",) if self.config.held_out.lpips else (),
+            examples=self.config.held_out.examples,
+        )
+        return dict(
+            stage=stage,
+            loader=loader,
+            frozen=stage.frozen(),
+            items={"config": _to_json(self.config)},
+            evaluate=evaluation,
+        )
+
+    def _token_parts(
+        self, name: str, train: Train, folder: Path, codec: Params, checkpoints: Checkpoints
+    ) -> dict[str, Any]:
+        """Arguments of `Trainer` for a stage over tokens."""
+        config = self.config
+        tokenizer = self._tokenizer(name, checkpoints)
+        stage = build.TOKEN_STAGES[name](config, tokenizer)
+        encode = lambda images: jitted.encode(stage.codec, codec, images)
+        source = batches.Resized(self.source, self.resize)
+        online = build.encodes_online(config)
+        if online:  # tokens of the held-out images only; those of the others change with each crop
+            held_out = batches.evaluation_records(source, config.held_out.examples)
+            tokens = encode_records(source, itertools.chain(*held_out.values()), encode)
+        else:
+            tokens = cached_tokens(self.cache, source, codec, encode)
+        sampler, guidance_config = build.sampling(
+            config, **dict(config.sampling) | pipeline.fixed_sampling(stage)
+        )
+        evaluation = TokenEvaluation(
+            bound=Bound(
                 stage=stage,
                 source=source,
                 tokens=tokens,
                 tokenizer=tokenizer,
                 draws=config.held_out.draws,
-            )
-            sampler, guidance_config = build.sampling(
-                config, **dict(config.sampling) | pipeline.fixed_sampling(stage)
-            )
-            evaluate = held_out.TokenEvaluation(
-                bound=bound,
-                codec=codec,
-                folder=folder,
-                examples=config.held_out.examples,
-                prompts=prompts,
-                sampler=sampler,
-                guidance_config=guidance_config,
-            )
+            ),
+            codec=codec,
+            folder=folder,
+            examples=config.held_out.examples,
+            prompts=tuple(prompt for prompt, _ in self._prompts()),
+            sampler=sampler,
+            guidance_config=guidance_config,
+        )
 
-            def keep_and_evaluate(step: int, weights: Any) -> dict[str, float]:
-                lora.write(self.output / lora.FILE, stage.adapter, weights)
-                return evaluate(step, weights)
+        def evaluate(step: int, weights: Params) -> dict[str, float]:
+            if config.adapter.rank:
+                lora.write(self.output.adapter, stage.adapter, weights)
+            return evaluation(step, weights)
 
-            loop.run(
-                name,
-                stage,
-                train=train,
-                optim=Optim(**config.diffusion_optim),
-                loader=loader,
-                parallel=self.parallel,
-                checkpoints=checkpoints,
-                log=Log(folder),
-                key=key,
-                frozen=codec if online else {},
-                evaluate=keep_and_evaluate if config.adapter.rank else evaluate,
-                items={"config": _plain(config), "tokenizer": tokenizer.to_json()},
-                init_from=functools.partial(self._begin, name),
-                refresh=lambda: self._hand_out(checkpoints),
-                **self.common,
-            )
+        return dict(
+            stage=stage,
+            loader=self._pair_loader(train, tokenizer, None if online else tokens),
+            frozen=codec if online else {},
+            items={"config": _to_json(config), "tokenizer": tokenizer.to_json()},
+            evaluate=evaluate,
+            init_from=functools.partial(initial_params, config, name),
+        )
 
-    def prompts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Prompts of seen cells, held-out cells and free text, and what kind each is."""
-        out = []
-        for split in ("train", "held_out_cells"):
-            chosen = batches.spread(
-                batches.indices(self.source, split), self.config.preview.pictures
-            )
-            out += [
-                (pipeline.escape_prompt(self.source.records[i].captions[0]), split) for i in chosen
-            ]
-        out += [(prompt, "free text") for prompt in self.config.preview.prompts]
-        return tuple(zip(*out))
+    def _pair_loader(self, train: Train, tokenizer: Tokenizer, tokens: Any) -> Loader:
+        return batches.pair_loader(
+            self.source,
+            tokens,
+            self.transform,
+            tokenizer,
+            drop_words=self.config.data.drop_words,
+            **self._loading(train),
+        )
 
-    def finish(self) -> None:
-        """The grid of pictures that a run ends with."""
-        labels = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
-        for name in self.config.stages:
-            if name in build.TOKEN_STAGES and self.first:
-                prompts, kinds = self.prompts()
-                images = pipeline.load(self.workdir, stage=name)(prompts, seed=self.config.seed)
-                path = self.workdir / (
-                    "samples.png" if name == "diffusion" else f"samples-{name}.png"
-                )
-                save_png(
-                    path,
-                    grid(
-                        images, 8, captions=[labels[k] + p for p, k in zip(prompts, kinds)], scale=3
-                    ),
-                )
-                print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
-        if self.config.adapter.rank and self.first:
-            path = self.workdir / lora.FILE
-            if not path.exists():  # it was moved away, or this workdir was trained without
-                lora.write(
-                    path,
-                    lora.Adapter(**self.config.adapter),
-                    Checkpoints(self._folder("diffusion"), read_only=True).restore("weights"),
-                )
-            print(
-                f"the adapter, for --workdir={self.config.init_from}: {path}, "
-                f"{path.stat().st_size / 1e6:.1f} MB",
-                flush=True,
-            )
-        if self.first:
-            page.refresh(self.workdir)
-            print(f"all of it on one page: {self.workdir / page.NAME}", flush=True)
-        distributed.barrier()
+    def _loading(self, train: Train) -> dict[str, int]:
+        """Arguments of `Loader`."""
+        return dict(
+            batch_size=train.batch_size,
+            seed=self.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
-    def _begin(self, stage: str, params: Any) -> Any:
-        """The network's first parameters: those of `init_from`, or fresh ones with CLIP's text
-        tower.
-        """
+    def _tokenizer(self, stage: str, checkpoints: Checkpoints) -> Tokenizer:
+        """The one in the checkpoints, or in those that training starts from, or a new one."""
+        if checkpoints.has("tokenizer"):
+            return load_tokenizer(checkpoints.restore("tokenizer"))
         if self.config.init_from:
-            _, stored = pipeline.stored_model(self.config.init_from, stage)
-            fresh = {"adapter": params["adapter"]} if "adapter" in params else {}
-            return fit(
-                {"conditioner": {}} | stored | fresh,
-                params,
-                f"the model in {self.config.init_from}",
-            )
-        if self.config.condition.kind == "text" and self.config.text.encoder == "clip":
-            folder = self.config.clip_text.folder
-            encoder = text_weights(
-                read_clip(local_folder(folder)),
-                params["conditioner"]["encoder"],
-                f"the CLIP weights in {folder}",
-            )
-            return params | {"conditioner": params["conditioner"] | {"encoder": encoder}}
-        return params
+            initial = Workdir(Path(self.config.init_from)).checkpoints(stage)
+            return load_tokenizer(Checkpoints(initial, read_only=True).restore("tokenizer"))
+        train = batches.indices(self.source, "train")
+        return build.tokenizer(self.config, [self.source.records[i] for i in train])
 
-    def _origin(self, stage: str) -> Checkpoints:
-        """The checkpoints of `init_from`."""
-        return Checkpoints(stage_folder(self.config.init_from, stage), read_only=True)
-
-    def _codec(self) -> Any:
-        checkpoints = Checkpoints(self._folder("vqvae"), read_only=True)
+    def _codec(self) -> Params:
+        """The weights of the trained codec, which is copied here from `init_from` if need be."""
+        checkpoints = Checkpoints(self.workdir.checkpoints("vqvae"), read_only=True)
         if checkpoints.latest_step() is None and self.config.init_from:
-            origin = self._origin("vqvae")
-            with Checkpoints(
-                self._folder("vqvae"), keep=1
-            ) as own:  # a workdir holds all that sampling needs
-                own.save(
-                    origin.latest_step(),
-                    {name: origin.restore(name) for name in ("weights", "config")},
-                    wait=True,
-                )
-        self._hand_out(checkpoints)
+            copy_codec(Workdir(Path(self.config.init_from)), self.workdir)
+        self._broadcast(checkpoints)
         if checkpoints.latest_step() is None:
             raise UserError(
                 f"the diffusion stage needs a codec, and {checkpoints.folder} has none: run the "
@@ -317,33 +254,64 @@ class Experiment:
         check_same_model("vqvae", checkpoints, self.config)
         return widen(checkpoints.restore("weights"))
 
-    def _checkpoints(self, stage: str, train: loop.Train) -> Checkpoints:
-        checkpoints = self._hand_out(
-            Checkpoints(self._folder(stage), keep=train.keep, shared=self.shared)
-        )
-        check_same_model(stage, checkpoints, self.config)
-        return checkpoints
-
-    def _hand_out(self, checkpoints: Checkpoints) -> Checkpoints:
-        """The checkpoints, of which every process has the latest."""
+    def _broadcast(self, checkpoints: Checkpoints) -> None:
+        """Gives every process the latest checkpoint. Collective."""
         distributed.barrier()
-        distributed.broadcast_checkpoint(checkpoints.folder, checkpoints.steps(), self.keeper)
-        return checkpoints
+        distributed.broadcast_checkpoint(checkpoints.folder, checkpoints.steps(), self.folder_owner)
 
-    def _folder(self, stage: str) -> Path:
-        return stage_folder(self.workdir, stage)
+    def _refresh_report(self) -> None:
+        if self.is_primary:
+            page.refresh(self.workdir.path)
 
-    def _done(self, name: str, checkpoints: Checkpoints, train: loop.Train) -> bool:
-        latest = checkpoints.latest_step()
-        if (
-            latest is not None
-            and latest >= train.steps
-            and not loop.unevaluated(train, checkpoints, self.output / name)
-        ):
-            print(f"{name}: all {train.steps} steps are done, in {checkpoints.folder}", flush=True)
-            return True
-        return False
+    def _prompts(self) -> list[tuple[str, str]]:
+        """(prompt, kind) of the previews; the kinds are the keys of LABELS."""
+        preview, out = self.config.preview, []
+        if not preview.pictures:
+            return out
+        for split in ("train", "held_out_cells"):
+            for i in batches.spread(batches.indices(self.source, split), preview.pictures):
+                out.append((pipeline.escape_prompt(self.source.records[i].captions[0]), split))
+        return out + [(prompt, "free text") for prompt in preview.prompts]
+
+    def _draw_samples(self, stage: str) -> None:
+        """Writes the final samples of a stage as one picture."""
+        prompts = self._prompts()
+        if not prompts:
+            return
+        model = pipeline.load(self.workdir.path, stage=stage)
+        images = model([prompt for prompt, _ in prompts], seed=self.config.seed)
+        captions = [LABELS[kind] + prompt for prompt, kind in prompts]
+        path = self.workdir.samples(stage)
+        save_png(path, grid(images, 8, captions=captions, scale=3))
+        print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
+
+    def _write_adapter(self) -> None:
+        """Writes the adapter's file, if the last evaluation did not or it was moved away."""
+        path = self.workdir.adapter
+        if not path.exists():
+            checkpoints = Checkpoints(self.workdir.checkpoints("diffusion"), read_only=True)
+            adapter = lora.Adapter(**self.config.adapter)
+            lora.write(path, adapter, checkpoints.restore("weights"))
+        print(
+            f"the adapter, for --workdir={self.config.init_from}: {path}, "
+            f"{path.stat().st_size / 1e6:.1f} MB",
+            flush=True,
+        )
 
 
-def _plain(config: ConfigDict) -> dict[str, Any]:
+def _with_initial_model(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config, with the model that it is to start from. UserError for an adapter without one."""
+    if config.init_from:
+        origin = config.init_from
+        if pipeline.token_stage(workdir) and not Path(origin).exists():
+            origin = workdir  # a run that has begun no longer needs the other folder
+        config = with_model_of(origin, config)
+    if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):
+        raise UserError(
+            "an adapter changes a trained diffusion model: say which with --config.init_from=DIR"
+        )
+    return config
+
+
+def _to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())

@@ -1,27 +1,35 @@
-"""Bad numbers: which steps training takes back, and which batches it leaves out then.
+"""Protects a run from bad numbers and from hanging.
 
-A fault follows from the batches and from what the last checkpoint holds, so that a run that was
-killed meets the same ones again.
+Bad numbers take training back to its last checkpoint, and it goes on without the batches that led
+to them. Which batches these are depends only on the data and on the checkpoint, so a run that was
+killed and resumed skips the same ones.
 """
 
 import collections
 import dataclasses
+import faulthandler
 import math
 import statistics
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
+from clu.metrics import Average
 
 from vqd_jax.core.errors import UserError
 
-WINDOW = 64  # steps that a loss is compared with
-ENOUGH = 16  # of them, before it is
+WINDOW = 64  # losses that a new one is compared with
+MIN_LOSSES = 16  # before the first comparison
+MIN_TIMES = 3  # step times before the watchdog has a limit
+STDERR = 2  # file descriptor
 
 
 class Fault(Exception):
-    """The numbers of a step are bad; the message says which."""
+    """Bad numbers in a step; the message says which."""
 
-    def __init__(self, step: int, what: str):
-        super().__init__(what)
+    def __init__(self, step: int, cause: str):
+        super().__init__(cause)
         self.step = step
 
 
@@ -30,12 +38,12 @@ class Guard:
     """When training goes back to its last checkpoint, and when it gives up.
 
     Attributes:
-      spike: a loss is bad that lies above the median of the last 64 by so many times that median;
-      0: only if it is not finite.
-      tries: faults in a row, with no checkpoint between them, after which the run ends; the second
-      leaves out two batches, the third four.
-      hang: median steps without the end of one after which the run ends, but at least
-      `hang_seconds`; 0: never.
+      spike: a loss is bad if it exceeds the median of the last 64 by more than this factor times
+        that median; 0 checks for NaN and infinity only.
+      tries: faults in a row, without a checkpoint between them, before the run ends. The first
+        skips one batch, the second two, the third four.
+      hang: the run ends if a step takes longer than this factor times the median of the last 100
+        steps, and longer than `hang_seconds`; 0 turns this off.
     """
 
     spike: float
@@ -51,72 +59,140 @@ class Guard:
             )
 
     def check(
-        self, step: int, values: dict[str, float], loss: float, before: Iterable[float]
+        self, step: int, metrics: Mapping[str, float], loss: float, previous: Iterable[float]
     ) -> None:
-        """Fault if a loss or gradient of the step is not finite, or if the loss has jumped from
-        those `before` it.
+        """Raises Fault if the loss or gradient is not finite, or if `loss` is a spike after the
+        `previous` losses.
         """
         for name in ("loss", "gradient_norm"):
-            if name in values and not math.isfinite(values[name]):
-                raise Fault(step, f"{name.replace('_', ' ')} {values[name]}")
-        before = [*before]
-        if self.spike and len(before) >= ENOUGH:
-            usual = statistics.median(before)
-            if loss - usual > self.spike * abs(usual):
-                raise Fault(step, f"loss {loss:.4g} after {usual:.4g}")
+            if name in metrics and not math.isfinite(metrics[name]):
+                raise Fault(step, f"{name.replace('_', ' ')} {metrics[name]}")
+        previous = [*previous]
+        if self.spike and len(previous) >= MIN_LOSSES:
+            median = statistics.median(previous)
+            if loss - median > self.spike * abs(median):
+                raise Fault(step, f"loss {loss:.4g} after {median:.4g}")
 
 
 @dataclasses.dataclass
-class LossRecord:
-    """What a checkpoint knows of the steps before it, beside the state.
+class TrainingRecord:
+    """What a checkpoint stores about the steps so far, beside the state.
 
     Attributes:
-      skipped: batches that were left out, ascending. losses: the last ones, for comparison. window:
-      metric -> its values since the last line of the log.
+      skipped: batches that were left out, ascending.
+      losses: the last ones, for `Guard.check`.
+      averages: of each metric since the last line of the log, in float64.
     """
 
     skipped: list[int] = dataclasses.field(default_factory=list)
     losses: collections.deque[float] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=WINDOW)
     )
-    window: dict[str, list[float]] = dataclasses.field(
-        default_factory=lambda: collections.defaultdict(list)
-    )
+    averages: dict[str, Average] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, stored: dict[str, Any] | None) -> "Record":
-        record = cls()
-        if stored:
-            record.skipped += stored["skipped"]
-            record.losses.extend(stored["losses"])
-            record.window.update(stored["window"])
+    def from_json(cls, stored: Mapping[str, Any]) -> "TrainingRecord":
+        """The record that `to_json` gave. Earlier versions stored all values of a metric, where now
+        their sum and count are.
+        """
+        record = cls(list(stored["skipped"]))
+        record.losses.extend(stored["losses"])
+        for name, values in stored["window"].items():
+            if isinstance(values, list):
+                values = {"total": math.fsum(values), "count": len(values)}
+            record.averages[name] = _average(**values)
         return record
 
-    def stored(self) -> dict[str, Any]:
-        """What JSON can hold."""
-        return {"skipped": self.skipped, "losses": [*self.losses], "window": dict(self.window)}
+    def to_json(self) -> dict[str, Any]:
+        averages = {
+            name: {"total": float(average.total), "count": int(average.count)}
+            for name, average in self.averages.items()
+        }
+        return {"skipped": self.skipped, "losses": [*self.losses], "window": averages}
 
     def batch(self, step: int) -> int:
-        """The batch of a step: the first step has the first one that is not left out."""
-        at = step - 1
+        """The batch that a step uses: step 1 has the first one that is not skipped."""
+        batch = step - 1
         for skipped in self.skipped:
-            at += skipped <= at
-        return at
+            batch += skipped <= batch
+        return batch
 
-    def up_to(self, first: int, step: int, count: int) -> list[int]:
-        """The last `count` batches up to that of `step`, but none that a step up to `first` had."""
+    def last_batches(self, first: int, step: int, count: int) -> list[int]:
+        """The batches of the last `count` steps up to `step`, without those up to `first`."""
         return [self.batch(s) for s in range(max(first + 1, step - count + 1), step + 1)]
 
-    def leave_out(self, batches: Iterable[int]) -> None:
+    def skip(self, batches: Iterable[int]) -> None:
         self.skipped = sorted({*self.skipped, *batches})
 
-    def add(self, values: dict[str, float], loss: float) -> None:
+    def add(self, metrics: Mapping[str, float], loss: float) -> None:
+        """Records the metrics of a step; `loss` is the one that `Guard.check` compares."""
         self.losses.append(loss)
-        for name, value in values.items():
-            self.window[name].append(value)
+        for name, value in metrics.items():
+            new, old = _average(value, 1), self.averages.get(name)
+            self.averages[name] = new if old is None else old.merge(new)
 
-    def means(self) -> dict[str, float]:
-        """Of the window, which begins anew."""
-        means = {name: math.fsum(values) / len(values) for name, values in self.window.items()}
-        self.window.clear()
+    def pop_means(self) -> dict[str, float]:
+        """The means of all metrics since the last call."""
+        means = {name: float(average.compute()) for name, average in self.averages.items()}
+        self.averages.clear()
         return means
+
+
+def _average(total: float, count: int) -> Average:
+    """In float64 on the host, so that what a checkpoint stores as JSON is exact."""
+    return Average(total=np.float64(total), count=np.int64(count))
+
+
+class Watchdog:
+    """Ends a run that hangs: prints the stacks of all threads and exits with status 1.
+
+    Call `step` after each step and `pause` before anything else that may take long; use it in a
+    `with`. The timer is `faulthandler`'s, which needs neither the interpreter nor its lock.
+
+    Args:
+      factor, seconds: the limit is `factor` times the median time of the last 100 steps, and at
+        least `seconds`; factor 0 sets none.
+      name: of what is trained, for the message.
+    """
+
+    def __init__(self, factor: float, seconds: float, name: str):
+        self._factor, self._seconds, self._name = factor, seconds, name
+        self._times = collections.deque(maxlen=100)
+        self._last = None
+        self._announced = False
+
+    def step(self) -> None:
+        now = time.monotonic()
+        if self._last is not None:
+            self._times.append(now - self._last)
+        self._last = now
+        if self._factor and len(self._times) >= MIN_TIMES:
+            if not self._announced:
+                self._announce()
+            faulthandler.dump_traceback_later(self.limit, exit=True, file=STDERR)
+
+    def pause(self) -> None:
+        """Sets no limit until the next step ends."""
+        self._last = None
+        if self._announced:
+            faulthandler.cancel_dump_traceback_later()
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.pause()
+
+    @property
+    def limit(self) -> float:
+        """Seconds."""
+        return max(self._factor * statistics.median(self._times), self._seconds)
+
+    def _announce(self) -> None:
+        """The sentence comes first: at the timeout there is only room for the stacks."""
+        print(
+            f"{self._name}: if a step takes more than about {self.limit:.0f} s, the run ends with "
+            "the stacks of its threads; the same command then resumes from the last checkpoint",
+            flush=True,
+        )
+        self._announced = True

@@ -1,9 +1,11 @@
-"""The one training loop: resume, step, check, log, save, evaluate. Lengths and intervals are in
-examples seen.
+"""The training loop of every stage: restore or init, then step, check, log, evaluate, save.
+
+Lengths and intervals are in examples seen.
 """
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,38 +13,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from clu import parameter_overview
+from jaxtyping import Array, Bool
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.shapes import PRNGKey
-from vqd_jax.data.loader import Loader
+from vqd_jax.core.shapes import Params, PRNGKey
+from vqd_jax.data.loader import Batch, Loader
 from vqd_jax.runtime import distributed, signals
-from vqd_jax.runtime.checkpoint import Checkpoints, fit, widen
+from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.hardware import describe_machine
 from vqd_jax.runtime.log import Log, read_metrics
 from vqd_jax.runtime.progress import bar
 from vqd_jax.runtime.sharding import Pmap, Sharded
-from vqd_jax.runtime.workdir import MACHINE
+from vqd_jax.runtime.workdir import StageFolder
 from vqd_jax.train.cost.flops import of_step
-from vqd_jax.train.guard import Fault, Guard, LossRecord
+from vqd_jax.train.guard import Fault, Guard, TrainingRecord, Watchdog
 from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
-from vqd_jax.train.state import State
+from vqd_jax.train.stage import Stage
+from vqd_jax.train.state import State, restore_or_init
 from vqd_jax.train.step import STOPPING, default_micro_batches, make_step
-from vqd_jax.train.watchdog import Watchdog
 
-HELD_OUT = "held_out/"  # how the log calls what `evaluate` gives
+HELD_OUT = "held_out/"  # prefix of an evaluation's metrics in the log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Attributes:
-    examples: length of the stage. batch_size: global.
-    accumulate: parts of the batch whose gradients are computed one after the other; 0 for as many
-    as `train.step.cached_parts` says.
-    ema: decay of the moving average of the weights; 0 for none.
-    log_every, evaluate_every, save_every: intervals in examples. keep: checkpoints kept.
+    """Lengths and intervals of a stage's training, in examples.
+
+    Attributes:
+      examples: length of the stage.
+      batch_size: of all devices together.
+      accumulate: micro-batches of a batch, whose gradients are computed one after the other; 0
+        chooses their number by `train.step.default_micro_batches`.
+      ema: decay of the moving average of the weights; 0 for none.
+      log_every, evaluate_every, save_every: intervals.
+      keep: how many checkpoints to keep.
     """
 
     examples: int
@@ -55,13 +63,8 @@ class Train:
     keep: int
 
     def __post_init__(self):
-        if (
-            min(
-                self.examples, self.batch_size, self.log_every, self.evaluate_every, self.save_every
-            )
-            < 1
-            or self.accumulate < 0
-        ):
+        intervals = self.log_every, self.evaluate_every, self.save_every
+        if min(self.examples, self.batch_size, *intervals) < 1 or self.accumulate < 0:
             raise UserError(
                 "examples, batch_size and the intervals of a training section must be positive, "
                 "accumulate at least 0"
@@ -71,242 +74,267 @@ class Train:
     def steps(self) -> int:
         return max(self.examples // self.batch_size, 1)
 
-    def due(self, step: int, examples: int) -> bool:
-        """Whether what is done at that interval is done after this step; at the end all is."""
-        return step % max(examples // self.batch_size, 1) == 0 or step >= self.steps
+    def due(self, step: int, every: int) -> bool:
+        """Whether something done `every` so many examples is due after this step; everything is
+        after the last one.
+        """
+        return step % max(every // self.batch_size, 1) == 0 or step >= self.steps
 
 
-def run(
-    name: str,
-    stage: Any,
-    *,
-    train: Train,
-    optim: Optim,
-    guard: Guard,
-    profile: Profile,
-    loader: Loader,
-    parallel: Pmap | Sharded,
-    checkpoints: Checkpoints,
-    log: Log,
-    key: PRNGKey,
-    frozen: Any,
-    items: dict[str, Any],
-    evaluate: Callable[[int, Any], dict[str, float]],
-    init_from: Callable[[Any], Any] | None = None,
-    refresh: Callable[[], None] = lambda: None,
-    report: Callable[[], None] = lambda: None,
-    describe: Callable[[Any], str] = str,
-) -> Any:
-    """Trains a stage up to `train.steps` and returns its weights on the host.
+@dataclasses.dataclass(frozen=True)
+class Rollback:
+    """A fault, the checkpoint that training went back to, and the batches it then skips."""
 
-    Args:
-      stage: `init(key, batch) -> (params, extra)`, `loss` and `learn` (see `train.step.Trainable`),
-        `weights_of(params, extra)`, `from_weights(weights) -> (params, extra)` for checkpoints that
-        hold nothing else, `unchanged`, None or a function from the parameters to a tree that is
-        True where training leaves them alone, `watched`, the metric whose jumps `guard` minds, and
-        `tokens`, of an example, which only `accumulate` 0 asks for.
-      items: what else a checkpoint holds (config, tokenizer).
-      evaluate: `(step, weights) -> scalars`; it may write pictures.
-      begin: fresh parameters to those that training begins with.
-      look: called before checkpoints are read again; afterwards every process must see the latest.
-      report: called after evaluations and saves, when the log has them.
-      describe: an item of the loader, for messages.
-    """
-    parts = train.accumulate or default_micro_batches(
-        train.batch_size // parallel.count, stage.tokens
-    )
-    parallel.check_batch(train.batch_size, parts)
-    init_key, train_key = jax.random.split(key)
-    optimizer = optim.build(train.steps, train.batch_size, stage.unchanged)
-    cost = Cost(
-        flops=parallel.replicas
-        * of_step(stage, frozen, loader.example(0), train.batch_size // parallel.replicas),
-        examples=train.batch_size,
-        devices=parallel.count,
-        kind=jax.local_devices()[0].device_kind,
-    )
-    training = _Training(
-        name=name,
-        stage=stage,
-        train=train,
-        guard=guard,
-        profile=profile,
-        cost=cost,
-        loader=loader,
-        parallel=parallel,
-        checkpoints=checkpoints,
-        log=log,
-        key=train_key,
-        frozen=parallel.place(frozen),
-        items=items,
-        evaluate=evaluate,
-        report=report,
-        step=parallel.compile(make_step(stage, optimizer, train.ema, parts)),
-    )
-    begun, faults = (
-        None,
-        [],
-    )  # since the checkpoint of step `begun`: (step, what was wrong, batches left out)
-    while True:
-        state = _restore_or_init(
-            name, stage, optimizer, train, loader, checkpoints, init_key, init_from
-        )
-        record, first = _record(checkpoints), int(state.step)
-        if begun is None:
-            print(
-                parameter_overview.get_parameter_overview(state.params, include_stats=False),
-                flush=True,
-            )
-            print(f"{name}: {cost.text}", flush=True)
-            log.note(
-                MACHINE,
-                describe_machine() | {"devices": cost.devices, "flops_per_step": cost.flops},
-            )
-        begun, faults = first, faults if first == begun else []
-        log.rewind(first)
-        for step, _, batches in faults:
-            record.leave_out(batches)
-            log.write(
-                first + 1,
-                {"step": step, "first_batch": batches[0], "batches": len(batches)},
-                "fault/",
-            )
-        print(
-            f"{name}: {first} of {train.steps} steps of {train.batch_size} done, on "
-            f"{parallel.text}; "
-            f"checkpoints in {checkpoints.folder}",
-            flush=True,
-        )
-        try:
-            return training.go(state, record)
-        except Fault as fault:
-            del state
-            checkpoints.wait()
-            refresh()
-            first = checkpoints.latest_step() or 0
-            count = 1 + (len(faults) if first == begun else 0)
-            batches = record.up_to(first, fault.step, 2 ** (count - 1))
-            what = f"{fault} in step {fault.step}, with {_described(loader, batches[-1], describe)}"
-            begun, faults = (
-                first,
-                (faults if first == begun else []) + [(fault.step, what, batches)],
-            )
-            if count > guard.tries:
-                raise UserError(
-                    f"{name}: {count} faults in a row since step {first}: "
-                    f"{'; '.join(what for _, what, _ in faults)}; the "
-                    f"checkpoints in {checkpoints.folder} are as good as they were: try a lower "
-                    "learning rate, or look at "
-                    "these examples"
-                ) from None
-            left = (
-                f"batch {batches[0]}"
-                if len(batches) == 1
-                else f"batches {batches[0]} to {batches[-1]}"
-            )
-            print(f"\n{name}: {what}: back to step {first}, without {left}", flush=True)
-
-
-def unevaluated(train: Train, checkpoints: Checkpoints, folder: Path) -> bool:
-    """Whether the latest checkpoint is one that training ended on before it was evaluated; `folder`
-    has its log. All processes call it.
-    """
-    step = checkpoints.latest_step()
-    due = step is not None and train.due(step, train.evaluate_every) and checkpoints.has("record")
-    with contextlib.suppress(UserError):
-        due = due and not any(
-            row["step"] == step and any(key.startswith(HELD_OUT) for key in row)
-            for row in read_metrics(folder)
-        )
-    return distributed.broadcast_flag(due)
+    checkpoint: int
+    step: int
+    cause: str
+    batches: list[int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Training:
-    """The steps from one restored state on; what `run` was told."""
+class Trainer:
+    """Trains one stage up to `train.steps`: `Trainer(...).run()`. Every process runs one.
+
+    Attributes:
+      name: of the stage, for messages.
+      key: root of all randomness of the stage.
+      frozen: parameters that the loss uses and training leaves alone.
+      items: what checkpoints hold besides state, weights and record (config, tokenizer).
+      evaluate: `(step, weights) -> metrics`; it may write images.
+      init_from: maps fresh parameters to those that training starts from.
+      refresh: called before checkpoints are read again, after which every process must have the
+        latest.
+      report: called after evaluations and saves, once they are in the log.
+      describe: names an item of the loader in messages.
+    """
 
     name: str
-    stage: Any
+    stage: Stage
     train: Train
+    optim: Optim
     guard: Guard
     profile: Profile
-    cost: Cost
     loader: Loader
     parallel: Pmap | Sharded
     checkpoints: Checkpoints
     log: Log
     key: PRNGKey
-    frozen: Any
+    frozen: Params
     items: dict[str, Any]
-    evaluate: Callable[[int, Any], dict[str, float]]
-    report: Callable[[], None]
-    step: Callable
+    evaluate: Callable[[int, Params], dict[str, float]]
+    init_from: Callable[[Params], Params] | None = None
+    refresh: Callable[[], None] = lambda: None
+    report: Callable[[], None] = lambda: None
+    describe: Callable[[Any], str] = str
 
-    def go(self, state: State, record: LossRecord) -> Any:
-        """Trains to the end and returns the weights; Fault where numbers are bad."""
-        train, first, alone = self.train, int(state.step), jax.process_count() == 1
+    def run(self) -> None:
+        """Trains to the end. UserError after `guard.tries` faults in a row."""
+        self.parallel.check_batch(self.train.batch_size, self.micro_batches)
+        rollbacks: list[Rollback] = []  # since the last checkpoint
+        while True:
+            try:
+                return self._train(rollbacks)
+            except Fault as fault:
+                rollbacks = self._roll_back(fault, rollbacks)
+
+    def _train(self, rollbacks: list[Rollback]) -> None:
+        """Trains from the latest checkpoint to the end. Fault at bad numbers."""
+        # ---------------------------- Restore or init -----------------------------
+        train, alone = self.train, jax.process_count() == 1
+        state, record = self._restore_or_init(), self._restore_record(rollbacks)
+        first = int(state.step)
+        if not rollbacks:
+            self._announce(state)
+        self._resume_log(first, rollbacks)
         if unevaluated(train, self.checkpoints, self.log.folder):
-            self.log.write(
-                first, self.evaluate(first, jax.device_get(self._weights(state))), HELD_OUT
-            )
-        state, unseen, stop, weights = self.parallel.place(state), None, False, None
+            self._log_evaluation(first, jax.device_get(self._weights(state)))
+        state, frozen = self.parallel.place(state), self._placed_frozen
+        pending = None  # metrics of the last step, not yet checked
         meter = Meter(self.cost, self.log, first)
         with (
-            signals.noted() as asked,
+            signals.deferred() as signalled,
             bar(train.steps, first, self.name) as progress,
             Watchdog(self.guard.hang, self.guard.hang_seconds, self.name) as watchdog,
-            self.profile.tracer(self.log.folder / "profile", first, train.steps) as trace,
+            self.profile.tracer(self._folder.profile, first, train.steps) as trace,
             contextlib.closing(self._batches(first, record)) as batches,
         ):
             for step in range(first + 1, train.steps + 1):
+                # ------------------------------ Step ------------------------------
                 with meter.waiting():
-                    batch = next(batches) | ({} if alone else self._stopping(asked()))
+                    batch = next(batches)
+                    if not alone:
+                        batch |= self._stopping(signalled())
                     batch = self.parallel.shard(batch)
-                state, values = trace(step, self.step, state, self.frozen, batch, self.key)
-                values = self.parallel.first(values)
-                stop = unseen is not None and self._see(
-                    *unseen, record
-                )  # one step behind, so that the device need not wait
-                stop = stop or alone and asked()
-                unseen = step, values
-                watchdog.beat()
-                logs, evaluates, saves = (
-                    train.due(step, every)
-                    for every in (train.log_every, train.evaluate_every, train.save_every)
-                )
+                state, metrics = trace(step, self._step, state, frozen, batch, self._keys[1])
+                metrics = self.parallel.first(metrics)
+
+                # -------- Check, one step behind, so that the device need not wait --------
+                stop = pending is not None and self._check(*pending, record)
+                stop = stop or (alone and signalled())
+                pending = step, metrics
+                watchdog.step()
+                logs = train.due(step, train.log_every)
+                evaluates = train.due(step, train.evaluate_every)
+                saves = train.due(step, train.save_every)
                 if stop or logs or evaluates or saves:
-                    stop, unseen = self._see(*unseen, record) or stop, None
+                    stop = self._check(*pending, record) or stop
+                    pending = None
+
+                # ------------------------------ Log -------------------------------
                 meter.step()
                 if logs:
-                    means = record.means()
-                    self.log.write(
-                        step,
-                        means | meter.rates(step) | {"examples": step * train.batch_size},
-                        "train/",
-                    )
+                    means = record.pop_means()
+                    rates = meter.rates(step) | {"examples": step * train.batch_size}
+                    self.log.write(step, means | rates, "train/")
                     progress.update(0, loss=means["loss"])
                 progress.update()
-                if stop or evaluates or saves:
-                    watchdog.rest()
-                    if stop:
-                        signals.acknowledge()
-                    weights = self._save(step, state, record, write=saves or stop)
-                    if evaluates and not stop:
-                        weights = self.parallel.host(weights)
-                        stop = self._evaluate(step, weights)
-                        if stop and not saves:
-                            self._save(step, state, record, write=True)
-                    if stop:
-                        self.checkpoints.wait()
-                        distributed.barrier()  # for the one that writes
-                        signals.end()
-                    self.report()
-                    meter.pause()
-        self.checkpoints.wait()
-        return weights if weights is not None else widen(self.checkpoints.restore("weights"))
 
-    def _batches(self, first: int, record: LossRecord) -> Iterator[dict[str, np.ndarray]]:
-        """Those of the steps after `first`."""
+                # ----------------------- Save and evaluate ------------------------
+                if not (stop or evaluates or saves):
+                    continue
+                watchdog.pause()
+                if stop:
+                    signals.acknowledge()
+                weights = self._finite_weights(step, state)
+                if stop or saves:
+                    self._save(step, state, weights, record)
+                if evaluates and not stop:
+                    stop = self._evaluate(step, self.parallel.host(weights))
+                    if stop and not saves:
+                        self._save(step, state, weights, record)
+                if stop:
+                    self.checkpoints.wait()
+                    distributed.barrier()  # until process 0 has written
+                    signals.interrupt()
+                self.report()
+                meter.pause()
+        self.checkpoints.wait()
+
+    # What is built once.
+
+    @functools.cached_property
+    def micro_batches(self) -> int:
+        rows = self.train.batch_size // self.parallel.count
+        return self.train.accumulate or default_micro_batches(rows, self.stage.tokens)
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What a step computes, on all devices together."""
+        replicas = self.parallel.replicas
+        rows = self.train.batch_size // replicas
+        return Cost(
+            flops=replicas * of_step(self.stage, self.frozen, self.loader.example(0), rows),
+            examples=self.train.batch_size,
+            devices=self.parallel.count,
+            kind=jax.local_devices()[0].device_kind,
+        )
+
+    @functools.cached_property
+    def _optimizer(self) -> optax.GradientTransformation:
+        return self.optim.build(self.train.steps, self.train.batch_size, self.stage.unchanged)
+
+    @functools.cached_property
+    def _step(self) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        return self.parallel.compile(
+            make_step(self.stage, self._optimizer, self.train.ema, self.micro_batches)
+        )
+
+    @functools.cached_property
+    def _placed_frozen(self) -> Params:
+        return self.parallel.place(self.frozen)
+
+    @property
+    def _folder(self) -> StageFolder:
+        return StageFolder(self.log.folder)
+
+    @functools.cached_property
+    def _keys(self) -> tuple[PRNGKey, PRNGKey]:
+        """For the first parameters, and for the steps."""
+        init_key, step_key = jax.random.split(self.key)
+        return init_key, step_key
+
+    # Start and restart.
+
+    def _restore_or_init(self) -> State:
+        return restore_or_init(
+            self.name,
+            self.stage,
+            self._optimizer,
+            self.checkpoints,
+            self._keys[0],
+            self.loader.global_batch(0),
+            ema=self.train.ema > 0,
+            init_from=self.init_from,
+        )
+
+    def _restore_record(self, rollbacks: list[Rollback]) -> TrainingRecord:
+        record = TrainingRecord()
+        if self.checkpoints.latest_step() is not None and self.checkpoints.has("record"):
+            record = TrainingRecord.from_json(self.checkpoints.restore("record"))
+        for rollback in rollbacks:
+            record.skip(rollback.batches)
+        return record
+
+    def _announce(self, state: State) -> None:
+        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        print(overview, flush=True)
+        print(f"{self.name}: {self.cost.text}", flush=True)
+        facts = {"devices": self.cost.devices, "flops_per_step": self.cost.flops}
+        self.log.write_machine(describe_machine() | facts)
+
+    def _resume_log(self, first: int, rollbacks: list[Rollback]) -> None:
+        """Removes lines after the step `first`, and notes why training went back to it."""
+        self.log.rewind(first)
+        for fault in rollbacks:
+            values = {
+                "step": fault.step,
+                "first_batch": fault.batches[0],
+                "batches": len(fault.batches),
+            }
+            self.log.write(first + 1, values, "fault/")
+        print(
+            f"{self.name}: {first} of {self.train.steps} steps of {self.train.batch_size} done, on "
+            f"{self.parallel.text}; checkpoints in {self.checkpoints.folder}",
+            flush=True,
+        )
+
+    def _roll_back(self, fault: Fault, rollbacks: list[Rollback]) -> list[Rollback]:
+        """All rollbacks to the latest checkpoint, with one for this fault. UserError if they are
+        too many.
+        """
+        self.checkpoints.wait()
+        self.refresh()
+        checkpoint = self.checkpoints.latest_step() or 0
+        before = [r for r in rollbacks if r.checkpoint == checkpoint]
+        record = self._restore_record(before)
+        batches = record.last_batches(checkpoint, fault.step, 2 ** len(before))
+        cause = f"{fault} in step {fault.step}, with {self._describe_batch(batches[-1])}"
+        if len(before) == self.guard.tries:
+            raise UserError(
+                f"{self.name}: {len(before) + 1} faults in a row since step {checkpoint}: "
+                f"{'; '.join([*(r.cause for r in before), cause])}; the checkpoints in "
+                f"{self.checkpoints.folder} are unharmed: try a lower learning rate, or look at "
+                "these examples"
+            ) from None
+        skipped = f"batch {batches[0]}"
+        if len(batches) > 1:
+            skipped = f"batches {batches[0]} to {batches[-1]}"
+        print(f"\n{self.name}: {cause}: back to step {checkpoint}, without {skipped}", flush=True)
+        return [*before, Rollback(checkpoint, fault.step, cause, batches)]
+
+    def _describe_batch(self, batch: int) -> str:
+        """Its number and its first examples."""
+        size = self.loader.batch_size
+        positions = range(batch * size, (batch + 1) * size)
+        shown = [self.describe(self.loader.items[self.loader.index(p)]) for p in positions[:4]]
+        if size > 4:
+            shown.append("…")
+        return f"batch {batch} ({', '.join(shown)})"
+
+    # What the loop does.
+
+    def _batches(self, first: int, record: TrainingRecord) -> Iterator[Batch]:
+        """The batches of the steps after `first`."""
         at = record.batch(first + 1)
         with self.loader.iterate(at) as batches:
             for step in range(first + 1, self.train.steps + 1):
@@ -315,118 +343,69 @@ class _Training:
                 at = record.batch(step) + 1
                 yield next(batches)
 
-    def _stopping(self, asked: bool) -> dict[str, np.ndarray]:
-        """What tells the other processes, with a batch, that one of them was told to end."""
-        return {STOPPING: np.full(self.train.batch_size // jax.process_count(), asked, np.float32)}
+    def _stopping(self, signalled: bool) -> Batch:
+        """Tells the other processes, as part of a batch, that this one got a signal to end."""
+        rows = self.train.batch_size // jax.process_count()
+        return {STOPPING: np.full(rows, signalled, np.float32)}
 
-    def _see(self, step: int, values: dict[str, Any], record: LossRecord) -> bool:
-        """Checks and records the metrics of a step; True if a process was told to end."""
-        numbers = {name: float(value) for name, value in jax.device_get(values).items()}
-        stopping = numbers.pop(STOPPING, 0.0)
-        watched = numbers[self.stage.watched]
-        self.guard.check(step, numbers, watched, record.losses)
-        record.add(numbers, watched)
+    def _check(self, step: int, metrics: dict[str, Array], record: TrainingRecord) -> bool:
+        """Checks and records the metrics of a step; True if a process got a signal to end."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        stopping = values.pop(STOPPING, 0.0)
+        watched = values[self.stage.watched]
+        self.guard.check(step, values, watched, record.losses)
+        record.add(values, watched)
         return stopping > 0
 
-    def _weights(self, state: State) -> Any:
+    def _weights(self, state: State) -> Params:
         return self.stage.weights_of(state.params if state.ema is None else state.ema, state.extra)
 
-    def _save(self, step: int, state: State, record: LossRecord, *, write: bool) -> Any:
-        """The weights, where they are; with `write` they and the state become a checkpoint."""
-        here = self.parallel.first(state)
-        weights = self._weights(here)
-        if not _finite(weights):
+    def _finite_weights(self, step: int, state: Any) -> Params:
+        """The weights, where they are. Fault if they are not finite."""
+        weights = self._weights(self.parallel.first(state))
+        if not _all_finite(weights):
             raise Fault(step, "weights that are not finite")
-        if write:
-            stored = {
-                "step": here.step,
-                "params": here.params,
-                "opt_state": here.opt_state,
-                "extra": here.extra,
-            }
-            self.checkpoints.save(
-                step, {"state": stored, "weights": weights, "record": record.stored()} | self.items
-            )
         return weights
 
-    def _evaluate(self, step: int, weights: Any) -> bool:
-        """True if a signal came between, which several processes have to agree upon first."""
+    def _save(self, step: int, state: Any, weights: Params, record: TrainingRecord) -> None:
+        state = self.parallel.first(state)
+        stored = {name: getattr(state, name) for name in ("step", "params", "opt_state", "extra")}
+        own = {"state": stored, "weights": weights, "record": record.to_json()}
+        self.checkpoints.save(step, own | self.items)
+
+    def _evaluate(self, step: int, weights: Params) -> bool:
+        """Evaluates and logs; True if a signal came meanwhile. With several processes it is only
+        noted, as they have to agree upon it first.
+        """
+        interruptible = contextlib.nullcontext()
+        if jax.process_count() == 1:
+            interruptible = signals.interruptible()
         try:
-            with signals.interruptible() if jax.process_count() == 1 else contextlib.nullcontext():
-                self.log.write(step, self.evaluate(step, weights), HELD_OUT)
-        except signals.ENDINGS:
+            with interruptible:
+                self._log_evaluation(step, weights)
+        except signals.INTERRUPTS:
             return True
         return False
 
+    def _log_evaluation(self, step: int, weights: Params) -> None:
+        """One line of the log says that there was an evaluation, even of no examples."""
+        self.log.write(step, self.evaluate(step, weights) or {"examples": 0}, HELD_OUT)
+
+
+def unevaluated(train: Train, checkpoints: Checkpoints, folder: Path) -> bool:
+    """Whether training ended after it saved the latest checkpoint and before it evaluated it.
+    `folder` has the log. Collective.
+    """
+    step = checkpoints.latest_step()
+    due = step is not None and train.due(step, train.evaluate_every) and checkpoints.has("record")
+    with contextlib.suppress(UserError):  # no log yet
+        due = due and not any(
+            row["step"] == step and any(key.startswith(HELD_OUT) for key in row)
+            for row in read_metrics(folder)
+        )
+    return distributed.broadcast_flag(due)
+
 
 @jax.jit
-def _finite(tree: Any) -> Any:
-    """Whether all numbers are."""
+def _all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
-def _described(loader: Loader, batch: int, describe: Callable[[Any], str]) -> str:
-    """A batch, and its first examples."""
-    places = range(batch * loader.batch_size, (batch + 1) * loader.batch_size)
-    shown = [describe(loader.items[loader.index(place)]) for place in places[:4]] + ["…"] * (
-        len(places) > 4
-    )
-    return f"batch {batch} ({', '.join(shown)})"
-
-
-def _record(checkpoints: Checkpoints) -> LossRecord:
-    return LossRecord.of(
-        checkpoints.restore("record")
-        if checkpoints.latest_step() is not None and checkpoints.has("record")
-        else None
-    )
-
-
-def _restore_or_init(
-    name: str,
-    stage: Any,
-    optimizer: Any,
-    train: Train,
-    loader: Loader,
-    checkpoints: Checkpoints,
-    key: PRNGKey,
-    init_from: Callable[[Any], Any] | None,
-) -> State:
-    batch = loader.whole(
-        0
-    )  # the codes of a codebook start on it, in every process on the same ones
-    fresh = lambda params, extra: State(
-        step=np.zeros((), np.int32),
-        params=params,
-        extra=extra,
-        ema=jax.tree.map(np.array, params) if train.ema else None,
-        opt_state=optimizer.init(params),
-    )
-    params, extra = jax.jit(stage.init)(key, batch)
-    if checkpoints.latest_step() is None:
-        return fresh(init_from(params) if init_from else params, extra)
-    if not checkpoints.has("state"):
-        print(
-            f"{name}: {checkpoints.folder} holds weights only; the optimizer and its averages "
-            "start anew",
-            flush=True,
-        )
-        what = f"the weights in {checkpoints.folder}"
-        stored = fit(widen(checkpoints.restore("weights")), stage.weights_of(params, extra), what)
-        return fresh(*stage.from_weights(stored)).replace(step=np.int32(checkpoints.latest_step()))
-    like = fresh(params, extra)
-    stored = checkpoints.restore(
-        "state",
-        like={
-            "step": like.step,
-            "params": like.params,
-            "opt_state": like.opt_state,
-            "extra": like.extra,
-        },
-    )
-    ema = (
-        None
-        if like.ema is None
-        else checkpoints.restore("weights", like=stage.weights_of(like.ema, extra))
-    )
-    return State(ema=ema, **stored)

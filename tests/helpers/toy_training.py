@@ -1,0 +1,159 @@
+"""Training of a model of one number in a process of its own or in the test's: the whole loop in
+under a second.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from helpers import ROOT
+from vqd_jax.data.loader import Loader
+from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.log import Log
+from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.train import loop
+from vqd_jax.train.guard import Guard
+from vqd_jax.train.optim import Optim
+from vqd_jax.train.profile import Profile
+
+OPTIM = dict(
+    learning_rate=0.1,
+    warmup=0,
+    decay="constant",
+    final=1.0,
+    betas=(0.9, 0.9),
+    weight_decay=0.0,
+    clip=0.0,
+    muon=0.0,
+)
+TRAIN = dict(
+    examples=120,
+    batch_size=2,
+    accumulate=1,
+    ema=0.9,
+    log_every=10,
+    evaluate_every=60,
+    save_every=40,
+    keep=2,
+)
+GUARD = dict(spike=10.0, tries=3, hang=0.0, hang_seconds=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Learns the mean of the examples; `extra` is their sum."""
+
+    watched = "loss"
+    unchanged = None
+    tokens = 1
+
+    def init(self, key, batch):
+        return {"mean": jnp.zeros(())}, {"seen": jnp.zeros(())}
+
+    def loss(self, params, extra, frozen, batch, key, step, rows):
+        noise = 0.01 * jax.vmap(jax.random.normal)(rows.keys(key))
+        loss = jnp.square(params["mean"] - batch["x"] + noise).mean()
+        return loss, ({"x": batch["x"]}, {"loss": loss})
+
+    def update_extra(self, extra, aux, key, step, axis):
+        return {"seen": extra["seen"] + aux["x"].sum()}, {}
+
+    def weights_of(self, params, extra):
+        return params
+
+    def from_weights(self, weights):
+        return weights, {"seen": jnp.zeros(())}
+
+
+def example(i, bad):
+    """The i-th example; `bad` maps a batch of two to the value of its examples."""
+    return {"x": np.float32(bad.get(i // 2, 1.0 + i % 7 / 7))}
+
+
+def train(
+    folder,
+    bad=None,
+    *,
+    stage=Mean(),
+    evaluate=lambda step, weights: {"mean": weights["mean"]},
+    load=None,
+    **changed,
+):
+    """A run in `folder`, with `changed` keys of TRAIN and GUARD."""
+    settings = TRAIN | {k: v for k, v in changed.items() if k in TRAIN}
+    guard = GUARD | {k: v for k, v in changed.items() if k in GUARD}
+    loader = Loader(
+        range(10_000),
+        batch_size=2,
+        seed=0,
+        shuffle=False,
+        load=load or (lambda i, rng: example(i, bad or {})),
+    )
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        loop.Trainer(
+            name="toy",
+            stage=stage,
+            train=loop.Train(**settings),
+            optim=Optim(**OPTIM),
+            guard=Guard(**guard),
+            profile=Profile(steps=0),
+            loader=loader,
+            parallel=parallelism(devices=1),
+            checkpoints=checkpoints,
+            log=Log(folder),
+            key=jax.random.key(0),
+            frozen={},
+            items={"config": {}},
+            evaluate=evaluate,
+        ).run()
+
+
+def script(text):
+    """A process that runs `text`, in which this module's names, `signals` and `runner` are known."""
+    code = "\n".join(
+        [
+            "import sys, time",
+            "from pathlib import Path",
+            "import numpy as np",
+            "from helpers.toy_training import *",
+            "from vqd_jax.cli import runner",
+            "from vqd_jax.runtime import signals",
+            textwrap.dedent(text),
+        ]
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def waits(
+    at, seconds, folder, evaluate="lambda step, weights: {'mean': weights['mean']}", **changed
+):
+    """The text of a script that trains in `folder` and sleeps before batch `at` is loaded, after it
+    has printed "there".
+    """
+    return f"""
+def load(i, rng):
+    if i == 2 * {at}:
+        print("there", flush=True)
+        time.sleep({seconds})
+    return example(i, {{}})
+signals.install_handlers()
+main = lambda: train(Path({str(folder)!r}), load=load, evaluate={evaluate}, **{changed})
+sys.exit(runner.status(main, again="resumes from the last checkpoint"))
+"""
