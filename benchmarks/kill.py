@@ -104,16 +104,13 @@ def main() -> None:
 
 
 def wrong(starts: list[killing.Start]) -> list[str]:
-    """Starts that did not end as they should: killed, with status 0 within 30 s of a SIGTERM, or,
+    """Starts that did not end as they should: killed, with status 143 within 30 s of a SIGTERM, or,
     the last one, finished.
     """
     out = []
     for i, done in enumerate(starts):
-        wanted = (
-            -signal.SIGKILL
-            if done.kill and done.reached and done.kill.signal == signal.SIGKILL
-            else 0
-        )
+        status = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
+        wanted = status[done.kill.signal] if done.kill and done.reached else 0
         if (
             done.status != wanted
             or done.grace > 30

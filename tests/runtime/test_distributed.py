@@ -22,13 +22,13 @@ from vqd_jax.runtime import distributed
 def pair(code, *arguments):
     """Two processes that have joined; `me` is the number of each."""
     head = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import jax, numpy as np
-from vqd_jax.runtime import distributed as processes
+from vqd_jax.runtime import distributed
 from vqd_jax.core.errors import UserError
 coordinator, me, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-processes.join(coordinator, 2, me, timeout=60)
+distributed.initialize(coordinator, 2, me, timeout=60)
 """
     port, env = (
         free_port(),
@@ -49,26 +49,26 @@ processes.join(coordinator, 2, me, timeout=60)
 MEET = """
 import signal
 from vqd_jax.runtime.checkpoint import Checkpoints
-processes.CHUNK = 1000  # so that files have several
+distributed.CHUNK = 1000  # so that files have several
 own, shared, told = folder / f"disk{me}", folder / "shared", {}
-told["keepers"] = [processes.keeper(own), processes.keeper(shared / "run")]
+told["primary"] = [distributed.primary_process(own), distributed.primary_process(shared / "run")]
 mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
 values = np.random.default_rng(0).normal(size=(4, 1000)).astype(np.float32)
 rows = jax.make_array_from_callback(values.shape, sharding, lambda i: values[i])
-for keeper, place in zip(told["keepers"], (own, shared)):
+for primary, disk in zip(told["primary"], (own, shared)):
     for step in (3, 6):
-        with Checkpoints(place / "c") as checkpoints:
+        with Checkpoints(disk / "c") as checkpoints:
             checkpoints.save(step, {"state": {"rows": rows}, "config": {"a": step}})
-        processes.wait()
+        distributed.barrier()
         for again in range(2):
-            processes.hand_out(checkpoints.folder, checkpoints.steps(), keeper)
+            distributed.broadcast_checkpoint(checkpoints.folder, checkpoints.steps(), primary)
     restored = checkpoints.restore("state", like={"rows": rows})["rows"]
     mine = restored.addressable_shards[0].data
-    told[place.name] = [checkpoints.steps(), checkpoints.restore("config"), np.array_equal(mine, values[2 * me:2 * me + 2])]
-processes.hand_out(own, [], me)
+    told[disk.name] = [checkpoints.steps(), checkpoints.restore("config"), np.array_equal(mine, values[2 * me:2 * me + 2])]
+distributed.broadcast_checkpoint(own, [], me)
 try:
-    processes.hand_out(own, [3, 7] if me else [3], me)
+    distributed.broadcast_checkpoint(own, [3, 7] if me else [3], me)
 except UserError as error:
     told["further"] = str(error)
 print(json.dumps(told), flush=True)
@@ -89,7 +89,7 @@ def test_the_others_get_the_checkpoints_that_they_do_not_see(request, tmp_path):
         f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()
     }
     for me, said in enumerate(told):
-        assert said["keepers"] == [me, 0]
+        assert said["primary"] == [me, 0]
         assert said[f"disk{me}"] == said["shared"] == [[3, 6], {"a": 6}, True]
         assert (
             said["further"].startswith("process 1 has a checkpoint of step 7")
@@ -111,7 +111,7 @@ def test_one_that_fails_does_not_wait_for_the_others(failure, status, said):
     both = pair(
         f"""
 import time
-with processes.ending_at_once():
+with distributed.exit_on_error():
     if me == 1:
         {failure}
     time.sleep(100)
@@ -124,6 +124,32 @@ with processes.ending_at_once():
     finally:
         both[0].kill()
         both[0].wait()
+
+
+def test_sigterm_keeps_its_status_among_several_processes():
+    """143 says that the work is not done, also from the process that did not get the signal."""
+    both = pair(
+        """
+from vqd_jax.cli import runner
+from vqd_jax.runtime import signals
+def main():
+    with signals.deferred() as received:
+        while not distributed.broadcast_flag(received()):
+            if me == 0:
+                os.kill(os.getpid(), 15)
+        signals.interrupt()
+signals.install_handlers()
+with distributed.exit_on_error():
+    sys.exit(runner.status(main))
+""",
+        "unused",
+    )
+    try:
+        assert [process.wait(timeout=60) for process in both] == [143, 143]
+    finally:
+        for process in both:
+            process.kill()
+            assert "Traceback" not in process.stderr.read()
 
 
 def test_a_process_alone():
@@ -157,7 +183,8 @@ def test_wrong_flags_are_a_sentence(arguments, said):
 def test_a_first_process_that_is_not_there_and_a_port_that_is_taken_are_sentences():
     port = free_port()
     with pytest.raises(
-        UserError, match=f"could not be reached at 127.0.0.1:{port} in 0 s .*is it running there"
+        UserError,
+        match=f"could not be reached at 127.0.0.1:{port} within 0 s .*is it running there",
     ):
         distributed.initialize(f"127.0.0.1:{port}", 2, 1, timeout=0)
     with socket.socket() as taken:
@@ -171,12 +198,16 @@ def test_a_first_process_that_is_not_there_and_a_port_that_is_taken_are_sentence
 
 def test_nobody_else_to_find_is_a_sentence():
     done = subprocess.run(
-        [sys.executable, "-c", "from vqd_jax.runtime import distributed as processes; processes.join('auto')"],
+        [
+            sys.executable,
+            "-c",
+            "from vqd_jax.runtime import distributed; distributed.initialize('auto')",
+        ],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     )
     assert (
         done.returncode == 1
-        and "UserError: --coordinator=auto finds no other processes here" in done.stderr
+        and "UserError: --coordinator=auto found no other processes" in done.stderr
     ), done.stderr

@@ -202,21 +202,23 @@ def test_lost_exceptions_are_quiet_printed_or_a_signal_again(tmp_path):
     """
     code = """
 import sys, time
-from vqd_jax.runtime import signals as interrupt
+from vqd_jax.runtime import signals
 from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.orbax_io import quiet_orbax
 class Loud:
     def __init__(self, error):
         self.error = error
     def __del__(self):
         raise self.error
-interrupt.listen()
+quiet_orbax()
+signals.install_handlers()
 Checkpoints(sys.argv[1]).save(1, {"config": {"n": 1}}, wait=True)
 Loud(RuntimeError("Event loop is closed"))
 Loud(ValueError("of another kind"))
 try:
     Loud(KeyboardInterrupt())
     time.sleep(20)
-except interrupt.ENDINGS as e:
+except signals.INTERRUPTS as e:
     print(type(e).__name__)
 """
     done = subprocess.run(

@@ -75,8 +75,9 @@ def parse(
 
 
 def status(main: Callable[[], None], *, again: str = ANEW) -> int:
-    """The exit status of `main`: 0, or 2 after a user's error, which is one sentence on standard
-    error. `again` says what the same command does after it was interrupted.
+    """The exit status of `main`: 0, 2 after a user's error, which is one sentence on standard
+    error, or 128 + the number of the signal that interrupted it. `again` says what the same command
+    does then.
     """
     from vqd_jax.runtime.signals import SIGTERM_STATUS, Terminated
 
@@ -96,7 +97,7 @@ def status(main: Callable[[], None], *, again: str = ANEW) -> int:
         return _sentence(f"{error.filename or 'standard output'}: {error.strerror}")
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command {again}", file=sys.stderr)
-        return 130
+        return SIGINT_STATUS
     except Terminated:
         print(f"\nterminated; the same command {again}", file=sys.stderr)
         return SIGTERM_STATUS
@@ -113,14 +114,15 @@ def usage(name: str, command: ModuleType, options: flags.FlagValues) -> str:
 def _row(flag: flags.Flag) -> str:
     """A flag's line in the help."""
     text = " ".join(flag.help.split())
-    choices = getattr(flag.parser, "enum_values", None)
+    choices = "|".join(getattr(flag.parser, "enum_values", None) or ())
+    text = text.removeprefix(f"<{choices}>: ")
     if flag.boolean:
         left = f"  --[no]{flag.name}"
-    elif choices:
-        left = f"  --{flag.name}={'|'.join(choices)}"
-        text = text.removeprefix(f"<{'|'.join(choices)}>: ")
+    elif len(choices) < WIDTH - COLUMN:
+        left = f"  --{flag.name}={choices or METAVARS.get(flag.flag_type(), 'TEXT')}"
     else:
-        left = f"  --{flag.name}={METAVARS.get(flag.flag_type(), 'TEXT')}"
+        left = f"  --{flag.name}=NAME"
+        text += f": {choices.replace('|', ', ')}"
     text = text.removesuffix("; repeat this option to specify a list of values")
     if flag.default not in (None, "", []):
         text += f" (default: {flag.default})"

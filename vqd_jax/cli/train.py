@@ -15,7 +15,7 @@ from absl import flags
 from vqd_jax.cli import runner
 from vqd_jax.cli.flags import define_config_flag
 
-AGAIN = "goes on from the last checkpoint"
+AGAIN = "resumes from the last checkpoint"
 
 
 def define_flags(options: flags.FlagValues) -> None:

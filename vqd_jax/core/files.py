@@ -13,8 +13,8 @@ from vqd_jax.core.errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path: Path, what: str = "") -> Iterator[Path]:
-    """Yields a temporary path beside `path`, for a file or a folder, that is renamed to `path` at the
-    end; parent folders are created. After an error the temporary is removed and `path` is unchanged.
+    """Yields a temporary path beside `path`, for a file or a folder, that is renamed to `path` at
+    the end; parent folders are created. After an error it is removed and `path` is unchanged.
 
     An OSError becomes a UserError "cannot write {what} {path}: …".
     """
@@ -59,8 +59,8 @@ def remove_on_error(*folders: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporaries of `atomic_write` in `folder` that killed processes left. No other process
-    may be writing there.
+    """Removes temporaries of `atomic_write` in `folder` that killed processes left. No other
+    process may be writing there.
     """
     for part in folder.glob(".*.part"):
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""Several processes that train together, usually one for each machine: how they meet, and which of
-them writes where.
+"""Several processes that train together, usually one per machine: how they connect, and which of
+them writes files.
 
-They share the batches and the gradients; all else each of them computes for itself, from the same
-data and the same seed. The first one writes the workdir. The others read it where they see its
-files, and where they do not they get a copy of the checkpoints they need.
+They share batches and gradients. Everything else each process computes itself, from the same data
+and seed. Process 0 writes the workdir. The others read its files if they see the same folder, and
+otherwise receive copies of the checkpoints they need.
+
+"Collective" functions must be called by every process, in the same order.
 """
 
 import contextlib
@@ -24,26 +26,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import atomic_write, remove_leftovers
+from vqd_jax.runtime.signals import SIGTERM_STATUS
 
-CHUNK = 2**26  # bytes
-_NUMBERS = itertools.count()
+CHUNK = 2**26  # bytes of a file sent at a time
+_barriers = itertools.count()
 
 
 def initialize(
     coordinator: str, count: int | None = None, index: int | None = None, *, timeout: int = 300
 ) -> None:
-    """Makes this process, number `index` of `count`, one of several; before any computation of JAX.
+    """Connects this process, `index` of `count`, with the others, before JAX computes anything.
 
-    coordinator: HOST:PORT at which the first process can be reached by all, "auto" where JAX finds
-    out everything by itself (on a TPU pod), "" for a process alone. timeout: seconds to wait for
-    the others. UserError if the first process cannot be reached.
+    coordinator: HOST:PORT of process 0; "auto" where JAX detects everything (on a TPU pod); "" for
+      a single process.
+    timeout: seconds to wait for the others.
+    UserError if process 0 cannot be reached.
     """
     if not coordinator:
         if count is not None or index is not None:
-            raise UserError(
-                "--processes and --process need --coordinator=HOST:PORT, where the first process "
-                "can be reached"
-            )
+            raise UserError("--processes and --process need --coordinator=HOST:PORT, of process 0")
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     limits = dict(initialization_timeout=timeout, shutdown_timeout_seconds=30)
@@ -52,7 +54,7 @@ def initialize(
             jax.distributed.initialize(**limits)
         except ValueError as error:
             raise UserError(
-                f"--coordinator=auto finds no other processes here ({error}): give HOST:PORT, "
+                f"--coordinator=auto found no other processes ({error}): give HOST:PORT, "
                 "--processes and --process"
             ) from error
         return
@@ -64,9 +66,12 @@ def initialize(
             f"--coordinator={coordinator} needs --processes=N and --process=I with I from 0 to N "
             f"- 1, got {count} and {index}"
         )
-    print(f"process {index} of {count}, the first one is at {coordinator}", flush=True)
-    _check_port(int(port)) if index == 0 else _reach(host, int(port), timeout)
-    # Without "deactivate" JAX would take one GPU for each process under Slurm.
+    print(f"process {index} of {count}, process 0 is at {coordinator}", flush=True)
+    if index == 0:
+        _check_port(int(port))
+    else:
+        _wait_for(host, int(port), timeout)
+    # Without "deactivate" JAX would use one GPU per process under Slurm.
     jax.distributed.initialize(
         coordinator, count, index, cluster_detection_method="deactivate", **limits
     )
@@ -74,14 +79,14 @@ def initialize(
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """A process that fails here ends without the others, which then notice: JAX's way out waits for
-    them, and they for this process.
+    """Exits at once when this process fails while connected to others, which then notice. JAX's
+    normal exit would wait for them, and they for this process.
     """
     try:
         yield
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
-        if not status or not jax.distributed.is_initialized():
+        if status in (None, 0, SIGTERM_STATUS) or not jax.distributed.is_initialized():
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
@@ -91,49 +96,49 @@ def exit_on_error() -> Iterator[None]:
 
 
 def primary_process(folder: Path) -> int:
-    """The first of the processes that see the same `folder`, which is made if need be. Every
-    process calls it.
+    """The index of the first process that sees the same `folder`, which is created if need be.
+    Collective.
     """
     if jax.process_count() == 1:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    mark = lambda number: folder / f".process-{number}"
-    mine = secrets.randbits(31)
-    mark(mine).touch()
-    seen = [mark(number).exists() for number in multihost_utils.process_allgather(np.int32(mine))]
+    marker = lambda number: folder / f".process-{number}"
+    own = secrets.randbits(31)
+    marker(own).touch()
+    seen = [marker(number).exists() for number in multihost_utils.process_allgather(np.int32(own))]
     barrier()
-    mark(mine).unlink()
+    marker(own).unlink()
     return seen.index(True)
 
 
-def is_shared(keeper: int) -> bool:
-    """Whether all processes see the first one's folder, from what `primary_process` told each. Every process
-    calls it.
+def is_shared(primary: int) -> bool:
+    """Whether all processes see the same folder, given each one's `primary_process` of it.
+    Collective.
     """
-    return jax.process_count() == 1 or not multihost_utils.process_allgather(np.int32(keeper)).any()
+    if jax.process_count() == 1:
+        return True
+    return not multihost_utils.process_allgather(np.int32(primary)).any()
 
 
 def barrier() -> None:
-    """Returns once every process has come here."""
+    """Returns once every process has called it. Collective."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"wait {next(_NUMBERS)}")
+        multihost_utils.sync_global_devices(f"barrier {next(_barriers)}")
 
 
-def broadcast_flag(answer: bool) -> bool:
-    """The first process's answer, in all of them. Every process calls it."""
-    return (
-        answer
-        if jax.process_count() == 1
-        else bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
-    )
+def broadcast_flag(flag: bool) -> bool:
+    """Process 0's flag. Collective."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
-def broadcast_checkpoint(folder: Path, steps: Sequence[int], keeper: int) -> None:
-    """Copies the latest checkpoint in `folder` from the first process to those that do not see its
-    files. Every process calls it.
+def broadcast_checkpoint(folder: Path, steps: Sequence[int], primary: int) -> None:
+    """Copies process 0's latest checkpoint in `folder` to the processes that do not see its files.
+    Collective.
 
-    steps: the finished ones that this process sees. keeper: who keeps the folder, from `primary_process`.
-    UserError if another process has a later one than the first has.
+    steps: the finished steps that this process sees. primary: its `primary_process` of the folder.
+    UserError if another process has a later checkpoint than process 0.
     """
     if jax.process_count() == 1:
         return
@@ -142,45 +147,43 @@ def broadcast_checkpoint(folder: Path, steps: Sequence[int], keeper: int) -> Non
     if max(latest) > latest[0]:
         raise UserError(
             f"process {latest.index(max(latest))} has a checkpoint of step {max(latest)} in "
-            f"{folder}, further than those of "
-            "the first process: copy it there, or remove it"
+            f"{folder}, later than those of process 0: copy it there, or remove it"
         )
     if min(latest) == latest[0]:
         return
-    source, part = folder / str(latest[0]), folder / f"{latest[0]}.part{me}"
-    wanted = latest[me] < latest[0] and keeper == me
+    source = folder / str(latest[0])
+    receives = latest[me] < latest[0] and primary == me
     files = sorted(f for f in source.rglob("*") if f.is_file()) if me == 0 else []
-    listing = _told(
-        json.dumps([[f.relative_to(source).as_posix(), f.stat().st_size] for f in files]).encode()
-    )
-    for name, size in json.loads(listing):
-        if wanted:
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-        with (
-            (source / name).open("rb")
-            if me == 0
-            else (part / name).open("wb")
-            if wanted
-            else contextlib.nullcontext() as file
-        ):
-            for start in range(0, size, CHUNK):
-                chunk = _told(file.read(CHUNK) if me == 0 else b"", min(CHUNK, size - start))
-                if wanted:
-                    file.write(chunk)
-    if wanted:
-        shutil.rmtree(source, ignore_errors=True)  # unfinished
-        part.rename(source)
+    sizes = [[f.relative_to(source).as_posix(), f.stat().st_size] for f in files]
+    sizes = json.loads(_broadcast_bytes(json.dumps(sizes).encode()))
+    if receives:
+        remove_leftovers(folder)
+    with atomic_write(source) if receives else contextlib.nullcontext() as target:
+        for name, size in sizes:
+            with contextlib.ExitStack() as opened:
+                if receives:
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    output = opened.enter_context((target / name).open("wb"))
+                if me == 0:
+                    content = opened.enter_context((source / name).open("rb"))
+                for start in range(0, size, CHUNK):
+                    chunk = content.read(CHUNK) if me == 0 else b""
+                    chunk = _broadcast_bytes(chunk, min(CHUNK, size - start))
+                    if receives:
+                        output.write(chunk)
+        if receives:
+            shutil.rmtree(source, ignore_errors=True)  # an unfinished one
     barrier()
 
 
-def _told(content: bytes, size: int | None = None) -> bytes:
-    """What the first process says, at most `size` bytes long if the others know that."""
+def _broadcast_bytes(content: bytes, size: int | None = None) -> bytes:
+    """Process 0's bytes, of which there are `size` if given. Collective."""
     if size is None:
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    said = (
-        np.frombuffer(content, np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
-    )
-    return np.asarray(multihost_utils.broadcast_one_to_all(said)).astype(np.uint8).tobytes()
+    own = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        own = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(own)).astype(np.uint8).tobytes()
 
 
 def _check_port(port: int) -> None:
@@ -190,23 +193,21 @@ def _check_port(port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"the first process cannot listen on port {port} ({error.strerror}): choose "
-                "another one"
+                f"process 0 cannot listen on port {port} ({error.strerror}): choose another port"
             ) from error
 
 
-def _reach(host: str, port: int, timeout: int) -> None:
-    """Returns once the first process listens; JAX itself would end without a sentence."""
-    ends = time.monotonic() + timeout
+def _wait_for(host: str, port: int, timeout: int) -> None:
+    """Returns once process 0 listens. JAX itself would end without a readable message."""
+    deadline = time.monotonic() + timeout
     while True:
         try:
             socket.create_connection((host, port), timeout=10).close()
             return
         except OSError as error:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise UserError(
-                    f"the first process could not be reached at {host}:{port} in {timeout} s "
-                    f"({error.strerror or error}): "
-                    "is it running there?"
+                    f"process 0 could not be reached at {host}:{port} within {timeout} s "
+                    f"({error.strerror or error}): is it running there?"
                 ) from error
             time.sleep(0.5)

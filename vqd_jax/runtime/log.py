@@ -67,7 +67,7 @@ class Log:
             part.write_text(json.dumps(facts, indent=1) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop all lines after `step`, from which training resumes, and hide them in TensorBoard."""
+        """Drop all lines after `step`, where training resumes, and hide them in TensorBoard."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         with self._readable_errors():

@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C. Inside `deferred`, training finishes its step and saves; elsewhere the process
-ends at once. Either way the same command resumes later.
+"""SIGTERM and Ctrl-C. Inside `deferred`, training finishes its step and saves; elsewhere the
+process ends at once. Either way the same command resumes later.
 
-The exit status is 128 + the signal's number, 143 after SIGTERM and 130 after Ctrl-C: the work is not
-done, so a batch system that looks at the status runs the job again.
+The exit status is 128 + the signal's number, 143 after SIGTERM and 130 after Ctrl-C: the work is
+not done, so a batch system that looks at the status runs the job again.
 """
 
 import contextlib

@@ -116,7 +116,7 @@ class Workdir:
         return self.stage(stage).checkpoints
 
     def logged_stages(self) -> list[StageFolder]:
-        """The folders with metrics, in the order of training; this one, if it is itself a stage's."""
+        """The folders with metrics, in the order of training; or this one, if it has metrics."""
         found = [StageFolder(path) for path in (self.path, *sorted(self.path.glob("*")))]
         order = lambda folder: (*STAGES, folder.name).index(folder.name)
         return sorted((folder for folder in found if folder.metrics.is_file()), key=order)
