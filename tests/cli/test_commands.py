@@ -1,61 +1,154 @@
-"""Every command line as a subprocess, on real emoji: it runs, it resumes bit for bit, and bad input
-gets one sentence.
+"""Command lines on real emoji: help, training that resumes bit for bit, sampling, and bad input that
+gets one sentence. A command runs in this process, except for one start of each as a subprocess.
 """
 
 import fcntl
 import json
-import os
 import re
 import shutil
-from pathlib import Path
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
-from helpers.commands import TINY, folder_of_emoji, run
+from helpers import ROOT
+from helpers.commands import (
+    contents,
+    folder_of_emoji,
+    run,
+    run_in_process,
+    training,
+)
+from vqd_jax.__main__ import COMMANDS
+from vqd_jax.cli import runner
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
 from vqd_jax.train.meter import kept
 
 
 def train(workdir, cache, *extra, ok=True, variant=""):
-    return run(
-        "vqd_jax.main",
-        f"--config=configs/emoji.py{variant}",
-        f"--workdir={workdir}",
-        f"--config.data.cache={cache}",
-        "--config.emoji.max_items=24",
-        *(f"--config.{key}" for key in TINY),
-        *extra,
-        ok=ok,
+    return run(*training(workdir, cache, *extra, variant=variant), ok=ok)
+
+
+def test_the_commands_are_listed_fast_by_both_doors():
+    listed = [
+        subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        for command in (
+            [sys.executable, "-m", "vqd_jax", "--help"],
+            [sys.executable, "-c", "from vqd_jax.__main__ import main; main()"],
+        )
+    ]
+    assert listed[0] == listed[1] and max(map(len, listed[0].splitlines())) <= 100
+    for name, text in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", listed[0], re.MULTILINE)
+    assert {path.stem for path in (ROOT / "vqd_jax" / "cli").glob("*.py")} == {
+        *COMMANDS,
+        "__init__",
+        "flags",
+        "runner",
+    }
+    script = "import sys; sys.argv = ['vqd', '--help']; import vqd_jax.__main__ as m; m.main(); "
+    script += "print({'absl', 'numpy', 'jax', 'vqd_jax.cli.runner'} & {*sys.modules})"
+    light = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert light.stdout.splitlines()[-1] == "set()"
+    wrong = run("vqd_jax", "paint", ok=False)
+    assert wrong.returncode == 1 and wrong.stderr == (
+        "error: there is no command 'paint'; `vqd --help` lists them\n"
     )
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """The built emoji set; VQD_TEST_CACHE lets several test runs share one."""
-    return Path(os.environ.get("VQD_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_a_command_does_and_its_flags(name):
+    short, long = (run_in_process(name, flag) for flag in ("-h", "--help"))
+    assert short == long and not long.stderr
+    command = sys.modules[f"vqd_jax.cli.{name}"]
+    usage, _, does, *rest = long.stdout.splitlines()
+    assert usage.startswith(f"usage: vqd {name} ") and "[--flag=value ...]" in usage
+    assert does == command.__doc__.splitlines()[0] and does.endswith((".", ":")) is True
+    assert max(map(len, long.stdout.splitlines())) <= 100
+    options = flags.FlagValues()
+    command.define_flags(options)
+    listed = re.findall(r"^  --(?:\[no\])?(\w+)", "\n".join(rest), re.MULTILINE)
+    assert listed == sorted(options)
+    for flag in options:
+        assert re.match("[a-z]|[A-Z]{2}|JSON|CLIP|PNG|NAME", options[flag].help.lstrip("<")), flag
+    for text, flag in (("(default: 4)", "num"), ("(default: 7860)", "port")):
+        assert (text in long.stdout) == (flag in options)
 
 
-@pytest.fixture(scope="module")
-def trained(cache, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "emoji"
-    return workdir, train(workdir, cache)
+def test_help_is_found_without_the_heavy_libraries():
+    """All commands in one fresh interpreter, which has neither JAX nor Flax at the end."""
+    script = """
+import sys
+from vqd_jax.__main__ import COMMANDS
+from vqd_jax.cli import runner
+for name in COMMANDS:
+    try:
+        runner.parse(name, ["--help"])
+    except SystemExit as end:
+        assert end.code == 0
+print({"jax", "flax", "numpy", "orbax", "PIL", "vqd_jax.config"} & {*sys.modules})
+"""
+    fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert fresh.returncode == 0, fresh.stderr
+    assert fresh.stdout.splitlines()[-1] == "set()"
 
 
-def contents(folder):
-    return {
-        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
+STARTS = {
+    "train": ([], "--config is missing; for a first run take --config=configs/emoji.py"),
+    "prepare": (["--config=none.py"], "there is no config file none.py"),
+    "sample": (["--prompt=x"], "--workdir is missing; for a first try take"),
+    "demo": (["--workdir=x", "--port=99999"], "--port=99999"),
+    "explain": (["--workdir=x", "--sampler=best"], "--sampler=best"),
+    "evaluate": (["--workdir=x", "stray"], "unexpected argument 'stray'"),
+    "plan": (["--cals=3"], "there is no flag --cals; did you mean --calls?"),
+    "plan_memory": (["--config=configs/emoji.py:x"], "this config has no variant 'x'"),
+    "report": (["--workdir=nowhere"], "there is no workdir nowhere"),
+    "export": (["--workdir=nowhere"], "there is no workdir nowhere"),
+    "convert": (["gone.safetensors"], "give the weights and the workdir to make"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_starts_as_a_process(name):
+    arguments, sentence = STARTS[name]
+    done = run("vqd_jax", name, *arguments, ok=False)
+    assert done.returncode == 2 and not done.stdout, done
+    assert done.stderr.startswith("error: ") and sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    if name == "train":
+        same = run("vqd_jax.main", *arguments, ok=False)
+        assert (same.returncode, same.stderr) == (done.returncode, done.stderr)
+
+
+def test_how_a_command_ends_is_its_status(capsys):
+    def fails(error):
+        def main():
+            raise error
+
+        return main
+
+    said = lambda: capsys.readouterr().err
+    assert runner.status(lambda: None) == 0 and said() == ""
+    assert runner.status(fails(runner.UserError("no"))) == 2 and said() == "error: no\n"
+    assert runner.status(fails(KeyboardInterrupt()), again="resumes") == 130
+    assert said() == "\ninterrupted; the same command resumes\n"
+    gone = FileNotFoundError(2, "No such file or directory", "x.png")
+    assert runner.status(fails(gone)) == 2
+    assert said() == "error: x.png: No such file or directory\n"
+    with pytest.raises(OSError, match="a bug"):
+        runner.status(fails(OSError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        runner.status(fails(ValueError("a bug")))
 
 
 def test_main_ends_with_pictures_and_says_where(trained):
-    workdir, done = trained
-    assert str(workdir / "samples.png") in done.stdout
+    workdir, printed = trained
+    assert str(workdir / "samples.png") in printed
     assert Image.open(workdir / "samples.png").size[0] > 300
     for stage, tag in (("vqvae", "held_out/psnr"), ("diffusion", "held_out/bits_per_token_train")):
         rows = read_metrics(workdir / stage / "metrics.jsonl")
@@ -63,7 +156,7 @@ def test_main_ends_with_pictures_and_says_where(trained):
         assert [row["step"] for row in rows if tag in row] == [3, 6]
         assert list((workdir / stage / "tensorboard").iterdir())
         assert Checkpoints(workdir / stage / "checkpoints", read_only=True).steps() == [3, 6]
-    assert "Total: " in done.stdout  # the parameter table
+    assert "Total: " in printed  # the parameter table
 
 
 def measured(workdir, stage):
@@ -82,7 +175,7 @@ def measured(workdir, stage):
 
 
 def test_a_run_says_how_fast_it_is(trained):
-    workdir, done = trained
+    workdir, printed = trained
     for stage in ("vqvae", "diffusion"):
         _, line = measured(workdir, stage)
         assert TIMINGS - line.keys() == {
@@ -95,23 +188,12 @@ def test_a_run_says_how_fast_it_is(trained):
             8 / line["train/examples_per_second"]
         )  # a line for each step
         number, unit = re.search(
-            rf"{stage}: (\S+) ([MG])FLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", done.stdout
+            rf"{stage}: (\S+) ([MG])FLOP a step, on \d+ x cpu \(peak unknown: no mfu\)", printed
         ).groups()
         operations = float(number) * {"M": 1e6, "G": 1e9}[unit]
         assert line["train/flops_per_second"] * line["train/step_time"] == pytest.approx(
             operations, rel=0.01
         )
-
-
-def test_a_finished_run_is_skipped(trained, cache):
-    workdir, _ = trained
-    before = contents(workdir / "diffusion" / "checkpoints")
-    done = train(workdir, cache)
-    assert (
-        "vqvae: all 6 steps are done" in done.stdout
-        and "diffusion: all 6 steps are done" in done.stdout
-    )
-    assert contents(workdir / "diffusion" / "checkpoints") == before
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "diffusion"])
@@ -164,8 +246,7 @@ def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cac
 
     made = []
     for stage in ((), ("--stage=autoregressive", f"--trace={tmp_path / 'trace.png'}")):
-        run(
-            "vqd_jax",
+        run_in_process(
             "sample",
             f"--workdir={workdir}",
             "--prompt=a dog",
@@ -176,8 +257,7 @@ def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cac
         made.append(json.loads(Image.open(tmp_path / "x.png").text["vqd_jax"]))
     assert [(m["sampler"], m["calls"]) for m in made] == [("ancestral", 3), ("autoregressive", 64)]
     shutil.rmtree(workdir / "diffusion")
-    run(
-        "vqd_jax",
+    run_in_process(
         "evaluate",
         f"--workdir={workdir}",
         f"--cache={cache}",
@@ -193,7 +273,7 @@ def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cac
         (["--calls=5"], "for this autoregressive model calls can only be 64, got 5"),
         (["--stage=diffusion"], "has no stage diffusion, only autoregressive"),
     ):
-        bad = run("vqd_jax", "sample", f"--workdir={workdir}", "--prompt=a dog", *extra, ok=False)
+        bad = run_in_process("sample", f"--workdir={workdir}", "--prompt=a dog", *extra, ok=False)
         assert bad.returncode != 0 and "Traceback" not in bad.stderr and sentence in bad.stderr
 
 
@@ -201,8 +281,7 @@ def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_p
     workdir, _ = trained
     before, made = contents(workdir), []
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
-        run(
-            "vqd_jax",
+        run_in_process(
             "sample",
             f"--workdir={workdir}",
             "--prompt=a google style emoji of a red apple",
@@ -224,8 +303,7 @@ def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_p
 def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
     workdir = tmp_path / "emoji"
     shutil.copytree(trained[0], workdir)
-    planned = run(
-        "vqd_jax",
+    planned = run_in_process(
         "plan",
         f"--workdir={workdir}",
         f"--cache={cache}",
@@ -238,8 +316,7 @@ def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
         and Image.open(workdir / "diffusion" / "plan.png").size[0] > 300
     )
     before = contents(workdir)
-    run(
-        "vqd_jax",
+    run_in_process(
         "sample",
         f"--workdir={workdir}",
         "--prompt=a cat AND a dog :0.5",
@@ -266,8 +343,7 @@ def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
     mask = Image.new("L", (40, 32))
     mask.paste(255, (8, 8, 24, 20))
     mask.save(tmp_path / "mask.png")
-    run(
-        "vqd_jax",
+    run_in_process(
         "sample",
         f"--workdir={workdir}",
         "--prompt=a dog",
@@ -286,8 +362,7 @@ def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
 def test_evaluation_writes_one_json(trained, cache, tmp_path):
     workdir, _ = trained
     before = contents(workdir)
-    run(
-        "vqd_jax",
+    run_in_process(
         "evaluate",
         f"--workdir={workdir}",
         f"--cache={cache}",
@@ -318,13 +393,13 @@ def test_evaluation_writes_one_json(trained, cache, tmp_path):
 
 
 def test_a_run_ends_with_its_report_and_the_command_writes_the_same(trained, tmp_path):
-    workdir, done = trained
+    workdir, printed = trained
     before = contents(workdir)
     assert (
-        f"all of it on one page: {workdir}/report.html" in done.stdout
-        and "stays as it is" not in done.stdout
+        f"all of it on one page: {workdir}/report.html" in printed
+        and "stays as it is" not in printed
     )
-    run("vqd_jax", "report", f"--workdir={workdir}", f"--out={tmp_path / 'new' / 'page.html'}")
+    run_in_process("report", f"--workdir={workdir}", f"--out={tmp_path / 'new' / 'page.html'}")
     page = (tmp_path / "new" / "page.html").read_text()
     assert page == (workdir / "report.html").read_text() and contents(workdir) == before
     assert re.findall(r'<section id="([\w-]+)"', page) == [
@@ -336,12 +411,6 @@ def test_a_run_ends_with_its_report_and_the_command_writes_the_same(trained, tmp
     ]
     codes = [np.load(path) for path in sorted((workdir / "vqvae").glob("codes-*.npy"))]
     assert [use.shape for use in codes] == [(32,)] * 2 and {use.sum() for use in codes} == {8 * 64}
-
-
-def test_curves_are_drawn(trained, tmp_path):
-    pytest.importorskip("matplotlib")
-    run("vqd_jax", "curves", f"--workdir={trained[0]}", f"--out={tmp_path / 'curves.png'}")
-    assert Image.open(tmp_path / "curves.png").size[0] > 300
 
 
 @pytest.mark.slow
@@ -415,7 +484,7 @@ BAD = [
     (["sample", "--workdir={workdir}", "--prompt=x AND  ", "--num=1"], "a prompt is empty"),
     (
         ["sample", "--workdir={workdir}", "--prompt=x", "--mask=m.png"],
-        "--mask needs a picture: give it with --init_image",
+        "--mask needs an image: give it with --init_image",
     ),
     (
         ["sample", "--workdir={workdir}", "--prompt=x", "--init_image=gone.png"],
@@ -497,7 +566,7 @@ BAD = [
             "train",
             "--config=configs/emoji.py",
             "--config.data.source=folder",
-            "--config.folder.path={tmp}/broken",
+            "--config.folder.path={broken}",
             "--workdir={tmp}",
         ],
         "0.png",
@@ -520,7 +589,7 @@ BAD = [
             "--config.denoiser.attention=some",
             "--config.data.cache={cache}",
         ],
-        "denoiser.attention must be whole or parts, got 'some'",
+        "denoiser.attention must be full or chunked, got 'some'",
     ),  # before the codec is trained
     (
         ["train", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"],
@@ -533,15 +602,18 @@ BAD = [
 ]
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    return folder_of_emoji(tmp_path_factory.mktemp("broken") / "images", broken=2)
+
+
 @pytest.mark.parametrize("command,sentence", BAD, ids=[" ".join(c)[:60] for c, _ in BAD])
-def test_bad_input_gets_one_sentence(trained, cache, tmp_path, command, sentence):
-    folder_of_emoji(tmp_path / "broken", broken=2)
-    fill = lambda text: (
-        text.format(workdir=trained[0], tmp=tmp_path, cache=cache) if "{" in text else text
-    )
-    done = run("vqd_jax", *map(fill, command), ok=False)
-    assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
-    assert fill(sentence) in done.stderr
+def test_bad_input_gets_one_sentence(trained, cache, broken, tmp_path, command, sentence):
+    names = {"workdir": trained[0], "tmp": tmp_path, "cache": cache, "broken": broken}
+    fill = lambda text: text.format(**names) if "{" in text else text
+    done = run_in_process(*map(fill, command), ok=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert fill(sentence) in done.stderr and "\nerror: " in f"\n{done.stderr}"
 
 
 @pytest.mark.parametrize(
@@ -560,7 +632,8 @@ def test_bad_input_gets_one_sentence(trained, cache, tmp_path, command, sentence
 )
 def test_a_checkpoint_of_another_model_is_not_gone_on_with(trained, cache, changed, sentence):
     before = contents(trained[0])
-    done = train(trained[0], cache, *changed, ok=False)
+    _, *arguments = training(trained[0], cache, *changed)
+    done = run_in_process("train", *arguments, ok=False)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
     assert contents(trained[0]) == before
 
@@ -569,12 +642,20 @@ def test_one_training_at_a_time_in_a_workdir(trained, cache):
     before = contents(trained[0])
     with (trained[0] / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        done = train(trained[0], cache, ok=False)
+        _, *arguments = training(trained[0], cache)
+        done = run_in_process("train", *arguments, ok=False)
     assert done.returncode == 2 and f"another process is training in {trained[0]}" in done.stderr
     assert contents(trained[0]) == before
-    assert (
-        "all 6 steps are done" in train(trained[0], cache).stdout
-    )  # the lock went with whoever held it
+
+
+def test_a_finished_run_is_skipped(trained, cache):
+    """Also after another process held the lock, which goes with that process."""
+    workdir, _ = trained
+    before = contents(workdir / "diffusion" / "checkpoints")
+    done = train(workdir, cache)
+    for stage in ("vqvae", "diffusion"):
+        assert f"{stage}: all 6 steps are done" in done.stdout
+    assert contents(workdir / "diffusion" / "checkpoints") == before
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, cache, tmp_path):
@@ -589,8 +670,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, 
         largest.write_bytes(largest.read_bytes()[:-10])
 
     truncate("6")
-    done = run(
-        "vqd_jax",
+    done = run_in_process(
         "sample",
         f"--workdir={broken}",
         "--prompt=x",
@@ -607,5 +687,5 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, 
     jax.tree.map(np.testing.assert_array_equal, *states)
     truncate("6")
     truncate("3")
-    done = run("vqd_jax", "sample", f"--workdir={broken}", "--prompt=x", ok=False)
+    done = run_in_process("sample", f"--workdir={broken}", "--prompt=x", ok=False)
     assert done.returncode == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr

@@ -57,13 +57,14 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    from vqd_jax.inference import convert
-    from vqd_jax.models.weights.exported import is_exported
-
     if not arguments or not options.workdir:
         raise UserError(
             "give the weights and the workdir to make: vqd convert SOURCE --workdir=DIR"
         )
+
+    from vqd_jax.inference import convert
+    from vqd_jax.models.weights.exported import is_exported
+
     (source,) = arguments
     given = [f"--{name}" for name in EXTRA if options[name].present]
     if given and is_exported(Path(source).expanduser()):

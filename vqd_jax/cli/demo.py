@@ -38,13 +38,14 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
+    required_workdir(options)
+
     from vqd_jax.eval.generate import digest
     from vqd_jax.inference import pipeline
     from vqd_jax.web.demo import api
     from vqd_jax.web.demo.queue import JobQueue
     from vqd_jax.web.demo.server import Server, is_loopback
 
-    required_workdir(options)
     model = pipeline.load(options.workdir, **loading(options))
     weights = digest(model)
     about = api.model_info(model, options.workdir, weights)

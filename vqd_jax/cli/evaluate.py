@@ -38,8 +38,8 @@ def define_flags(options: flags.FlagValues) -> None:
         "protocol",
         None,
         [*PROTOCOLS],
-        "what is measured, on how many images (vqd_jax/eval/protocols.py); the protocol that the "
-        "workdir's config names by default",
+        "what is measured, on how many images; by default the protocol that the workdir's config "
+        "names",
         flag_values=options,
     )
     flags.DEFINE_string(
@@ -99,10 +99,6 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    from vqd_jax.core.files import atomic_write
-    from vqd_jax.core.image_grid import save_png
-    from vqd_jax.eval import page, run
-
     workdir = options.workdir
     if not workdir and not (options.pictures and options.reference and options.protocol):
         raise UserError(
@@ -113,6 +109,11 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if given and not workdir:
         raise UserError(f"--{next(iter(given))} is for the model in a --workdir, and there is none")
     out = _out(options)
+
+    from vqd_jax.core.files import atomic_write
+    from vqd_jax.core.image_grid import save_png
+    from vqd_jax.eval import page, run
+
     choice = run.Choice(**{name: options[name].value for name in CHOICE})
     if workdir:
         print(f"writing {out} and {out.with_suffix('.png')}", flush=True)

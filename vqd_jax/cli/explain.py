@@ -33,11 +33,12 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    from vqd_jax.inference import explain, pipeline
-
     required_workdir(options)
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")
+
+    from vqd_jax.inference import explain, pipeline
+
     prompts = [pipeline.check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
     model = pipeline.load(options.workdir, **loading(options))
     prompt = explain.only(model.prompts(prompts, labels=bool(options.label)))

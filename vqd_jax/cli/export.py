@@ -36,9 +36,10 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    from vqd_jax.inference import export
-
     if not options.workdir:
         raise UserError("--workdir is missing: a trained workdir to export")
+
+    from vqd_jax.inference import export
+
     out = Path(options.out) if options.out else None
     print(export.export(Path(options.workdir), options.format, out))

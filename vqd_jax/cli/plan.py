@@ -48,6 +48,9 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
+    if not options.workdir:
+        raise UserError("--workdir is missing: a trained workdir to make a plan for")
+
     import numpy as np
 
     from vqd_jax.config import build
@@ -57,8 +60,6 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.inference import pipeline, plan
     from vqd_jax.runtime.workdir import Workdir
 
-    if not options.workdir:
-        raise UserError("--workdir is missing: a trained workdir to make a plan for")
     workdir = Path(options.workdir)
     model = pipeline.load(workdir)
     if pipeline.fixed_sampling(model.stage).get("sampler") == "previous":

@@ -50,7 +50,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     cache = Path(config.data.cache) if config.data.cache else Workdir(workdir).cache
     source = build.raw_source(config, cache)
     made = prepared.prepare(str(cache), source, build.prepared_size(config))
-    print(f"prepared {made.pictures} images for {len(made)} examples in {made.root}")
+    print(f"prepared {made.num_images} images for {len(made)} examples in {made.root}")
     print(f"left out: {len(made.skipped)}")
     for name, reason in sorted(made.skipped.items()):
         print(f"  {printable(name)}: {reason}")

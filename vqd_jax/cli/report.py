@@ -22,10 +22,12 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.runtime.workdir import Workdir
-    from vqd_jax.web.report import page
 
     if not options.workdir:
         raise UserError("--workdir is missing: the folder of a run")
+
+    from vqd_jax.web.report import page
+
     workdir = Path(options.workdir)
     out = Path(options.out) if options.out else Workdir(workdir).report
     page.write(workdir, out)

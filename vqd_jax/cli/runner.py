@@ -79,7 +79,7 @@ def status(main: Callable[[], None], *, again: str = ANEW) -> int:
     error, or 128 + the number of the signal that interrupted it. `again` says what the same command
     does then.
     """
-    from vqd_jax.runtime.signals import SIGTERM_STATUS, Terminated
+    from vqd_jax.runtime.signals import SIGINT_STATUS, SIGTERM_STATUS, Terminated
 
     try:
         main()
@@ -122,7 +122,7 @@ def _row(flag: flags.Flag) -> str:
         left = f"  --{flag.name}={choices or METAVARS.get(flag.flag_type(), 'TEXT')}"
     else:
         left = f"  --{flag.name}=NAME"
-        text += f": {choices.replace('|', ', ')}"
+        text += f" (one of {choices.replace('|', ', ')})"
     text = text.removesuffix("; repeat this option to specify a list of values")
     if flag.default not in (None, "", []):
         text += f" (default: {flag.default})"

@@ -91,15 +91,16 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
+    required_workdir(options)
+    _check_flags(options)
+
     import numpy as np
 
     from vqd_jax.core.image_grid import grid, save_png
     from vqd_jax.eval.generate import digest
     from vqd_jax.inference import pipeline, request
 
-    required_workdir(options)
     prompts = [pipeline.check_prompt(p) for p in [*options.prompt, *options.label]]
-    _check_flags(options)
     started = time.perf_counter()
     model = pipeline.load(options.workdir, **loading(options))
     weights = digest(model)
