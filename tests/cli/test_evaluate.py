@@ -14,16 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import save_file
 
 from helpers import ROOT
 from helpers.clip_files import MERGES, VOCABULARY, write_folder
+from helpers.commands import run_in_process
 from helpers.workdirs import make_workdir
-from vqd_jax.cli import evaluate
-from vqd_jax.core.errors import UserError
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.eval import judge
 from vqd_jax.eval.frechet import frechet_distance
@@ -62,11 +59,8 @@ def workdir(tmp_path_factory):
     return make_workdir(tmp_path_factory.mktemp("model"), data)
 
 
-def main(*arguments):
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["evaluate", *map(str, arguments)])
-        evaluate.main([])
+def main(*arguments, ok=True):
+    return run_in_process("evaluate", *arguments, ok=ok)
 
 
 def command(*arguments):
@@ -85,8 +79,8 @@ def untimed(text):
     return re.sub(r'"images_per_second": [\d.e-]+', "", text)
 
 
-def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path, capsys):
-    """SIGKILL as soon as the second batch of five is there, on one device; the rest is drawn on
+def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path):
+    """SIGKILL as soon as the second batch of five is there, on one device; the rest is generated on
     four.
     """
     arguments = [f"--workdir={workdir}", f"--cache={tmp_path / 'cache'}", "--batch=2"]
@@ -100,7 +94,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path, capsys):
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "r.json").exists()
     before = {path: path.stat().st_mtime_ns for path in pictures.glob("*.png")}
     for run in ("whole", "killed"):
-        main(*arguments, f"--out={tmp_path / run / 'r.json'}")
+        printed = main(*arguments, f"--out={tmp_path / run / 'r.json'}").stdout
     assert (
         sum(path.stat().st_mtime_ns != changed for path, changed in before.items()) < 2
     )  # of a batch that was not whole
@@ -122,7 +116,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path, capsys):
     )
     assert (
         result["provenance"]["steps"] == {"vqvae": 7, "diffusion": 9}
-        and result["config"]["evaluation"]["name"] == "cells"
+        and result["config"]["evaluation"]["name"] == "emoji"
     )
     assert (
         len(result["provenance"]["weights"]) == 64
@@ -134,21 +128,19 @@ def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path, capsys):
         "distinct": 9,
         "held": 9,
     }
-    printed = capsys.readouterr().out
     assert "best and worst in" in printed and "retrieval@1" in printed
     for name in ("r.png", "r-plots.png"):
         assert Image.open(tmp_path / "whole" / name).size[0] > 300
 
 
-def test_two_folders_are_measured_without_a_model(tmp_path, capsys, monkeypatch):
+def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
     made, real = save(tmp_path / "made", 9), save(tmp_path / "real", 8, first=6, size=20)
     both = [f"--pictures={made}", f"--reference={real}", "--protocol=emoji"]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    main(*both, f"--out={tmp_path / 'r.json'}")
-    said = capsys.readouterr().out
+    said = main(*both, f"--out={tmp_path / 'r.json'}").stdout
     assert "left out, since there is no model: retrieval, ceiling, bound, reconstruction" in said
     assert (
-        f"{made} has 9 pictures; those of the protocol emoji are 512" in said
+        f"{made} has 9 images; the protocol emoji has 512" in said
         and "there are no plots without matplotlib" in said
     )
     result = json.loads((tmp_path / "r.json").read_text())
@@ -191,7 +183,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, capsys, monkeypatch)
         ),
         (
             ["--workdir={workdir}", "--out={tmp}/r.json", "--reference={tmp}/gone"],
-            "there is no folder {tmp}/gone of pictures",
+            "there is no folder {tmp}/gone of images",
         ),
         (
             ["--pictures={tmp}/made", "--reference={tmp}/made", "--protocol=emoji", "--calls=3"],
@@ -199,7 +191,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, capsys, monkeypatch)
         ),
         (
             ["--pictures={tmp}/gone", "--reference={tmp}/made", "--protocol=emoji"],
-            "there is no folder {tmp}/gone of pictures",
+            "there is no folder {tmp}/gone of images",
         ),
         (
             ["--pictures={tmp}/made", "--reference={tmp}/two", "--protocol=emoji"],
@@ -207,7 +199,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, capsys, monkeypatch)
         ),
         (
             ["--pictures={tmp}/sizes", "--reference={tmp}/made", "--protocol=emoji"],
-            "are of several sizes, 16 x 16 as 00.png and 20 x 20",
+            "differ in size: 00.png has 16 x 16 pixels",
         ),
         (
             ["--pictures={tmp}/made", "--reference={tmp}/s.npz", "--protocol=emoji"],
@@ -219,7 +211,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, capsys, monkeypatch)
         ),
         (
             ["--workdir={workdir}", "--out={tmp}/r.json", "--data=cub:{tmp}/gone"],
-            "There is no folder {tmp}/gone: CUB-200 is",
+            "there is no folder {tmp}/gone: CUB-200 is",
         ),
         (
             [
@@ -243,8 +235,9 @@ def test_bad_input_is_one_sentence_before_anything_is_made(workdir, tmp_path, ar
     Image.new("RGB", (20, 20)).save(tmp_path / "sizes" / "10.png")
     np.savez(tmp_path / "s.npz", mu=np.zeros(3))
     fill = lambda text: text.format(workdir=workdir, tmp=tmp_path)
-    with pytest.raises(UserError, match=re.escape(fill(sentence))):
-        main(*map(fill, arguments))
+    done = main(*map(fill, arguments), ok=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert fill(sentence) in done.stderr
     assert not (tmp_path / "r").exists() and not (tmp_path / "r.json").exists()
 
 

@@ -16,8 +16,12 @@ from helpers import ROOT
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import captioned, folder, uncaptioned
+from vqd_jax.data.captioned_folder import captioned_folder
+from vqd_jax.data.coco import coco
+from vqd_jax.data.cub_flowers import cub, flowers
 from vqd_jax.data.emoji import Emoji
+from vqd_jax.data.ffhq import ffhq
+from vqd_jax.data.imagenet import imagenet
 from vqd_jax.data.source import Record
 from vqd_jax.data.transforms import RandomCrop
 from vqd_jax.diffusion import schedules
@@ -28,7 +32,7 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.samplers.ancestral import Remask
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.guidance import GuidanceConfig
@@ -47,12 +51,12 @@ MODULE = {"parent", "name"}  # every flax module has them
 # elsewhere
 CONSUMERS = {
     "emoji": (Emoji, {"cache", "resolution"}, set()),
-    "folder": (folder.folder, set(), set()),
-    "cub": (captioned.cub, set(), set()),
-    "flowers": (captioned.flowers, set(), set()),
-    "coco": (captioned.coco, set(), set()),
-    "imagenet": (uncaptioned.imagenet, set(), set()),
-    "ffhq": (uncaptioned.ffhq, set(), set()),
+    "folder": (captioned_folder, set(), set()),
+    "cub": (cub, set(), set()),
+    "flowers": (flowers, set(), set()),
+    "coco": (coco, set(), set()),
+    "imagenet": (imagenet, set(), set()),
+    "ffhq": (ffhq, set(), set()),
     "crop": (RandomCrop, {"size"}, set()),
     "vqvae": (VQVAE, {"code_width"} | MODULE, set()),
     "codebook": (Codebook, set(), set()),

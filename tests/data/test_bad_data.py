@@ -19,13 +19,14 @@ from helpers import ROOT
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import packed
+from vqd_jax.data import prepared
+from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.decode_check import check_decoding
-from vqd_jax.data.files import Files, printable
-from vqd_jax.data.folder import folder
+from vqd_jax.data.image_files import ImageFiles, printable
 from vqd_jax.data.text.bpe import BytePair
 from vqd_jax.data.transforms import RandomCrop, Reference, Resize
-from vqd_jax.inference import inpaint, pipeline
+from vqd_jax.inference import inpaint
+from vqd_jax.inference.prompts import MAX_PROMPT, check_prompt, escape_prompt, split_prompt
 
 RNG = np.random.default_rng(0)
 H, W = 5, 7
@@ -330,7 +331,7 @@ def records(source):
 def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
     """By training, and alike by editing."""
     content, want, off = PICTURES[name]
-    source = folder(path=make(tmp_path, {name: content}))
+    source = captioned_folder(path=make(tmp_path, {name: content}))
     if isinstance(want, str):
         with pytest.raises(
             UserError, match=rf"1 \({name}: .*\) of the 1 images in {tmp_path} cannot be decoded"
@@ -354,10 +355,12 @@ def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
 def test_preparing_lists_all_of_them_with_the_reasons(tmp_path):
     contents = {name: content for name, (content, *_) in PICTURES.items()}
     kept = {name for name, (_, want, _) in PICTURES.items() if not isinstance(want, str)}
-    source = folder(path=make(tmp_path / "set", contents | {"silent.png": saved(RGB, "png")}))
+    source = captioned_folder(
+        path=make(tmp_path / "set", contents | {"silent.png": saved(RGB, "png")})
+    )
     (tmp_path / "set/silent.txt").unlink()
-    source = folder(path=str(tmp_path / "set"))
-    pack = packed.pack(str(tmp_path / "cache"), source, None)
+    source = captioned_folder(path=str(tmp_path / "set"))
+    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert (
         set(pack.skipped) == PICTURES.keys() - kept | {"silent.png"}
         and pack.skipped["silent.png"] == "it has no caption"
@@ -373,7 +376,7 @@ def test_preparing_lists_all_of_them_with_the_reasons(tmp_path):
 MEMORY = """
 import concurrent.futures, resource, sys
 import pathlib
-from vqd_jax.data.images import decode
+from vqd_jax.data.image_bytes import decode
 def attempt(path):
     try:
         return decode(path.read_bytes()).size
@@ -442,13 +445,13 @@ def test_any_name_will_do(tmp_path, name, suffix):
     root = tmp_path / "set"
     make(root, {name: saved(RGB, "png")}, captions=None)
     (root / name).with_suffix(suffix).write_text("a caption")
-    source = check_decoding(folder(path=str(root)), str(tmp_path / "cache"))
+    source = check_decoding(captioned_folder(path=str(root)), str(tmp_path / "cache"))
     assert source.files == [name] and records(source) == {name[:-4]: ("a caption",)}
-    pack = packed.pack(str(tmp_path / "cache"), source, None)
+    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
     np.testing.assert_array_equal(pack[0]["image"], RGB)
     (root / name).write_bytes(b"")
     with pytest.raises(UserError) as caught:
-        check_decoding(folder(path=str(root)), str(tmp_path / "cache"))
+        check_decoding(captioned_folder(path=str(root)), str(tmp_path / "cache"))
     assert (
         "\n" not in str(caught.value)
         and f"1 ({printable(name)}: {NO_IMAGE})" in str(caught.value)
@@ -470,12 +473,12 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path, caplog):
         ("deep/linked", elsewhere),
     ):
         (root / name).symlink_to(target)
-    source = folder(path=str(root))
+    source = captioned_folder(path=str(root))
     assert source.files == ["a.png", "c.png", "deep/b.png", "linked/c.png", "linked/d.png"]
     assert "1 (deep/linked) links to folders" in caplog.text and len(caplog.records) == 1
     link = tmp_path / "link"
     link.symlink_to(root)
-    assert folder(path=str(link)).fingerprint == source.fingerprint
+    assert captioned_folder(path=str(link)).fingerprint == source.fingerprint
 
 
 def test_what_is_no_file_is_no_picture(tmp_path):
@@ -491,7 +494,7 @@ def test_what_is_no_file_is_no_picture(tmp_path):
         (place / "nothing.txt").write_text("a caption")
         (place / "piped.png").write_bytes(saved(RGB, "png"))
         os.mkfifo(place / "piped.txt")
-    source = folder(path=str(root))
+    source = captioned_folder(path=str(root))
     assert source.files == ["a.png", "deep/b.png", "deep/nothing.png", "nothing.png"]
     assert source.skipped == {
         "piped.png": "it has no caption",
@@ -512,15 +515,15 @@ def test_what_may_not_be_read_is_said(tmp_path):
     )
     (root / "a.png").chmod(0)
     (root / "b.txt").chmod(0)
-    source = folder(path=str(root))
+    source = captioned_folder(path=str(root))
     assert (
         source.skipped == {"b.png": "b.txt cannot be read: Permission denied"}
         and source.fault("a.png") == "Permission denied"
     )
     (root / "deep").chmod(0)
     try:
-        with pytest.raises(UserError, match="The folder .*/deep cannot be read: Permission denied"):
-            folder(path=str(root))
+        with pytest.raises(UserError, match="the folder .*/deep cannot be read: Permission denied"):
+            captioned_folder(path=str(root))
     finally:
         (root / "deep").chmod(0o700)
 
@@ -561,15 +564,15 @@ def test_a_caption_file_is_used_or_left_out_with_a_reason(tmp_path, content):
     make(root, {"a.png": saved(RGB, "png")}, captions=content)
     make(root, {"b.png": saved(RGB, "png"), "c.png": saved(RGB, "png")})
     (root / "alone.txt").write_text("a caption without a picture is no matter")
-    source = folder(path=str(root))
+    source = captioned_folder(path=str(root))
     if isinstance(want, tuple):
         assert records(source) == {"a": want, "b": ("a caption",), "c": ("a caption",)}
         ids = BytePair.train([*want, "a caption"], vocabulary=300)(want)
         assert (
             ids.shape == (len(want), 16) and (ids[:, 0] == 1).all() and (ids == 2).any(axis=1).all()
         )
-        for prompt in map(pipeline.escape_prompt, want):
-            assert pipeline.split_prompt(pipeline.check_prompt(prompt)) == [(prompt, 1.0)]
+        for prompt in map(escape_prompt, want):
+            assert split_prompt(check_prompt(prompt)) == [(prompt, 1.0)]
         return
     assert source.skipped == {"a.png": want} and records(source) == {
         "b": ("a caption",),
@@ -580,7 +583,7 @@ def test_a_caption_file_is_used_or_left_out_with_a_reason(tmp_path, content):
     ) as caught:  # training says it at its start; preparing leaves it out
         check_decoding(source, str(tmp_path / "cache"))
     assert str(caught.value).startswith(
-        f"1 (a.png: {want}) of the 3 images in {root} have no caption that can be used"
+        f"1 (a.png: {want}) of the 3 images in {root} have no usable caption"
     )
 
 
@@ -591,10 +594,10 @@ def test_no_caption_is_a_wrong_prompt(caption):
     """A run ends with pictures for captions of the data: none of them may end it with an error
     after hours.
     """
-    prompt = pipeline.escape_prompt(caption)
-    assert pipeline.split_prompt(pipeline.check_prompt(prompt)) == [(prompt, 1.0)]
+    prompt = escape_prompt(caption)
+    assert split_prompt(check_prompt(prompt)) == [(prompt, 1.0)]
     assert (
-        prompt.lower() == caption.lower()[: pipeline.MAX_PROMPT]
+        prompt.lower() == caption.lower()[:MAX_PROMPT]
     )  # to the tokenizers, which lower-case, the same
 
 
@@ -712,13 +715,13 @@ def test_a_table_is_used_or_ends_the_run_with_one_sentence(tmp_path, name, conte
     make(root, {"a.png": saved(RGB, "png"), "x/b.png": saved(RGB, "png")}, captions=None)
     (root / name).write_bytes(content)
     if isinstance(want, dict):
-        source = folder(path=str(root))
+        source = captioned_folder(path=str(root))
         assert records(source) == want and set(source.skipped) == {
             f"{item}.png" for item in {"a", "x/b"} - want.keys()
         }
         return
     with pytest.raises(UserError, match=want) as caught:
-        folder(path=str(root))
+        captioned_folder(path=str(root))
     assert (
         "\n" not in str(caught.value)
         and len(str(caught.value)) < 900
@@ -729,13 +732,13 @@ def test_a_table_is_used_or_ends_the_run_with_one_sentence(tmp_path, name, conte
 def test_a_table_that_is_a_folder_is_said(tmp_path):
     make(tmp_path, {"a.png": saved(RGB, "png")})
     (tmp_path / "captions.csv").mkdir()
-    with pytest.raises(UserError, match="captions.csv is no file"):
-        folder(path=str(tmp_path))
+    with pytest.raises(UserError, match="captions.csv is not a file"):
+        captioned_folder(path=str(tmp_path))
 
 
 def test_duplicates_are_used_as_they_are(tmp_path):
     """The same picture under two names, two formats of one name, the same caption twice."""
-    source = folder(
+    source = captioned_folder(
         path=make(
             tmp_path,
             {name: saved(RGB, Path(name).suffix[1:]) for name in ("a.png", "b.png", "b.bmp")},
@@ -779,7 +782,7 @@ def test_every_set_is_decoded_once_before_training(faces, caplog, monkeypatch):
         and list(source.skipped) == ["00041.png"]
         and "00041" not in records(source)
     )
-    monkeypatch.setattr(Files, "decoded", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(ImageFiles, "decoded", lambda *_: pytest.fail("decoded again"))
     caplog.clear()
     again = build.source(c, place / "cache")  # a run that goes on
     assert (
@@ -826,6 +829,6 @@ def test_a_picture_that_breaks_later_ends_the_run_with_its_name(faces):
     (place / "faces/00012.png").unlink()
     with pytest.raises(
         UserError,
-        match=r"The image 00012.png in .* cannot be decoded \(No such file or directory\)",
+        match=r"the image 00012.png in .* cannot be decoded \(No such file or directory\)",
     ):
         source[12]

@@ -26,10 +26,12 @@ from helpers.fuzzing import (
     only_user_errors,
     with_a_wrong_value,
 )
-from vqd_jax.data import captioned, uncaptioned
+from vqd_jax.data.captioned_folder import captioned_folder
+from vqd_jax.data.coco import coco
+from vqd_jax.data.cub_flowers import cub, flowers
 from vqd_jax.data.decode_check import check_decoding
-from vqd_jax.data.folder import folder
-from vqd_jax.data.images import decode
+from vqd_jax.data.image_bytes import decode
+from vqd_jax.data.imagenet import imagenet
 
 
 def images():
@@ -130,12 +132,12 @@ def test_folders(files, texts, table, edits):
         if table:
             (root / table[0]).write_bytes(mutated(table[1], edits))
         with only_user_errors(place):
-            source = folder(path=str(root))
-            assert {*source.pictures(), *source.skipped} <= {
+            source = captioned_folder(path=str(root))
+            assert {*source.unique_files(), *source.skipped} <= {
                 p.relative_to(root).as_posix() for p in root.rglob("*")
             }
             kept = source.without(
-                {file: why for file in source.pictures() if (why := source.fault(file))}
+                {file: why for file in source.unique_files() if (why := source.fault(file))}
             )
             for i, record in enumerate(kept.records):
                 assert (
@@ -172,10 +174,10 @@ def sets(tmp_path_factory):
         ]
         (place / f"imagenet/ILSVRC2012_name_{part}.txt").write_text("\n".join(names))
     readers = {
-        "cub": captioned.cub,
-        "flowers": captioned.flowers,
-        "coco": captioned.coco,
-        "imagenet": uncaptioned.imagenet,
+        "cub": cub,
+        "flowers": flowers,
+        "coco": coco,
+        "imagenet": imagenet,
     }
     out = []
     for root in sorted(place.iterdir()):
@@ -195,7 +197,7 @@ def test_sets_of_the_paper(sets, which, file, edits):
     try:
         with only_user_errors(root), little_memory():
             source = reader(path=str(root))
-            for file in source.pictures():
+            for file in source.unique_files():
                 assert (
                     (root / file).exists()
                     or (root / "CUB_200_2011/images" / file).exists()
@@ -208,11 +210,11 @@ def test_sets_of_the_paper(sets, which, file, edits):
 
 def test_values_of_another_kind(sets):
     """Well formed annotations with one wrong value."""
-    coco = next(root for reader, root, _ in sets if reader is captioned.coco)
-    for path in sorted((coco / "annotations").iterdir())[:1]:
-        whole = path.read_text()
-        for changed in with_a_wrong_value(json.loads(whole)):
-            path.write_text(json.dumps(changed))
-            with only_user_errors():
-                captioned.coco(path=str(coco))
-        path.write_text(whole)
+    root = next(root for reader, root, _ in sets if reader is coco)
+    path = min((root / "annotations").iterdir())
+    content = path.read_text()
+    for changed in with_a_wrong_value(json.loads(content)):
+        path.write_text(json.dumps(changed))
+        with only_user_errors():
+            coco(path=str(root))
+    path.write_text(content)

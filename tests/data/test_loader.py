@@ -91,7 +91,7 @@ def test_processes_share_one_global_batch(count):
         assert all(len(r["item"]) == 4 // count for r in rows)
         same({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, whole[step])
         for part in parts:
-            same(part.whole(step), whole[step])
+            same(part.global_batch(step), whole[step])
 
 
 @pytest.mark.parametrize("start", [0, 3])

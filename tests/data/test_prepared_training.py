@@ -167,7 +167,7 @@ def test_a_folder_of_ones_own(tmp_path):
         (["--config=configs/emoji.py"], "data.source=emoji needs no preparing"),
         (
             ["--config=configs/folder.py", "--config.folder.path={tmp}"],
-            "None of the 1 images in {tmp} has a caption",
+            "none of the 1 images in {tmp} has a caption",
         ),
         (
             ["--config=configs/emoji.py", "--workdir={tmp}", "--config.data.source=lsun"],

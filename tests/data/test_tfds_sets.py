@@ -16,7 +16,9 @@ from PIL import Image
 
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import captioned, packed
+from vqd_jax.data import prepared
+from vqd_jax.data.coco import coco
+from vqd_jax.data.cub_flowers import cub, flowers
 
 CLASSES = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
 
@@ -96,7 +98,7 @@ def same(one, other):
 
 def test_birds_are_joined_to_their_captions(tmp_path):
     names, path = birds(tmp_path)
-    source = captioned.cub(path=path, captions=str(tmp_path / "tree/text"))
+    source = cub(path=path, captions=str(tmp_path / "tree/text"))
     assert [(r.item, r.split) for r in source.records] == [
         (n, "held_out_items" if i % 2 else "train") for i, n in enumerate(names)
     ]
@@ -104,10 +106,10 @@ def test_birds_are_joined_to_their_captions(tmp_path):
     for part, own in (("train", names[:3]), ("test", names[3:])):
         (tmp_path / "tree" / part).mkdir()
         (tmp_path / "tree" / part / "filenames.pickle").write_bytes(pickle.dumps(own))
-    joined = captioned.cub(path=path, captions=str(tmp_path / "tree"))
-    same(joined, captioned.cub(path=str(tmp_path / "tree")))  # the pickles win
+    joined = cub(path=path, captions=str(tmp_path / "tree"))
+    same(joined, cub(path=str(tmp_path / "tree")))  # the pickles win
     assert joined.fingerprint != source.fingerprint
-    same(packed.pack(str(tmp_path / "cache"), joined, None), joined)
+    same(prepared.prepare(str(tmp_path / "cache"), joined, None), joined)
 
 
 def test_flowers_are_joined_to_their_captions(tmp_path):
@@ -135,7 +137,7 @@ def test_flowers_are_joined_to_their_captions(tmp_path):
         features,
         {"train": rows[:2], "test": rows[2:4], "validation": rows[4:]},
     )
-    source = captioned.flowers(path=path, captions=str(tmp_path / "captions"))
+    source = flowers(path=path, captions=str(tmp_path / "captions"))
     assert [r.split for r in source.records] == ["train"] * 2 + ["held_out_items"] * 2 + [
         "train"
     ] * 2
@@ -199,11 +201,11 @@ def test_coco_is_the_original_set_whatever_its_split(tmp_path):
         features,
         {"train": rows[3:], "val": rows[1:2], "test": rows[2:3], "restval": rows[:1]},
     )
-    source = captioned.coco(path=path)
-    same(source, captioned.coco(path=str(tmp_path)))
+    source = coco(path=path)
+    same(source, coco(path=str(tmp_path)))
     assert (
         len(source) == 12
-        and len(source.pictures()) == 4
+        and len(source.unique_files()) == 4
         and source.records[0].captions == ("a café 0 1",)
     )
 
@@ -228,7 +230,7 @@ def cut(path):
         ),
         (
             cut,
-            r"The prepared data set in \S* is damaged .*: prepare it again with "
+            r"the prepared data set in \S* is damaged .*: prepare it again with "
             r"tensorflow-datasets",
         ),
         (
@@ -242,22 +244,24 @@ def test_what_is_wrong_is_one_sentence(tmp_path, damage, message):
     text = str(tmp_path / "tree/text")
     with pytest.raises(
         UserError,
-        match="has no captions, cub.captions must be their folder: CUB-200 is .* StackGAN and "
+        match="has no captions, so cub.captions must name their folder: CUB-200 is .* StackGAN and "
         "DF-GAN",
     ):
-        captioned.cub(path=path)
-    with pytest.raises(UserError, match="is the TFDS set caltech_birds2011, not oxford_flowers102"):
-        captioned.flowers(path=path, captions=text)
+        cub(path=path)
+    with pytest.raises(
+        UserError, match="is the TFDS set caltech_birds2011; expected oxford_flowers102"
+    ):
+        flowers(path=path, captions=text)
     shutil.copytree(path, tmp_path / "1.0.0")
     damage(tmp_path / "1.0.0")
     with pytest.raises(UserError, match=message):
-        captioned.cub(path=str(tmp_path / "1.0.0"), captions=text)
+        cub(path=str(tmp_path / "1.0.0"), captions=text)
 
 
 def test_tensorflow_is_not_needed(tmp_path):
     _, path = birds(tmp_path)
     script = (
-        "import sys; from vqd_jax.data import captioned\nsource = captioned.cub(path=sys.argv[1], "
+        "import sys; from vqd_jax.data.cub_flowers import cub\nsource = cub(path=sys.argv[1], "
         "captions=sys.argv[2])\n"
         "print(source[5]['image'].shape, 'tensorflow' in sys.modules)"
     )

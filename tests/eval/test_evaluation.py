@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.picture_folder import PictureFolder
+from vqd_jax.data.image_folder import ImageFolder
 from vqd_jax.eval import judge as judging
 from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.evaluation import Chosen, Evaluation
@@ -232,7 +232,7 @@ def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sample
         Image.fromarray(how.source[i]["image"]).save(tmp_path / "real" / f"{i:02d}.png")
     judge = how.judge
     scored = judge.score(
-        PictureFolder(tmp_path / "made"), part.texts, judge.reference(tmp_path / "real")
+        ImageFolder(tmp_path / "made"), part.texts, judge.reference(tmp_path / "real")
     )
     assert scored.result["reference"] == part.result["reference"] | {
         "folder": str(tmp_path / "real")
@@ -250,7 +250,7 @@ def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sample
     ].moments
     np.savez(tmp_path / "real.npz", mu=moments.mean, sigma=moments.covariance)
     known = judge.reference(tmp_path / "real.npz")
-    statistics = judge.score(PictureFolder(tmp_path / "made"), part.texts, known)
+    statistics = judge.score(ImageFolder(tmp_path / "made"), part.texts, known)
     assert statistics.likeness is None and statistics.result["generated"].keys() == {"fid"}
     assert statistics.result["generated"]["fid"] == pytest.approx(
         scored.result["generated"]["fid"], rel=1e-9

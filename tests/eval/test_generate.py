@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.folder import folder as captioned_folder
+from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.eval import generate
 from vqd_jax.inference import pipeline
 

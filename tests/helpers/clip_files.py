@@ -3,8 +3,6 @@
 import itertools
 import json
 
-import pytest
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PAIRS = ["".join(pair) for pair in itertools.product(LETTERS, LETTERS)]
 MERGES = [
@@ -37,8 +35,3 @@ def write_folder(folder, vocabulary, merges):
         "\n".join(["#version: 0.2", *map(" ".join, merges), ""]), "utf-8"
     )
     return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("clip"), VOCABULARY, MERGES)

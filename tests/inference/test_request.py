@@ -12,7 +12,6 @@ from PIL import Image
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_png
-from vqd_jax.eval.generate import digest
 from vqd_jax.inference import pipeline, request
 from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.request import GenerationRequest
@@ -28,7 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model):
-    return digest(model)
+    return model.digest
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""The page's functions without a browser: what may be asked, the line of requests, the server, and
-that its picture is `sample`'s.
+"""The demo without a browser: which requests are accepted, the queue, the server, and that its
+images are those of `vqd sample`.
 """
 
 import base64
@@ -25,11 +25,10 @@ from PIL import Image
 
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.packed import png
-from vqd_jax.eval.generate import digest
+from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import pipeline
 from vqd_jax.inference import request as recipe
-from vqd_jax.stages import jitted
+from vqd_jax.stages import sampling
 from vqd_jax.web.demo import api
 from vqd_jax.web.demo import server as serving
 from vqd_jax.web.demo.queue import JobQueue
@@ -46,7 +45,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights(model):
-    return digest(model)
+    return model.digest
 
 
 def pixels(url):
@@ -56,8 +55,8 @@ def pixels(url):
 # ---- requests
 
 
-def test_a_request_is_seen_call_by_call_and_its_files_make_it_again(model, weights, tmp_path):
-    asked = api.read(model, CRAB)
+def test_events_show_every_call_and_the_files_reproduce_the_images(model, weights, tmp_path):
+    asked = api.parse_request(model, CRAB)
     *seen, done = api.draw(model, asked, weights)
     assert (
         [event["call"] for event in seen] == [1, 2, 3]
@@ -75,15 +74,15 @@ def test_a_request_is_seen_call_by_call_and_its_files_make_it_again(model, weigh
         np.testing.assert_array_equal(recipe.draw(model, again)[which], want[i])
 
 
-def test_own_pictures_are_brought_to_size_and_only_the_mask_is_repainted(model, weights):
+def test_initial_images_are_resized_and_only_the_mask_is_repainted(model, weights):
     rng = np.random.default_rng(0)
     large, mask = rng.integers(0, 256, (80, 100, 3), np.uint8), np.zeros((80, 100, 3), np.uint8)
     mask[:, :50] = 255
-    asked = api.read(
+    asked = api.parse_request(
         model,
         CRAB
         | {
-            name: base64.b64encode(png(x)).decode()
+            name: base64.b64encode(encode_png(x)).decode()
             for name, x in (("init_image", large), ("mask", mask))
         },
     )
@@ -107,11 +106,13 @@ def test_own_pictures_are_brought_to_size_and_only_the_mask_is_repainted(model, 
         ({"guidance": 51}, r"guidance must be a number in -50\.\.50, got 51"),
         ({"temperature": 11}, r"temperature must be a number in 0\.\.10"),
         ({"batch": 2}, "at most 2 pictures"),
+        ({"calls": 101}, r"^steps must be in 1\.\.100, got 101$"),
+        ({"calls": "x"}, "^steps must be a whole number, got 'x'$"),
     ],
 )
-def test_what_is_asked_of_the_page_is_bounded(model, fields, sentence):
+def test_requests_are_bounded(model, fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        api.read(model, CRAB | fields)
+        api.parse_request(model, CRAB | fields)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_what_is_asked_of_the_page_is_bounded(model, fields, sentence):
     ["x" * 1000, "日本語の犬", "حصان", "👩‍🚀", "a\nb\x00c", "‮abc", "<b onload=x>", "%s ${x} '\""],
 )
 def test_prompts_of_any_length_and_script_are_drawn(model, weights, prompt):
-    *_, done = api.draw(model, api.read(model, CRAB | {"prompts": [prompt]}), weights)
+    *_, done = api.draw(model, api.parse_request(model, CRAB | {"prompts": [prompt]}), weights)
     text = json.loads(
         Image.open(io.BytesIO(base64.b64decode(done["pictures"][0].partition(",")[2]))).text[
             recipe.KEY
@@ -137,24 +138,22 @@ def test_a_small_file_with_a_large_picture_is_refused(model):
         UserError,
         match="the init_image is not a picture that can be read .*at most 16,777,216 are read",
     ):
-        api.read(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
+        api.parse_request(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
 
 
 def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
-    """Each kind has a compiled program; of many the memory keeps few, and what was forgotten is
-    drawn as before.
-    """
-    monkeypatch.setattr(api, "KINDS", 2)
+    """Few compiled samplers are kept in memory, and one that was dropped gives the same images."""
+    monkeypatch.setattr(api, "MAX_PROGRAMS", 2)
     drawn, kept = [], []
     for calls in (1, 2, 3, 4, 1, 2):
-        *_, done = api.draw(model, api.read(model, CRAB | {"calls": calls}), weights)
+        *_, done = api.draw(model, api.parse_request(model, CRAB | {"calls": calls}), weights)
         drawn.append(done["pictures"])
-        kept.append(jitted.compiled_samplers())
+        kept.append(sampling.compiled_samplers())
     assert max(kept) <= 3 and drawn[:2] == drawn[4:] and len({*map(tuple, drawn)}) == 4
 
 
-def test_what_the_page_is_told_of_a_model(model, weights):
-    about = api.about(model, str(MODEL), weights)
+def test_model_info_lists_what_is_accepted(model, weights):
+    about = api.model_info(model, str(MODEL), weights)
     assert (about["name"], about["size"], about["calls"], about["model"]) == (
         "emoji",
         32,
@@ -162,11 +161,11 @@ def test_what_the_page_is_told_of_a_model(model, weights):
         weights,
     )
     for name in about["samplers"]:
-        api.read(model, CRAB | {"sampler": name})
-    api.read(model, {"prompts": [about["example"]], **about["sampling"]})
+        api.parse_request(model, CRAB | {"sampler": name})
+    api.parse_request(model, {"prompts": [about["example"]], **about["sampling"]})
 
 
-# ---- the line, with work that needs no model
+# ---- the queue, with work that needs no model
 
 
 class Work:
@@ -186,32 +185,32 @@ class Work:
 
 
 def heard(job):
-    return [event for event in job.follow() if "waiting" not in event]
+    return [event for event in job.events() if "waiting" not in event]
 
 
-def test_requests_are_worked_on_in_order_one_at_a_time():
+def test_requests_run_in_order_one_at_a_time():
     work = Work()
     work.go.clear()
-    line = JobQueue(work)
-    jobs = [line.join((i, 3)) for i in range(20)]
-    wait(lambda: line.before(jobs[1]) == 1 and line.before(jobs[0]) == 0)
-    assert [line.before(job) for job in jobs] == list(range(20))
-    assert next(jobs[7].follow()) == {"waiting": 7}
+    queue = JobQueue(work)
+    jobs = [queue.submit((i, 3)) for i in range(20)]
+    wait(lambda: queue.position(jobs[1]) == 1 and queue.position(jobs[0]) == 0)
+    assert [queue.position(job) for job in jobs] == list(range(20))
+    assert next(jobs[7].events()) == {"waiting": 7}
     work.go.set()
     assert [heard(job)[-1] for job in jobs] == [{"done": i} for i in range(20)]
     assert work.done == [(i, j) for i in range(20) for j in range(3)]
 
 
-def test_who_leaves_is_not_drawn_further_and_the_others_are():
+def test_cancelled_requests_stop_and_others_run():
     work = Work()
     work.go.clear()
-    line = JobQueue(work)
-    first, second, third = (line.join((name, 1000)) for name in "abc")
-    last = line.join(("d", 2))
-    line.leave(second)
-    wait(lambda: line.before(third) == 1)
-    line.leave(first)
-    line.leave(third)
+    queue = JobQueue(work)
+    first, second, third = (queue.submit((name, 1000)) for name in "abc")
+    last = queue.submit(("d", 2))
+    queue.cancel(second)
+    wait(lambda: queue.position(third) == 1)
+    queue.cancel(first)
+    queue.cancel(third)
     work.go.set()
     assert heard(last)[-1] == {"done": "d"}
     assert len([w for w in work.done if w[0] == "a"]) <= 1 and {name for name, _ in work.done} <= {
@@ -220,46 +219,48 @@ def test_who_leaves_is_not_drawn_further_and_the_others_are():
     }
 
 
-def test_an_error_is_said_and_the_line_goes_on(caplog):
+def test_an_error_is_an_event_and_the_queue_goes_on(caplog):
     def work(request):
         yield {"call": 1}
         raise request
 
-    line = JobQueue(work)
-    assert heard(line.join(UserError("a sentence")))[-1] == {"error": "a sentence"}
-    assert heard(line.join(ZeroDivisionError("x")))[-1]["error"].startswith(
-        "this could not be drawn"
+    queue = JobQueue(work)
+    assert heard(queue.submit(UserError("a sentence")))[-1] == {"error": "a sentence"}
+    assert heard(queue.submit(ZeroDivisionError("x")))[-1]["error"].startswith(
+        "the images could not be generated"
     )
     assert "ZeroDivisionError" in caplog.text
-    assert heard(line.join(UserError("again")))[-1] == {"error": "again"}
+    assert heard(queue.submit(UserError("again")))[-1] == {"error": "again"}
 
 
-def test_a_closed_line_ends_what_it_works_on_and_begins_nothing():
+def test_a_closed_queue_stops_its_job_and_starts_no_other():
     work = Work()
-    line = JobQueue(work)
-    first = line.join(("first", 10**9))
-    next(event for event in first.follow() if "call" in event)
-    second = line.join(("second", 1))
-    assert line.close(20.0) and heard(first)[-1].keys() == {"call"}
-    assert {name for name, _ in work.done} == {"first"} and second not in line._jobs
+    queue = JobQueue(work)
+    first = queue.submit(("first", 10**9))
+    next(event for event in first.events() if "call" in event)
+    second = queue.submit(("second", 1))
+    assert queue.close(20.0) and heard(first)[-1].keys() == {"call"}
+    assert {name for name, _ in work.done} == {"first"} and second not in queue._jobs
     work = Work()
     work.go.clear()
-    line = JobQueue(work)
-    line.join(("hangs", 1))
-    wait(lambda: line._now)
-    assert not line.close(0.1)
+    queue = JobQueue(work)
+    queue.submit(("hangs", 1))
+    wait(lambda: queue._current)
+    assert not queue.close(0.1)
     work.go.set()
 
 
-def test_a_line_has_an_end():
+def test_the_queue_is_bounded():
     work = Work()
     work.go.clear()
-    line = JobQueue(work, waiting=3)
-    first = line.join(("first", 1))
-    wait(lambda: not line._jobs)
-    jobs = [line.join((i, 1)) for i in range(3)]
-    with pytest.raises(UserError, match="3 requests are waiting already: try again later"):
-        line.join(("more", 1))
+    queue = JobQueue(work, max_waiting=3)
+    first = queue.submit(("first", 1))
+    wait(lambda: not queue._jobs)
+    jobs = [queue.submit((i, 1)) for i in range(3)]
+    with pytest.raises(
+        UserError, match="the queue is full: 3 requests are waiting, try again later"
+    ):
+        queue.submit(("more", 1))
     work.go.set()
     assert [heard(job)[-1]["done"] for job in [first, *jobs]] == ["first", 0, 1, 2]
 
@@ -354,7 +355,7 @@ def test_a_client_that_goes_stops_the_work():
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         connection.close()
-        wait(lambda: server.line._now is not None and server.line._now.left)
+        wait(lambda: server.queue._current is not None and server.queue._current.cancelled)
         work.go.set()
         assert events(server, name="next", count=1)[-1] == {"done": "next"}
     assert len([w for w in work.done if w[0] == "gone"]) <= 1
@@ -401,7 +402,7 @@ def test_the_page_is_all_here():
                 if name
                 if f"/{name}" not in seen
             ]
-        assert {*seen} == {"/", "/page.css", "/page.js", "/editor.js", "/icon.svg"}
+        assert {*seen} == {"/", "/shared.css", "/page.css", "/page.js", "/editor.js", "/icon.svg"}
         assert {*server.files} == {*seen} | {"/index.html", "/api/openapi.json"}
 
 
@@ -413,31 +414,31 @@ def test_the_interface_is_described_as_it_is(model, weights):
         status, headers, body = ask(server, "GET", "/api/openapi.json")
     said = json.loads(body)
     fields, example = (
-        said["components"]["schemas"]["Recipe"][name] for name in ("properties", "example")
+        said["components"]["schemas"]["Request"][name] for name in ("properties", "example")
     )
     assert status == 200 and headers["Content-Type"] == "application/json"
     assert {*said["paths"]} == {"/api/model", "/api/draw"} and {*example} <= {*fields}
-    text = json.loads(recipe.metadata(model, api.read(model, CRAB), weights)[recipe.KEY])
+    text = json.loads(recipe.metadata(model, api.parse_request(model, CRAB), weights)[recipe.KEY])
     more = {"negative_prompt", "init_image", "mask", "strength"}
     assert {*fields} == {*text} - {"model", "batch"} | more
     assert fields["sampler"]["enum"] == [*api.SAMPLERS]
     for name, field in fields.items():
         for bound, outside in (("minimum", -1), ("maximum", 1)):
             if bound in field:
-                api.read(
+                api.parse_request(
                     model,
                     example
                     | {name: field[bound], "negative_prompt": ""}
                     | ({"num": 1} if name != "num" else {}),
                 )
                 with pytest.raises(UserError, match=f"{name}|at most 16 pictures"):
-                    api.read(model, example | {name: field[bound] + outside})
-    *seen, done = api.draw(model, api.read(model, example | {"calls": 2}), weights)
+                    api.parse_request(model, example | {name: field[bound] + outside})
+    *seen, done = api.draw(model, api.parse_request(model, example | {"calls": 2}), weights)
     events = said["components"]["schemas"]["Event"]["properties"]
     assert {*seen[0]} | {*done} | {"waiting", "error"} == {*events}
 
 
-def test_only_the_own_page_is_answered():
+def test_other_sites_are_refused():
     fields = json.dumps({"name": "x", "count": 1})
     with served(Work()) as server:
         port = server.server_address[1]
@@ -467,14 +468,14 @@ def test_bad_and_large_requests_are_one_sentence(monkeypatch):
     def read(fields):
         raise UserError("calls must be in 1..100")
 
-    monkeypatch.setattr(serving, "LARGEST", 2**20)
+    monkeypatch.setattr(serving, "MAX_BODY", 2**20)
     with served(Work(), read) as server:
         for body, status, sentence in (
             ("{}", 400, "calls must be in 1..100"),
-            ("{", 400, "the request is not JSON"),
-            (b"\xff", 400, "the request is not JSON"),
-            ("[" * 100_000, 400, "the request is not JSON"),
-            (b"0" * (2**20 + 1), 413, "a request says its length, which is at most 1 MiB"),
+            ("{", 400, "the request is not valid JSON"),
+            (b"\xff", 400, "the request is not valid JSON"),
+            ("[" * 100_000, 400, "the request is not valid JSON"),
+            (b"0" * (2**20 + 1), 413, "a request needs a Content-Length of at most 1 MiB"),
         ):
             got, _, answer = ask(server, "POST", "/api/draw", body)
             assert (got, json.loads(answer)) == (status, {"error": sentence})
@@ -488,7 +489,7 @@ def test_bad_and_large_requests_are_one_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize("close", [True, False])
-def test_a_connection_serves_again_unless_its_client_says_no(close):
+def test_connections_are_kept_alive_unless_the_client_declines(close):
     body = b'{"name": "x", "count": 1}'
     head = (
         b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
@@ -513,13 +514,13 @@ def test_a_bug_is_answered_too(caplog):
         status, _, body = ask(server, "POST", "/api/draw", "{}")
     assert (status, json.loads(body)["error"]) == (
         500,
-        "this request could not be read; the log of the server says why",
+        "the request could not be parsed: see the log of the server",
     )
     assert "KeyError" in caplog.text
 
 
-def test_who_sends_slowly_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(serving, "PATIENCE", 0.5)
+def test_slow_bodies_time_out(monkeypatch):
+    monkeypatch.setattr(serving, "BODY_TIMEOUT", 0.5)
     with served(Work()) as server, socket.create_connection(server.server_address[:2]) as slow:
         slow.sendall(
             b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
@@ -534,11 +535,9 @@ def test_who_sends_slowly_is_not_waited_for(monkeypatch):
         assert ask(server, "GET", "/")[0] == 200
 
 
-def test_there_is_an_end_of_places(monkeypatch):
-    """Who comes when all are taken is not kept waiting, and takes no thread; who comes later is
-    answered.
-    """
-    monkeypatch.setattr(serving, "CONNECTIONS", 3)
+def test_connections_are_bounded(monkeypatch):
+    """A connection beyond the limit is closed at once and takes no thread; later ones are served."""
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 3)
     with served(Work()) as server:
         with contextlib.ExitStack() as stack:
             idle = [
@@ -548,7 +547,7 @@ def test_there_is_an_end_of_places(monkeypatch):
             more = stack.enter_context(socket.create_connection(server.server_address[:2]))
             wait(lambda: gone(more))
             assert not any(map(gone, idle))
-        wait(lambda: server.places._value == 3)
+        wait(lambda: server.slots._value == 3)
         assert ask(server, "GET", "/")[0] == 200
 
 
@@ -565,7 +564,7 @@ def gone(connection):
         return True
 
 
-def test_pictures_are_read_one_at_a_time():
+def test_requests_are_parsed_one_at_a_time():
     together, most = [], []
 
     def read(fields):
@@ -590,7 +589,7 @@ def test_pictures_are_read_one_at_a_time():
         (["--workdir={model}", "--host=999.1.1.1"], "cannot serve at 999.1.1.1"),
     ],
 )
-def test_the_command_says_what_is_wrong(arguments, sentence):
+def test_the_command_explains_bad_addresses(arguments, sentence):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         names = {"model": MODEL, "taken": taken.getsockname()[1]}
         done = subprocess.run(
@@ -608,7 +607,7 @@ def test_the_command_says_what_is_wrong(arguments, sentence):
     )
 
 
-def test_ctrl_c_ends_it_while_it_draws():
+def test_ctrl_c_ends_the_server_while_it_samples():
     process = subprocess.Popen(
         [sys.executable, "-m", "vqd_jax", "demo", f"--workdir={MODEL}", "--port=0"],
         cwd=ROOT,

@@ -43,15 +43,21 @@ def start(name: str, arguments: Sequence[str]) -> NoReturn:
 
 
 def set_up_process() -> None:
-    """What holds for a whole process, which only a command may decide."""
+    """Settings of the whole process, which only commands make, never the library."""
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files; there may be no display
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it remarks that torch is missing
     # Pillow warns about odd files, which are decoded all the same or refused with a reason
     warnings.filterwarnings("ignore", module=r"PIL\.")
     faulthandler.enable()
-    flags.FLAGS(sys.argv[:1])  # libraries define flags, too: these have their defaults
+    flags.FLAGS(sys.argv[:1])  # flags of libraries keep their defaults
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+
+    from vqd_jax.runtime.compile_cache import enable_compilation_cache
+    from vqd_jax.runtime.orbax_io import quiet_orbax
+
+    enable_compilation_cache()
+    quiet_orbax()
 
 
 def parse(

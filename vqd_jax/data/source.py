@@ -1,7 +1,6 @@
-"""What every data source offers: decoded examples by index, and their metadata without decoding.
+"""The interface of a data source: examples by index, and their metadata without decoding images.
 
-An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}; sources
-differ only in where it comes from.
+An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}.
 """
 
 import dataclasses
@@ -10,13 +9,21 @@ import operator
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import UInt8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """The metadata of one example; `captions[0]` is the canonical caption, `label` is -1 where
-    there are no classes.
+    """The metadata of one example.
 
-    `group` joins variants of one thing: they share a split.
+    Args:
+      item: its identifier, from the name of its file.
+      captions: its captions, the canonical one first.
+      style: its drawing style, "" in sets without styles.
+      split: one of `splits.SPLITS`.
+      label: the index of its class, -1 in sets without classes.
+      group: joins variants of a thing, which share a split.
     """
 
     item: str
@@ -26,8 +33,8 @@ class Record:
     label: int = -1
     group: str = ""
 
-    def example(self, image: Any) -> dict[str, Any]:
-        """The example that this record and its decoded image make."""
+    def example(self, image: UInt8[np.ndarray, "H W 3"]) -> dict[str, Any]:
+        """The example of this record and its decoded image."""
         return {
             "image": image,
             "captions": self.captions,
@@ -39,9 +46,21 @@ class Record:
 
 
 @runtime_checkable
+class Items(Protocol):
+    """Anything with a length and integer indexing: a list, a range, a data source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+@runtime_checkable
 class Source(Protocol):
-    """`fingerprint` changes with anything the source holds (caches are keyed by it); `skipped` says
-    why files are left out."""
+    """A sequence of examples.
+
+    `fingerprint` changes with the content of the source, and caches are keyed by it; `skipped` maps
+    the files that are left out to the reasons.
+    """
 
     records: list[Record]
     fingerprint: str
@@ -55,9 +74,8 @@ class Source(Protocol):
 def fingerprint(*parts: object, records: Iterable[Record] = ()) -> str:
     """A hex digest of the parts and the records, the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode())
-    values = operator.attrgetter(
-        *(field.name for field in dataclasses.fields(Record))
-    )  # a million records in seconds
+    # an attrgetter hashes a million records within seconds
+    values = operator.attrgetter(*(field.name for field in dataclasses.fields(Record)))
     for record in records:
         digest.update(repr(values(record)).encode())
     return digest.hexdigest()[:32]

@@ -1,9 +1,9 @@
-"""Held-out splits that depend on names alone: a stable hash decides, so filters, order and machine
-move no example.
+"""Held-out splits decided by a stable hash of names, so they are independent of filters, order and
+machine.
 
-`held_out_items` are groups never seen in any style; `held_out_cells` are (group, style) pairs whose
-group and style are both seen in training, but not together: they measure compositional
-generalisation.
+Groups in `held_out_items` appear in training in no style. `held_out_cells` are emoji-style pairs
+(a cell of the table of emoji by style): training has the emoji in other styles and the style with
+other emoji, but not both together, so they measure compositional generalisation.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ def unit(*parts: str) -> float:
 
 
 def assign(
-    cells: Iterable[tuple[str, str]], *, held_out_cells: float, held_out_items: float
+    pairs: Iterable[tuple[str, str]], *, held_out_cells: float, held_out_items: float
 ) -> dict[tuple[str, str], str]:
-    """(group, style) → split, for all cells of a data set.
+    """(group, style) → split, for all pairs of a data set.
 
-    A group whose every style would be held out keeps the one with the largest hash in training, so
-    a group with a single style is never held out as a cell. The answer for a group depends on
-    nothing but its name and its styles.
+    held_out_cells, held_out_items: the share of pairs and of groups to hold out. If all pairs of a
+    group were drawn, the one with the largest hash stays in training, so a group with one style is
+    held out only as a group. The split of a group depends on its name and its styles alone.
     """
     styles: dict[str, set[str]] = {}
-    for group, style in cells:
+    for group, style in pairs:
         styles.setdefault(group, set()).add(style)
     out = {}
     for group, own in styles.items():

@@ -1,5 +1,6 @@
-"""The tokens of every image, computed once with the finished codec and kept on disk until codec or
-data change; or of a few.
+"""The codec's tokens of every image, computed once and cached on disk; or of chosen images only.
+
+The name of a cache file is a hash of data set and codec weights, so a change of either misses it.
 """
 
 import contextlib
@@ -11,61 +12,60 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from vqd_jax.core.files import atomic_write, lock, remove_leftovers
-from vqd_jax.data.loader import Items, sequential
-from vqd_jax.data.source import Source
+from vqd_jax.data.loader import sequential
+from vqd_jax.data.source import Items, Source
 from vqd_jax.runtime.progress import bar
 
 BATCH = 64
 
+Encode = Callable[[Any], Any]  # uint8 (BATCH, H, W, 3) → int tokens (BATCH, n)
+
 
 def cached_tokens(
-    folder: Path, source: Source, codec: Any, encode: Callable[[Any], Any]
+    folder: Path, source: Source, codec: PyTree, encode: Encode
 ) -> Int[np.ndarray, "i n"]:
-    """Tokens of source[i] in row i; `encode` maps uint8 (64, H, W, 3) to int (64, n), `codec` are
-    its weights.
+    """The tokens of `source[i]` in row i; `codec` holds the weights that `encode` uses.
 
-    UserError if they cannot be written.
+    Raises: UserError if the file cannot be written.
     """
     digest = hashlib.sha256(source.fingerprint.encode())
     for leaf in jax.tree.leaves(codec):
         digest.update(np.asarray(leaf).tobytes())
     path = folder / f"tokens-{digest.hexdigest()[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged file is made again
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
         if len(stored := np.load(path)) == len(source):
             return stored
-    tokens = _encoded(source, range(len(source)), encode, f"encoding images into {path}")
+    tokens = _encode(source, range(len(source)), encode, f"encoding images into {path}")
     with lock(folder / "tokens.lock"):
         remove_leftovers(folder)
         with atomic_write(path, "tokens to") as part, part.open("wb") as file:
-            np.save(
-                types.SimpleNamespace(write=file.write), tokens
-            )  # with the file itself NumPy would not say why it failed
+            # given the file itself, NumPy would hide the reason of a failed write
+            np.save(types.SimpleNamespace(write=file.write), tokens)
     return tokens
 
 
 def encode_records(
-    source: Source, chosen: Iterable[int], encode: Callable[[Any], Any]
-) -> dict[int, np.ndarray]:
-    """i → tokens (n,) of source[i], for the chosen i only: what evaluations need of a set that is
-    encoded during training.
+    source: Source, chosen: Iterable[int], encode: Encode
+) -> dict[int, Int[np.ndarray, " n"]]:
+    """i → the tokens of `source[i]` for each chosen i: for evaluation on a set whose tokens are
+    computed during training.
     """
     chosen = sorted(set(chosen))
-    return (
-        dict(zip(chosen, _encoded(source, chosen, encode, "encoding images for evaluation")))
-        if chosen
-        else {}
-    )
+    if not chosen:
+        return {}
+    return dict(zip(chosen, _encode(source, chosen, encode, "encoding images for evaluation")))
 
 
-def _encoded(
-    source: Source, chosen: Items, encode: Callable[[Any], Any], description: str
-) -> np.ndarray:
+def _encode(
+    source: Source, chosen: Items, encode: Encode, description: str
+) -> Int[np.ndarray, "i n"]:
+    load = lambda i, rng: {"image": source[i]["image"]}
     rows = []
     with bar(len(chosen), description=description, unit="image") as progress:
-        for batch, valid in sequential(chosen, BATCH, lambda i, rng: {"image": source[i]["image"]}):
+        for batch, valid in sequential(chosen, BATCH, load):
             rows.append(np.asarray(encode(batch["image"]))[:valid])
             progress.update(valid)
     return np.concatenate(rows).astype(np.int32)

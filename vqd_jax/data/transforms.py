@@ -1,23 +1,33 @@
-"""Image to square image, uint8 to uint8: the deterministic one for evaluation and caches, the
-random ones for training.
+"""Transforms of an image to a square image, uint8 to uint8: random for training, deterministic for
+evaluation and caches.
 
-All resample once, with Pillow's antialiased bicubic filter; `Resize` and `RandomCrop` straight from
-the cropped box, `Reference` as the released PyTorch code did it.
+All use Pillow's antialiased bicubic filter. `Resize` and `RandomCrop` resample once, directly from
+the cropped box; `Reference` follows the released PyTorch code.
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
 
-# times as long as wide: of longer pictures `Reference` scales the middle only, or a strip would
-# fill the memory
-LONG = 32
+Pixels = UInt8[np.ndarray, "H W 3"]
+Square = UInt8[np.ndarray, "size size 3"]
+
+LONGEST_RATIO = 32  # of length to width: of longer images `Reference` scales the middle only
 
 
-def _resample(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+@runtime_checkable
+class Transform(Protocol):
+    """Maps an image to `size` × `size` pixels; random given a generator, deterministic without."""
+
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square: ...
+
+
+def _resample(image: Pixels, box: tuple[float, float, float, float], size: int) -> Square:
     if image.shape[:2] == (size, size) and box == (0, 0, size, size):
         return image
     return np.asarray(
@@ -31,15 +41,15 @@ def _square(left: float, top: float, side: float) -> tuple[float, float, float, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resize:
-    """Shorter side to `size`, then the centre square; rng is not used."""
+    """Scales the shorter side to `size` and takes the centre square; ignores `rng`."""
 
     size: int
 
     def __post_init__(self):
         if self.size < 1:
-            raise UserError(f"The image size must be positive, not {self.size}.")
+            raise UserError(f"the image size must be positive, got {self.size}")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square:
         height, width = image.shape[:2]
         side = min(height, width)
         return _resample(
@@ -49,11 +59,11 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCrop:
-    """A random square near the centre, to `size`.
+    """Scales a random square near the centre to `size`.
 
-    Its side is the shorter side times a uniform draw from [scale, 1]; its centre moves by at most
-    `shift` of the free room in each direction (0 keeps it centred, 1 lets it touch the border).
-    Without an rng it is `Resize`.
+    The side of the square is the shorter side times a uniform draw from [scale, 1]. Its centre
+    moves by at most `shift` of the margin in each direction: 0 keeps it centred, 1 lets it touch
+    the border. Without a generator it is `Resize`.
     """
 
     size: int
@@ -64,10 +74,10 @@ class RandomCrop:
     def __post_init__(self):
         if self.size < 1 or not 0 < self.scale <= 1 or not 0 <= self.shift <= 1:
             raise UserError(
-                f"RandomCrop takes size ≥ 1, scale in (0, 1] and shift in [0, 1], not {self}."
+                f"RandomCrop takes size ≥ 1, scale in (0, 1] and shift in [0, 1]; got {self}"
             )
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square:
         if rng is None:
             return Resize(size=self.size)(image)
         height, width = image.shape[:2]
@@ -83,43 +93,44 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The transform of the published models, in training with an rng and in evaluation without one;
-    nothing is mirrored.
+    """The transform of the published models: for training with a generator, for evaluation without.
 
-    Training: of the free room d = h - s, w - s a square of the shorter side s starts at a uniform
-    whole number in [3d // 8, max(3d // 8 + 1, 5d // 8)); it becomes t × t, t uniform in [size,
-    max(size, min(s, 9 size // 8))], which are 288 of 256; of that, any `size` × `size`. Evaluation:
-    shorter side to `size`, the longer one rounded down, then the centre.
+    Training: for a shorter side s and a margin d (h - s and w - s), takes a square of side s at a
+    uniform integer offset in [3d // 8, max(3d // 8 + 1, 5d // 8)); scales it to t × t, with t
+    uniform in [size, max(size, min(s, 9 size // 8))], at most 288 for size 256; and takes a uniform
+    `size` × `size` crop. Evaluation: scales the shorter side to `size` (the longer one is rounded
+    down) and takes the centre. Neither mirrors.
     """
 
     size: int
 
     def __post_init__(self):
         if self.size < 1:
-            raise UserError(f"The image size must be positive, not {self.size}.")
+            raise UserError(f"the image size must be positive, got {self.size}")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square:
         size, (height, width) = self.size, image.shape[:2]
         side = min(height, width)
         if rng is None:
-            top, left = (max(d - LONG * side, 0) // 2 for d in (height, width))
-            image = image[top : top + LONG * side, left : left + LONG * side]
+            longest = LONGEST_RATIO * side
+            top, left = (max(d - longest, 0) // 2 for d in (height, width))
+            image = image[top : top + longest, left : left + longest]
             height, width = image.shape[:2]
             scaled = _scaled(image, height * size // side, width * size // side)
-            return self._cut(scaled, (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2)
+            return self._crop(scaled, (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2)
         top, left = (
             int(rng.integers(3 * d // 8, max(3 * d // 8 + 1, 5 * d // 8)))
             for d in (height - side, width - side)
         )
         t = int(rng.integers(size, max(size, min(side, 9 * size // 8)) + 1))
         scaled = _scaled(image[top : top + side, left : left + side], t, t)
-        return self._cut(scaled, *map(int, rng.integers(0, t - size + 1, 2)))
+        return self._crop(scaled, *map(int, rng.integers(0, t - size + 1, 2)))
 
-    def _cut(self, image: np.ndarray, top: int, left: int) -> np.ndarray:
+    def _crop(self, image: Pixels, top: int, left: int) -> Square:
         return np.ascontiguousarray(image[top : top + self.size, left : left + self.size])
 
 
-def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _scaled(image: Pixels, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(

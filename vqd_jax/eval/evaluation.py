@@ -14,7 +14,7 @@ import numpy as np
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.batches import Resized, evaluation_records, indices
-from vqd_jax.data.loader import Items
+from vqd_jax.data.source import Items
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval import held_out, measures
 from vqd_jax.eval.collect import (
@@ -31,6 +31,7 @@ from vqd_jax.eval.judge import Evaluator, RealImages, Scored, SimilarityReport
 from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.retrieval import retrieval
 from vqd_jax.inference import pipeline
+from vqd_jax.inference.prompts import escape_prompt
 from vqd_jax.models.lpips import SMALLEST
 from vqd_jax.runtime.workdir import Workdir
 
@@ -217,7 +218,7 @@ class Evaluation:
             if p.captions == "first"
             else np.random.default_rng((p.seed, number)).integers(len(captions))
         )
-        return pipeline.escape_prompt(captions[drawn])
+        return escape_prompt(captions[drawn])
 
     @functools.cached_property
     def compared(self) -> list[int]:

@@ -6,7 +6,6 @@ killed goes on with the same bits.
 """
 
 import concurrent.futures
-import functools
 import hashlib
 import json
 import logging
@@ -16,14 +15,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, lock, remove_leftovers
-from vqd_jax.data.image_files import scan
-from vqd_jax.data.prepared import png
-from vqd_jax.data.image_folder import PictureFolder
+from vqd_jax.data.image_bytes import encode_png
+from vqd_jax.data.image_files import list_images
+from vqd_jax.data.image_folder import ImageFolder
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import bar
 
@@ -39,7 +37,7 @@ def generate(
     batch: int,
     settings: dict[str, Any],
     protocol: str,
-) -> tuple[PictureFolder, float]:
+) -> tuple[ImageFolder, float]:
     """The pictures of `prompts` in `folder`, those that are not there yet made now, and how many a
     second were made in all.
 
@@ -49,7 +47,7 @@ def generate(
     """
     wanted = {
         "protocol": protocol,
-        "model": digest(model),
+        "model": model.digest,
         "prompts": _sha256("\n".join(prompts).encode()),
         "pictures": len(prompts),
         "seed": seed,
@@ -62,7 +60,7 @@ def generate(
         with lock(folder / ".lock"):
             remove_leftovers(folder)
             done = _begun(folder, json.loads(json.dumps(wanted)))
-            there = scan(folder)
+            there = list_images(folder)
             missing = next(
                 (i // batch * batch for i, file in enumerate(files) if file not in there),
                 len(files),
@@ -83,7 +81,7 @@ def generate(
         raise UserError(
             f"cannot write pictures into {folder}: {error.strerror or error}"
         ) from error
-    return PictureFolder(folder, files), done["made"] / done["seconds"] if done["seconds"] else 0.0
+    return ImageFolder(folder, files), done["made"] / done["seconds"] if done["seconds"] else 0.0
 
 
 def _write_pictures(
@@ -94,7 +92,7 @@ def _write_pictures(
 
     def write(file: str, image: np.ndarray) -> None:
         with atomic_write(folder / file, "the picture") as part:
-            part.write_bytes(png(image))
+            part.write_bytes(encode_png(image))
 
     with (
         bar(len(files), start, f"pictures into {folder}", "picture") as progress,
@@ -115,7 +113,7 @@ def _begun(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """
     path, remedy = folder / DESCRIPTION, "name another folder with --pictures, or delete this one"
     if not path.exists():
-        if scan(folder):
+        if list_images(folder):
             raise UserError(f"{folder} holds pictures that were not made here: {remedy}")
         _write(path, json.dumps({"wanted": wanted, "made": 0, "seconds": 0.0}, indent=1))
     try:
@@ -133,16 +131,6 @@ def _begun(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if done["made"]:
         logging.info("going on with the pictures in %s", folder)
     return done
-
-
-@functools.lru_cache(maxsize=1)  # every part of an evaluation asks
-def digest(model: TextToImage) -> str:
-    """The SHA-256 of all weights."""
-    sums = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path((model.weights, model.codec_weights)):
-        sums.update(jax.tree_util.keystr(path).encode())
-        sums.update(np.asarray(leaf).tobytes())
-    return sums.hexdigest()
 
 
 def _sha256(content: bytes) -> str:

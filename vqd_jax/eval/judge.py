@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.loader import Items
-from vqd_jax.data.picture_folder import PictureFolder
+from vqd_jax.data.image_folder import ImageFolder
+from vqd_jax.data.source import Items
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.eval import features, measures
 from vqd_jax.eval.checks import unit
@@ -49,7 +49,7 @@ class RealImages:
         if isinstance(self.gathered, Statistics):
             return {"statistics": str(self.gathered.path)}
         where = (
-            {"folder": str(self.pictures.path)} if isinstance(self.pictures, PictureFolder) else {}
+            {"folder": str(self.pictures.path)} if isinstance(self.pictures, ImageFolder) else {}
         )
         return where | {
             "images": self.gathered.count,
@@ -128,7 +128,7 @@ class Evaluator:
             )
         if path.is_file():
             return RealImages(pictures=None, gathered=Statistics.read(path))
-        return self.real(PictureFolder(path))
+        return self.real(ImageFolder(path))
 
     def compare(
         self, made: Mapping[str, Collected], real: RealImages, texts: Sequence[str] = ()

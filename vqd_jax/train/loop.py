@@ -24,8 +24,8 @@ from vqd_jax.runtime import distributed, signals
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.hardware import describe_machine
 from vqd_jax.runtime.log import Log, read_metrics
+from vqd_jax.runtime.parallel import Parallelism
 from vqd_jax.runtime.progress import bar
-from vqd_jax.runtime.sharding import Pmap, Sharded
 from vqd_jax.runtime.workdir import StageFolder
 from vqd_jax.train.cost.flops import of_step
 from vqd_jax.train.guard import Fault, Guard, TrainingRecord, Watchdog
@@ -115,7 +115,7 @@ class Trainer:
     guard: Guard
     profile: Profile
     loader: Loader
-    parallel: Pmap | Sharded
+    parallel: Parallelism
     checkpoints: Checkpoints
     log: Log
     key: PRNGKey
@@ -148,7 +148,7 @@ class Trainer:
         self._resume_log(first, rollbacks)
         if unevaluated(train, self.checkpoints, self.log.folder):
             self._log_evaluation(first, jax.device_get(self._weights(state)))
-        state, frozen = self.parallel.place(state), self._placed_frozen
+        state, frozen = self.parallel.device_put(state), self._placed_frozen
         pending = None  # metrics of the last step, not yet checked
         meter = Meter(self.cost, self.log, first)
         with (
@@ -166,7 +166,7 @@ class Trainer:
                         batch |= self._stopping(signalled())
                     batch = self.parallel.shard(batch)
                 state, metrics = trace(step, self._step, state, frozen, batch, self._keys[1])
-                metrics = self.parallel.first(metrics)
+                metrics = self.parallel.unreplicate(metrics)
 
                 # -------- Check, one step behind, so that the device need not wait --------
                 stop = pending is not None and self._check(*pending, record)
@@ -199,7 +199,7 @@ class Trainer:
                 if stop or saves:
                     self._save(step, state, weights, record)
                 if evaluates and not stop:
-                    stop = self._evaluate(step, self.parallel.host(weights))
+                    stop = self._evaluate(step, self.parallel.to_host(weights))
                     if stop and not saves:
                         self._save(step, state, weights, record)
                 if stop:
@@ -214,7 +214,7 @@ class Trainer:
 
     @functools.cached_property
     def micro_batches(self) -> int:
-        rows = self.train.batch_size // self.parallel.count
+        rows = self.train.batch_size // self.parallel.device_count
         return self.train.accumulate or default_micro_batches(rows, self.stage.tokens)
 
     @functools.cached_property
@@ -225,7 +225,7 @@ class Trainer:
         return Cost(
             flops=replicas * of_step(self.stage, self.frozen, self.loader.example(0), rows),
             examples=self.train.batch_size,
-            devices=self.parallel.count,
+            devices=self.parallel.device_count,
             kind=jax.local_devices()[0].device_kind,
         )
 
@@ -241,7 +241,7 @@ class Trainer:
 
     @functools.cached_property
     def _placed_frozen(self) -> Params:
-        return self.parallel.place(self.frozen)
+        return self.parallel.device_put(self.frozen)
 
     @property
     def _folder(self) -> StageFolder:
@@ -294,7 +294,7 @@ class Trainer:
             self.log.write(first + 1, values, "fault/")
         print(
             f"{self.name}: {first} of {self.train.steps} steps of {self.train.batch_size} done, on "
-            f"{self.parallel.text}; checkpoints in {self.checkpoints.folder}",
+            f"{self.parallel.description}; checkpoints in {self.checkpoints.folder}",
             flush=True,
         )
 
@@ -362,13 +362,13 @@ class Trainer:
 
     def _finite_weights(self, step: int, state: Any) -> Params:
         """The weights, where they are. Fault if they are not finite."""
-        weights = self._weights(self.parallel.first(state))
+        weights = self._weights(self.parallel.unreplicate(state))
         if not _all_finite(weights):
             raise Fault(step, "weights that are not finite")
         return weights
 
     def _save(self, step: int, state: Any, weights: Params, record: TrainingRecord) -> None:
-        state = self.parallel.first(state)
+        state = self.parallel.unreplicate(state)
         stored = {name: getattr(state, name) for name in ("step", "params", "opt_state", "extra")}
         own = {"state": stored, "weights": weights, "record": record.to_json()}
         self.checkpoints.save(step, own | self.items)

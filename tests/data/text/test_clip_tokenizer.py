@@ -37,6 +37,11 @@ def expected(caption):
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("clip"), VOCABULARY, MERGES)
+
+
+@pytest.fixture(scope="module")
 def tokenizer(folder):
     return ClipTokenizer.load(folder)
 

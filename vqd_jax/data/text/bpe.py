@@ -1,8 +1,8 @@
-"""A byte-pair tokenizer trained on a data set's own captions (Sennrich et al. 2016, on bytes as in
+"""A byte-pair tokenizer trained on the captions of a data set (Sennrich et al. 2016, on bytes as in
 GPT-2).
 
-Every string in every script encodes: ids 0, 1, 2 are pad, start and end; the 256 bytes and the
-learned merges follow.
+It encodes any string. The ids 0, 1 and 2 are padding, start and end; the 256 bytes and the learned
+merges follow.
 """
 
 import json
@@ -18,14 +18,14 @@ KIND = "byte-pair"
 PAD, START, END = 0, 1, 2
 RESERVED = 3  # kept outside the library's vocabulary, so that no caption can spell a special token
 SMALLEST = RESERVED + 256
-SPACE = "\u0120"  # as the library writes it, at the beginning of a word's first token
-# characters of a caption of which merges are learned: the time grows with the square of a word
-LEARNED = 10_000
+SPACE = "\u0120"  # the library's symbol for it, at the start of a word's first token
+# characters of a caption used for training, whose time grows with the square of a word's length
+TRAINED_ON = 10_000
 
 
 class BytePair:
-    """Captions → ids (b, length): start, tokens, end, then pad; a longer caption is cut, its last
-    id is still end.
+    """Maps captions to ids (b, length): start, tokens, end, padding. Long captions are truncated
+    before the end.
     """
 
     pad = PAD
@@ -33,8 +33,7 @@ class BytePair:
     def __init__(self, merges: Tokenizer, *, length: int):
         if length < 3:
             raise UserError(
-                f"A text length of {length} leaves no room between start and end; it must be at "
-                "least 3."
+                f"the text length must be at least 3, for start, a token and end; got {length}"
             )
         self.length = length
         self._merges = merges
@@ -43,18 +42,18 @@ class BytePair:
     def train(
         cls, captions: Iterable[str], *, vocabulary: int = 1024, length: int = 16
     ) -> "BytePair":
-        """Learns merges from captions; their order does not matter. Few captions may give fewer ids
-        than asked for.
+        """Learns merges from captions, whatever their order. Few captions may give fewer ids than
+        `vocabulary`.
         """
         if vocabulary < SMALLEST:
             raise UserError(
-                f"A text vocabulary of {vocabulary} is too small; byte pairs need at least "
-                f"{SMALLEST} ids."
+                f"the text vocabulary must have at least {SMALLEST} ids for byte pairs; got "
+                f"{vocabulary}"
             )
-        captions = sorted(valid_unicode(caption)[:LEARNED] for caption in captions)
+        captions = sorted(valid_unicode(caption)[:TRAINED_ON] for caption in captions)
         if not captions:
             raise UserError(
-                "There are no captions to train a tokenizer on; the data must have at least one."
+                "there are no captions to train a tokenizer on; the data must have at least one"
             )
         merges = Tokenizer(models.BPE())
         merges.normalizer = normalizers.Sequence(
@@ -82,7 +81,7 @@ class BytePair:
 
     def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "b m"]:
         if isinstance(captions, str):
-            raise UserError("The tokenizer was given one string; it takes a list of captions.")
+            raise UserError("the tokenizer takes a list of captions; got one string")
         ids = np.full((len(captions), self.length), PAD, np.int32)
         encoded = self._merges.encode_batch_fast([valid_unicode(caption) for caption in captions])
         for row, caption in zip(ids, encoded, strict=True):
@@ -91,8 +90,8 @@ class BytePair:
         return ids
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Each word of the caption, as it is read, with the places of its tokens in the row of ids;
-        what is cut off is left out.
+        """The normalised words of the caption, each with the positions of its tokens in the row of
+        ids, without truncated words.
         """
         encoded, out = self._merges.encode(valid_unicode(caption)), []
         for place, (token, piece) in enumerate(
@@ -110,8 +109,8 @@ class BytePair:
         ]
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " m"]) -> str:
-        """The normalised text of one row of ids, special ones dropped; a character cut in half
-        reads as U+FFFD.
+        """The normalised text of a row of ids, without special tokens; an incomplete character
+        becomes U+FFFD.
         """
         return self._merges.decode(
             [int(token) - RESERVED for token in ids if token >= RESERVED]
@@ -129,13 +128,13 @@ class BytePair:
             merges, length = Tokenizer.from_str(json.dumps(stored["merges"])), int(stored["length"])
         except Exception as error:  # the library raises a bare Exception for a damaged file
             raise UserError(
-                f"The stored tokenizer is not as `to_json` writes it for {KIND}: {error}."
+                f"the stored {KIND} tokenizer is not in the format of `to_json`: {error}"
             ) from error
         return cls(merges, length=length)
 
 
 def valid_unicode(caption: str) -> str:
-    """Joins surrogate pairs and replaces lone surrogates (from undecodable bytes on a command line)
-    by U+FFFD.
+    """Joins surrogate pairs, and replaces lone surrogates (undecodable bytes of a command line) by
+    U+FFFD.
     """
     return caption.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

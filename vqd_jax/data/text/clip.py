@@ -1,15 +1,11 @@
-"""CLIP's byte-pair tokenizer with its published vocabulary, laid out as VQ-Diffusion feeds it to
-the CLIP text tower.
-
-Start, tokens, end, then zeros (the id of "!") to 77; a longer caption is cut and its last id is
-still end.
+"""CLIP's byte-pair tokenizer with its published vocabulary, in the layout of VQ-Diffusion's text
+tower: start, tokens, end, then zeros (the id of "!") up to 77 ids.
 """
 
 import base64
 import gzip
 import html
 import json
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +24,9 @@ ACCEPTED = (
     "a folder with CLIP's vocab.json and merges.txt, or OpenAI's bpe_simple_vocab_16e6.txt.gz"
 )
 
-# What `ftfy`, with which CLIP cleaned its captions, does to well decoded text: straight quotes,
-# plain ligatures
-# and widths, no control characters. Its repair of wrongly decoded text is left out, and with it the
-# dependency.
+# CLIP cleans captions with `ftfy`. On correctly decoded text it straightens quotes, expands
+# ligatures and full-width characters and drops control characters, as PLAIN does; its repair of
+# wrongly decoded text is left out.
 LIGATURES = [
     0x132,
     0x133,
@@ -60,8 +55,8 @@ PLAIN = (
 
 
 class ClipTokenizer:
-    """Captions → ids (b, length) over CLIP's 49,408 tokens. Importing transformers takes a second,
-    the first time.
+    """Maps captions to ids (b, length) of CLIP's 49,408 tokens. Long captions are truncated before
+    the end.
     """
 
     pad = PAD
@@ -72,29 +67,23 @@ class ClipTokenizer:
     ):
         if length < 3:
             raise UserError(
-                f"A text length of {length} leaves no room between start and end; it must be at "
-                "least 3."
+                f"the text length must be at least 3, for start, a token and end; got {length}"
             )
         merges = [tuple(merge) for merge in merges]
         _check(vocabulary, merges)
         self.length = length
         self._vocabulary, self._merges = vocabulary, merges
-        os.environ.setdefault(
-            "TRANSFORMERS_VERBOSITY", "error"
-        )  # or the import remarks that torch is missing
         from transformers import CLIPTokenizer
 
         self._tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges)
-        if (
-            len(self._tokenizer) != VOCABULARY
-        ):  # transformers falls back to two tokens without a word
+        if len(self._tokenizer) != VOCABULARY:  # transformers silently falls back to two tokens
             raise UserError(
-                f"CLIP's tokenizer loaded {len(self._tokenizer)} tokens; it must have {VOCABULARY}."
+                f"CLIP's tokenizer loaded {len(self._tokenizer)} tokens; it must have {VOCABULARY}"
             )
 
     @classmethod
     def load(cls, path: str | Path, *, length: int = 77) -> "ClipTokenizer":
-        """From a folder with `vocab.json` and `merges.txt`, or from OpenAI's
+        """Loads a folder with `vocab.json` and `merges.txt`, or OpenAI's
         `bpe_simple_vocab_16e6.txt.gz`.
         """
         path = Path(path)
@@ -107,11 +96,11 @@ class ClipTokenizer:
                 vocabulary = _order(merges)
         except FileNotFoundError as error:
             raise UserError(
-                f"{error.filename} does not exist; CLIP's tokenizer loads from {ACCEPTED}."
+                f"{error.filename} does not exist; CLIP's tokenizer loads from {ACCEPTED}"
             ) from error
         except (OSError, EOFError, ValueError) as error:
             raise UserError(
-                f"CLIP's tokenizer cannot read {path} ({error}); it loads from {ACCEPTED}."
+                f"CLIP's tokenizer cannot read {path} ({error}); it loads from {ACCEPTED}"
             ) from error
         try:
             return cls(vocabulary, merges, length=length)
@@ -119,7 +108,7 @@ class ClipTokenizer:
             raise UserError(f"{path}: {error}") from error
 
     def save(self, folder: Path) -> None:
-        """A new folder that `load` reads, and transformers with the same padding."""
+        """Creates a folder that `load` reads, and that transformers reads with the same padding."""
         folder.mkdir()
         settings = {
             "tokenizer_class": "CLIPTokenizer",
@@ -139,7 +128,7 @@ class ClipTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "b m"]:
         if isinstance(captions, str):
-            raise UserError("The tokenizer was given one string; it takes a list of captions.")
+            raise UserError("the tokenizer takes a list of captions; got one string")
         ids = np.full((len(captions), self.length), PAD, np.int32)
         if len(captions) == 0:
             return ids
@@ -152,8 +141,8 @@ class ClipTokenizer:
         return ids
 
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
-        """Each word of the caption, as it is read, with the places of its tokens in the row of ids;
-        what is cut off is left out.
+        """The cleaned words of the caption, each with the positions of its tokens in the row of
+        ids, without truncated words.
         """
         ids, out, ended = self([caption])[0].tolist(), [], True
         for place, token in enumerate(ids[1 : ids.index(END)], start=1):
@@ -170,12 +159,12 @@ class ClipTokenizer:
         ]
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " m"]) -> str:
-        """The cleaned text of one row of ids, from start to end, with a space after every word."""
+        """The cleaned text of a row of ids, from start to end, with a space after every word."""
         ids = [int(token) for token in ids]
         return self._tokenizer.decode(ids[1 : ids.index(END)] if END in ids else ids[1:])
 
     def to_json(self) -> str:
-        """Holds the vocabulary itself (about 1 MB), so that a checkpoint needs no other file."""
+        """JSON with the full vocabulary (about 1 MB), so that a checkpoint needs no other file."""
         names = sorted(self._vocabulary, key=self._vocabulary.get)
         lines = "\n".join([*names, *map(" ".join, self._merges)])
         packed = base64.b64encode(gzip.compress(lines.encode(), mtime=0)).decode()
@@ -193,7 +182,7 @@ class ClipTokenizer:
             length = int(stored["length"])
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"The stored tokenizer is not as `to_json` writes it for {KIND}: {error}."
+                f"the stored {KIND} tokenizer is not in the format of `to_json`: {error}"
             ) from error
         vocabulary = {name: i for i, name in enumerate(lines[:VOCABULARY])}
         return cls(
@@ -208,9 +197,7 @@ def clean(caption: str) -> str:
 
 
 def _read_merges(text: str) -> list[tuple[str, str]]:
-    """One merge a line, the most frequent first; OpenAI's file goes on past the ones that CLIP
-    uses.
-    """
+    """The merges, one a line, most frequent first; OpenAI's file has more than CLIP uses."""
     lines = text.split("\n")
     if lines[0].startswith(("#version", '"bpe_simple_vocab')):
         lines = lines[1:]
@@ -218,8 +205,8 @@ def _read_merges(text: str) -> list[tuple[str, str]]:
 
 
 def _order(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's ids: the 256 bytes as printable characters, the same at the end of a word, the merges,
-    start, end.
+    """Token → id in CLIP's order: the 256 bytes as printable characters, the same at the end of a
+    word, the merges, start, end.
     """
     printable = [
         *range(ord("!"), ord("~") + 1),
@@ -235,22 +222,22 @@ def _order(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
-    """Everything about a wrong vocabulary that transformers would let pass, or answer with a bare
-    Exception.
+    """Raises a UserError for a wrong vocabulary, which transformers would accept or refuse with a
+    bare Exception.
     """
     if len(vocabulary) != VOCABULARY or set(vocabulary.values()) != set(range(VOCABULARY)):
         raise UserError(
-            f"This vocabulary has {len(vocabulary)} tokens; CLIP's has the ids 0 to "
-            f"{VOCABULARY - 1}."
+            f"this vocabulary has {len(vocabulary)} tokens; CLIP's has the ids 0 to "
+            f"{VOCABULARY - 1}"
         )
     special = {"!": PAD, "<|startoftext|>": START, "<|endoftext|>": END}
     if any(vocabulary.get(name) != token for name, token in special.items()):
-        raise UserError(f"This vocabulary is not CLIP's, which has the ids {special}.")
+        raise UserError(f"this vocabulary is not CLIP's, which has the ids {special}")
     if len(merges) != MERGES:
-        raise UserError(f"This tokenizer has {len(merges)} merges; CLIP's has {MERGES}.")
+        raise UserError(f"this tokenizer has {len(merges)} merges; CLIP's has {MERGES}")
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
             raise UserError(
-                f"The merge {' '.join(merge)!r} does not fit this vocabulary; take both from one "
-                "model."
+                f"the merge {' '.join(merge)!r} does not fit this vocabulary; take both from one "
+                "model"
             )

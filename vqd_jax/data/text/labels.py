@@ -1,6 +1,4 @@
-"""What stands in for a tokenizer where there is no text: classes by name or number, or nothing at
-all.
-"""
+"""The tokenizers of models without text: class labels by name or number, and no condition."""
 
 import json
 from collections.abc import Sequence
@@ -14,18 +12,17 @@ CLASSES, NOTHING = "classes", "nothing"
 
 
 class Classes:
-    """Names or numbers of classes to their numbers (b, 1).
+    """Maps names or numbers of classes to numbers (b, 1).
 
-    Args:
-      names: of each class, in order; they may be empty, and a name may stand for several classes,
-      of which the first is meant.
+    names: the name of each class, possibly empty. A name that several classes share means the first
+    of them.
     """
 
     pad, length = 0, 1
 
     def __init__(self, names: Sequence[str]):
         if not names:
-            raise UserError("A class model needs at least one class.")
+            raise UserError("a class model needs at least one class")
         self.names = tuple(names)
         self._numbers = {
             name.lower(): i for i, name in reversed(list(enumerate(self.names))) if name
@@ -42,14 +39,11 @@ class Classes:
         caption = caption.strip()
         number = self._numbers.get(caption.lower(), int(caption) if caption.isdecimal() else -1)
         if not 0 <= number < len(self.names):
-            known = (
-                f", or a name such as {next(name for name in self.names if name)!r}"
-                if self._numbers
-                else ""
-            )
+            named = next(filter(None, self.names), None)
+            example = f", or a name such as {named!r}" if named else ""
             raise UserError(
-                f"This model draws classes: give a number from 0 to {len(self.names) - 1}{known}; "
-                f"got {caption!r}."
+                f"this model draws classes: give a number from 0 to {len(self.names) - 1}"
+                f"{example}; got {caption!r}"
             )
         return number
 
@@ -62,7 +56,7 @@ class Classes:
 
 
 class Nothing:
-    """Any captions to (b, 0): unconditional models read none."""
+    """Maps captions to ids (b, 0), for unconditional models."""
 
     pad, length, vocabulary = 0, 0, 0
 

@@ -1,7 +1,6 @@
-"""The interface that every tokenizer has, and the way back from the JSON that one wrote into a
-checkpoint.
+"""The interface of a tokenizer, and loading one from the JSON in a checkpoint.
 
-A tokenizer has a fixed `length`, so that every batch of captions has one shape and a model compiles
+A tokenizer has a fixed `length`, so all batches of captions have one shape and a model compiles
 once.
 """
 
@@ -25,6 +24,8 @@ KINDS = {
 
 @runtime_checkable
 class Tokenizer(Protocol):
+    """Maps captions to ids (b, `length`) below `vocabulary`, padded with `pad`."""
+
     length: int
     pad: int
 
@@ -35,15 +36,15 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` wrote; UserError if the text is not such JSON."""
+    """Loads a tokenizer from the JSON of its `to_json`. UserError if the text is something else."""
     try:
         kind = json.loads(text)["kind"]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f'The stored tokenizer is not JSON with a "kind" of {" or ".join(KINDS)}.'
+            f'the stored tokenizer is not JSON with a "kind" of {" or ".join(KINDS)}'
         ) from error
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"The stored tokenizer is of the kind {kind!r}; known kinds are {' and '.join(KINDS)}."
+            f"the stored tokenizer is of the kind {kind!r}; known kinds are {' and '.join(KINDS)}"
         )
     return KINDS[kind].from_json(text)

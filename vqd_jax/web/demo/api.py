@@ -1,8 +1,7 @@
-"""What the page and its JSON may ask of a model, and what they hear while it is drawn; knows
-neither HTTP nor the queue.
-"""
+"""The JSON API without HTTP and queue: parses requests and yields the events of a generation."""
 
 import base64
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,28 +9,26 @@ from typing import Any
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import png_file
-from vqd_jax.data.packed import png
-from vqd_jax.inference import pipeline, request
+from vqd_jax.data.image_bytes import encode_png
+from vqd_jax.inference import request as generation
 from vqd_jax.inference.pipeline import TextToImage
+from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.inference.request import GenerationRequest
+from vqd_jax.stages import sampling
 
-PICTURES = 16  # at most, of one request: they are computed together
-BLENDED = 8  # prompts in one, at most: each is another pass through the network
-GUIDANCE = 50.0  # at most: beyond, everything is the likeliest code
-TEMPERATURE = 10.0
-# of requests whose compiled programs are kept, of some 10 MB each: or different requests would fill
-# the memory
-KINDS = 16
+MAX_IMAGES = 16  # of a request, which is one batch
+MAX_BLENDED = 8  # prompts combined in one; each costs another pass through the network
+MAX_GUIDANCE = 50.0  # beyond it, only the likeliest code is ever drawn
+MAX_TEMPERATURE = 10.0
+MAX_PROGRAMS = 16  # compiled samplers kept in memory, about 10 MB each
 EXAMPLE = "a twitter style emoji of a crab"
 SAMPLERS = ("ancestral", "counts", "remask", "released_fast", "prior_rule")
 
 
-def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
-    """What a page has to know of the model: its settings, which of them can be chosen, and the
-    limits.
-    """
-    own = pipeline.fixed_sampling(model.stage)
-    diffusion = own.get("sampler") != "autoregressive"
+def model_info(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
+    """Name, default settings, choices and limits of a model; `weights` is its checksum."""
+    fixed = model.stage.fixed_sampling
+    diffusion = fixed.get("sampler") != "autoregressive"
     kind = model.config.condition.kind
     example = EXAMPLE if model.config.data.source == "emoji" else ""
     return {
@@ -41,57 +38,74 @@ def about(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]:
         "size": model.config.data.image_size,
         "example": {"text": example, "class": "0", "none": ""}[kind],
         "sampling": dict(model.config.sampling),
-        "samplers": [own["sampler"]] if own else list(SAMPLERS),
-        "calls": model.process.T if diffusion else own["calls"],
-        "pictures": PICTURES,
+        "samplers": [fixed["sampler"]] if fixed else list(SAMPLERS),
+        "calls": model.process.T if diffusion else fixed["calls"],
+        "pictures": MAX_IMAGES,
         "edits": diffusion,
     }
 
 
-def read(model: TextToImage, fields: Any) -> GenerationRequest:
-    """The recipe of a request's JSON, its picture brought to the model's size; UserError for what
-    is not accepted.
+def parse_request(model: TextToImage, fields: Any) -> GenerationRequest:
+    """The generation request of JSON fields, its initial image resized to the model. UserError for
+    values that are not accepted, in the words of the page.
     """
-    asked = request.read(model, fields, most=PICTURES)
-    for blend in (pipeline.split_prompt(prompt) for prompt in asked.prompts if prompt):
-        if len(blend) > BLENDED:
-            raise UserError(f"at most {BLENDED} prompts are blended in one, got {len(blend)}")
+    try:
+        request = generation.read(model, fields, most=MAX_IMAGES)
+        _check_limits(request)
+    except UserError as error:
+        raise UserError(_page_words(str(error))) from error
+    return request
+
+
+def _check_limits(request: GenerationRequest) -> None:
+    for blend in (split_prompt(prompt) for prompt in request.prompts if prompt):
+        if len(blend) > MAX_BLENDED:
+            raise UserError(f"at most {MAX_BLENDED} prompts are blended in one, got {len(blend)}")
         for text, weight in blend:
-            request.number(f"the weight of {text!r:.40}", weight, 0.0, -GUIDANCE, GUIDANCE)
-    for name, low, high in (("guidance", -GUIDANCE, GUIDANCE), ("temperature", 0.0, TEMPERATURE)):
-        if name in asked.settings:
-            request.number(name, asked.settings[name], 0.0, low, high)
-    return asked
+            name = f"the weight of {text!r:.40}"
+            generation.number(name, weight, 0.0, -MAX_GUIDANCE, MAX_GUIDANCE)
+    for name, low, high in (
+        ("guidance", -MAX_GUIDANCE, MAX_GUIDANCE),
+        ("temperature", 0.0, MAX_TEMPERATURE),
+    ):
+        if name in request.settings:
+            generation.number(name, request.settings[name], 0.0, low, high)
 
 
-def draw(model: TextToImage, asked: GenerationRequest, weights: str) -> Iterator[dict[str, Any]]:
-    """An event after each network call: "call" of "calls", "seconds" so far, and the "pictures" as
-    they are, data URLs of PNG files.
+def _page_words(message: str) -> str:
+    """Replaces "calls", the key of the config and the flag, by "steps", as the page names them."""
+    return re.sub(r"^calls\b|(?<=\d )calls\b", "steps", message)
 
-    The last event is "done": each of its pictures carries its recipe, as `vqd sample --like` reads
-    it.
+
+def draw(model: TextToImage, request: GenerationRequest, weights: str) -> Iterator[dict[str, Any]]:
+    """Yields an event after each network call: "call" of "calls", "seconds" since the start, and
+    "pictures", the current images as data URLs of PNG files.
+
+    The last event has "done", and its files store the generation request for `vqd sample --like`.
     """
-    pipeline.forget_programs(KINDS)
-    calls, began, images = request.calls(model, asked), time.perf_counter(), None
-    for call, images in enumerate(request.watch(model, asked), 1):  # noqa: B007
+    sampling.limit_compiled_samplers(MAX_PROGRAMS)
+    calls = generation.calls(model, request)
+    start = time.perf_counter()
+    images = None
+    for call, images in enumerate(generation.watch(model, request), 1):  # noqa: B007
         yield {
             "call": call,
             "calls": calls,
-            "seconds": time.perf_counter() - began,
-            "pictures": [_url(png(image)) for image in images],
+            "seconds": time.perf_counter() - start,
+            "pictures": [_data_url(encode_png(image)) for image in images],
         }
     files = [
-        png_file(image, request.metadata(model, asked, weights, picture=i))
+        png_file(image, generation.metadata(model, request, weights, picture=i))
         for i, image in enumerate(images)
     ]
     yield {
         "done": True,
         "call": calls,
         "calls": calls,
-        "seconds": time.perf_counter() - began,
-        "pictures": [_url(file) for file in files],
+        "seconds": time.perf_counter() - start,
+        "pictures": [_data_url(file) for file in files],
     }
 
 
-def _url(file: bytes) -> str:
+def _data_url(file: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(file).decode()

@@ -1,15 +1,13 @@
-"""ImageNet and FFHQ in small trees laid out as the real ones."""
+"""ImageNet in small trees laid out as the archive."""
 
 import collections
 
-import numpy as np
 import pytest
 
 from helpers.class_folders import SYNSETS, classes, save
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import splits
+from vqd_jax.data.imagenet import imagenet
 from vqd_jax.data.source import Source
-from vqd_jax.data.uncaptioned import ffhq, imagenet
 
 
 def test_imagenet(tmp_path):
@@ -38,10 +36,6 @@ def test_a_relative_path_is_the_same_set(tmp_path, monkeypatch):
     whole = imagenet(path=str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert imagenet(path="./").fingerprint == whole.fingerprint
-    assert [ffhq(path=path).files[0] for path in (".", "train")] == [
-        "train/n01440764/n01440764_0.JPEG",
-        "n01440764/n01440764_0.JPEG",
-    ]
 
 
 def test_imagenet_with_lists_holds_what_they_name(tmp_path):
@@ -87,19 +81,19 @@ def without(name):
 
 
 CASES = {
-    r"There is no folder \S*/train: ImageNet is {train,val}/<synset>/<image>.JPEG, from "
+    r"there is no folder \S*/train: ImageNet is {train,val}/<synset>/<image>.JPEG, from "
     r"image-net.org": without("train"),
-    r"There is no folder \S*/val: ImageNet is": without("val"),
+    r"there is no folder \S*/val: ImageNet is": without("val"),
     r"1 \(ILSVRC2012_val_00000099.JPEG\) of the images in \S*/val are not in a folder of their "
     r"synset: .*sorted into folders": flat_validation,
-    r"val has 1 \(n09999999\) synsets that \S*/train has not": extra_synset,
-    r"There are no images in \S*/train": lambda root: (
+    r"val has synsets that \S*/train lacks, 1 \(n09999999\): ImageNet is": extra_synset,
+    r"there are no images in \S*/train": lambda root: (
         classes(root, training=0) or [(root / "train").mkdir()]
     ),
     r"ILSVRC2012_name_val.txt lists 1 \(n01440764/none.JPEG\) that are not in \S*/val": wrong_list(
         "n01440764/none.JPEG\n"
     ),
-    r"There are no lines in \S*ILSVRC2012_name_val.txt": wrong_list("\n"),
+    r"there are no lines in \S*ILSVRC2012_name_val.txt": wrong_list("\n"),
 }
 
 
@@ -117,47 +111,13 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path):
     source = imagenet(path=str(tmp_path))
     assert source[1]["item"] == "n01440764/n01440764_1"
     with pytest.raises(
-        UserError, match="The image train/n01440764/n01440764_0.JPEG in .* cannot be decoded"
+        UserError, match="the image train/n01440764/n01440764_0.JPEG in .* cannot be decoded"
     ):
         source[0]
 
 
-@pytest.mark.parametrize("folder", ["", "images1024x1024/", "thumbnails128x128/"])
-def test_ffhq_holds_out_the_last_ten_thousand(tmp_path, folder):
-    numbers = (0, 7, 59_999, 60_000, 69_999)
-    for n in numbers:
-        save(
-            tmp_path / folder / (f"{n // 1000 * 1000:05d}" if folder else "") / f"{n:05d}.png",
-            (n % 256, 3, 4),
-        )
-    if folder == "images1024x1024/":
-        save(tmp_path / "thumbnails128x128" / "00000" / "00000.png")
-    source = ffhq(path=str(tmp_path))
-    assert isinstance(source, Source) and len(source) == 5
-    assert [r.split for r in source.records] == ["train"] * 3 + ["held_out_items"] * 2
-    assert {(r.captions, r.label) for r in source.records} == {(("",), -1)}
-    assert [int(r.item.split("/")[-1]) for r in source.records] == list(numbers)
-    np.testing.assert_array_equal(source[1]["image"], np.broadcast_to([7, 3, 4], (6, 8, 3)))
-
-
-def test_ffhq_with_other_names_holds_out_by_their_hash(tmp_path):
-    for n in range(100):
-        save(tmp_path / "faces" / f"face{n}.png")
-    source = ffhq(path=str(tmp_path))
-    held_out = {r.item for r in source.records if r.split == "held_out_items"}
-    assert (
-        held_out == {r.item for r in source.records if splits.unit("item", r.item) < 0.1}
-        and 3 <= len(held_out) <= 20
-    )
-
-
-def test_what_is_wrong_with_ffhq_is_one_sentence(tmp_path):
-    for path, message in (
-        ("", "ffhq.path is not set: FFHQ is a folder of images"),
-        (tmp_path / "none", "There is no folder"),
-        (tmp_path, "There are no images in .* github.com/NVlabs/ffhq-dataset"),
+def test_without_a_path_the_error_says_where_to_get_the_set():
+    with pytest.raises(
+        UserError, match="imagenet.path is not set, .* ImageNet is .* image-net.org"
     ):
-        with pytest.raises(UserError, match=message):
-            ffhq(path=str(path))
-    with pytest.raises(UserError, match="imagenet.path is not set: ImageNet is .* image-net.org"):
         imagenet(path="")

@@ -18,12 +18,12 @@ from helpers import ROOT
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import packed
+from vqd_jax.data import prepared
+from vqd_jax.data.ffhq import ffhq
 from vqd_jax.data.loader import Loader
-from vqd_jax.data.packed import Packed
+from vqd_jax.data.prepared import Prepared
 from vqd_jax.data.source import Source
 from vqd_jax.data.transforms import Reference, Resize
-from vqd_jax.data.uncaptioned import ffhq
 
 RNG = np.random.default_rng(0)
 
@@ -55,12 +55,12 @@ def contents(folder):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(packed, "PART", 4)
+    monkeypatch.setattr(prepared, "SHARD_SIZE", 4)
 
 
 def test_a_pack_of_files_is_the_files(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
-    pack = packed.pack(str(tmp_path / "cache"), source, None)
+    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert (
         isinstance(pack, Source) and pack.skipped == {} and pack.fingerprint == source.fingerprint
     )
@@ -80,7 +80,7 @@ def test_a_pack_of_files_is_the_files(tmp_path):
 
 def test_a_pack_of_squares_is_what_the_transform_makes(tmp_path):
     source, resize = ffhq(path=faces(tmp_path / "faces")), Resize(size=16)
-    pack = packed.pack(str(tmp_path / "cache"), source, 16)
+    pack = prepared.prepare(str(tmp_path / "cache"), source, 16)
     same(source, pack, resize)
     assert all((resize(pack[i]["image"]) == pack[i]["image"]).all() for i in range(10)) and pack[0][
         "image"
@@ -91,34 +91,34 @@ def test_a_pack_of_squares_is_what_the_transform_makes(tmp_path):
 def test_only_a_whole_pack_of_this_very_set_is_read(tmp_path):
     cache, path = str(tmp_path / "cache"), faces(tmp_path / "faces")
     source = ffhq(path=path)
-    assert packed.open_packed(cache, source, 16) is source
-    root = packed.pack(cache, source, 16).root
-    assert isinstance(packed.open_packed(cache, source, 16), Packed)
+    assert prepared.open_prepared(cache, source, 16) is source
+    root = prepared.prepare(cache, source, 16).root
+    assert isinstance(prepared.open_prepared(cache, source, 16), Prepared)
     assert (
-        packed.open_packed(cache, source, None) is source
-        and packed.open_packed(cache, source, 32) is source
+        prepared.open_prepared(cache, source, None) is source
+        and prepared.open_prepared(cache, source, 32) is source
     )
     (root / "part0001" / "1.0.0").rename(tmp_path / "part")
-    assert packed.open_packed(cache, source, 16) is source
+    assert prepared.open_prepared(cache, source, 16) is source
     (tmp_path / "part").rename(root / "part0001" / "1.0.0")
-    same(packed.open_packed(cache, source, 16), packed.pack(cache, source, 16))
+    same(prepared.open_prepared(cache, source, 16), prepared.prepare(cache, source, 16))
     Image.new("RGB", (90, 90)).save(tmp_path / "faces/00/59996.png")
     changed = ffhq(path=path)
-    assert packed.open_packed(cache, changed, 16) is changed
+    assert prepared.open_prepared(cache, changed, 16) is changed
 
 
 def test_a_second_run_writes_nothing(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
-    root = packed.pack(str(tmp_path / "cache"), source, None).root
+    root = prepared.prepare(str(tmp_path / "cache"), source, None).root
     before = contents(root)
-    packed.pack(str(tmp_path / "cache"), source, None)
+    prepared.prepare(str(tmp_path / "cache"), source, None)
     assert contents(root) == before
 
 
 def test_pictures_that_several_records_share_are_packed_once(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces", 6))
     source.records, source.files = source.records * 2, source.files * 2
-    pack = packed.pack(str(tmp_path / "cache"), source, None)
+    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert len(pack) == 12 and pack._starts[-1] == 6
     same(source, pack)
 
@@ -128,7 +128,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
     broken = tmp_path / "faces/00/00041.jpg"
     broken.write_bytes(broken.read_bytes()[:150])
     source = ffhq(path=str(tmp_path / "faces"))
-    pack = packed.pack(str(tmp_path / "cache"), source, None)
+    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert (
         list(pack.skipped) == ["00/00041.jpg"]
         and len(pack) == 99
@@ -139,9 +139,9 @@ def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
     for i in (0, 40, 41, 98):
         np.testing.assert_array_equal(pack[i]["image"], source[kept[i]]["image"])
     assert not caplog.records
-    again = packed.open_packed(str(tmp_path / "cache"), source, None)
+    again = prepared.open_prepared(str(tmp_path / "cache"), source, None)
     assert again.skipped == pack.skipped and again.fingerprint == pack.fingerprint
-    assert "1 (00/00041.jpg) of the 100 pictures in" in caplog.text
+    assert "1 (00/00041.jpg) of the 100 images in" in caplog.text
 
 
 def test_too_many_broken_pictures_are_an_error(tmp_path):
@@ -151,26 +151,26 @@ def test_too_many_broken_pictures_are_an_error(tmp_path):
     source = ffhq(path=path)
     with pytest.raises(
         UserError,
-        match=r"Of the 100 images in \S*/faces at least 2 \(00/00003.png, 00/00077.jpg\) cannot "
-        r"be decod",
+        match=r"at least 2 \(00/00003.png, 00/00077.jpg\) of the 100 images in \S*/faces cannot "
+        r"be decoded",
     ) as e:
-        packed.pack(str(tmp_path / "cache"), source, 8)
+        prepared.prepare(str(tmp_path / "cache"), source, 8)
     assert "\n" not in str(e.value)
-    assert packed.open_packed(str(tmp_path / "cache"), source, 8) is source
+    assert prepared.open_prepared(str(tmp_path / "cache"), source, 8) is source
 
 
 def test_a_damaged_pack_is_noticed(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
-    root = packed.pack(str(tmp_path / "cache"), source, None).root
+    root = prepared.prepare(str(tmp_path / "cache"), source, None).root
     file = next((root / "part0001").rglob("*.array_record*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(
         UserError,
-        match=r"The prepared data set in \S*part0001/1.0.0 is damaged .* delete that folder",
+        match=r"the prepared data set in \S*part0001/1.0.0 is damaged .* delete that folder",
     ):
-        pack = packed.open_packed(str(tmp_path / "cache"), source, None)
+        pack = prepared.open_prepared(str(tmp_path / "cache"), source, None)
         [pack[i] for i in range(len(pack))]
 
 
@@ -182,7 +182,7 @@ def test_training_names_a_broken_file(tmp_path):
     loader = Loader(
         range(len(source)), load=lambda i, rng: {"image": source[i]["image"]}, batch_size=10, seed=0
     )
-    with pytest.raises(UserError, match="The image 00/59996.png in .* cannot be decoded"):
+    with pytest.raises(UserError, match="the image 00/59996.png in .* cannot be decoded"):
         with loader.iterate() as batches:
             next(batches)
 
@@ -197,12 +197,12 @@ def test_build_reads_the_pack_of_its_transform(tmp_path):
         ("reference", None, (30, 40, 3)),
     ):
         c.data.transform = transform
-        assert build.packed_size(c) == size and build.encodes_online(c) == (size is None)
+        assert build.prepared_size(c) == size and build.encodes_online(c) == (size is None)
         before = build.source(c, cache)
-        packed.pack(str(cache), build.raw_source(c, cache), size)
+        prepared.prepare(str(cache), build.raw_source(c, cache), size)
         after = build.source(c, cache)
-        assert isinstance(after, Packed) and (
-            isinstance(before, Packed) == (transform == "reference")
+        assert isinstance(after, Prepared) and (
+            isinstance(before, Prepared) == (transform == "reference")
         )  # crop made the same
         assert after[3]["image"].shape == shape
         for training in (True, False):
@@ -258,20 +258,20 @@ def another(root):
 def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     c, cache = own(tmp_path / "pictures"), tmp_path / "cache"
     before = build.source(c, cache)
-    pack = packed.pack(str(cache), build.raw_source(c, cache), 16)
+    pack = prepared.prepare(str(cache), build.raw_source(c, cache), 16)
     read = build.source(c, cache)
     assert (
-        isinstance(read, Packed)
+        isinstance(read, Prepared)
         and read.fingerprint == pack.fingerprint == before.fingerprint
         and not caplog.records
     )
     same(before, read, Resize(size=16))
     change(tmp_path / "pictures")
     after = build.source(c, cache)
-    assert not isinstance(after, Packed) and after.fingerprint != before.fingerprint
+    assert not isinstance(after, Prepared) and after.fingerprint != before.fingerprint
     assert "run vqd prepare again" in caplog.text and len(caplog.records) == 1
-    packed.pack(str(cache), build.raw_source(c, cache), 16)
-    assert isinstance(build.source(c, cache), Packed)
+    prepared.prepare(str(cache), build.raw_source(c, cache), 16)
+    assert isinstance(build.source(c, cache), Prepared)
     same(after, build.source(c, cache), Resize(size=16))
 
 
@@ -282,10 +282,10 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
         (tmp_path / "pictures" / f"{n:02d}.bmp").write_bytes(b"BM" if n else b"")
     (tmp_path / "pictures/01.txt").write_text(" ")
     (tmp_path / "pictures/02.txt").unlink()
-    pack = packed.pack(cache, build.raw_source(c, Path(cache)), None)
+    pack = prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
     assert (
         pack.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)}
-        and pack.pictures == len(pack) == 5
+        and pack.num_images == len(pack) == 5
     )
     assert [pack.skipped[f"{n:02d}.bmp"] for n in (0, 1, 2)] == [
         "it is empty or no image",
@@ -297,22 +297,23 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
         np.testing.assert_array_equal(pack[i]["image"], whole[n]["image"])
     (tmp_path / "pictures/08.bmp").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"Of the 10 images in \S*/pictures at least 6 .* at most 50% are left out"
+        UserError,
+        match=r"at least 6 .* of the 10 images in \S*/pictures .* at most 50% are left out",
     ):
-        packed.pack(cache, build.raw_source(c, Path(cache)), None)
+        prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
 
 
 PACKING = """
 import sys, time
-from vqd_jax.data import files, packed
-from vqd_jax.data.uncaptioned import ffhq
-packed.PART = 4
-decoded = files.Files.decoded
+from vqd_jax.data import image_files, prepared
+from vqd_jax.data.ffhq import ffhq
+prepared.SHARD_SIZE = 4
+decoded = image_files.Files.decoded
 def slow(self, file):
     time.sleep(float(sys.argv[3]))
     return decoded(self, file)
-files.Files.decoded = slow
-pack = packed.pack(sys.argv[2], ffhq(path=sys.argv[1]), None)
+image_files.Files.decoded = slow
+pack = prepared.pack(sys.argv[2], ffhq(path=sys.argv[1]), None)
 print(len(pack), [pack[i]["item"] for i in range(len(pack))] == [r.item for r in pack.records])
 """
 
@@ -344,8 +345,8 @@ def test_a_killed_run_goes_on_with_the_part_that_is_not_whole(tmp_path):
     assert not list(cache.glob("*/part0002/1.0.0"))
     before = contents(done)
     source = ffhq(path=path)
-    assert packed.open_packed(str(cache), source, None) is source
+    assert prepared.open_prepared(str(cache), source, None) is source
     out, err = start("0").communicate(timeout=120)
     assert out.strip() == "12 True", err
     assert contents(done) == before and not list(cache.glob("*/*/partial"))
-    same(source, packed.open_packed(str(cache), source, None))
+    same(source, prepared.open_prepared(str(cache), source, None))

@@ -1,30 +1,22 @@
-"""Bytes of an image file → pixels, in one place for data sets, packs and pictures to be edited.
+"""The bytes of an image file to pixels and back, for data sets, prepared sets and inpainting.
 
-Whatever the file says of itself, the result is uint8 (H, W, 3): the first frame, upright, on white
-where it is transparent.
+Whatever the format, pixels are uint8 (H, W, 3): the first frame, upright, on white where the image
+is transparent.
 """
 
 import contextlib
 import io
 import threading
-import warnings
 
 import numpy as np
+from jaxtyping import Num, UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-)  # whatever a file's name; Pillow would run a program for some others
-LARGEST = 89_478_485  # pixels, Pillow's own limit: more is taken for a decompression bomb
-LONGEST = 65_535  # pixels, of a side, as in JPEG and GIF
-LARGE = (
-    2**24
-)  # pixels: such pictures are decoded one at a time, or sixteen threads would fill the memory
+# whatever the name of a file says; for some other formats Pillow would run a program
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+LARGEST = 89_478_485  # pixels, Pillow's own limit against decompression bombs
+LONGEST = 65_535  # pixels of a side, the limit of JPEG and GIF
+LARGE = 2**24  # pixels; larger images are decoded one at a time, to bound memory across threads
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,19 +26,16 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # the EXIF tag
 
 _one_large = threading.Lock()
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # of what is decoded all the same, or refused with a reason
 
 
-def decode(content: bytes, largest: int = LARGEST) -> np.ndarray:
-    """The picture in an image file of FORMATS, uint8 (H, W, 3), with at most `largest` pixels.
+def decode(content: bytes, largest: int = LARGEST) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes an image of at most `largest` pixels; its size is checked before its pixels are read.
 
-    16 bits keep their upper byte, floats from 0 to 1 become 0 to 255. Raises: nearly anything, on
-    broken bytes; see `reason`.
+    16-bit values keep their upper byte, and floats in [0, 1] are scaled to 0…255. Raises nearly
+    any exception on broken bytes; `reason` puts it in words.
     """
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         width, height = image.size
@@ -59,17 +48,25 @@ def decode(content: bytes, largest: int = LARGEST) -> np.ndarray:
             raise ValueError("it has no pixels")
         with _one_large if width * height > LARGE else contextlib.nullcontext():
             image.load()
-            ink = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
-            upright = (
-                ImageChops.invert(image) if ink else image
-            )  # Pillow takes every one for Adobe's, which are inverted
+            # Pillow assumes Adobe's inverted inks in every CMYK JPEG file
+            plain_ink = (
+                image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+            )
+            upright = ImageChops.invert(image) if plain_ink else image
             turn = UPRIGHT.get(_orientation(image))
             return _rgb(upright if turn is None else upright.transpose(turn))
 
 
+def encode_png(image: UInt8[np.ndarray, "H W *channels"]) -> bytes:
+    """Encodes a PNG file at the fastest compression level."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def reason(error: BaseException) -> str:
-    """What is wrong with a file, in a few words."""
-    if isinstance(error, UnidentifiedImageError):  # its text has an address in memory
+    """Describes in a few words why a file could not be read or decoded."""
+    if isinstance(error, UnidentifiedImageError):  # its text contains a memory address
         return "it is empty or no image"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {LARGEST:,} pixels"
@@ -80,26 +77,26 @@ def reason(error: BaseException) -> str:
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(ORIENTATION)
-    except Exception:  # broken EXIF data says nothing about the picture
+    except Exception:  # broken EXIF data does not make the image unusable
         return None
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = np.asarray(image)
         grey = _eight_bits(pixels)
         if isinstance(clear := image.info.get("transparency"), int):
             grey = np.where(pixels == clear, np.uint8(255), grey)
         return np.repeat(grey[..., None], 3, axis=-1)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if {"A", "a"} & {*image.getbands()} or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Grey of other depths: 16 bits by the upper byte; of 32 bits or floats, from 0 to 255 as they
-    are, more as 16 bits.
+def _eight_bits(pixels: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Converts other grey depths: floats in [0, 1] are scaled, integers or floats up to 255 are
+    kept, and larger values are read as 16 bits.
     """
     low, high = pixels.min(), pixels.max()
     if not (0 <= low and high <= 65535):

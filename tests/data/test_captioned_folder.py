@@ -14,9 +14,9 @@ from PIL import Image
 
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import captioned, uncaptioned
+from vqd_jax.data import coco, cub_flowers, ffhq, imagenet
+from vqd_jax.data.captioned_folder import LAYOUTS, captioned_folder
 from vqd_jax.data.decode_check import check_decoding
-from vqd_jax.data.folder import LAYOUTS, folder
 from vqd_jax.data.source import Source
 
 RED, SIZE = (200, 30, 40), (6, 4)  # width, height
@@ -30,7 +30,7 @@ def save(path, image=None, **options):
 def unprepared(**options):
     """What training reads of a folder that was not prepared."""
     with tempfile.TemporaryDirectory() as cache:
-        return check_decoding(folder(**options), cache)
+        return check_decoding(captioned_folder(**options), cache)
 
 
 def make(root, names=("a.png", "b.png"), captions="a red card\n"):
@@ -207,14 +207,14 @@ def bad_bytes(root):
 
 
 CASES = {
-    "does not exist": lambda root: None,
+    "there is no folder .*: captions are read from": lambda root: None,
     "no images": lambda root: root.mkdir() or (root / "readme.md").write_text("x"),
-    "None of the 2 images": lambda root: make(root, captions=""),
-    r"1 \(b.png: its caption is empty\) of the 2 images .* have no caption": lambda root: (
+    "none of the 2 images": lambda root: make(root, captions=""),
+    r"1 \(b.png: its caption is empty\) of the 2 images .* have no usable caption": lambda root: (
         make(root) and (root / "b.txt").write_text(" \n")
     ),
     r"1 \(b.png: b.txt, line 2 is not UTF-8 text \(byte 4 of the line\)\) of the 2 images .* have "
-    r"no caption": bad_bytes,
+    r"no usable caption": bad_bytes,
     "line 1: file_name '../a.png' points outside": table(
         "metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}'
     ),
@@ -251,7 +251,7 @@ def test_what_the_user_got_wrong_is_one_sentence(tmp_path, message):
 def test_no_folder_at_all_is_one_sentence():
     with pytest.raises(
         UserError,
-        match="Name the folder of your images: --config.folder.path=DIR; captions are read from",
+        match="folder.path is not set, pass --config.folder.path=DIR: captions are read from",
     ):
         unprepared(path="")
 
@@ -288,11 +288,11 @@ def test_the_fingerprint_sees_pictures_captions_and_splits(tmp_path):
 def test_the_documents_name_the_files_that_the_sources_ask_for():
     about = {
         "folder": LAYOUTS + "img.png img.txt",
-        "cub": captioned.CUB.about,
-        "flowers": captioned.FLOWERS.about,
-        "coco": captioned.COCO,
-        "imagenet": uncaptioned.IMAGENET,
-        "ffhq": uncaptioned.FFHQ,
+        "cub": cub_flowers.CUB.about,
+        "flowers": cub_flowers.FLOWERS.about,
+        "coco": coco.ABOUT,
+        "imagenet": imagenet.ABOUT,
+        "ffhq": ffhq.ABOUT,
     }
     training = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     rows = dict(

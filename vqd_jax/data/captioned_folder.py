@@ -1,8 +1,8 @@
-"""Any folder of captioned images: `img.png` beside `img.txt`, or one table (`metadata.jsonl`,
-`captions.csv`) for all.
+"""A folder of images with captions: `img.png` beside `img.txt`, or a table (`metadata.jsonl` or
+`captions.csv`) for all images.
 
-A table that is not as described ends the run; an image whose own text file cannot be used is left
-out with the reason.
+A malformed table ends the run; an image whose own text file is unusable is left out with the
+reason.
 """
 
 import csv
@@ -10,51 +10,58 @@ import hashlib
 import json
 import os
 import pathlib
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits
-from vqd_jax.data.files import SUFFIXES, Files, map_threads, printable, scan, tree
+from vqd_jax.data.image_files import (
+    SUFFIXES,
+    ImageFiles,
+    existing_folder,
+    folder_source,
+    list_images,
+    map_threads,
+    printable,
+)
 from vqd_jax.data.source import Record
+from vqd_jax.data.text.captions import visible
 
 LAYOUTS = (
     "captions are read from a .txt file beside each image (one caption a line), or from "
-    "metadata.jsonl "
-    '({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the folder'
+    'metadata.jsonl ({"file_name": …, "text": …}) or captions.csv (columns file_name,text) in the '
+    "folder"
 )
-PREPARING = 0.5  # share of broken images that preparing leaves out, since it lists them
-INVISIBLE = {"Cc", "Cf", "Zs"}  # Unicode's controls, marks of direction and joiners, spaces
-Captions = dict[str, tuple[str, ...]]  # of each file; () where they are empty
+TOLERATED = 0.5  # the share of broken images that `vqd prepare` leaves out and lists
+Captions = dict[str, tuple[str, ...]]  # file → captions, () if all are empty
 
 
-def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0) -> Files:
-    """A folder of images, searched recursively without hidden files; those without a caption that
-    can be used are in `skipped`.
+def captioned_folder(
+    *, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.0
+) -> ImageFiles:
+    """A folder of images, searched recursively without hidden files; those without a usable caption
+    are in `skipped`.
 
-    The content of every file is read, so that the fingerprint sees any change.
-    held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); one style,
-    "", has no cells.
-    Raises: UserError naming the file when the folder or its tables are not as described.
+    The fingerprint covers the content of every file.
+    held_out_items, held_out_cells: shares, by a hash of the image's path (see `splits`); with the
+    single style "", no emoji-style pair is held out.
+    Raises: UserError naming the file if the folder or its tables are malformed.
     """
-    if not path:
-        raise UserError(f"Name the folder of your images: --config.folder.path=DIR; {LAYOUTS}.")
-    root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"The image folder {path} does not exist or is not a folder.")
-    files = list(scan(root))
+    root = existing_folder("folder", path, LAYOUTS)
+    files = list(list_images(root))
     if not files:
         raise UserError(
-            f"There are no images in {path}; files ending in {' '.join(SUFFIXES)} are read."
+            f"there are no images in {path}; files ending in {' '.join(SUFFIXES)} are read"
         )
     captions, unread = captions_of(root, files)
-    why = lambda file: (
-        unread.get(file) or ("its caption is empty" if file in captions else "it has no caption")
-    )
-    skipped = {file: why(file) for file in files if not captions.get(file)}
+    skipped = {}
+    for file in files:
+        if not captions.get(file):
+            missing = "its caption is empty" if file in captions else "it has no caption"
+            skipped[file] = unread.get(file, missing)
     if len(skipped) == len(files):
+        example = f", for example {next(iter(unread.values()))}" if unread else ""
         raise UserError(
-            f"None of the {len(files)} images in {path} has a caption{_first(unread)}: {LAYOUTS}."
+            f"none of the {len(files)} images in {path} has a caption{example}: {LAYOUTS}"
         )
     files = [file for file in files if file not in skipped]
     items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in files]
@@ -68,19 +75,19 @@ def folder(*, path: str, held_out_items: float = 0.1, held_out_cells: float = 0.
     digests = map_threads(
         lambda file: _digest(root / file), files, f"reading the images in {root}", "image"
     )
-    return tree(
+    return folder_source(
         "folder",
         root,
         records,
         files,
         dict(zip(files, digests)),
         skipped=skipped,
-        tolerated=PREPARING,
+        tolerated=TOLERATED,
     )
 
 
 def _digest(path: pathlib.Path) -> str:
-    """The SHA-256 of a file; of one that cannot be read, which decoding will tell, nothing."""
+    """The SHA-256 of a file, or "" if it cannot be read, which decoding reports."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -89,13 +96,13 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[str, str]]:
-    """The captions, from the table if the folder has one and from text files otherwise, and why
-    some of these cannot be used.
+    """The captions of the files, from the table of the folder or from text files, and the reasons
+    why some text files are unusable.
     """
     readers = {"metadata.jsonl": _jsonl, "captions.csv": _csv}
     tables = [(root / name, read) for name, read in readers.items() if (root / name).exists()]
     if len(tables) > 1:
-        raise UserError(f"{root} holds both metadata.jsonl and captions.csv: keep one of them.")
+        raise UserError(f"{root} holds both metadata.jsonl and captions.csv: keep one of them")
     found: dict[str, list[str]] = {}
     unread: dict[str, str] = {}
     for table, read in tables:
@@ -105,7 +112,7 @@ def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[st
             if file not in known:
                 raise UserError(
                     f"{table}, line {number}: {printable(name)} is not an image file "
-                    f"({' '.join(SUFFIXES)})."
+                    f"({' '.join(SUFFIXES)})"
                 )
             found.setdefault(file, []).extend(texts)
     if not tables:
@@ -114,30 +121,12 @@ def captions_of(root: pathlib.Path, files: list[str]) -> tuple[Captions, dict[st
                 try:
                     found[file] = [line for _, line in _lines(text)]
                 except UserError as error:
-                    unread[file] = printable(
-                        str(error).removeprefix(f"{text.parent}{os.sep}").removesuffix(".")
-                    )
-    return {file: clean(texts) for file, texts in found.items()}, unread
-
-
-def _first(unread: dict[str, str]) -> str:
-    return f", for example {next(iter(unread.values()))}" if unread else ""
-
-
-def clean(texts: Iterable[str]) -> tuple[str, ...]:
-    """The captions without repetitions and white space too much, and without those in which nothing
-    can be seen.
-    """
-    texts = (" ".join(text.split()) for text in texts)
-    return tuple(
-        dict.fromkeys(
-            text for text in texts if any(unicodedata.category(c) not in INVISIBLE for c in text)
-        )
-    )
+                    unread[file] = printable(str(error).removeprefix(f"{text.parent}{os.sep}"))
+    return {file: visible(texts) for file, texts in found.items()}, unread
 
 
 def _beside(image: pathlib.Path) -> pathlib.Path | None:
-    """The text file of an image."""
+    """The text file beside an image, or None."""
     return next(
         (text for suffix in (".txt", ".TXT") if os.path.isfile(text := image.with_suffix(suffix))),
         None,
@@ -145,31 +134,31 @@ def _beside(image: pathlib.Path) -> pathlib.Path | None:
 
 
 def _inside(root: pathlib.Path, name: str, where: str) -> str:
-    """A table's file name as a path relative to the folder, which it must not leave."""
+    """A file name of a table as a relative path; UserError if it is not a file of the folder."""
     path = pathlib.PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{where}: file_name '{printable(name)}' points outside the folder {root}.")
+        raise UserError(f"{where}: file_name '{printable(name)}' points outside the folder {root}")
     if not os.path.isfile(root / path):
-        raise UserError(f"{where}: there is no file '{printable(name)}' in the folder {root}.")
+        raise UserError(f"{where}: there is no file '{printable(name)}' in the folder {root}")
     return path.as_posix()
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, from 1, of a UTF-8 file."""
+    """The lines of a UTF-8 file, numbered from 1."""
     if not path.is_file():
-        raise UserError(f"{path} is no file.")
+        raise UserError(f"{path} is not a file")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     for number, line in enumerate(content.split(b"\n"), start=1):
         if b"\0" in line:
-            raise UserError(f"{path}, line {number} is not UTF-8 text (it has a zero byte).")
+            raise UserError(f"{path}, line {number} is not UTF-8 text (it has a zero byte)")
         try:
             yield number, line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{path}, line {number} is not UTF-8 text (byte {error.start + 1} of the line)."
+                f"{path}, line {number} is not UTF-8 text (byte {error.start + 1} of the line)"
             ) from error
 
 
@@ -180,10 +169,9 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}.") from error
-        name, text = (
-            (entry.get("file_name"), entry.get("text")) if isinstance(entry, dict) else (None, None)
-        )
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        entry = entry if isinstance(entry, dict) else {}
+        name, text = entry.get("file_name"), entry.get("text")
         texts = [text] if isinstance(text, str) else text
         if (
             not isinstance(name, str)
@@ -191,8 +179,8 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
             or not all(isinstance(t, str) for t in texts)
         ):
             raise UserError(
-                f'{path}, line {number}: expected {{"file_name": a string, "text": a string or a list of '
-                "strings}."
+                f'{path}, line {number}: expected {{"file_name": a string, "text": a string or a '
+                "list of strings}"
             )
         yield number, name, texts
 
@@ -203,7 +191,7 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
         if not {"file_name", "text"} <= set(reader.fieldnames or ()):
             raise UserError(
                 f"{path}: the first line must name the columns file_name and text, not "
-                f"{printable(', '.join(reader.fieldnames or ['nothing']))}."
+                f"{printable(', '.join(reader.fieldnames or ['nothing']))}"
             )
         for row in reader:
             name, text = row["file_name"], row["text"]
@@ -211,11 +199,10 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, str, list[str]]]:
                 if not any(value for value in row.values()):
                     continue
                 raise UserError(
-                    f"{path}, line {reader.line_num} has not as many columns as the first (quote "
-                    "captions "
-                    "with commas)."
+                    f"{path}, line {reader.line_num} has not as many columns as the first; "
+                    "captions with commas need quotes"
                 )
             if name or text:
                 yield reader.line_num, name, [text]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}.") from error
+        raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from error

@@ -1,5 +1,5 @@
-"""CUB-200, Oxford-102 flowers and MS-COCO in small trees laid out as the real ones, and what is
-said when a part is missing.
+"""CUB-200 and Oxford-102 flowers in small trees laid out as the archives, and the errors when a part
+is missing.
 """
 
 import collections
@@ -10,9 +10,9 @@ import pickle
 import numpy as np
 import pytest
 
-from helpers.captioned_sets import birds, colour, garden, save, scenes, write
+from helpers.captioned_sets import birds, colour, garden, save, write
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import captioned
+from vqd_jax.data.cub_flowers import cub, flowers
 from vqd_jax.data.source import Source
 
 
@@ -25,7 +25,7 @@ def splits(source):
 def test_cub(tmp_path, images, text):
     names = birds(tmp_path, images, text)
     write(tmp_path / "attributes" / "attributes.txt", "1 has_bill_shape::curved")
-    source = captioned.cub(path=str(tmp_path))
+    source = cub(path=str(tmp_path))
     assert isinstance(source, Source) and len(source) == 12 and source.skipped == {}
     assert [record.item for record in source.records] == names
     assert splits(source) == {
@@ -49,11 +49,10 @@ def test_captions_may_be_elsewhere(tmp_path):
         (tmp_path / "all" / part).rename(tmp_path / "captions" / part)
     path = str(tmp_path / "all")
     for place in ("captions", "captions/text/text"):
-        source = captioned.cub(path=path, captions=str(tmp_path / place))
+        source = cub(path=path, captions=str(tmp_path / place))
         assert len(source) == 12 and source.records[3].captions[0] == "a bird number 3."
     assert (
-        splits(captioned.cub(path=path, captions=str(tmp_path / "captions")))[names[-1]]
-        == "held_out_items"
+        splits(cub(path=path, captions=str(tmp_path / "captions")))[names[-1]] == "held_out_items"
     )
 
 
@@ -63,7 +62,7 @@ def test_captions_may_be_elsewhere(tmp_path):
 def test_cub_without_pickles_has_the_other_lists(tmp_path, caplog, lists, held_out):
     for images in ("images", "CUB_200_2011/images"):
         names = birds(tmp_path / images, images, lists=lists)
-        source = captioned.cub(path=str(tmp_path / images))
+        source = cub(path=str(tmp_path / images))
         assert splits(source) == {
             name: "held_out_items" if held_out(n) else "train" for n, name in enumerate(names)
         }
@@ -73,7 +72,7 @@ def test_cub_without_pickles_has_the_other_lists(tmp_path, caplog, lists, held_o
 def test_without_any_list_a_hash_decides_and_says_so(tmp_path, caplog):
     birds(tmp_path, lists="", per_class=100)
     with caplog.at_level(logging.WARNING):
-        source = captioned.cub(path=str(tmp_path))
+        source = cub(path=str(tmp_path))
     counts = collections.Counter(record.split for record in source.records)
     assert counts.keys() == {"train", "held_out_items"} and 15 < counts["held_out_items"] < 45
     assert (
@@ -81,14 +80,14 @@ def test_without_any_list_a_hash_decides_and_says_so(tmp_path, caplog):
         and "no list of an official split" in caplog.text
         and "10 % of cub" in caplog.text
     )
-    assert splits(captioned.cub(path=str(tmp_path))) == splits(source)
+    assert splits(cub(path=str(tmp_path))) == splits(source)
 
 
 def test_images_in_neither_list_are_left_out_and_named(tmp_path, caplog):
     names = birds(tmp_path)
     write(tmp_path / "train" / "filenames.pickle", pickle.dumps(names[:7], protocol=2))
     with caplog.at_level(logging.WARNING):
-        source = captioned.cub(path=str(tmp_path))
+        source = cub(path=str(tmp_path))
     assert len(source) == 11 and f"1 ({names[7]}) images of cub are in neither list" in caplog.text
     assert [source[i]["item"] for i in (6, 7)] == [names[6], names[8]] and source[7]["captions"][
         0
@@ -115,14 +114,14 @@ def test_pickles_of_python_2_are_read_and_nothing_else_runs(tmp_path):
     )
     for content in (old, new):
         write(tmp_path / "train" / "filenames.pickle", content)
-        assert collections.Counter(splits(captioned.cub(path=str(tmp_path))).values()) == {
+        assert collections.Counter(splits(cub(path=str(tmp_path))).values()) == {
             "train": 8,
             "held_out_items": 4,
         }
     for content, found in (
         (pickle.dumps([Evil()]), r"the global posix.getcwd"),
-        (pickle.dumps({"a": 1}), "something else"),
-        (pickle.dumps([1, 2]), "something else"),
+        (pickle.dumps({"a": 1}), "$"),
+        (pickle.dumps([1, 2]), "$"),
         (old[:-20], "opcode argument must be quoted"),
         (b"", "damaged"),
         (b"rubbish", "damaged"),
@@ -131,7 +130,7 @@ def test_pickles_of_python_2_are_read_and_nothing_else_runs(tmp_path):
         with pytest.raises(
             UserError, match=f"train/filenames.pickle is not a pickled list of file names.*{found}"
         ):
-            captioned.cub(path=str(tmp_path))
+            cub(path=str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["text_c10", "text", "text/text"])
@@ -150,7 +149,7 @@ def test_flowers(tmp_path, text, lists):
     else:
         write(tmp_path / "trainvalclasses.txt", "class_00002\nclass_00003\n")
         write(tmp_path / "testclasses.txt", "class_00001")
-    source = captioned.flowers(path=str(tmp_path))
+    source = flowers(path=str(tmp_path))
     assert [(r.item, r.label, r.captions) for r in source.records[:3]] == [
         ("image_00001", 1, ("flower 1",)),
         ("image_00002", 2, ("flower 2",)),
@@ -161,29 +160,6 @@ def test_flowers(tmp_path, text, lists):
         "6",
     ] and len(source) == 6
     assert abs(source[3]["image"].astype(int) - colour(4)).max() <= 3
-
-
-@pytest.mark.parametrize("twice", [False, True])
-def test_coco_has_an_item_for_every_annotation(tmp_path, twice):
-    scenes(tmp_path, twice)
-    source = captioned.coco(path=str(tmp_path))
-    assert len(source) == 30 and collections.Counter(r.split for r in source.records) == {
-        "train": 15,
-        "held_out_items": 15,
-    }
-    assert (
-        len({r.item for r in source.records}) == 30 and len({r.group for r in source.records}) == 6
-    )
-    assert len(source.pictures()) == 6
-    for i in (0, 4, 17, 29):
-        record = source.records[i]
-        picture, number = int(record.group.split("_")[2]), int(record.item.split("/")[1])
-        assert (
-            record.captions == (f"a man riding {picture} {number // 1000}.",)
-            and number % 1000 == picture
-        )
-        assert record.split == ("train" if "train" in record.group else "held_out_items")
-        assert abs(source[i]["image"].astype(int) - colour(picture)).max() <= 3
 
 
 def remove(*names):
@@ -222,25 +198,25 @@ def crooked_numbers(root):
 
 
 CUB = {
-    r"There is no folder .*: CUB-200 is images/<class>/.* Caltech CUB-200-2011 archive, and "
+    r"there is no folder .*: CUB-200 is images/<class>/.* Caltech CUB-200-2011 archive, and "
     r"text/.* StackGAN and DF-GAN": lambda root: None,
-    r"There is no folder \S*/set/images: CUB-200 is images/": remove("images"),
-    r"There are no images in \S*/set/images: CUB-200 is": lambda root: (
+    r"there is no folder \S*/set/images: CUB-200 is images/": remove("images"),
+    r"there are no images in \S*/set/images: CUB-200 is": lambda root: (
         birds(root) and [p.unlink() for p in root.rglob("*.jpg")]
     ),
-    r"There are no caption files in \S*/set/text, nor in its folder text, nor in text_c10: "
+    r"there are no caption files in \S*/set/text, its folder text, or text_c10: "
     r"CUB-200 is": remove("text"),
     r"^1 \(001.Black_footed_Albatross/\S*.jpg\) of the 12 images in \S*/images have no caption "
     r"file: CUB-200 is": one_text_gone,
-    r"There is no caption in \S*.txt: one a line": no_caption,
-    r"There is no \S*test/filenames.pickle beside \S*train/filenames.pickle: a split needs "
+    r"there is no caption in \S*.txt: one a line": no_caption,
+    r"there is no \S*test/filenames.pickle beside \S*train/filenames.pickle: a split needs "
     r"both": remove("test"),
-    r"There is no \S*testclasses.txt beside \S*trainvalclasses.txt": lambda root: (
+    r"there is no \S*testclasses.txt beside \S*trainvalclasses.txt": lambda root: (
         birds(root, lists="classes") and (root / "testclasses.txt").unlink()
     ),
     r"test/filenames.pickle lists 1 \(010.Red_winged_Blackbird/ghost\) that are not among the "
     r"images": listing_a_ghost,
-    r"The lists of the split of cub in \S* name none of its images": foreign_lists,
+    r"the lists of the split of cub in \S* name none of its images": foreign_lists,
     r"images.txt and \S*train_test_split.txt do not number the same images": crooked_numbers,
 }
 
@@ -249,20 +225,19 @@ CUB = {
 def test_what_is_wrong_with_cub_is_one_sentence(tmp_path, message):
     CUB[message](tmp_path / "set")
     with pytest.raises(UserError, match=message) as caught:
-        captioned.cub(path=str(tmp_path / "set"))
+        cub(path=str(tmp_path / "set"))
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "make,where",
     [
-        (captioned.cub, r"cub.path is not set: CUB-200 is .* Caltech CUB-200-2011 archive"),
+        (cub, r"cub.path is not set, .*CUB-200 is .* Caltech CUB-200-2011 archive"),
         (
-            captioned.flowers,
-            r"flowers.path is not set: .* robots.ox.ac.uk/~vgg/data/flowers/102, and text_c10/.* "
+            flowers,
+            r"flowers.path is not set, .*.* robots.ox.ac.uk/~vgg/data/flowers/102, and text_c10/.* "
             r"reedscot/cvpr2016",
         ),
-        (captioned.coco, r"coco.path is not set: .* cocodataset.org"),
     ],
 )
 def test_without_a_path_one_is_told_where_to_get_the_set(make, where):
@@ -273,66 +248,26 @@ def test_without_a_path_one_is_told_where_to_get_the_set(make, where):
 def test_what_is_wrong_with_flowers_is_one_sentence(tmp_path):
     garden(tmp_path)
     with pytest.raises(
-        UserError, match="There is no folder .*/captions: Oxford-102 flowers is jpg/image_00001.jpg"
+        UserError, match="there is no folder .*/captions: Oxford-102 flowers is jpg/image_00001.jpg"
     ):
-        captioned.flowers(path=str(tmp_path), captions=str(tmp_path / "captions"))
+        flowers(path=str(tmp_path), captions=str(tmp_path / "captions"))
     (tmp_path / "text_c10").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"There are no caption files in .*: Oxford-102 flowers is"):
-        captioned.flowers(path=str(tmp_path))
-    assert len(captioned.flowers(path=str(tmp_path), captions=str(tmp_path / "elsewhere"))) == 6
+    with pytest.raises(UserError, match=r"there are no caption files in .*: Oxford-102 flowers is"):
+        flowers(path=str(tmp_path))
+    assert len(flowers(path=str(tmp_path), captions=str(tmp_path / "elsewhere"))) == 6
     (tmp_path / "jpg").rename(tmp_path / "jpeg")
-    with pytest.raises(UserError, match=r"There is no folder \S*/jpg: Oxford-102 flowers is"):
-        captioned.flowers(path=str(tmp_path))
-
-
-def table(content):
-    return lambda root: (
-        scenes(root) or write(root / "annotations" / "captions_val2014.json", content)
-    )
-
-
-SCENES = {
-    r"There is no file \S*annotations/captions_val2014.json: MS-COCO 2014 is annotations/.* "
-    r"cocodataset.org": lambda root: (
-        scenes(root) or (root / "annotations/captions_val2014.json").unlink()
-    ),
-    r"There is no folder \S*/val2014: MS-COCO 2014 is": lambda root: (
-        scenes(root) or (root / "val2014").rename(root / "val")
-    ),
-    r"val2014 lacks 1 \(COCO_val2014_000000000501.jpg\) of the images that "
-    r"\S*captions_val2014.json names": lambda root: (
-        scenes(root) or (root / "val2014/COCO_val2014_000000000501.jpg").unlink()
-    ),
-    r"captions_val2014.json is not a caption file of MS-COCO \(JSONDecodeError": table("{"),
-    r"captions_val2014.json is not a caption file of MS-COCO \(KeyError: 'images'\)": table(
-        '{"annotations": []}'
-    ),
-    r"captions_val2014.json is not a caption file of MS-COCO \(TypeError": table("[]"),
-    r"There are no captions in \S*captions_val2014.json": table(
-        '{"images": [], "annotations": []}'
-    ),
-    r"captions_val2014.json has captions of images that it does not list": table(
-        '{"images": [], "annotations": [{"id": 1, "image_id": 2, "caption": "x"}]}'
-    ),
-}
-
-
-@pytest.mark.parametrize("message", SCENES)
-def test_what_is_wrong_with_coco_is_one_sentence(tmp_path, message):
-    SCENES[message](tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
-        captioned.coco(path=str(tmp_path))
-    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"there is no folder \S*/jpg: Oxford-102 flowers is"):
+        flowers(path=str(tmp_path))
 
 
 def test_a_broken_image_is_named_when_it_is_read_and_not_before(tmp_path):
     names = birds(tmp_path)
     file = tmp_path / "images" / f"{names[2]}.jpg"
     file.write_bytes(file.read_bytes()[:200])
-    source = captioned.cub(path=str(tmp_path))
+    source = cub(path=str(tmp_path))
     assert source[1]["item"] == names[1]
     with pytest.raises(
-        UserError, match=rf"The image {names[2]}.jpg in \S*/images cannot be decoded .*vqd prepare"
+        UserError, match=rf"the image {names[2]}.jpg in \S*/images cannot be decoded .*vqd prepare"
     ):
         source[2]
     file.unlink()
@@ -347,7 +282,7 @@ def test_the_fingerprint_sees_files_captions_and_splits_but_not_the_place(tmp_pa
     prints = []
 
     def look(root):
-        prints.append(captioned.cub(path=str(root)).fingerprint)
+        prints.append(cub(path=str(root)).fingerprint)
 
     names = birds(tmp_path / "a")
     look(tmp_path / "a")

@@ -1,0 +1,58 @@
+"""FFHQ in small trees laid out as the archive."""
+
+import numpy as np
+import pytest
+
+from helpers.class_folders import classes, save
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import splits
+from vqd_jax.data.ffhq import ffhq
+from vqd_jax.data.source import Source
+
+
+def test_files_are_named_by_relative_paths(tmp_path, monkeypatch):
+    classes(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert [ffhq(path=path).files[0] for path in (".", "train")] == [
+        "train/n01440764/n01440764_0.JPEG",
+        "n01440764/n01440764_0.JPEG",
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "images1024x1024/", "thumbnails128x128/"])
+def test_ffhq_holds_out_the_last_ten_thousand(tmp_path, folder):
+    numbers = (0, 7, 59_999, 60_000, 69_999)
+    for n in numbers:
+        save(
+            tmp_path / folder / (f"{n // 1000 * 1000:05d}" if folder else "") / f"{n:05d}.png",
+            (n % 256, 3, 4),
+        )
+    if folder == "images1024x1024/":
+        save(tmp_path / "thumbnails128x128" / "00000" / "00000.png")
+    source = ffhq(path=str(tmp_path))
+    assert isinstance(source, Source) and len(source) == 5
+    assert [r.split for r in source.records] == ["train"] * 3 + ["held_out_items"] * 2
+    assert {(r.captions, r.label) for r in source.records} == {(("",), -1)}
+    assert [int(r.item.split("/")[-1]) for r in source.records] == list(numbers)
+    np.testing.assert_array_equal(source[1]["image"], np.broadcast_to([7, 3, 4], (6, 8, 3)))
+
+
+def test_ffhq_with_other_names_holds_out_by_their_hash(tmp_path):
+    for n in range(100):
+        save(tmp_path / "faces" / f"face{n}.png")
+    source = ffhq(path=str(tmp_path))
+    held_out = {r.item for r in source.records if r.split == "held_out_items"}
+    assert (
+        held_out == {r.item for r in source.records if splits.unit("item", r.item) < 0.1}
+        and 3 <= len(held_out) <= 20
+    )
+
+
+def test_what_is_wrong_with_ffhq_is_one_sentence(tmp_path):
+    for path, message in (
+        ("", "ffhq.path is not set, .*FFHQ is a folder of images"),
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path, "there are no images in .* github.com/NVlabs/ffhq-dataset"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ffhq(path=str(path))

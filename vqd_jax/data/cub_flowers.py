@@ -1,0 +1,170 @@
+"""CUB-200 birds and Oxford-102 flowers as they are distributed: a file of captions for each image,
+in folders of classes, and an official split whose test part is "held_out_items".
+"""
+
+import dataclasses
+import pathlib
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import splits, tfds_sets
+from vqd_jax.data.image_files import (
+    ImageFiles,
+    existing_folder,
+    first_existing,
+    folder_source,
+    list_images,
+    map_threads,
+    summarise,
+)
+from vqd_jax.data.official_split import official_split
+from vqd_jax.data.source import Record
+from vqd_jax.data.text.captions import lower_case
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """The layout of a set.
+
+    Args:
+      name: its name in the config.
+      images: where its folder of images may be.
+      flat: whether the name of an image is unique without its class.
+      tfds: its name in tensorflow-datasets, and the feature with the file name of an image.
+      about: describes the layout and its origin, for messages.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    flat: bool
+    tfds: tuple[str, str]
+    about: str
+
+    def key(self, path: str) -> str:
+        """The part that the paths of an image and of its captions share."""
+        path = pathlib.PurePosixPath(path)
+        known = path.suffix.lower() in (".jpg", ".jpeg", ".png", ".txt")
+        stem = path.stem if known else path.name
+        return stem if self.flat else f"{path.parent.name}/{stem}"
+
+
+CUB = _Layout(
+    name="cub",
+    images=("images", "CUB_200_2011/images"),
+    flat=False,
+    tfds=("caltech_birds2011", "image/filename"),
+    about="CUB-200 is images/<class>/<image>.jpg, from the Caltech CUB-200-2011 archive, and "
+    "text/<class>/<image>.txt with a caption a line, from the caption archive distributed with "
+    "StackGAN and DF-GAN",
+)
+FLOWERS = _Layout(
+    name="flowers",
+    images=("jpg", "images"),
+    flat=True,
+    tfds=("oxford_flowers102", "file_name"),
+    about="Oxford-102 flowers is jpg/image_00001.jpg, from robots.ox.ac.uk/~vgg/data/flowers/102, "
+    "and text_c10/class_00001/image_00001.txt with a caption a line, from the captions of "
+    "reedscot/cvpr2016",
+)
+
+
+def cub(*, path: str, captions: str = "") -> ImageFiles:
+    """CUB-200-2011; the label is the index of the class in alphabetical order.
+
+    The split is that of {train,test}/filenames.pickle, else of {trainval,test}classes.txt (both
+    hold out whole classes, as in the paper), else of the archive's train_test_split.txt.
+
+    Args:
+      path: the folder that holds images/ or CUB_200_2011/images/, or a set of tensorflow-datasets.
+      captions: the folder that holds text/ or text_c10/, if it is another one.
+    """
+    return _captioned(CUB, path, captions)
+
+
+def flowers(*, path: str, captions: str = "") -> ImageFiles:
+    """Oxford-102 flowers; the label is the index of the captions' class folder in alphabetical
+    order. Otherwise as `cub`.
+    """
+    return _captioned(FLOWERS, path, captions)
+
+
+def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
+    root = existing_folder(layout.name, path, layout.about)
+    stored = tfds_sets.load(root, *layout.tfds) if tfds_sets.is_tfds(root) else None
+    if stored:
+        if not captions:
+            raise UserError(
+                f"the TFDS set in {root} has no captions, so {layout.name}.captions must name "
+                f"their folder: {layout.about}"
+            )
+        images, sizes = root, dict(sorted(stored.sizes.items()))
+    else:
+        images = first_existing(root / name for name in layout.images)
+        if not images:
+            raise UserError(f"there is no folder {root / layout.images[0]}: {layout.about}")
+        sizes = list_images(images)
+    if not sizes:
+        raise UserError(f"there are no images in {images}: {layout.about}")
+    keys = {file: layout.key(file) for file in sizes}
+    texts = _caption_files(layout, root, captions)
+    if bare := [file for file in sizes if keys[file] not in texts]:
+        raise UserError(
+            f"{summarise(bare)} of the {len(sizes)} images in {images} have no caption file: "
+            f"{layout.about}"
+        )
+    classes = {key: texts[key].parent.name for key in keys.values()}
+    folders = [root, images.parent]
+    if captions:
+        folders.append(pathlib.Path(captions).expanduser())
+    default = {
+        keys[file]: splits.ITEMS if part == "test" else splits.TRAIN
+        for file, part in (stored.splits if stored else {}).items()
+    }
+    split = official_split(layout.name, layout.about, layout.key, folders, classes, default)
+    kept = [file for file in sizes if keys[file] in split]
+    lines = map_threads(
+        _read_captions, [texts[keys[file]] for file in kept], "reading captions", "file"
+    )
+    labels = {name: i for i, name in enumerate(sorted(set(classes.values())))}
+    records = [
+        Record(
+            item=keys[file],
+            group=keys[file],
+            captions=own,
+            split=split[keys[file]],
+            label=labels[classes[keys[file]]],
+        )
+        for file, own in zip(kept, lines)
+    ]
+    if stored:
+        return ImageFiles(layout.name, root, records, kept, sizes, stored.read)
+    return folder_source(layout.name, images, records, kept, sizes)
+
+
+def _caption_files(layout: _Layout, root: pathlib.Path, captions: str) -> dict[str, pathlib.Path]:
+    """Key of an image → its caption file."""
+    parent = existing_folder(layout.name, captions, layout.about) if captions else root
+    folders = [parent / name for name in ("text/text", "text", "text_c10")]
+    if captions:
+        folders.append(parent)
+    for folder in folders:
+        found = {
+            layout.key(f"{file.parent.name}/{file.name}"): file
+            for file in sorted(folder.glob("*/*.txt"))
+        }
+        if found:
+            return found
+    raise UserError(
+        f"there are no caption files in {folders[1]}, its folder text, or text_c10: {layout.about}"
+    )
+
+
+def _read_captions(path: pathlib.Path) -> tuple[str, ...]:
+    """The captions in a file, one a line, without repetitions; at least one."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig", "replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    captions = tuple(dict.fromkeys(filter(None, map(lower_case, lines))))
+    if not captions:
+        raise UserError(f"there is no caption in {path}: one a line is expected")
+    return captions

@@ -1,0 +1,36 @@
+"""The faces of FFHQ as they are distributed, without captions."""
+
+import pathlib
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.data import splits
+from vqd_jax.data.image_files import ImageFiles, existing_folder, folder_source, list_images
+from vqd_jax.data.source import Record
+
+ABOUT = "FFHQ is a folder of images, sub-folders allowed, from github.com/NVlabs/ffhq-dataset"
+TRAINING = 60_000  # the first images, as its authors recommend
+HELD_OUT = 0.1  # the share, by a hash of the name, if files are not numbered
+
+
+def ffhq(*, path: str) -> ImageFiles:
+    """FFHQ: the images below the folder, or below its images1024x1024/ if that exists.
+
+    If all files are numbered, those from 60000 on are "held_out_items", as its authors recommend;
+    otherwise a hash of the name decides.
+    """
+    root = existing_folder("ffhq", path, ABOUT)
+    root = root / "images1024x1024" if (root / "images1024x1024").is_dir() else root
+    sizes = list_images(root)
+    if not sizes:
+        raise UserError(f"there are no images in {root}: {ABOUT}")
+    items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in sizes]
+    names = [item.split("/")[-1] for item in items]
+    if all(name.isdecimal() for name in names):
+        held_out = [int(name) >= TRAINING for name in names]
+    else:
+        held_out = [splits.unit("item", item) < HELD_OUT for item in items]
+    records = [
+        Record(item=item, captions=("",), split=splits.ITEMS if held else splits.TRAIN)
+        for item, held in zip(items, held_out)
+    ]
+    return folder_source("ffhq", root, records, list(sizes), sizes)
