@@ -244,7 +244,7 @@ def shapes(c) -> argparse.Namespace:
     from vqd_jax.train import dry_run
 
     c.denoiser.attention = (
-        "whole"  # as on accelerators; XLA would count the body of a loop over heads once
+        "full"  # as on accelerators; XLA would count the body of a loop over heads once
     )
     stage, codec, shape = (
         build.diffusion_stage(c, dry_run.tokenizer(c)),
@@ -264,7 +264,7 @@ def programs(c, model: argparse.Namespace):
     import jax
 
     from vqd_jax.config import build
-    from vqd_jax.runtime.sharding import parallelism
+    from vqd_jax.runtime.parallel import parallelism
     from vqd_jax.stages import sampling as library
     from vqd_jax.stages.token_stage import Conditioning
     from vqd_jax.train import dry_run

@@ -16,7 +16,7 @@ from vqd_jax.models import attention
 from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.text_learned import LearnedText
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.train.cost.flops import flops, of_step
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -54,7 +54,7 @@ def as_it_runs(stage):
     batch = jax.tree.map(jnp.asarray, step_stages.batch())
     params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
     loss = lambda params, extra: stage.loss(
-        params, extra, {}, batch, jax.random.key(0), jnp.zeros((), int), Rows.here(8)
+        params, extra, {}, batch, jax.random.key(0), jnp.zeros((), int), Rows.of_device(8)
     )
     program = jax.make_jaxpr(lambda *x: jax.grad(loss, has_aux=True)(*x)[0])(params, extra).jaxpr
     return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
@@ -74,7 +74,7 @@ def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkey
         == as_it_runs(scanned)
     )
     assert as_it_runs(both) > of_stage(both)  # the layers' forward pass once more
-    in_parts = transformer(head=head, mlp=mlp, attention="parts")
+    in_parts = transformer(head=head, mlp=mlp, attention="chunked")
     assert of_stage(in_parts) == of_stage(plain) and as_it_runs(in_parts) > of_stage(
         in_parts
     )  # the weights of attention once more

@@ -1,20 +1,27 @@
 """Multi-head attention with biases on every projection, as the denoiser's blocks use it.
 
-Queries, keys and values of self-attention come from one fused product; softmax is float32.
+One fused product gives the queries, keys and values of self-attention; softmax is float32. The
+backward passes are written out, since XLA's CPU backend runs the derived ones several times slower.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from vqd_jax.models.linear import Linear
 
-CACHED = 2**18  # weights at a time in `attend_chunked`; 2**17 and 2**20 are no better on two cores
-ALONE = (
-    2**25 if jax.__version_info__ >= (0, 12) else CACHED
-)  # the same without gradients: such a jax fuses the softmax into the products
-MANY = 2**23  # weights; with fewer the parts cost more than they save
+# Attention weights per chunk of `attend_chunked`; 2**17 and 2**20 are no faster on two cores.
+CHUNK = 2**18
+# The same without gradients: jax 0.12 fuses the softmax into the products.
+CHUNK_FORWARD = 2**25 if jax.__version_info__ >= (0, 12) else CHUNK
+# With at most this number of weights, chunks cost more than they save.
+CHUNK_ABOVE = 2**23
+
+Heads = Float[Array, "b heads n f"]
+Weights = Float[Array, "b heads q m"]
+Mask = Bool[Array, "#b #q m"]
 
 
 def attend(
@@ -22,49 +29,47 @@ def attend(
     k: Float[Array, "b m d"],
     v: Float[Array, "b m d"],
     heads: int,
-    mask: Bool[Array, "#b #q m"] | None = None,
+    mask: Mask | None = None,
 ) -> Float[Array, "b q d"]:
     """softmax(q k^T / sqrt(f)) v over `heads` heads; keys where `mask` is False get no weight."""
-    return _join(_attend(*_heads(q, k, v, heads), mask))
+    return _join(_attend(*_split(q, k, v, heads), mask))
 
 
 def attention_weights(
     q: Float[Array, "b q d"],
     k: Float[Array, "b m d"],
     heads: int,
-    mask: Bool[Array, "#b #q m"] | None = None,
-) -> Float[Array, "b heads q m"]:
-    """softmax(q k^T / sqrt(f)): how much each query looks at each key; keys where `mask` is False
-    get no weight.
+    mask: Mask | None = None,
+) -> Weights:
+    """softmax(q k^T / sqrt(f)), the weight of each key for each query; keys where `mask` is False
+    get none.
     """
-    q, k, _ = _heads(q, k, k, heads)
+    q, k, _ = _split(q, k, k, heads)
     return jax.nn.softmax(_masked(_scores(q, k), mask))
 
 
 def attend_chunked(
     q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int
 ) -> Float[Array, "b q d"]:
-    """`attend` for a CPU: as many heads at a time as its cache has room for, with weights that the
-    backward pass computes again.
+    """`attend` for a CPU: computes a few heads at a time, which fit its cache, and the weights once
+    more in the backward pass.
 
-    Of the (b, heads, q, m) weights only the logs of their sums are kept (Dao et al. 2022,
+    Of the (b, heads, q, m) weights only the logs of their sums are stored (Dao et al. 2022,
     arXiv:2205.14135).
     """
-    return _join(_attend_in_parts(*_heads(q, k, v, heads)))
+    return _join(_attend_chunked(*_split(q, k, v, heads)))
 
 
-def _heads(
+def _split(
     q: Float[Array, "b q d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int
-) -> tuple[Array, Array, Array]:
-    """All three as (b, heads, n, f), which CPUs multiply faster than (b, n, heads, f); the scale
-    goes into the queries.
-    """
+) -> tuple[Float[Array, "b heads q f"], Float[Array, "b heads m f"], Float[Array, "b heads m f"]]:
+    """Heads first, which CPUs multiply faster than (b, n, heads, f); scales the queries."""
     q = q * (q.shape[-1] // heads) ** -0.5
-    return tuple(x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (q, k, v))
+    return tuple(rearrange(x, "b n (heads f) -> b heads n f", heads=heads) for x in (q, k, v))
 
 
-def _join(x: Float[Array, "b heads n f"]) -> Float[Array, "b n d"]:
-    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+def _join(x: Heads) -> Float[Array, "b n d"]:
+    return rearrange(x, "b heads n f -> b n (heads f)")
 
 
 @jax.custom_vjp
@@ -80,10 +85,9 @@ def _attend_forward(q, k, v, mask):
 
 def _attend_backward(saved, g):
     q, k, v, w, total, out = saved
-    g = (g / total).astype(
-        g.dtype
-    )  # the weights are not divided by their sums, which are many times fewer
-    dq, dk, dv = _gradients(q, k, v, w, g, _own(out, g))
+    # Dividing g by the sums takes fewer operations than dividing the weights.
+    g = (g / total).astype(g.dtype)
+    dq, dk, dv = _gradients(q, k, v, w, g, _delta(out, g))
     return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3), None
 
 
@@ -91,44 +95,47 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 @jax.custom_vjp
-def _attend_in_parts(q, k, v):
-    return _parts(q, k, v, ALONE)[0]
+def _attend_chunked(q, k, v):
+    return _chunked(q, k, v, CHUNK_FORWARD)[0]
 
 
-def _parts_forward(q, k, v):
-    return _parts(q, k, v, CACHED)
+def _chunked_forward(q, k, v):
+    return _chunked(q, k, v, CHUNK)
 
 
-def _parts(q, k, v, at_once):
-    def some(q, k, v):
+def _chunked(q, k, v, chunk):
+    def one(q, k, v):
         w, total, top = _weights(_scores(q, k))
         return _mix(w, total, v), top + jnp.log(total)
 
-    saved = tuple(_cut(x, q.shape[2] * k.shape[2], at_once) for x in (q, k, v))
-    out, log_total = jax.lax.map(lambda part: some(*part), saved)
-    return out.reshape(q.shape), (*saved, out, log_total)
+    chunks = tuple(_to_chunks(x, q.shape[2] * k.shape[2], chunk) for x in (q, k, v))
+    out, log_total = jax.lax.map(lambda arrays: one(*arrays), chunks)
+    return out.reshape(q.shape), (*chunks, out, log_total)
 
 
-def _parts_backward(saved, g):
-    def some(q, k, v, log_total, g, own):
-        return _gradients(q, k, v, jnp.exp(_scores(q, k) - log_total).astype(v.dtype), g, own)
+def _chunked_backward(saved, g):
+    def one(q, k, v, log_total, g, delta):
+        w = jnp.exp(_scores(q, k) - log_total).astype(v.dtype)
+        return _gradients(q, k, v, w, g, delta)
 
-    (*saved, out, log_total), shape = saved, g.shape
+    *chunks, out, log_total = saved
+    shape = g.shape
     g = g.reshape(out.shape)
-    dq, dk, dv = (
-        x.reshape(*shape[:2], *x.shape[2:])
-        for x in jax.lax.map(lambda part: some(*part), (*saved, log_total, g, _own(out, g)))
-    )
+    arrays = (*chunks, log_total, g, _delta(out, g))
+    gradients = jax.lax.map(lambda arrays: one(*arrays), arrays)
+    dq, dk, dv = (x.reshape(*shape[:2], *x.shape[2:]) for x in gradients)
     return dq, dk.swapaxes(2, 3), dv.swapaxes(2, 3)
 
 
-_attend_in_parts.defvjp(_parts_forward, _parts_backward)
+_attend_chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _cut(x: Float[Array, "b heads n f"], weights: int, at_once: int) -> Float[Array, "p c n f"]:
-    """All heads of all rows, c at a time, where each has so many weights."""
+def _to_chunks(x: Heads, weights: int, chunk: int) -> Float[Array, "chunks c n f"]:
+    """All heads of all examples, c at a time: as many as have `chunk` weights or fewer, at least
+    one; each has `weights`.
+    """
     rows = x.shape[0] * x.shape[1]
-    c = max(c for c in range(1, rows + 1) if rows % c == 0 and c * weights <= max(at_once, weights))
+    c = max(c for c in range(1, rows + 1) if rows % c == 0 and c * weights <= max(chunk, weights))
     return x.reshape(rows // c, c, *x.shape[2:])
 
 
@@ -136,12 +143,12 @@ def _scores(q, k):
     return (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
 
 
-def _masked(scores, mask):
+def _masked(scores: Weights, mask: Mask | None) -> Weights:
     return scores if mask is None else jnp.where(mask[:, None], scores, -1e9)
 
 
 def _weights(scores):
-    """Weights whose largest is 1, their sums, and by what they were shifted."""
+    """exp(scores - top), its sums over the keys, and top, the largest score of each query."""
     top = scores.max(-1, keepdims=True)
     w = jnp.exp(scores - top)
     return w, w.sum(-1, keepdims=True), top
@@ -151,32 +158,33 @@ def _mix(w, total, v):
     return (w.astype(v.dtype) @ v / total).astype(v.dtype)
 
 
-def _own(out, g):
+def _delta(out, g):
+    """Sum over f of out * g: the softmax's gradient subtracts it from g v^T."""
     return (out * g).astype(jnp.float32).sum(-1, keepdims=True)
 
 
-def _gradients(q, k, v, w, g, own):
-    """Of the queries, and transposed of the keys and values; `own` is the share of each query's
-    output in its gradient g.
+def _gradients(q, k, v, w, g, delta):
+    """Gradients of the queries, and transposed gradients of the keys and values.
 
-    With the transposed weights as the left factor the sums over queries would run at a fifth of the
-    pace on XLA's CPU backend.
+    With the transposed weights as the left factor, the sums over queries would run at a fifth of
+    the speed on XLA's CPU backend.
     """
-    change = (w * (_scores(g, v) - own)).astype(q.dtype)
+    change = (w * (_scores(g, v) - delta)).astype(q.dtype)
     over_queries = lambda x, w: jnp.einsum("...qf,...qm->...fm", x, w)
     return change @ k, over_queries(q, change), over_queries(g, w)
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to every position; with `parts`, where there are many weights, by
-    `attend_chunked`.
+    """Every position attends to every position.
+
+    With `chunked`, calls with more than CHUNK_ABOVE weights use `attend_chunked`.
     """
 
     width: int
     heads: int
-    parts: bool = False
-    init_std: float = 0.02
-    dtype: DTypeLike = jnp.float32
+    chunked: bool
+    init_std: float
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -184,19 +192,21 @@ class SelfAttention(nn.Module):
             features, dtype=self.dtype, name=name, kernel_init=nn.initializers.normal(self.init_std)
         )
         q, k, v = jnp.split(dense(3 * self.width, "qkv")(x), 3, axis=-1)
-        parts = self.parts and q.shape[0] * self.heads * q.shape[1] ** 2 > MANY
-        return dense(self.width, "out")((attend_chunked if parts else attend)(q, k, v, self.heads))
+        weights = q.shape[0] * self.heads * q.shape[1] ** 2
+        function = attend_chunked if self.chunked and weights > CHUNK_ABOVE else attend
+        return dense(self.width, "out")(function(q, k, v, self.heads))
 
 
 class CrossAttention(nn.Module):
-    """Image positions attend to the text states; where "intermediates" are asked for,
-    `attention_weights` are among them.
+    """Image positions attend to the text states.
+
+    Sows `attention_weights` as "attention" if the collection "intermediates" is mutable.
     """
 
     width: int
     heads: int
-    init_std: float = 0.02
-    dtype: DTypeLike = jnp.float32
+    init_std: float
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -207,10 +217,7 @@ class CrossAttention(nn.Module):
         )
         k, v = jnp.split(dense(2 * self.width, "kv")(text), 2, axis=-1)
         q = dense(self.width, "q")(x)
+        mask = text_mask[:, None]
         if self.is_mutable_collection("intermediates"):
-            self.sow(
-                "intermediates",
-                "attention",
-                attention_weights(q, k, self.heads, text_mask[:, None]),
-            )
-        return dense(self.width, "out")(attend(q, k, v, self.heads, text_mask[:, None]))
+            self.sow("intermediates", "attention", attention_weights(q, k, self.heads, mask))
+        return dense(self.width, "out")(attend(q, k, v, self.heads, mask))

@@ -1,42 +1,33 @@
-"""The autoregressive twin of the denoiser (VQ-AR in Gu et al. 2022): tokens in raster order, each
-from those before it.
+"""The autoregressive baseline (VQ-AR in Gu et al. 2022): tokens in raster order, each from those
+before it.
 
-Each layer is h += SA(LN(h)); h += CA(LN(h), text); h += MLP(LN(h)), where SA sees no later token.
-Sampling keeps the keys and values of what has been seen, so that a call computes one token.
+Each layer is h += SA(LN(h)); h += CA(LN(h), text); h += MLP(LN(h)) with causal self-attention.
+Sampling caches keys and values, so that a call computes one token.
 """
 
-import functools
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits
 from vqd_jax.models.attention import attend
-from vqd_jax.models.denoiser import AdaLayerNorm, Condition, apply_layers, logits_of, mlp
-from vqd_jax.models.linear import Linear
+from vqd_jax.models.dropout import Dropout
+from vqd_jax.models.transformer import Aux, Condition, TokenTransformer, TransformerBlock
 
-Place = int | Int[Array, ""]
-Past = dict[
-    str, dict[str, Any]
-]  # of each layer: "self" (k and v) (2, b, n, d) and, with text, "text" (2, b, m, d)
+Position = int | Int[Array, ""]
+# By layer: "self", keys and values (2, b, n, d), and, with text, "text" (2, b, m, d).
+Cache = Mapping[str, Aux]
+ACCEPTED = {"head": ("linear", "tied"), "condition": ("text", "class", "none")}
 
 
-class CausalBlock(nn.Module):
-    """One layer; its fields are the network's."""
+class CausalBlock(TransformerBlock):
+    """One layer of the network; `width` is d."""
 
     width: int
-    heads: int
-    mlp_ratio: int
-    condition: str
-    classes: int
-    init_std: float
-    dropout: float
-    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -44,136 +35,81 @@ class CausalBlock(nn.Module):
         h: Float[Array, "b q d"],
         condition: Condition,
         mask: Bool[Array, "b m"],
-        place: Place,
-        past: dict[str, Any] | None,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "b q d"], dict[str, Any]]:
-        norm = lambda name: nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(h)
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        q, *kv = jnp.split(self._dense(3, "self_qkv")(norm("norm1")), 3, axis=-1)
-        seen = {"self": jnp.stack(kv)}
-        if past:
-            seen["self"] = jax.lax.dynamic_update_slice_in_dim(
-                past["self"], seen["self"], place, axis=2
+        first: Position,
+        cache: Aux | None,
+        dropout_rows: Int[Array, " b"] | None,
+    ) -> tuple[Float[Array, "b q d"], Aux]:
+        """The layer's output and its keys and values, of all positions in the cache if there is
+        one.
+        """
+        d = self.width
+        dropout = Dropout(self.dropout)
+        drop = lambda x: dropout(x, dropout_rows)
+        q, *kv = jnp.split(self.dense(3 * d, "self_qkv")(self.norm(h, "norm1")), 3, axis=-1)
+        new = {"self": jnp.stack(kv)}
+        if cache:
+            new["self"] = jax.lax.dynamic_update_slice_in_dim(
+                cache["self"], new["self"], first, axis=2
             )
-        visible = jnp.arange(seen["self"].shape[2])[None] <= place + jnp.arange(h.shape[1])[:, None]
-        h = h + drop(
-            self._dense(1, "self_out")(attend(q, *seen["self"], self.heads, visible[None]))
-        )
+        visible = jnp.arange(new["self"].shape[2])[None] <= first + jnp.arange(h.shape[1])[:, None]
+        attended = attend(q, *new["self"], self.heads, visible[None])
+        h = h + drop(self.dense(d, "self_out")(attended))
         if self.condition == "text":
-            seen["text"] = (
-                past["text"]
-                if past
-                else jnp.stack(jnp.split(self._dense(2, "cross_kv")(condition), 2, axis=-1))
-            )
-            q = self._dense(1, "cross_q")(norm("norm2"))
-            h = h + drop(
-                self._dense(1, "cross_out")(attend(q, *seen["text"], self.heads, mask[:, None]))
-            )
-        if self.condition == "class":
-            x = AdaLayerNorm(
-                size=self.classes, init_std=self.init_std, dtype=self.dtype, name="norm3"
-            )(h, condition)
-        else:
-            x = norm("norm3")
-        return h + drop(mlp(x, self)), seen
-
-    def _dense(self, times: int, name: str) -> nn.Module:
-        return Linear(
-            times * self.width,
-            dtype=self.dtype,
-            name=name,
-            kernel_init=nn.initializers.normal(self.init_std),
-        )
+            if cache:
+                new["text"] = cache["text"]
+            else:
+                kv = self.dense(2 * d, "cross_kv")(condition)
+                new["text"] = jnp.stack(jnp.split(kv, 2, axis=-1))
+            q = self.dense(d, "cross_q")(self.norm(h, "norm2"))
+            attended = attend(q, *new["text"], self.heads, mask[:, None])
+            h = h + drop(self.dense(d, "cross_out")(attended))
+        return h + drop(self.linear_mlp(self.mlp_norm(h, condition))), new
 
 
-class Autoregressive(nn.Module):
-    """p(z_l | z_<l, condition) as unnormalised log-probabilities of the k codes; fields as in
-    `models.denoiser.Denoiser`.
-    """
-
-    codes: int
-    grid: tuple[int, int]
-    layers: int = 19
-    width: int = 1024
-    heads: int = 16
-    mlp_ratio: int = 4
-    condition: str = "text"
-    classes: int = 0
-    head: str = "linear"
-    init_std: float = 0.02
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
-    scan: bool = False
+class Autoregressive(TokenTransformer):
+    """p(z_l | z_<l, condition) as unnormalised log-probabilities of the k codes."""
 
     @nn.compact
     def __call__(
         self,
-        before: Int[Array, "b q"],
+        previous: Int[Array, "b q"],
         condition: Condition,
         mask: Bool[Array, "b m"],
-        place: Place = 0,
-        past: Past | None = None,
-        deterministic: bool = True,
-    ) -> tuple[Logits, Past]:
-        """Logits of the tokens at q places from `place` on, and what is to be given as `past` for
-        the places after them.
+        first: Position = 0,
+        cache: Cache | None = None,
+        dropout_rows: Int[Array, " b"] | None = None,
+    ) -> tuple[Logits, Cache]:
+        """Logits of the tokens at the q positions from `first` on, and the cache for the positions
+        after them.
 
-        `before` are the tokens one place earlier; before the first stands k. Without `past` the q
-        places see each other only; with it (room for the whole grid, of which the places before
-        `place` are filled) all of those too: those calls neither remat nor scan, which would copy
-        it.
+        `previous` has the token before each of these positions; k stands before the first. Without
+        a cache the q positions attend to each other only. With one (for all positions of the grid,
+        filled before `first`, as by `pad_cache`) they also attend to those before them; such calls
+        ignore `remat` and `scan`, which would copy the cache.
         """
-        if self.width % self.heads:
-            raise UserError(
-                f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}"
-            )
-        embed = lambda size, name: nn.Embed(
-            size, self.width, embedding_init=nn.initializers.normal(self.init_std), name=name
-        )
-        h, w = self.grid
-        here = place + jnp.arange(before.shape[1])
-        tokens = embed(self.codes + 1, "tokens")
-        x = (
-            tokens(before) + (embed(h, "rows")(here // w) + embed(w, "columns")(here % w))[None]
-        ).astype(self.dtype)
+        self.check(ACCEPTED)
+        positions = first + jnp.arange(previous.shape[1])
+        x, tokens = self.embed(previous, positions, self.grid)
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
-        block = functools.partial(
-            CausalBlock,
-            width=self.width,
-            heads=self.heads,
-            mlp_ratio=self.mlp_ratio,
-            condition=self.condition,
-            classes=self.classes,
-            init_std=self.init_std,
-            dropout=self.dropout,
-            dtype=self.dtype,
-        )
-        if past is None:
-            x, seen = apply_layers(
-                self,
-                block,
-                lambda block, x: block(x, condition, mask, place, None, deterministic),
-                x,
-            )
+        block = self.block(CausalBlock)
+        if cache is None:
+            call = lambda block, x: block(x, condition, mask, first, None, dropout_rows)
+            x, new = self.run_layers(block, call, x)
         else:
-            seen = {}
-            for name in (f"block{i}" for i in range(self.layers)):
-                x, seen[name] = block(name=name)(
-                    x, condition, mask, place, past[name], deterministic
+            new = {}
+            for i in range(self.layers):
+                name = f"block{i}"
+                x, new[name] = block(name=name)(
+                    x, condition, mask, first, cache[name], dropout_rows
                 )
-        return logits_of(x, tokens, self, self.codes), seen
+        return self.logits(x, tokens, self.codes), new
 
-    def room(self, past: Past) -> Past:
-        """`past` of the first places with room for the whole grid."""
+    def pad_cache(self, cache: Cache) -> Cache:
+        """A cache of the first positions, padded to all positions of the grid."""
         n = math.prod(self.grid)
-        grow = lambda layer: (
-            layer
-            | {
-                "self": jnp.pad(
-                    layer["self"], ((0, 0), (0, 0), (0, n - layer["self"].shape[2]), (0, 0))
-                )
-            }
-        )
-        return {name: grow(layer) for name, layer in past.items()}
+
+        def pad(layer: Aux) -> Aux:
+            missing = n - layer["self"].shape[2]
+            return layer | {"self": jnp.pad(layer["self"], ((0, 0), (0, 0), (0, missing), (0, 0)))}
+
+        return {name: pad(layer) for name, layer in cache.items()}

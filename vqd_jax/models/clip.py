@@ -1,27 +1,28 @@
-"""CLIP (Radford et al. 2021): an image and a caption as two vectors of one space, whose cosine says
-how well they go together.
+"""CLIP (Radford et al. 2021): embeds images and captions in one space, where their cosine measures
+how well they match.
 
-The towers are transformers of the same blocks; that of captions is `text_clip.ClipText`, read at
-the end token.
+Both towers are transformers of the same blocks; the caption's is `text_clip.ClipText`, of which the
+embedding takes the state at the end token.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import TextIds
-from vqd_jax.models.text_clip import ClipText, quick_gelu
+from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import INIT, TextBlock, text_norm
+from vqd_jax.models.transformer import quick_gelu
 
-MEAN, STD = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # of images in [0, 1], by channel
+# Of images in [0, 1], by channel
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipImage(nn.Module):
-    """Images of `size` pixels a side, less MEAN and over STD -> embeddings as the projection gives them, of any length.
+    """Images of `size` pixels a side, normalised with MEAN and STD -> embeddings, not normalised.
 
     | here | OpenAI (under `visual.`) | Hugging Face (under `vision_model.`) |
     |---|---|---|
@@ -31,15 +32,16 @@ class ClipImage(nn.Module):
     | norm_in, norm | ln_pre, ln_post | pre_layrnorm, post_layernorm |
     | projection | proj | visual_projection.weight, at the top |
 
-    The blocks are those of ClipText.
+    The blocks are those of ClipText. ViT-B/32 has size 224, patches of 32, width 768, 12 layers, 12
+    heads and embeddings of 512.
     """
 
-    size: int = 224
-    patch: int = 32
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    embedding: int = 512
+    size: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    embedding: int
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b z"]:
@@ -56,7 +58,7 @@ class ClipImage(nn.Module):
             use_bias=False,
             name="patches",
         )(images)
-        x = x.reshape(len(x), -1, self.width)
+        x = rearrange(x, "b h w d -> b (h w) d")
         first = self.param("class_embedding", INIT, (self.width,))
         x = jnp.concatenate(
             [jnp.broadcast_to(first[None, None], (len(x), 1, self.width)), x], axis=1
@@ -71,18 +73,17 @@ class ClipImage(nn.Module):
 
 
 class ClipCaption(nn.Module):
-    """Token ids, of which the end token is the largest -> embeddings of length 1; what is behind
-    the first end token is not read.
+    """Token ids -> embeddings of length 1; the end token has the largest id, and tokens after the
+    first one have no influence.
     """
 
     tower: ClipText
-    embedding: int = 512
+    embedding: int
 
     @nn.compact
     def __call__(self, ids: TextIds) -> Float[Array, "b z"]:
         states, _ = self.tower(ids)
-        end = states[
-            jnp.arange(len(ids)), jnp.argmax(ids, axis=1)
-        ]  # of length 1, which changes that of the projection alone
+        # The states are normalised, which changes only the length of the projection.
+        end = states[jnp.arange(len(ids)), jnp.argmax(ids, axis=1)]
         x = nn.Dense(self.embedding, use_bias=False, name="projection")(end)
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,8 +1,8 @@
-"""The codebook: nearest-code quantisation with a straight-through gradient, learned by moving
+"""The codebook: nearest-code quantisation with a straight-through gradient, updated by moving
 averages or by gradient.
 
-Moving averages with Laplace smoothing follow van den Oord et al. 2017, appendix A.1; a code that
-too few vectors choose is moved onto a vector of the current batch.
+Moving averages with Laplace smoothing follow van den Oord et al. 2017, appendix A.1; dead codes
+restart at vectors of the current batch.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ Vectors = Float[Array, "r z"]
 
 @flax.struct.dataclass
 class Codes:
-    """The codebook's state: vectors (k, z), and moving averages of how many vectors chose each (k,)
-    and of their sum (k, z).
+    """The codebook's state: the code vectors, and for each code moving averages of the number and
+    the sum of the encoder vectors nearest to it.
+
+    Fields of other types stand for arrays in trees of shapes, shardings or paths.
     """
 
-    vectors: Any
-    count: Any
-    total: Any
+    vectors: Float[Array, "k z"] | Any
+    count: Float[Array, " k"] | Any
+    total: Float[Array, "k z"] | Any
 
 
 def nearest(vectors: Float[Array, "k z"], z: Float[Array, "*axes z"]) -> Int[Array, "*axes"]:
     """Index of the code at the smallest Euclidean distance."""
-    return jnp.argmax(
-        z @ vectors.T - 0.5 * jnp.square(vectors).sum(-1).reshape((1,) * (z.ndim - 1) + (-1,)),
-        axis=-1,
-    )
+    half_norms = 0.5 * jnp.square(vectors).sum(-1)
+    return jnp.argmax(z @ vectors.T - half_norms.reshape((1,) * (z.ndim - 1) + (-1,)), axis=-1)
 
 
 def straight_through(
@@ -47,13 +47,17 @@ def straight_through(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """How k codes are learned.
+    """The update rule of k codes.
 
     Attributes:
-      update: "ema" (moving averages) or "gradient" (the codebook loss; vectors are then a
-      parameter). decay, smoothing: of the moving averages.
+      codes: k.
+      width: z, the width of a code vector.
+      update: "ema" (moving averages) or "gradient" (the codebook loss; the vectors are then a
+        parameter).
+      decay: of the moving averages.
+      smoothing: Laplace smoothing of the counts.
       restart_every: steps between restarts of dead codes; 0 for never.
-      restart_below: a code is dead when it is chosen less often than this share of an even split.
+      restart_below: a code is dead if its count is below this share of the mean count.
     """
 
     codes: int
@@ -69,9 +73,7 @@ class Codebook:
             raise UserError(f"codebook.update must be 'ema' or 'gradient', got {self.update!r}")
 
     def init(self, key: PRNGKey, z: Vectors) -> Codes:
-        """Codes placed on random vectors of the first batch; a little noise separates repeated
-        ones.
-        """
+        """Codes at random vectors of the first batch; a little noise separates repeated ones."""
         vectors = self._draw(key, z)
         return Codes(vectors=vectors, count=jnp.ones(self.codes), total=jnp.copy(vectors))
 
@@ -91,12 +93,13 @@ class Codebook:
         step: Int[Array, ""],
         axis: str | None,
     ) -> Codes:
-        """The next state after a batch of vectors z with their nearest codes; `axis` names the
-        devices to sum over.
+        """The state after a batch of vectors z, with the indices of their nearest codes.
+
+        `axis` names the mapped axis of devices to sum over, None if the batch is not split.
         """
         z = jax.lax.stop_gradient(z)
-        chosen = jax.nn.one_hot(index, self.codes, dtype=z.dtype)
-        count, total = chosen.sum(0), chosen.T @ z
+        assigned = jax.nn.one_hot(index, self.codes, dtype=z.dtype)
+        count, total = assigned.sum(0), assigned.T @ z
         if axis is not None:
             count, total = jax.lax.psum((count, total), axis)
             z = jax.lax.all_gather(z, axis, tiled=True)
@@ -118,8 +121,8 @@ class Codebook:
 
 
 def usage(index: Int[Array, " r"], k: int, axis: str | None = None) -> dict[str, Float[Array, ""]]:
-    """Share of the k codes that occur in `index`, of all devices of `axis`, and the perplexity
-    exp(entropy) of their frequencies.
+    """Share of the k codes that occur in `index`, and the perplexity exp(entropy) of their
+    frequencies; with `axis`, over all devices of that mapped axis.
     """
     count = jnp.bincount(index, length=k)
     count = count if axis is None else jax.lax.psum(count, axis)

@@ -1,11 +1,9 @@
-"""What the denoiser is conditioned on, and what stands in for it when it is dropped
-(classifier-free guidance).
+"""Conditions of the denoiser, and the null condition that replaces dropped ones (classifier-free
+guidance).
 
 Each conditioner maps ids (b, m) and `drop` (b,) to (condition, mask) for
 `models.denoiser.Denoiser`.
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,13 +16,14 @@ Drop = Bool[Array, " b"]
 
 
 class Conditioner(nn.Module):
-    """Token ids to text states; where `drop` is True, null states instead.
+    """Token ids to text states; null states where `drop` is True.
 
     Attributes:
       encoder: ids (b, m) -> (states (b, m, e), mask (b, m)).
-      null: "learned" states, as in Tang et al. 2022, or those of the caption with the ids `empty`.
-      null_std: standard deviation of the learned states at the start.
-      frozen: no gradient reaches the encoder.
+      null: "learned" states, as in Tang et al. 2022, or the states of the "empty" caption.
+      empty: token ids of the empty caption.
+      null_std: initial standard deviation of the learned states.
+      frozen: stops the gradient at the encoder.
     """
 
     encoder: nn.Module
@@ -47,8 +46,10 @@ class Conditioner(nn.Module):
 
 
 class ClassConditioner(nn.Module):
-    """Labels (b, 1) to class indices; where `drop` is True the one after the last, which is a row
-    of its own in the denoiser's tables if the null is learned, and the mean of their rows if not.
+    """Labels (b, 1) to class indices; `classes`, one beyond the last, where `drop` is True.
+
+    The denoiser's tables have a row for that index if the null is learned; otherwise it selects the
+    mean of their rows.
     """
 
     classes: int
@@ -59,8 +60,8 @@ class ClassConditioner(nn.Module):
 
 
 class NoConditioner(nn.Module):
-    """Ids (b, 0), of which nothing is read."""
+    """No condition: ids (b, 0) are ignored, and the condition is 0."""
 
     @nn.compact
-    def __call__(self, ids: TextIds, drop: Drop) -> tuple[Any, TextMask]:
+    def __call__(self, ids: TextIds, drop: Drop) -> tuple[Int[Array, " b"], TextMask]:
         return jnp.zeros_like(drop, jnp.int32), jnp.ones_like(ids, bool)

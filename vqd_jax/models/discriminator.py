@@ -1,37 +1,40 @@
 """PatchGAN (Isola et al. 2017, arXiv:1611.07004) as VQGAN trains it, and its hinge losses.
 
-GroupNorm stands in for the original's BatchNorm: the network has no state, and its output is the
-same however a batch is split over devices.
+GroupNorm replaces the original's BatchNorm: the network then has no state, and its output does not
+depend on how a batch is split over devices.
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import PRNGKey
 
 _WEIGHTS = nn.initializers.normal(0.02)
 _PAD = ((1, 1), (1, 1))
 Patches = Float[Array, "b h w 1"]
 
 
-def _around_one(key, shape, dtype=jnp.float32):
+def _around_one(
+    key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "..."]:
     return 1 + _WEIGHTS(key, shape, dtype)
 
 
 class PatchGAN(nn.Module):
-    """Images in [-1, 1] -> one real/fake logit a patch, float32.
+    """Images in [-1, 1] -> one real/fake logit per patch, float32.
 
-    `layers` convolutions of stride 2 and two of stride 1, 4x4, padding 1; width doubles a layer, up
-    to 8 times. A patch sees 70 px with layers=3, 34 px with layers=2 (for images of 32 px).
+    `layers` 4x4 convolutions of stride 2, then two of stride 1, all with padding 1; the width
+    doubles with each layer, up to 8 times. A patch covers 70 pixels with 3 layers, as published
+    with a width of 64, and 34 with 2, for images of 32 pixels.
     """
 
-    width: int = 64
-    layers: int = 3
-    dtype: Any = jnp.float32
+    width: int
+    layers: int
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Patches:

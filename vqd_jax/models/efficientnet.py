@@ -5,14 +5,12 @@ Batch normalisation is folded into the convolutions when the weights are convert
 layer is one convolution with a bias.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
-STAGES = (  # repeats, kernel, stride of the first, expansion, channels
+STAGES = (  # repeats, kernel, stride of the first repeat, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -29,12 +27,12 @@ Activations = Float[Array, "b _ _ _"]
 class Depthwise(nn.Module):
     """Depthwise k x k convolution, "SAME", as a sum of shifted images.
 
-    On a CPU that is 2 to 40 times as fast as XLA's grouped convolution.
+    On a CPU this is 2 to 40 times as fast as XLA's grouped convolution.
     """
 
     kernel: int
     stride: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
@@ -43,9 +41,8 @@ class Depthwise(nn.Module):
             self.dtype
         )
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
-        spans = [
-            (-(-size // s) - 1) * s for size in (H, W)
-        ]  # from the first to the last output, in input pixels
+        # From the first to the last output, in input pixels
+        spans = [(-(-size // s) - 1) * s for size in (H, W)]
         pads = [max(span + k - size, 0) for span, size in zip(spans, (H, W), strict=True)]
         x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)))
         total = bias[None, None, None]
@@ -65,7 +62,7 @@ class Block(nn.Module):
     stride: int
     expansion: int
     channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Activations) -> Activations:
@@ -81,13 +78,13 @@ class Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """Images in [-1, 1] -> (average-pooled features, ImageNet logits), float32."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b 1280"], Float[Array, "b 1000"]]:
-        x = (images * 127.5 + 0.5) / 128  # it was trained on (byte - 127) / 128
+        x = (images * 127.5 + 0.5) / 128  # trained on (byte - 127) / 128
         x = nn.relu6(nn.Conv(STEM, (3, 3), (2, 2), dtype=self.dtype, name="stem")(x))
         i = 0
         for repeats, kernel, stride, expansion, channels in STAGES:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from vqd_jax.core.errors import UserError
 
 SIZE = 299
-MIN_SIZE = 75  # less, and nothing is left before the last pool
+MIN_SIZE = 75  # smaller images have no pixel left before the last pool
 CLASSES = 1008
 WIDTHS = {
     "64": 64,
@@ -30,9 +30,9 @@ WIDTHS = {
 
 Activations = Float[Array, "b _ _ _"]
 Layer = tuple[int, int, int]  # channels, kernel height, kernel width
-Branch = tuple[
-    str, tuple[Layer | tuple[Layer, Layer], ...]
-]  # a pair of layers is a fork: both read the same, side by side
+# A name and layers in a row; a pair of layers is a fork: both get the same input, and their outputs
+# are concatenated.
+Branch = tuple[str, tuple[Layer | tuple[Layer, Layer], ...]]
 
 
 def _max_pool(x: Activations) -> Activations:
@@ -69,10 +69,11 @@ class Conv(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches of convolutions, and a pooled one, one after the other in the channels.
+    """Branches of convolutions and a pooled one, concatenated along the channels.
 
-    pooled: channels of the convolution after the pool; 0: there is none, and every branch ends with
-    a stride of 2.
+    Attributes:
+      pooled: channels of the convolution after the pool; with 0 there is none, and every branch
+        ends with a stride of 2.
     """
 
     branches: tuple[Branch, ...]
@@ -165,10 +166,10 @@ BLOCKS = {
 
 
 class InceptionV3(nn.Module):
-    """Images, as a rule 299 pixels a side in [-1, 1] -> the features of WIDTHS: global averages
-    after each stage, and logits.
+    """Images in [-1, 1], usually 299 pixels a side -> the features of WIDTHS: global averages after
+    each stage, and logits.
 
-    `logits_unbiased` are the logits less their bias, from which torch-fidelity takes the Inception
+    `logits_unbiased` are the logits minus their bias, which torch-fidelity uses for the Inception
     score.
     """
 

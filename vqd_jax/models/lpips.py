@@ -5,41 +5,40 @@ d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)^2; all 
 gradients reach the inputs only.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Images
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-ALEX = (
+ALEX = (  # channels, kernel, stride, padding
     (64, 11, 4, 2),
     (192, 5, 1, 2),
     (384, 3, 1, 1),
     (256, 3, 1, 1),
     (256, 3, 1, 1),
-)  # channels, kernel, stride, padding
-SMALLEST = {"vgg": 16, "alex": 31}  # pixels: four poolings; the first convolution and two poolings
+)
+# In pixels, for four poolings, and for a convolution of stride 4 and two poolings
+SMALLEST = {"vgg": 16, "alex": 31}
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-# pixels up to which one matrix product is used: at 2x2 XLA's convolution takes 100 times as long on
-# a CPU
+# Images of at most this number of pixels use a matrix product: at 2x2, XLA's convolution takes 100
+# times as long on a CPU.
 _SMALL = 16
-_NORM_FLOOR = 1e-20  # under the root: a pixel without features has a finite gradient
+_NORM_FLOOR = 1e-20  # under the root, so that the gradient of a pixel without features is finite
 
 Pyramid = tuple[Float[Array, "b _ _ _"], ...]
 
 
 class FrozenConv(nn.Module):
-    """Convolution through whose weights no gradient flows."""
+    """Convolution whose weights get no gradient."""
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     size: int = 3
     stride: int = 1
     padding: int = 1
@@ -76,7 +75,7 @@ class VGG16(nn.Module):
     relu5_3).
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images) -> Pyramid:
@@ -94,7 +93,7 @@ class VGG16(nn.Module):
 class AlexNet(nn.Module):
     """The convolutions of AlexNet: images in [-1, 1] -> (relu1, relu2, relu3, relu4, relu5)."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images) -> Pyramid:
@@ -112,22 +111,23 @@ NETS = {"vgg": VGG16, "alex": AlexNet}
 
 
 class LPIPS(nn.Module):
-    """Distance of each pair of images in [-1, 1]; 0 for equal images, below 0.1 for a slight blur,
+    """Distance of each pair of images in [-1, 1]: 0 for equal images, below 0.1 for a slight blur,
     near 1 for noise.
 
-    `upsample` enlarges both images bilinearly first (the network was trained on 224 px). `net`: of
-    NETS; losses have vgg, tables of results mostly alex.
+    Attributes:
+      upsample: factor by which both images are enlarged bilinearly first (the networks were trained
+        on 224 pixels).
+      net: "vgg", as in most losses, or "alex", as in most published tables.
     """
 
     upsample: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     net: str = "vgg"
 
     @nn.compact
     def __call__(self, x: Images, y: Images) -> Float[Array, " b"]:
         network = NETS[self.net](self.dtype, name=self.net)
-        # two calls, not one on the concatenation: in training only one of the images needs a
-        # backward pass
+        # Two calls, not one on the concatenation: in training only one image needs a backward pass.
         pyramids = zip(
             network(_enlarge(x, self.upsample)), network(_enlarge(y, self.upsample)), strict=True
         )
@@ -140,12 +140,12 @@ class LPIPS(nn.Module):
 
 
 def vgg_features(pyramid: Pyramid) -> Float[Array, "b 512"]:
-    """Global average of relu5_3: the features of the VGG-KID."""
+    """Global average of relu5_3, the features of the VGG-KID."""
     return jnp.mean(pyramid[-1].astype(jnp.float32), axis=(1, 2))
 
 
 def _standard(x: Images, network: str, least: int) -> Images:
-    """What the networks were trained on; UserError if the images are too small for them."""
+    """Images as the networks were trained on; UserError if they are smaller than `least`."""
     if min(x.shape[1:3]) < least:
         raise UserError(
             f"{network} needs images of at least {least} pixels a side, got "
@@ -163,8 +163,8 @@ def _enlarge(x: Images, factor: int) -> Float[Array, "b _ _ 3"]:
 
 
 def _halve(x: Float[Array, "b H W c"]) -> Float[Array, "b _ _ c"]:
-    """2x2 maximum, stride 2. By pairs: the backward pass of `nn.max_pool` takes 30 times as long on
-    a CPU.
+    """2x2 maximum of stride 2, in pairs: the backward pass of `nn.max_pool` takes 30 times as long
+    on a CPU.
     """
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     x = jnp.maximum(x[:, ::2], x[:, 1::2])

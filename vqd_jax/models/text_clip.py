@@ -1,4 +1,4 @@
-"""The text tower of CLIP ViT-B/32 (Radford et al. 2021) as VQ-Diffusion reads it: causal, with
+"""The text tower of CLIP ViT-B/32 (Radford et al. 2021) as VQ-Diffusion uses it: causal, with
 QuickGELU.
 
 The states are the final norm's output at every position, each scaled to length 1, without pooling
@@ -6,16 +6,12 @@ or projection; the padding after a caption counts as text.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import DTypeLike
 
 from vqd_jax.core.shapes import TextIds, TextMask, TextStates
 from vqd_jax.models.text_learned import INIT, TextBlock, check_text_shape, text_norm
-
-
-def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return x * jax.nn.sigmoid(1.702 * x)
+from vqd_jax.models.transformer import quick_gelu
 
 
 class ClipText(nn.Module):
@@ -31,20 +27,21 @@ class ClipText(nn.Module):
     | block_N/mlp_in, mlp_out | …mlp.c_fc, c_proj | …mlp.fc1, fc2 |
     | norm | ln_final | final_layer_norm |
 
-    Kernels here are the transposes of PyTorch's weights.
-    """
+    Kernels here are the transposes of PyTorch's weights. ViT-B/32 has 49408 tokens, length 77,
+    width 512, 12 layers and 8 heads.
+    """  # noqa: E501
 
-    vocabulary: int = 49408
-    length: int = 77
-    width: int = 512
-    layers: int = 12
-    heads: int = 8
+    vocabulary: int
+    length: int
+    width: int
+    layers: int
+    heads: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TextIds) -> tuple[TextStates, TextMask]:
-        """States at all positions, and a mask that is True everywhere: the denoiser reads the
-        padding too.
+        """States at all positions, and a mask that is True everywhere: the denoiser attends to the
+        padding, too.
         """
         check_text_shape(ids, self.length, self.width, self.heads)
         x = nn.Embed(

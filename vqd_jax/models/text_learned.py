@@ -9,7 +9,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike
+from einops import rearrange
+from jaxtyping import Array, Bool, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import TextIds, TextMask, TextStates
@@ -18,15 +19,13 @@ INIT = nn.initializers.normal(0.02)
 
 
 class LearnedText(nn.Module):
-    """Token ids → float32 states for cross-attention; `layers=0` leaves embeddings, positions and
-    the norm.
-    """
+    """Token ids → float32 states for cross-attention; with `layers=0`, normalised embeddings."""
 
     vocabulary: int
     length: int
-    width: int = 192
-    layers: int = 2
-    heads: int = 4
+    width: int
+    layers: int
+    heads: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -68,8 +67,8 @@ class TextBlock(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Multi-head self-attention with biases; the mask is True where a query (second to last axis)
-    may look.
+    """Multi-head self-attention with biases; queries are the second to last axis of the mask, and
+    attend to the keys where it is True.
     """
 
     heads: int
@@ -77,34 +76,34 @@ class TextAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: TextStates, mask: Bool[Array, "#b 1 #m m"]) -> TextStates:
-        b, m, e = x.shape
+        e = x.shape[-1]
 
-        def project(name):  # (b, m, e) -> (b, a, m, f)
+        def project(name: str) -> Float[Array, "b a m f"]:
             y = nn.Dense(e, dtype=self.dtype, name=name)(x)
-            return y.reshape(b, m, self.heads, e // self.heads).swapaxes(1, 2)
+            return rearrange(y, "b m (a f) -> b a m f", a=self.heads)
 
         query, key, value = project("query"), project("key"), project("value")
         scores = jnp.einsum("baqf,bakf->baqk", query, key, preferred_element_type=jnp.float32)
         scores = scores * (e // self.heads) ** -0.5
-        # A finite floor: a row of nothing but padding gives a plain mean, not NaN.
+        # A finite floor: a caption of padding only gives a plain mean, not NaN.
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores).astype(self.dtype)
-        y = jnp.einsum("baqk,bakf->baqf", weights, value).swapaxes(1, 2).reshape(b, m, e)
+        y = jnp.einsum("baqk,bakf->baqf", weights, value)
+        y = rearrange(y, "b a m f -> b m (a f)")
         return nn.Dense(e, dtype=self.dtype, name="out")(y)
 
 
 def text_norm(name: str) -> nn.LayerNorm:
+    """LayerNorm in float32, with epsilon 1e-5."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
 def check_text_shape(ids: TextIds, length: int, width: int, heads: int) -> None:
+    """UserError for ids of another length, or a width that heads do not divide."""
     if width % heads:
         raise UserError(
-            f"A text width of {width} does not divide among {heads} heads; make it a multiple of "
-            "them."
+            f"a text width of {width} does not divide among {heads} heads: make it a multiple of "
+            "their number"
         )
     if ids.shape[1] != length:
-        raise UserError(
-            f"The text encoder was given {ids.shape[1]} tokens a caption; it was built for "
-            f"{length}."
-        )
+        raise UserError(f"the text encoder takes {length} tokens per caption, got {ids.shape[1]}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from vqd_jax.config import build
 from vqd_jax.models.lpips import LPIPS
-from vqd_jax.runtime.sharding import Pmap, Sharded, bytes_on_a_device
+from vqd_jax.runtime.parallel import Parallelism, bytes_per_device
 from vqd_jax.train.cost import flops
 from vqd_jax.train.cost.compiled import Collective, Program
 from vqd_jax.train.cost.roofline import Bytes
@@ -57,13 +57,13 @@ class DryRun:
         example = jax.tree.map(lambda x: shape(*x.shape[1:], dtype=x.dtype), self.batch)
         return flops.of_step(self.stage, self.frozen, example, self.train.batch_size)
 
-    def lower(self, parallel: Pmap | Sharded) -> jax.stages.Lowered:
+    def lower(self, parallel: Parallelism) -> jax.stages.Lowered:
         """The step for those devices. UserError if they cannot share the batch."""
         parallel.check_batch(self.train.batch_size, self.train.accumulate)
         arguments = (
-            parallel.placed(self.state),
-            parallel.placed(self.frozen),
-            parallel.sharded(self.batch),
+            parallel.device_put_shapes(self.state),
+            parallel.device_put_shapes(self.frozen),
+            parallel.shard_shapes(self.batch),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
         if jax.process_count() > 1 and isinstance(parallel, Pmap):  # which then wants arrays
@@ -73,7 +73,7 @@ class DryRun:
             )
         return parallel.compile(self.step).lower(*arguments, key)
 
-    def compile(self, parallel: Pmap | Sharded) -> "Compiled":
+    def compile(self, parallel: Parallelism) -> "Compiled":
         """What the compiler makes of it. The machine code, which nobody runs, is not optimised:
         that takes half of the time.
         """
@@ -87,16 +87,16 @@ class DryRun:
             memory.alias_size_in_bytes,
             memory.temp_size_in_bytes,
         )
-        placed = parallel.placed(self.state)
+        placed = parallel.device_put_shapes(self.state)
         parts = {
             "parameters": placed.params,
             "optimizer": placed.opt_state,
             "average": placed.ema,
             "other state": (placed.extra, placed.step),
-            "frozen": parallel.placed(self.frozen),
-            "batch": parallel.sharded(self.batch),
+            "frozen": parallel.device_put_shapes(self.frozen),
+            "batch": parallel.shard_shapes(self.batch),
         }
-        arguments = {name: bytes_on_a_device(tree) for name, tree in parts.items()}
+        arguments = {name: bytes_per_device(tree) for name, tree in parts.items()}
         return Compiled(size, arguments, text.products(), text.collectives(parallel.axes))
 
 
@@ -120,7 +120,7 @@ def dry_run(config: Any, name: str) -> DryRun:
     for section in (config.vqvae_train, config.diffusion_train):
         section.accumulate = section.accumulate or 1
     config.denoiser.attention = (
-        "whole" if config.denoiser.attention == "auto" else config.denoiser.attention
+        "full" if config.denoiser.attention == "auto" else config.denoiser.attention
     )
     section = build.choose(
         "stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")

@@ -1,0 +1,220 @@
+"""The transformer over image tokens that the denoiser and the autoregressive baseline share:
+embeddings, layers and head, and the adaptive norm of their blocks.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Logits, TextStates, Tokens
+from vqd_jax.models.linear import Linear, product
+
+Condition = TextStates | Int[Array, " b"]
+Aux = dict[str, Array]
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * sigmoid(1.702 x), the approximation of GELU in CLIP and in the released models."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def layer_norm(x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
+    """Normalises the last axis in float32, without gain or bias; epsilon 1e-5."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - x32.mean(-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
+
+
+def sinusoid(i: Int[Array, " b"], size: int, d: int) -> Float[Array, "b d"]:
+    """[sin, cos] of 4000 i / size at d / 2 frequencies from 1 down to 1e-4."""
+    z = i.astype(jnp.float32)[:, None] * (4000 / size)
+    f = jnp.exp(-jnp.arange(d // 2) * (jnp.log(10_000.0) / (d // 2 - 1)))[None, :]
+    return jnp.concatenate([jnp.sin(z * f), jnp.cos(z * f)], axis=-1)
+
+
+class AdaLayerNorm(nn.Module):
+    """LN(h) * (1 + scale) + shift, with (scale, shift) a linear map of SiLU(E[i]).
+
+    Every instance has its own table E of `size` rows, learned or, with kind "sinusoidal", fixed.
+    An index beyond a learned table selects the mean of its rows.
+    """
+
+    size: int
+    init_std: float
+    dtype: DTypeLike
+    kind: str = "learned"
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "b n d"], i: Int[Array, " b"]) -> Float[Array, "b n d"]:
+        d, normal = h.shape[-1], nn.initializers.normal(self.init_std)
+        if self.kind == "learned":
+            table = nn.Embed(self.size, d, embedding_init=normal, name="table")
+            e = table(jnp.minimum(i, self.size - 1))
+            e = jnp.where((i < self.size)[:, None], e, table.embedding.mean(0)[None])
+        else:
+            e = sinusoid(i, self.size, d)
+        change = Linear(2 * d, dtype=self.dtype, kernel_init=normal, name="linear")(jax.nn.silu(e))
+        scale, shift = jnp.split(change[:, None, :], 2, axis=-1)
+        return layer_norm(h) * (1 + scale) + shift
+
+
+class TransformerBlock(nn.Module):
+    """The fields and parts that the blocks of both networks share; fields as in
+    `TokenTransformer`.
+    """
+
+    heads: int
+    mlp_ratio: int
+    condition: str
+    classes: int
+    init_std: float
+    dropout: float
+    dtype: DTypeLike
+
+    def dense(self, features: int, name: str) -> nn.Module:
+        normal = nn.initializers.normal(self.init_std)
+        return Linear(features, dtype=self.dtype, name=name, kernel_init=normal)
+
+    def norm(self, h: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(h)
+
+    def mlp_norm(self, h: Float[Array, "b n d"], condition: Condition) -> Float[Array, "b n d"]:
+        """The norm before the MLP, which class models adapt to the class."""
+        if self.condition != "class":
+            return self.norm(h, "norm3")
+        adaptive = AdaLayerNorm(self.classes, self.init_std, self.dtype, name="norm3")
+        return adaptive(h, condition)
+
+    def linear_mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        d = x.shape[-1]
+        return self.dense(d, "mlp_out")(quick_gelu(self.dense(self.mlp_ratio * d, "mlp_in")(x)))
+
+
+class TokenTransformer(nn.Module):
+    """Fields and parts that the networks over image tokens share.
+
+    Attributes:
+      codes: k; the input vocabulary is k + 1, with [MASK] last.
+      grid: (h, w) of the token grid; position l is row l // w, column l % w.
+      condition: "text" (cross-attention to states (b, m, e) where the mask is True), "class"
+        (labels (b,); one beyond `classes` stands for the mean of all) or "none".
+      head: "linear", as published, or "tied": logits are products with the token embedding, so that
+        an untrained network already tends to copy the tokens that are not [MASK].
+      dtype: of the matrix products; parameters, norms, softmax and logits are float32.
+      remat: compute each layer again in the backward pass instead of storing its intermediates.
+      scan: one program for all layers, whose parameters are stacked at run time: compiles faster.
+    """
+
+    codes: int
+    grid: tuple[int, int]
+    layers: int
+    width: int
+    heads: int
+    mlp_ratio: int
+    condition: str = "text"
+    classes: int = 0
+    head: str = "linear"
+    init_std: float = 0.02
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    def check(self, accepted: dict[str, tuple[str, ...]]) -> None:
+        """UserError for a field that has none of its accepted values, or sizes that do not fit."""
+        for field, values in accepted.items():
+            if (value := getattr(self, field)) not in values:
+                raise UserError(
+                    f"denoiser.{field} must be {', '.join(values[:-1])} or {values[-1]}, got "
+                    f"{value!r}"
+                )
+        if self.width % self.heads:
+            raise UserError(
+                f"denoiser.width {self.width} must be a multiple of denoiser.heads {self.heads}"
+            )
+        if self.condition == "class" and self.classes < 1:
+            raise UserError("a denoiser with the condition class needs the number of classes")
+
+    def block(self, kind: type[TransformerBlock]) -> Callable[..., nn.Module]:
+        """Returns the constructor of a block whose fields are those of this network."""
+        names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+        return functools.partial(kind, **{name: getattr(self, name) for name in names})
+
+    def embed(
+        self, tokens: Tokens, positions: Int[Array, " n"], table: tuple[int, int]
+    ) -> tuple[Float[Array, "b n d"], nn.Embed]:
+        """Token plus row and column embeddings, and the token embedding for `logits`.
+
+        `table` has the sizes of the tables of rows and columns; position l is row l // w of it.
+        """
+        normal = nn.initializers.normal(self.init_std)
+        embedding = lambda size, name: nn.Embed(size, self.width, embedding_init=normal, name=name)
+        h, w = table
+        place = embedding(h, "rows")(positions // w) + embedding(w, "columns")(positions % w)
+        codes = embedding(self.codes + 1, "tokens")
+        return (codes(tokens) + place[None]).astype(self.dtype), codes
+
+    def run_layers(
+        self,
+        block: Callable[..., nn.Module],
+        call: Callable[[Callable[..., Any], Array], tuple[Array, Aux]],
+        x: Float[Array, "b n d"],
+    ) -> tuple[Float[Array, "b n d"], dict[str, Aux]]:
+        """Runs all layers (unrolled, rematerialised or scanned).
+
+        `block(name=name)` makes a layer, `call(layer, x) -> (x, aux)` applies it. Returns the
+        output of the last layer and each layer's aux by the layer's name.
+        """
+        names = [f"block{i}" for i in range(self.layers)]
+        if self.scan and not self.is_initializing():
+            return self._scan_layers(block(parent=None), call, x, names)
+        call = nn.remat(call) if self.remat and not self.scan else call
+        aux = {}
+        for name in names:
+            x, aux[name] = call(block(name=name), x)
+        return x, aux
+
+    def _scan_layers(
+        self,
+        layer: nn.Module,
+        call: Callable[[Callable[..., Any], Array], tuple[Array, Aux]],
+        x: Float[Array, "b n d"],
+        names: list[str],
+    ) -> tuple[Float[Array, "b n d"], dict[str, Aux]]:
+        """`run_layers` by `lax.scan`; checkpoints hold each layer's parameters by name, so
+        `nn.scan`, whose parameters are stacked, does not fit.
+        """
+        params = [self.variables["params"][name] for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        keys = None
+        if self.has_rng("dropout"):
+            keys = jax.random.split(self.make_rng("dropout"), self.layers)
+
+        def step(x, inputs):
+            params, key = inputs
+            rngs = {} if key is None else {"dropout": key}
+            return call(functools.partial(layer.apply, {"params": params}, rngs=rngs), x)
+
+        step = jax.checkpoint(step) if self.remat else step
+        x, aux = jax.lax.scan(step, x, (stacked, keys))
+        return x, {name: jax.tree.map(lambda y, i=i: y[i], aux) for i, name in enumerate(names)}
+
+    def logits(self, x: Float[Array, "b n d"], tokens: nn.Embed, outputs: int) -> Logits:
+        """Final norm and head; `outputs` is the number of logits, those of the first embeddings in
+        `tokens` if the head is tied.
+        """
+        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        if self.head == "tied":
+            kernel = tokens.embedding[:outputs].T.astype(self.dtype)
+            bias = self.param("head_bias", nn.initializers.zeros, (outputs,))
+            return product(x, kernel).astype(jnp.float32) + bias[None, None]
+        normal = nn.initializers.normal(self.init_std)
+        head = Linear(outputs, dtype=self.dtype, kernel_init=normal, name="head")
+        return head(x).astype(jnp.float32)
