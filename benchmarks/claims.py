@@ -36,6 +36,7 @@ from vqd_jax.eval import judge as judging
 from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
+from vqd_jax.inference.prompts import escape_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {"test": 128, "train": 64}  # pictures per part
@@ -251,7 +252,7 @@ class Measure:
 
     def draw(self, model: pipeline.TextToImage, chosen: list[int], calls: int) -> np.ndarray:
         prompts = [
-            pipeline.escape_prompt(self.scores.source.records[i].captions[0]) for i in chosen
+            escape_prompt(self.scores.source.records[i].captions[0]) for i in chosen
         ]
         return np.concatenate(
             [*model.batches(prompts, batches.ROWS, seed=self.scores.protocol.seed, calls=calls)]

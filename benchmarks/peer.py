@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from vqd_jax.config import build, paper
 from vqd_jax.config.defaults import defaults
-from vqd_jax.inference import pipeline
+from vqd_jax.runtime.compile_cache import enable_compilation_cache
 
 SIZES = {  # layers, width, heads, codes, side of the token grid
     "S": (18, 192, 12, 2887, 32),
@@ -221,7 +221,7 @@ def start(device: str | None) -> None:
     """JAX on the device asked for, with its cache of compiled programs."""
     if device:
         jax.config.update("jax_platforms", {"gpu": "cuda,cpu"}.get(device, device))
-    pipeline.compilation_cache()
+    enable_compilation_cache()
 
 
 def on_gpu() -> bool:

@@ -22,6 +22,7 @@ from vqd_jax.data import batches
 from vqd_jax.eval import evaluation, judge, protocols
 from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
+from vqd_jax.inference.prompts import escape_prompt
 
 SAMPLERS = {
     "released_fast": dict(sampler="released_fast"),
@@ -94,7 +95,7 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     }
     done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
     prompts = lambda cells: [
-        pipeline.escape_prompt(scores.source.records[i].captions[0]) for i in cells
+        escape_prompt(scores.source.records[i].captions[0]) for i in cells
     ]
     known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
     n = int(np.prod(model.stage.denoiser.grid))

@@ -12,16 +12,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from helpers.clip_files import MERGES, VOCABULARY, write_folder
-from helpers.workdirs import MODELS, command, items, made, make_workdir, same_arrays
+from helpers.commands import run_in_process
+from helpers.workdirs import MODELS, items, made, make_workdir, same_arrays
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.text.clip import ClipTokenizer
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading, pipeline
 from vqd_jax.models.weights import exported as own
 
 
 def failure(name, *args):
     """The sentence with which a command ends."""
-    done = command(name, *args)
+    done = run_in_process(name, *args, ok=False)
     assert (
         done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     ), done.stderr
@@ -99,7 +100,7 @@ def test_half_precision_stays_and_a_small_workdir_keeps_what_is_there(tmp_path):
     _, kept = items(small, "diffusion")
     half = jax.tree.map(lambda x: x.astype(np.float16), items(workdir, "diffusion")[1]["weights"])
     same_arrays(kept["weights"], half)
-    same_arrays(pipeline.read_plan(small), pipeline.read_plan(workdir))
+    same_arrays(loading.read_plan(small), loading.read_plan(workdir))
     made("export", f"--workdir={small}")
     made("convert", tmp_path / "run-small.safetensors", f"--workdir={tmp_path / 'again'}")
     same_workdirs(small, tmp_path / "again")

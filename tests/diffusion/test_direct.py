@@ -201,7 +201,7 @@ def test_what_it_cannot_do_is_one_sentence():
         with pytest.raises(UserError, match="diffusion_loss needs auxiliary 0, and not continuous"):
             direct(**weights)
     config = defaults()
-    config.sampling.update(pipeline.fixed_sampling(direct()))
+    config.sampling.update(direct().fixed_sampling)
     assert config.sampling.sampler == "previous" and config.sampling.calls == T
     model = pipeline.TextToImage(
         config=config,

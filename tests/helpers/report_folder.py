@@ -7,7 +7,7 @@ import pytest
 
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.image_grid import save_png
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import Log
 
@@ -47,7 +47,7 @@ def fill(workdir):
     save_png(workdir / "samples.png", colours(2))
     for step, counts in ((100, [0, 3, 1]), (200, [2, 2, 0])):
         np.save(workdir / "vqvae" / f"codes-{step:08d}.npy", np.array(counts))
-    pipeline.write_plan(workdir, entropy())
+    loading.write_plan(workdir, entropy())
     config = defaults().unlock()
     config.denoiser.layers, config.preview.prompts, config.sampling.calls = 3, (EVIL,), 5
     with Checkpoints(workdir / "diffusion" / "checkpoints") as checkpoints:

@@ -9,6 +9,7 @@ import pytest
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import pipeline
+from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.stages import sampling
 
@@ -94,8 +95,8 @@ def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
 
 
 def test_a_blend_has_weights(model):
-    assert pipeline.split_prompt("a cat AND a dog :0.5") == [("a cat", 1.0), ("a dog", 0.5)]
-    assert pipeline.split_prompt("a SANDcastle: 3 towers") == [("a SANDcastle: 3 towers", 1.0)]
+    assert split_prompt("a cat AND a dog :0.5") == [("a cat", 1.0), ("a dog", 0.5)]
+    assert split_prompt("a SANDcastle: 3 towers") == [("a SANDcastle: 3 towers", 1.0)]
     both, apple = "a google style emoji of a dog", "a google style emoji of a red apple"
     plain = model.tokens([both] * 4, calls=6, guidance=1.5)
     np.testing.assert_array_equal(
@@ -139,7 +140,7 @@ def test_a_negative_prompt_leads_away(model):
             {"sampler": "counts", "counts": ["a"] * 25},
             "the option counts of counts must be like 'auto', got .'a', 'a'",
         ),
-        ({"sampler": "counts", "order": [[0]]}, "the option order of counts is like"),
+        ({"sampler": "counts", "order": [[0]]}, "the option order of counts must be like"),
         ({"sampler": "counts", "noise": float("nan")}, "noise of counts must be like 4.5, got nan"),
         ({"sampler": "counts", "noise": 10**400}, "noise of counts must be like 4.5, got 1000"),
         ({"sampler": "counts", "noise": True}, "got True"),

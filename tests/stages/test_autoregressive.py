@@ -14,7 +14,8 @@ from helpers.diffusion_stage import CODEC, batch
 from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.text_learned import LearnedText
-from vqd_jax.runtime.sharding import Rows, local_devices
+from vqd_jax.runtime.devices import local_devices
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.samplers.guidance import GuidanceConfig, apply_temperature, guide, top_k_filter
@@ -322,7 +323,7 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
     stage = make()
     params = random_params(stage)
     loss, (seen, metrics) = stage.loss(
-        params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(64)
+        params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.of_device(64)
     )
     exact = stage.bound(
         params, jax.random.split(jax.random.key(9), 64), rows["tokens"], rows["text"], 3
@@ -331,7 +332,7 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
     assert metrics.keys() == {"loss", "accuracy"} and not seen
     never, always = (
         make(drop_caption=p).loss(
-            params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(64)
+            params, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.of_device(64)
         )[0]
         for p in (0.0, 1.0)
     )
@@ -353,7 +354,7 @@ def test_remat_and_scan_change_no_number_beyond_rounding(options):
         == jax.eval_shape(plain_.init, jax.random.key(0), rows)[0]
     )
     loss = lambda stage: (
-        lambda p: stage.loss(p, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.here(4))[0]
+        lambda p: stage.loss(p, {}, {}, rows, jax.random.key(0), jnp.int32(0), Rows.of_device(4))[0]
     )
     want, got = (jax.jit(jax.grad(loss(stage)))(params) for stage in (plain_, changed))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

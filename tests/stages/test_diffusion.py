@@ -172,7 +172,7 @@ def test_dropped_captions_become_the_null(params):
 def test_the_share_of_dropped_captions(params, monkeypatch):
     rows, seen = 4000, []
 
-    def spy(self, params, z_t, t, ids, drop, dropout_key=None):
+    def spy(self, params, z_t, t, ids, drop, **dropout):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), drop)
         return jnp.zeros((*z_t.shape, K))
 
@@ -198,9 +198,9 @@ def test_encoding_while_training_equals_cached_tokens(params):
 def test_dropout_acts_with_a_key_only(params):
     data, stage = batch(2), make(dropout=0.5)
     args = data["tokens"], jnp.array([1, 3]), data["text"], jnp.zeros(2, bool)
-    run = jax.jit(lambda stage, *key: stage.predict(params, *args, *key), static_argnums=0)
+    run = jax.jit(lambda stage, *dropout: stage.predict(params, *args, *dropout), static_argnums=0)
     np.testing.assert_array_equal(run(stage), run(make()))
-    assert (run(stage, jax.random.key(0)) != run(stage)).any()
+    assert (run(stage, jax.random.key(0), jnp.arange(2)) != run(stage)).any()
 
 
 # ---- the bound of held-out images

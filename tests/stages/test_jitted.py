@@ -26,7 +26,7 @@ from vqd_jax.eval.features import Extractor
 from vqd_jax.samplers.ancestral import Ancestral
 from vqd_jax.samplers.guidance import GuidanceConfig as Prediction
 from vqd_jax.samplers.base import Constraint as Known
-from vqd_jax.runtime.sharding import local_devices as here
+from vqd_jax.runtime.devices import local_devices as here
 from vqd_jax.train import programs
 from vqd_jax.stages.token_stage import Conditioning as Conditions
 

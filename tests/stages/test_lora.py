@@ -27,7 +27,7 @@ from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditi
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages import jitted, lora
 from vqd_jax.stages.importance import LossAwareTimes
@@ -195,7 +195,7 @@ def test_the_gradient_reaches_the_adapter_alone(kind):
     stage = stage_of(kind)
     params = moved(drawn(stage))
     loss = lambda p: stage.loss(
-        p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8)
+        p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.of_device(8)
     )[0]
     grads = jax.jit(jax.grad(loss))(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["adapter"]))
@@ -212,7 +212,7 @@ def test_scan_and_remat_change_no_number_beyond_rounding(options):
     params = moved(drawn(plain))
     loss = lambda stage: (
         lambda p: stage.loss(
-            p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.here(8)
+            p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.of_device(8)
         )[0]
     )
     (value, got), (wanted, want) = (

@@ -11,7 +11,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.stages import vqvae as module
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage, to_float, to_uint8
 
@@ -77,7 +77,7 @@ def start():
 def run(stage, params, extra, step=0):
     def loss(params, step):
         value, (aux, metrics) = stage.loss(
-            params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.here(4)
+            params, extra, FROZEN, BATCH, jax.random.key(1), step, Rows.of_device(4)
         )
         learned, whole = stage.update_extra(extra, aux, jax.random.key(1), step, None)
         return value, (learned, metrics | whole)
@@ -132,7 +132,7 @@ def test_every_term_and_switch_by_hand(weights, start):
         params = {"vqvae": params["vqvae"]}
     step = 3  # 12 examples seen
     loss = lambda p: make(**weights).loss(
-        p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), Rows.here(4)
+        p, extra, FROZEN, BATCH, jax.random.key(1), jnp.int32(step), Rows.of_device(4)
     )
     value, (_, metrics) = jax.jit(loss)(params)
     x, z, q, out, _ = (np.asarray(a, np.float64) for a in forward(params, extra.vectors))

@@ -40,14 +40,13 @@ def define_flags(options: flags.FlagValues) -> None:
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     required_workdir(options)
 
-    from vqd_jax.eval.generate import digest
     from vqd_jax.inference import pipeline
     from vqd_jax.web.demo import api
     from vqd_jax.web.demo.queue import JobQueue
     from vqd_jax.web.demo.server import Server, is_loopback
 
     model = pipeline.load(options.workdir, **loading(options))
-    weights = digest(model)
+    weights = model.digest
     about = api.model_info(model, options.workdir, weights)
     queue = JobQueue(functools.partial(api.draw, model, weights=weights))
     server = Server(

@@ -38,8 +38,9 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")
 
     from vqd_jax.inference import explain, pipeline
+    from vqd_jax.inference.prompts import check_prompt
 
-    prompts = [pipeline.check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
+    prompts = [check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
     model = pipeline.load(options.workdir, **loading(options))
     prompt = explain.only(model.prompts(prompts, labels=bool(options.label)))
     explanation = explain.explain(

@@ -57,12 +57,12 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.data import batches
     from vqd_jax.data.token_cache import cached_tokens
     from vqd_jax.eval import evaluation
-    from vqd_jax.inference import pipeline, plan
+    from vqd_jax.inference import loading, pipeline, plan
     from vqd_jax.runtime.workdir import Workdir
 
     workdir = Path(options.workdir)
     model = pipeline.load(workdir)
-    if pipeline.fixed_sampling(model.stage).get("sampler") == "previous":
+    if model.stage.fixed_sampling.get("sampler") == "previous":
         raise UserError(
             "a plan is made from predictions of x_0, and this model predicts the previous state"
         )
@@ -84,7 +84,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     tokens = cached_tokens(cache, source, model.codec_weights, model.encode)
     captions = [source.records[i].captions[0] for i in chosen]
     entropy = plan.measure(model, tokens[chosen], captions, options.points)
-    pipeline.write_plan(workdir, entropy)
+    loading.write_plan(workdir, entropy)
     for order in entropy:
         counts, gap = plan.plan(entropy, order, options.calls)
         print(

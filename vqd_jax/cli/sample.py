@@ -97,13 +97,13 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     import numpy as np
 
     from vqd_jax.core.image_grid import grid, save_png
-    from vqd_jax.eval.generate import digest
     from vqd_jax.inference import pipeline, request
+    from vqd_jax.inference.prompts import check_prompt
 
-    prompts = [pipeline.check_prompt(p) for p in [*options.prompt, *options.label]]
+    prompts = [check_prompt(p) for p in [*options.prompt, *options.label]]
     started = time.perf_counter()
     model = pipeline.load(options.workdir, **loading(options))
-    weights = digest(model)
+    weights = model.digest
     if options.like:
         wanted, only = request.read_file(model, options.like, weights)
     else:

@@ -17,7 +17,6 @@ from vqd_jax.eval import judge as judging
 from vqd_jax.eval import protocols
 from vqd_jax.eval.collect import evenly_spaced
 from vqd_jax.eval.evaluation import Evaluation, cache
-from vqd_jax.eval.generate import digest
 from vqd_jax.eval.judge import Scored
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.inference import pipeline
@@ -92,7 +91,7 @@ def evaluate_model(
     result = {
         "protocol": dataclasses.asdict(protocol),
         "sampling": settings,
-        "provenance": provenance(workdir) | loading | {"weights": digest(model), "batch": batch},
+        "provenance": provenance(workdir) | loading | {"weights": model.digest, "batch": batch},
     }
     if "retrieval" in protocol.measures:
         result["gallery"] = {

@@ -16,7 +16,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import remove_on_error
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading
 from vqd_jax.models.weights import clip, released, vqgan
 from vqd_jax.models.weights.exported import ITEMS, Stages, is_exported, read
 from vqd_jax.models.weights.files import read_tree
@@ -53,7 +53,7 @@ def convert(source: str, workdir: Path, extra: Extra) -> None:
             with Checkpoints(folders[stage], keep=1) as checkpoints:
                 checkpoints.save(items["step"], stored, wait=True)
         if plan:
-            pipeline.write_plan(workdir, plan)
+            loading.write_plan(workdir, plan)
 
 
 def exported(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:

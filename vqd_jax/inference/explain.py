@@ -15,7 +15,8 @@ from jaxtyping import Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_figure
-from vqd_jax.inference.pipeline import TextToImage, split_prompt
+from vqd_jax.inference.pipeline import TextToImage
+from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.runtime.progress import bar
 from vqd_jax.samplers.base import call_times
 from vqd_jax.stages import jitted, sampling

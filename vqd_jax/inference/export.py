@@ -13,7 +13,7 @@ from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, remove_on_error
 from vqd_jax.data.text.load import load_tokenizer
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading
 from vqd_jax.models.weights import diffusers, exported
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
@@ -36,7 +36,7 @@ def export(workdir: Path, form: str, out: Path | None = None) -> str:
     if os.path.lexists(out) and not without_model:  # the folder may have a README already
         raise UserError(f"{out} exists already; choose another --out")
     stages = stored(workdir)
-    plan = pipeline.read_plan(workdir) if "diffusion" in stages else {}
+    plan = loading.read_plan(workdir) if "diffusion" in stages else {}
     write = {"safetensors": one_file, "diffusers": diffusers_folder, "workdir": small_workdir}
     write[form](workdir, out, stages, plan)
     size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
@@ -66,7 +66,7 @@ def stored(workdir: Path) -> exported.Stages:
         }
         out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
         if "adapter" in out[stage]["weights"]:
-            out[stage]["weights"] = pipeline.stored_model(workdir, stage)[1]
+            out[stage]["weights"] = loading.stored_model(workdir, stage)[1]
             out[stage]["config"]["adapter"]["rank"] = 0
     return out
 
@@ -113,4 +113,4 @@ def small_workdir(workdir: Path, out: Path, stages: exported.Stages, plan: Plan)
                 with atomic_write(target.stage(stage).metrics) as part:
                     part.write_bytes(metrics.read_bytes())
         if plan:
-            pipeline.write_plan(out, plan)
+            loading.write_plan(out, plan)

@@ -13,7 +13,7 @@ from vqd_jax.data.loader import sequential
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import bar
 from vqd_jax.samplers.call_planner import best_counts, fixed_order_cost, random_order_cost
-from vqd_jax.samplers.counts import halton_places
+from vqd_jax.samplers.counts import halton_ranks
 from vqd_jax.stages import jitted
 
 
@@ -27,7 +27,7 @@ def measure(
     """
     n, process = tokens.shape[1], model.process
     masked = 1 - np.asarray(process.unmasked)
-    places = halton_places(n)
+    places = halton_ranks(n)
     counts = np.unique(
         np.round(n * (np.arange(points) / (points - 1)) ** 1.5 * (n - 1) / n).astype(int)
     )

@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.core.shapes import Logits, Params, PRNGKey, PRNGKeys, TextIds, Tokens
 from vqd_jax.models.autoregressive import Autoregressive
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.models.dropout import STREAM
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler, Predict, next_token, start
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.samplers.guidance import StaticGuidance, ramp_scale
@@ -94,7 +95,8 @@ class AutoregressiveStage:
         else:
             z = self.codec.encode(frozen, batch["image"], branch(4))
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.drop_caption))(branch(2))
-        logits = self.predict(params, z, batch["text"], drop, branch(3)[0])
+        dropout = {"dropout_key": jax.random.fold_in(key, STREAM), "dropout_rows": rows.index}
+        logits = self.predict(params, z, batch["text"], drop, **dropout)
         loss = _nats(logits, z).mean()
         return loss, ({}, {"loss": loss, "accuracy": (logits.argmax(-1) == z).mean()})
 
@@ -110,15 +112,18 @@ class AutoregressiveStage:
         ids: TextIds,
         drop: Bool[Array, " b"],
         dropout_key: PRNGKey | None = None,
+        dropout_rows: Int[Array, " b"] | None = None,
     ) -> Logits:
-        """Logits of each token given those before it; dropout is active only with a key."""
+        """Logits of each token given those before it. Dropout is active only with a key and
+        `dropout_rows`, the positions of the rows in the global batch.
+        """
         before = jnp.pad(z[:, :-1], ((0, 0), (1, 0)), constant_values=self.network.codes)
-        rngs = {} if dropout_key is None or not self.network.dropout else {"dropout": dropout_key}
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
         return self.network.apply(
             {"params": params["autoregressive"]},
             before,
             *self.condition(params, ids, drop),
-            deterministic=not rngs,
+            dropout_rows=dropout_rows,
             rngs=rngs,
         )[0]
 

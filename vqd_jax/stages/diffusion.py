@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.diffusion.direct import bound_of_previous
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.models.dropout import STREAM
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.stages.importance import LossAwareTimes, draw_times
 from vqd_jax.stages.sampling import DiffusionSampling
 from vqd_jax.stages.token_stage import freeze_encoder
@@ -104,7 +105,7 @@ class DiffusionStage(DiffusionSampling):
         """
         keys = rows.keys(key)
         branch = lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
-        time_keys, noise_keys, drop_keys, dropout_keys = map(branch, range(4))
+        time_keys, noise_keys, drop_keys = map(branch, range(3))
         if "tokens" in batch:
             z_0 = batch["tokens"]
         else:
@@ -117,7 +118,8 @@ class DiffusionStage(DiffusionSampling):
         drop = jax.vmap(lambda k: jax.random.bernoulli(k, weights.drop_caption))(drop_keys)
         if self.adapter.rank:
             params = jax.lax.stop_gradient(params) | {"adapter": params["adapter"]}
-        logits = self.predict(params, z_t, t, batch["text"], drop, dropout_keys[0])
+        dropout = {"dropout_key": jax.random.fold_in(key, STREAM), "dropout_rows": rows.index}
+        logits = self.predict(params, z_t, t, batch["text"], drop, **dropout)
 
         bound, auxiliary = (x.mean(-1) for x in self.terms(logits, z_0, z_t, t))
         scale = weights.auxiliary * jnp.ones_like(bound)
@@ -155,17 +157,20 @@ class DiffusionStage(DiffusionSampling):
         ids: TextIds,
         drop: Bool[Array, " b"],
         dropout_key: PRNGKey | None = None,
+        dropout_rows: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b n k"]:
-        """Logits of x_0; dropout is active only with a key."""
+        """Logits of x_0. Dropout is active only with a key and `dropout_rows`, the positions of the
+        rows in the global batch.
+        """
         condition, mask = self.condition(params, ids, drop)
-        rngs = {} if dropout_key is None or not self.denoiser.dropout else {"dropout": dropout_key}
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
         return self.denoiser.apply(
             {"params": self.merged(params)},
             z_t,
             t,
             condition,
             mask,
-            deterministic=not rngs,
+            dropout_rows=dropout_rows,
             rngs=rngs,
         )
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vqd_jax.core.shapes import Images, Params, PRNGKey, TextIds, Tokens
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.weights.lpips import load_lpips
-from vqd_jax.runtime.sharding import Devices, local_devices, map_rows, replicate
+from vqd_jax.runtime.devices import Devices, local_devices, map_rows, replicate
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages.diffusion import DiffusionStage
 from vqd_jax.stages.sampling import guidance_arguments, row_keys

@@ -18,7 +18,7 @@ from vqd_jax.core.shapes import DenoiseFn, Params, PRNGKey, PRNGKeys, TextIds, T
 from vqd_jax.diffusion.direct import log_previous, with_codes
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.denoiser import Denoiser
-from vqd_jax.runtime.sharding import Devices, local_devices, map_rows
+from vqd_jax.runtime.devices import Devices, local_devices, map_rows
 from vqd_jax.samplers.base import Constraint, Sampler, call_times, sample_loop
 from vqd_jax.samplers.guidance import GuidanceConfig, StaticGuidance
 from vqd_jax.stages import autoregressive
@@ -201,6 +201,15 @@ def _sample(
 def compiled_samplers() -> int:
     """The number of compiled sampling programs in memory."""
     return _sample._cache_size() + autoregressive.one_call._cache_size()
+
+
+def limit_compiled_samplers(most: int) -> None:
+    """Drops all compiled programs from memory if more than `most` are for sampling.
+
+    Those that are in the compilation cache on disk load again quickly.
+    """
+    if compiled_samplers() > most:
+        jax.clear_caches()
 
 
 def image_keys(seed: int, first: int, count: int) -> PRNGKeys:

@@ -19,7 +19,7 @@ from vqd_jax.models.codebook import Codebook, Codes, nearest, straight_through, 
 from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.runtime.sharding import Rows, mean
+from vqd_jax.runtime.rows import Rows, mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class VQVAEStage:
             "l2": jnp.square(images - output).mean(),
             "commitment": jnp.square(z - jax.lax.stop_gradient(quantised)).mean(),
         }
-        reconstruction = lambda output: self._reconstruction(frozen, images, output, rows.parts)
+        reconstruction = lambda output: self._reconstruction(frozen, images, output, rows.micro_batches)
         loss, terms = reconstruction(output)
         loss += w.commitment * metrics["commitment"]
         if self.codebook.update == "gradient":
@@ -227,7 +227,7 @@ class VQVAEStage:
         """|d reconstruction / d last| / |d opinion / d last| over the global batch, at most 1e4,
         without gradient.
         """
-        if rows.parts > 1:
+        if rows.micro_batches > 1:
             raise UserError(
                 "vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch: "
                 "with vqvae_train.accumulate "

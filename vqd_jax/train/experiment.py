@@ -20,11 +20,12 @@ from vqd_jax.data.loader import Loader
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval.held_out import Bound, CodecEvaluation, TokenEvaluation
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading, pipeline
+from vqd_jax.inference.prompts import escape_prompt
 from vqd_jax.runtime import distributed
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.log import Log
-from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages import jitted, lora
 from vqd_jax.train.dry_run import dry_run
@@ -179,7 +180,7 @@ class Experiment:
         else:
             tokens = cached_tokens(self.cache, source, codec, encode)
         sampler, guidance_config = build.sampling(
-            config, **dict(config.sampling) | pipeline.fixed_sampling(stage)
+            config, **dict(config.sampling) | stage.fixed_sampling
         )
         evaluation = TokenEvaluation(
             bound=Bound(
@@ -270,7 +271,7 @@ class Experiment:
             return out
         for split in ("train", "held_out_cells"):
             for i in batches.spread(batches.indices(self.source, split), preview.pictures):
-                out.append((pipeline.escape_prompt(self.source.records[i].captions[0]), split))
+                out.append((escape_prompt(self.source.records[i].captions[0]), split))
         return out + [(prompt, "free text") for prompt in preview.prompts]
 
     def _draw_samples(self, stage: str) -> None:
@@ -303,7 +304,7 @@ def _with_initial_model(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The config, with the model that it is to start from. UserError for an adapter without one."""
     if config.init_from:
         origin = config.init_from
-        if pipeline.token_stage(workdir) and not Path(origin).exists():
+        if loading.token_stage(workdir) and not Path(origin).exists():
             origin = workdir  # a run that has begun no longer needs the other folder
         config = with_model_of(origin, config)
     if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):

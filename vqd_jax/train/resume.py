@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading
 from vqd_jax.models.weights.clip import read_clip
 from vqd_jax.models.weights.hub import local_folder
 from vqd_jax.models.weights.released import text_weights
@@ -37,7 +37,7 @@ FREE = {  # keys of these sections on which weights do not depend
 
 def with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
     """The config with the model of another workdir, whose token stage is to be trained further."""
-    stage = pipeline.token_stage(workdir) or "diffusion"
+    stage = loading.token_stage(workdir) or "diffusion"
     stored = complete(
         Checkpoints(Workdir(Path(workdir)).checkpoints(stage), read_only=True).restore("config")
     )
@@ -81,7 +81,7 @@ def initial_params(config: ConfigDict, stage: str, params: Params) -> Params:
     fresh ones with the text tower of CLIP where the config names it.
     """
     if config.init_from:
-        _, stored = pipeline.stored_model(config.init_from, stage)
+        _, stored = loading.stored_model(config.init_from, stage)
         fresh = {"adapter": params["adapter"]} if "adapter" in params else {}
         merged = {"conditioner": {}} | stored | fresh
         return fit(merged, params, f"the model in {config.init_from}")

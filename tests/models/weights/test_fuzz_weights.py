@@ -29,7 +29,7 @@ from helpers.fuzzing import (
     only_user_errors,
     with_a_wrong_value,
 )
-from vqd_jax.inference import pipeline
+from vqd_jax.inference import loading
 from vqd_jax.models.weights import clip, denoiser, exported, released, vqgan
 from vqd_jax.models.weights.files import flatten, read_tree
 from vqd_jax.models.weights.torch_files import read_numpy_pickle
@@ -330,6 +330,6 @@ def test_plans(checkpoint, edits):
     path.write_bytes(mutated(content, edits))
     try:
         with only_user_errors(), little_memory():
-            pipeline.read_plan(place)
+            loading.read_plan(place)
     finally:
         path.write_bytes(content)

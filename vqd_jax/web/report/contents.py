@@ -17,7 +17,7 @@ from PIL import Image
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.batches import spread
-from vqd_jax.inference import pipeline, plan
+from vqd_jax.inference import loading, plan
 from vqd_jax.runtime.log import PREFIX, TIMINGS, read_metrics
 from vqd_jax.runtime.workdir import STAGES, Workdir
 from vqd_jax.web.report.run_info import stored_config
@@ -150,13 +150,15 @@ def plans(workdir: Path) -> list[dict[str, Any]]:
     cross-entropy at which each token is drawn.
     """
     out, config = [], stored_config(workdir)
-    for order, values in pipeline.read_plan(workdir).items():
+    for order, values in loading.read_plan(workdir).items():
         n = len(values)
         curve = np.diagonal(values) if values.ndim == 2 else values
         known = _thin(np.arange(n))
         calls = {*CALLS, config["sampling"]["calls"]} if config else CALLS
         planned = [
-            (c, *plan.plan({order: values}, order, c)) for c in sorted(calls) if c <= n <= MAX_PLANNED
+            (c, *plan.plan({order: values}, order, c))
+            for c in sorted(calls)
+            if c <= n <= MAX_PLANNED
         ]
         out.append(
             {
