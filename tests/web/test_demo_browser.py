@@ -122,10 +122,10 @@ def test_pictures_appear_while_they_are_denoised_and_the_file_makes_them_again(p
     page.seen()
     page.find("draw").click()
     states = page.finished()
-    calls = [int(re.search(r"after call (\d+) of 6", alt)[1]) for _, alt, _ in states[:-1]]
+    calls = [int(re.search(r"after step (\d+) of 6", alt)[1]) for _, alt, _ in states[:-1]]
     assert len(calls) >= 3 and calls == sorted(set(calls))
-    assert states[-1][1] == "an openmoji style emoji of a tree, picture 1 of 2"
-    assert re.fullmatch(r"Done: 6 calls, \d+\.\d s\.", page.find("status").text)
+    assert states[-1][1] == "an openmoji style emoji of a tree, image 1 of 2"
+    assert re.fullmatch(r"Done: 6 steps, \d+\.\d s\.", page.find("status").text)
     page.all("figure a.button")[1].click()
     file = page.browser.downloads / "an-openmoji-style-emoji-of-a-tree-3-2.png"
     page.until(file.exists)
@@ -193,12 +193,12 @@ def test_a_click_varies_a_picture_and_each_is_told_apart(page):
     before, seed = page.pixels(), page.find("seed").get_attribute("value")
     assert page.find("tip").is_displayed()
     page.type("prompt", "a google style emoji of a robot")  # the picture's own counts
-    page.all("figure button.picture")[0].click()
+    page.all("figure button.vary")[0].click()
     page.until(lambda: page.state == "running")
     page.finished()
     assert (
         page.all("figure img")[0].get_attribute("alt")
-        == "a twitter style emoji of a crab, picture 1 of 2"
+        == "a twitter style emoji of a crab, image 1 of 2"
     )
     assert page.find("seed").get_attribute("value") != seed and len(page.pixels()) == 2
     assert all((after != before[0]).any() for after in page.pixels())
@@ -252,7 +252,7 @@ def picture_cell(picture):
 def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
     said = lambda: page.until(lambda: page.find("error").text)
     for id, value, sentence in (
-        ("calls", 101, "Calls must be in 1..100, got 101."),
+        ("calls", 101, "Steps must be in 1..100, got 101."),
         ("num", 17, "At most 16 pictures are drawn at once"),
         ("prompt", " ", "A prompt is empty: write what the picture should show."),
         ("seed", "", "Seed must be a number."),
@@ -267,13 +267,13 @@ def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
         page.script("arguments[0].value = arguments[1]", page.find(id), before)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     page.find("file").send_keys(str(tmp_path / "broken.png"))
-    page.until(lambda: page.find("error").text == "broken.png is not a picture that can be read.")
+    page.until(lambda: page.find("error").text == "broken.png is not an image that can be read.")
 
 
 def test_stopping_stops_and_the_next_request_is_drawn(page):
     page.type("calls", 100)
     page.find("draw").click()
-    page.until(lambda: page.find("status").text.startswith("Call "))
+    page.until(lambda: page.find("status").text.startswith("Step "))
     page.find("stop").click()
     page.until(lambda: page.find("status").text == "Stopped.")
     page.type("calls", 6)
@@ -292,7 +292,7 @@ def test_who_waits_sees_how_many_are_before_and_is_drawn_when_they_go(page, addr
             connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
             others.enter_context(connection.getresponse())
         page.find("draw").click()
-        page.until(lambda: page.find("status").text == "Waiting: 2 requests are before this one.")
+        page.until(lambda: page.find("status").text == "Queued: 2 requests ahead of this one.")
     page.finished()
 
 

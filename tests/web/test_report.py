@@ -19,7 +19,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.log import Log, read_metrics
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.call_planner import fixed_order_cost, random_order_cost
-from vqd_jax.web.report import contents, page
+from vqd_jax.web.report import contents, page, run_info
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -96,7 +96,7 @@ def test_curves_are_the_numbers_of_the_log(workdir, parsed):
             ]
             assert (line["steps"][0], line["steps"][-1]) == (min(rows), max(rows))
             assert (
-                len(line["steps"]) == min(len(rows), contents.POINTS)
+                len(line["steps"]) == min(len(rows), contents.MAX_POINTS)
                 and max(np.diff(line["steps"]), default=1) <= 3
             )
     drawn = [a["data-panel"] for a in parsed.all("figure") if "data-panel" in a]
@@ -108,11 +108,11 @@ def test_curves_are_the_numbers_of_the_log(workdir, parsed):
 
 
 def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir, parsed):
-    codec, denoiser = parsed.data["pictures"]
+    codec, denoiser = parsed.data["images"]
     assert (codec["stage"], codec["kind"], len(codec["steps"])) == (
         "vqvae",
         "reconstructions",
-        contents.PICTURES,
+        contents.MAX_IMAGES,
     )
     assert (codec["steps"][0], codec["steps"][-1]) == (100, 5000) and {
         *np.diff(codec["steps"])
@@ -131,8 +131,8 @@ def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir
 def test_codes_are_counted_and_those_never_chosen_are_told(parsed):
     assert parsed.data["codes"] == {"steps": [100, 200], "counts": [[0, 3, 1], [2, 2, 0]]}
     assert (
-        "3 codes, of which 66.7% were chosen for the held-out pictures after step 200; the most "
-        "frequent one is 50.0%" in parsed.text
+        "3 codes, 66.7% of them in use on held-out images after step 200; the most frequent one makes "
+        "up 50.0% of all tokens" in parsed.text
     )
 
 
@@ -153,11 +153,11 @@ def test_what_lies_between_a_plan_and_the_curve_is_what_it_loses(parsed):
                 and len(plan["counts"]) == plan["calls"]
             )
             known = np.append(0, np.cumsum(plan["counts"]))
-            assert plan["lost"] == pytest.approx(
+            assert plan["kl_gap"] == pytest.approx(
                 sum(costs[found["order"]][a, b] for a, b in zip(known, known[1:])), abs=1e-3
             )
-            assert np.subtract(plan["now"], found["curve"]).sum() == pytest.approx(
-                plan["lost"], abs=2e-3
+            assert np.subtract(plan["at_draw"], found["curve"]).sum() == pytest.approx(
+                plan["kl_gap"], abs=2e-3
             )
 
 
@@ -177,14 +177,12 @@ def test_tables_have_the_evaluation_the_times_the_machine_and_what_is_not_the_de
         "50.0%",
         "32.0",
         "40,000",
-        "2 batches, from batch 10 on, were left out, since numbers were bad in step 12",
+        "2 batches from batch 10 on were skipped after a bad loss or gradient in step 12",
     ):
         assert said in parsed.text, said
     assert "chance" not in parsed.text
     changed = (
-        parsed.text.partition("What differs from the defaults:")[2]
-        .partition("All settings")[0]
-        .split()
+        parsed.text.partition("Changed from the defaults:")[2].partition("All settings")[0].split()
     )
     assert {
         word for word in changed if "." in word and word.partition(".")[0] in dict(defaults())
@@ -234,7 +232,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     log.write(1, {"loss": 1}, "train/")
     log.close()
     titles = {a["id"] for a in Parsed(page.page(tmp_path)).all("section")}
-    assert titles == {"curves", "time-and-hardware"}
+    assert titles == {"training-curves", "time-and-hardware"}
 
 
 @pytest.mark.parametrize(
@@ -243,12 +241,12 @@ def test_what_is_not_there_is_left_out(tmp_path):
         (
             "vqvae/metrics.jsonl",
             "line 1 of .* is not a line of metrics",
-            {"curves", "pictures", "time-and-hardware"},
+            {"training-curves", "images", "time-and-hardware"},
         ),
-        ("diffusion/plan.npz", "the plan .* is damaged", {"information"}),
-        ("vqvae/codes-00000200.npy", "codes-00000200.npy is damaged", {"codebook"}),
+        ("diffusion/plan.npz", "the plan .* is damaged", {"uncertainty-and-sampling-plans"}),
+        ("vqvae/codes-00000200.npy", "codes-00000200.npy is damaged", {"codebook-use"}),
         ("diffusion/machine.json", "a machine.json in .* is damaged", {"time-and-hardware"}),
-        ("mine.json", "mine.json is not a result of vqd evaluate", {"evaluations"}),
+        ("mine.json", "mine.json is not a result of this version of vqd evaluate", {"evaluations"}),
     ],
 )
 def test_damage_is_told_where_it_is_and_the_rest_is_shown(workdir, tmp_path, file, sentence, lost):
@@ -263,15 +261,15 @@ def test_damage_is_told_where_it_is_and_the_rest_is_shown(workdir, tmp_path, fil
     parsed = Parsed(page.page(copy))
     assert re.search(sentence, parsed.text)
     assert {a["id"] for a in parsed.all("section")} == {
-        "curves",
-        "pictures",
-        "codebook",
-        "information",
+        "training-curves",
+        "images",
+        "codebook-use",
+        "uncertainty-and-sampling-plans",
         "evaluations",
         "time-and-hardware",
-        "config",
+        "configuration",
     }
-    assert "What differs from the defaults" in parsed.text and ("retrieval@1" in parsed.text) == (
+    assert "Changed from the defaults" in parsed.text and ("retrieval@1" in parsed.text) == (
         "evaluations" not in lost
     )
 
@@ -287,7 +285,7 @@ def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_
     (copy / "vqvae" / "metrics.jsonl").write_text('{"step": 1, "train/loss": "much"}\n')
     page.refresh(copy)
     assert (
-        "report.html stays as it is: TypeError" in capsys.readouterr().out
+        "report.html is not updated: TypeError" in capsys.readouterr().out
         and Workdir(copy).report.read_bytes() == before
     )
     (copy / "vqvae" / "metrics.jsonl").unlink()
@@ -299,7 +297,7 @@ def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_
 
 
 def test_durations():
-    assert [contents.duration(s) for s in (83, 725, 3 * 3600 + 290, 52 * 3600)] == [
+    assert [run_info.duration(s) for s in (83, 725, 3 * 3600 + 290, 52 * 3600)] == [
         "83 s",
         "12 min",
         "3 h 05 min",

@@ -130,11 +130,9 @@ def test_the_keyboard_reads_out_the_numbers_of_the_log(opened, workdir):
 def test_sliders_go_through_the_pictures_and_the_codes(opened):
     from selenium.webdriver import Keys
 
-    figure = opened.find_element("css selector", "[data-pictures='0']")
+    figure = opened.find_element("css selector", "[data-images='0']")
     image = figure.find_element("tag name", "img")
-    images, steps = opened.execute_script(
-        "return [data.pictures[0].images, data.pictures[0].steps]"
-    )
+    images, steps = opened.execute_script("return [data.images[0].images, data.images[0].steps]")
     opened.execute_script("arguments[0].focus()", figure.find_element("tag name", "input"))
     for key, place in ((Keys.HOME, 0), (Keys.ARROW_RIGHT, 1), (Keys.END, len(steps) - 1)):
         press(opened, key)
@@ -147,19 +145,19 @@ def test_sliders_go_through_the_pictures_and_the_codes(opened):
     press(opened, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert (
         codes.find_element("class name", "readout").text
-        == "code 1: chosen 2 times, 50.00 % of the tokens"
+        == "code 1: used 2 times, 50.00 % of the tokens"
     )
     opened.execute_script("arguments[0].focus()", codes.find_element("tag name", "input"))
     press(opened, Keys.ARROW_LEFT)
     assert (
-        "66.7% were chosen for the held-out pictures after step 100; the most frequent one is 75.0%"
+        "66.7% of them in use on held-out images after step 100; the most frequent one makes up 75.0%"
         in codes.text
     )
     colours = opened.execute_script("""const canvas = document.querySelector('canvas'), context = canvas.getContext('2d');
         return [0, 1, 2].map(i => [...context.getImageData((i + 0.5) * canvas.width / 3, canvas.height / 2, 1, 1).data])""")
     assert (
         len({*map(tuple, colours)}) == 3 and colours[0][0] > colours[0][2]
-    )  # the one that was never chosen is red
+    )  # the one that was never used is red
 
 
 def test_a_plan_for_another_number_of_calls_says_what_it_loses(opened):
@@ -173,7 +171,7 @@ def test_a_plan_for_another_number_of_calls_says_what_it_loses(opened):
         )
         said = figure.find_element("class name", "readout").text
         assert (
-            f"{plan['calls']} calls with {', '.join(map(str, plan['counts']))} tokens lose" in said
+            f"{plan['calls']} steps of {', '.join(map(str, plan['counts']))} tokens: KL gap" in said
         )
     assert len(paths(figure, "between")) == 1
 

@@ -1,5 +1,5 @@
-"""Requests wait in a line; one thread works on the first. Whoever asked follows the work, and can
-leave the line at any time.
+"""A first-in, first-out queue of requests with one worker thread. A client follows the events of
+its request and can cancel it at any time.
 """
 
 import collections
@@ -10,59 +10,62 @@ from typing import Any
 
 from vqd_jax.core.errors import UserError
 
-WAITING = 200  # requests at most
-BEAT = 0.5  # seconds between two words to one who waits: who has gone is noticed by them
+MAX_WAITING = 200  # requests
+HEARTBEAT = 0.5  # seconds between events while waiting, through which a lost connection is noticed
 
 Event = dict[str, Any]
 
 
 class JobQueue:
-    """`work(request)` yields events. Requests are worked on one by one, in the order in which they
-    came.
-    """
+    """Runs `work(request)`, which yields events, for one request at a time in order of arrival."""
 
-    def __init__(self, work: Callable[[Any], Iterator[Event]], *, waiting: int = WAITING):
+    def __init__(self, work: Callable[[Any], Iterator[Event]], *, max_waiting: int = MAX_WAITING):
         self.changed = threading.Condition()
-        self._work, self._most = work, waiting
+        self._work = work
+        self._max_waiting = max_waiting
         self._jobs: collections.deque[Job] = collections.deque()
-        self._now: Job | None = None
+        self._current: Job | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="drawing")
         self._thread.start()
 
-    def join(self, request: Any) -> "Job":
-        """The request at the end of the line; UserError if that is too long."""
+    def submit(self, request: Any) -> "Job":
+        """Appends the request. UserError if the queue is full."""
         with self.changed:
-            if len(self._jobs) >= self._most:
-                raise UserError(f"{len(self._jobs)} requests are waiting already: try again later")
+            if len(self._jobs) >= self._max_waiting:
+                raise UserError(
+                    f"the queue is full: {len(self._jobs)} requests are waiting, try again later"
+                )
             job = Job(self, request)
             self._jobs.append(job)
             self.changed.notify_all()
         return job
 
-    def before(self, job: "Job") -> int:
-        """How many are before this one; 0 for the one that is worked on."""
+    def position(self, job: "Job") -> int:
+        """Number of requests ahead of this one; 0 for the running one."""
         with self.changed:
-            return self._jobs.index(job) + (self._now is not None) if job in self._jobs else 0
+            if job not in self._jobs:
+                return 0
+            return self._jobs.index(job) + (self._current is not None)
 
-    def leave(self, job: "Job") -> None:
-        """Nobody waits for this one any more: it is not begun, or ends with its next event."""
+    def cancel(self, job: "Job") -> None:
+        """Removes a waiting job; a running one stops after its next event."""
         with self.changed:
-            job.left = True
+            job.cancelled = True
             if job in self._jobs:
                 self._jobs.remove(job)
 
-    def close(self, seconds: float) -> bool:
-        """Nothing more is begun, and what is worked on ends with its next event; whether it did
-        within these seconds.
+    def close(self, timeout: float) -> bool:
+        """Drops the waiting jobs and stops the running one after its next event. Returns whether
+        the worker has ended within `timeout` seconds.
         """
         with self.changed:
             self._closed = True
             self._jobs.clear()
-            if self._now:
-                self._now.left = True
+            if self._current:
+                self._current.cancelled = True
             self.changed.notify_all()
-        self._thread.join(seconds)
+        self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -71,56 +74,65 @@ class JobQueue:
                 self.changed.wait_for(lambda: self._jobs or self._closed)
                 if self._closed:
                     return
-                job = self._now = self._jobs.popleft()
+                job = self._current = self._jobs.popleft()
             try:
                 for event in self._work(job.request):
-                    job.say(event)
-                    if job.left:
+                    job.publish(event)
+                    if job.cancelled:
                         break
             except UserError as error:
-                job.say({"error": str(error)})
-            except Exception:  # a bug, or no memory: the next request may do
-                logging.exception("a request could not be drawn")
-                job.say({"error": "this could not be drawn; the log of the server says why"})
-            job.say(None)
+                job.publish({"error": str(error)})
+            except Exception:  # a bug, or out of memory: the next request may succeed
+                logging.exception("a request failed")
+                job.publish(
+                    {"error": "the images could not be generated: see the log of the server"}
+                )
+            job.end()
             with self.changed:
-                self._now = None
+                self._current = None
             del job
 
 
 class Job:
-    """A request in a line, and the last event of its work: who is slow to follow misses those
-    between.
-    """
+    """A queued request and the latest event of its work; a slow reader misses earlier events."""
 
-    def __init__(self, line: JobQueue, request: Any):
-        self.request, self.left = request, False
-        self._line, self._event, self._said, self._ended = line, None, 0, False
+    def __init__(self, queue: JobQueue, request: Any):
+        self.request = request
+        self.cancelled = False
+        self._queue = queue
+        self._event: Event | None = None
+        self._published = 0
+        self._ended = False
 
-    def say(self, event: Event | None) -> None:
-        """The next event; None after the last."""
-        with self._line.changed:
-            self._ended = event is None
-            if event is not None:
-                self._event, self._said = event, self._said + 1
-            self._line.changed.notify_all()
+    def publish(self, event: Event) -> None:
+        """Replaces the latest event."""
+        with self._queue.changed:
+            self._event = event
+            self._published += 1
+            self._queue.changed.notify_all()
 
-    def follow(self) -> Iterator[Event]:
-        """The events as they come, and {"waiting": requests before this one} every BEAT seconds
-        without; ends after the last event.
+    def end(self) -> None:
+        """Marks the latest event as the last one."""
+        with self._queue.changed:
+            self._ended = True
+            self._queue.changed.notify_all()
+
+    def events(self) -> Iterator[Event]:
+        """Yields events as they are published, and {"waiting": requests ahead} at the start and
+        after every HEARTBEAT seconds without one. Ends after the last event.
         """
-        heard = 0
-        yield {"waiting": self._line.before(self)}
+        read = 0
+        yield {"waiting": self._queue.position(self)}
         while True:
-            with self._line.changed:
-                news = self._line.changed.wait_for(
-                    lambda heard=heard: self._said > heard or self._ended, BEAT
+            with self._queue.changed:
+                notified = self._queue.changed.wait_for(
+                    lambda read=read: self._published > read or self._ended, HEARTBEAT
                 )
-                event, said = self._event, self._said
-            if said > heard:
-                heard = said
+                event, published = self._event, self._published
+            if published > read:
+                read = published
                 yield event
-            elif news:
+            elif notified:
                 return
             else:
-                yield {"waiting": self._line.before(self)}
+                yield {"waiting": self._queue.position(self)}

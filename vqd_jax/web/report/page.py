@@ -13,15 +13,18 @@ from typing import Any
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
 from vqd_jax.runtime.workdir import Workdir
-from vqd_jax.web.report import sections
+from vqd_jax.web.report import figures, sections
+from vqd_jax.web.report.markup import text
 
 # the page loads nothing
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-SECTIONS = {
-    "Training curves": sections.curves,
-    "Images": sections.images,
-    "Codebook use": sections.codes,
-    "Uncertainty and sampling plans": sections.plans,
+FIGURES = {
+    "Training curves": figures.curves,
+    "Images": figures.images,
+    "Codebook use": figures.codes,
+    "Uncertainty and sampling plans": figures.plans,
+}
+TABLES = {
     "Evaluations": sections.evaluations,
     "Time and hardware": sections.times,
     "Configuration": sections.config,
@@ -58,14 +61,15 @@ def page(workdir: Path) -> str:
     if not workdir.is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main")
     data: dict[str, Any] = {}
-    bodies = {title: _html(section, workdir, data) for title, section in SECTIONS.items()}
+    bodies = {title: _html(section, workdir, data) for title, section in FIGURES.items()}
+    bodies |= {title: _html(section, workdir) for title, section in TABLES.items()}
     bodies = {title: body for title, body in bodies.items() if body}
     if not bodies:
         raise UserError(
             f"there is nothing to report in {workdir}: it has no metrics, images or config of a run"
         )
-    name = sections.text(workdir.absolute().name)
-    state = _html(sections.state, workdir, data)
+    name = text(workdir.absolute().name)
+    state = _html(sections.state, workdir)
     style = _file("vqd_jax.web", "shared.css") + _file("vqd_jax.web.report", "report.css")
     script = _file("vqd_jax.web.report", "report.js")
     anchor = lambda title: title.lower().replace(" ", "-")
@@ -96,14 +100,12 @@ def page(workdir: Path) -> str:
 """
 
 
-def _html(
-    section: Callable[[Path, dict[str, Any]], str], workdir: Path, data: dict[str, Any]
-) -> str:
+def _html(section: Callable[..., str], *arguments: Any) -> str:
     """The HTML of a section, or a note about the damaged file that prevents it."""
     try:
-        return section(workdir, data)
+        return section(*arguments)
     except UserError as error:
-        return f'<p class="note">{sections.text(error)}</p>'
+        return f'<p class="note">{text(error)}</p>'
 
 
 def _json(data: Any) -> str:

@@ -1,13 +1,13 @@
-// The picture that a request starts from, at the model's size, and a brush over the part of it that is to be repainted.
+// The initial image of a request, resized to the model, and a brush that paints the mask of the area to repaint.
 const $ = (id) => document.getElementById(id);
 
 export class Editor {
   size = 32;
-  complain = () => {};
-  picture = null; // a canvas of size x size
-  mask = null; // the same, black, with white where the brush was
-  cursor = null; // of the keyboard's brush, in pixels of the picture
-  chosen = false; // whether someone moved the strength
+  showError = () => {};
+  image = null; // canvas of size x size
+  mask = null; // canvas of the same size, white where the brush was
+  cursor = null; // position of the keyboard brush, in image pixels
+  strengthSet = false; // whether the user moved the strength slider
 
   constructor() {
     this.canvas = $("canvas");
@@ -15,7 +15,7 @@ export class Editor {
     $("remove").onclick = () => this.close();
     $("unbrush").onclick = () => this.clear();
     $("brush").oninput = () => this.paint();
-    $("strength").oninput = () => { this.chosen = true; this.paint(); };
+    $("strength").oninput = () => { this.strengthSet = true; this.paint(); };
     document.addEventListener("dragover", (event) => { event.preventDefault(); $("start").classList.add("over"); });
     document.addEventListener("dragleave", () => $("start").classList.remove("over"));
     document.addEventListener("drop", (event) => {
@@ -37,17 +37,17 @@ export class Editor {
     return Number($("strength").value);
   }
 
-  get varying() {
-    return this.chosen ? this.strength : 0.6;
+  get variationStrength() {
+    return this.strengthSet ? this.strength : 0.6;
   }
 
   async read(file) {
-    if (!file || $("start").hidden) return; // hidden: this model changes no pictures
-    this.complain("");
+    if (!file || $("start").hidden) return; // hidden: this model cannot edit images
+    this.showError("");
     try {
       this.open(await createImageBitmap(file), file.name);
     } catch {
-      this.complain(`${file.name} is not a picture that can be read.`);
+      this.showError(`${file.name} is not an image that can be read.`);
     }
     $("file").value = "";
   }
@@ -55,9 +55,9 @@ export class Editor {
   open(source, name) {
     const sheet = () => Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
     const [width, height] = [source.naturalWidth ?? source.width, source.naturalHeight ?? source.height];
-    const side = Math.min(width, height); // the square in the middle
-    this.picture = sheet();
-    const context = this.picture.getContext("2d");
+    const side = Math.min(width, height); // centre crop
+    this.image = sheet();
+    const context = this.image.getContext("2d");
     context.fillStyle = "white";
     context.fillRect(0, 0, this.size, this.size);
     context.imageSmoothingQuality = "high";
@@ -65,10 +65,10 @@ export class Editor {
     this.mask = sheet();
     this.zoom = Math.max(1, Math.round(320 / this.size));
     this.canvas.width = this.canvas.height = this.size * this.zoom;
-    this.canvas.setAttribute("aria-label", `The picture to start from: ${name}`);
+    this.canvas.setAttribute("aria-label", `Initial image: ${name}`);
     $("brush").max = Math.max(2, this.size / 2);
     $("brush").value = Math.max(2, this.size / 8);
-    this.chosen = false;
+    this.strengthSet = false;
     $("editor").hidden = false;
     this.clear();
     this.canvas.scrollIntoView({ block: "nearest" });
@@ -76,7 +76,7 @@ export class Editor {
   }
 
   close() {
-    this.picture = this.mask = null;
+    this.image = this.mask = null;
     $("editor").hidden = true;
     $("file").focus();
   }
@@ -84,7 +84,7 @@ export class Editor {
   clear() {
     this.brushed = false;
     this.mask.getContext("2d").clearRect(0, 0, this.size, this.size);
-    if (!this.chosen) $("strength").value = 0.6;
+    if (!this.strengthSet) $("strength").value = 0.6;
     this.paint();
   }
 
@@ -120,7 +120,7 @@ export class Editor {
       context.arc(from[0] + (to[0] - from[0]) * part, from[1] + (to[1] - from[1]) * part, radius, 0, 7);
       context.fill();
     }
-    if (!this.brushed && !this.chosen) $("strength").value = 1;
+    if (!this.brushed && !this.strengthSet) $("strength").value = 1;
     this.brushed = true;
     this.paint();
   }
@@ -128,12 +128,12 @@ export class Editor {
   paint() {
     $("brush-value").textContent = `${$("brush").value} pixels`;
     $("strength-value").textContent = this.strength.toFixed(2);
-    if (!this.picture) return;
+    if (!this.image) return;
     const context = this.canvas.getContext("2d");
     const side = this.canvas.width;
     context.imageSmoothingEnabled = false;
     context.globalAlpha = 1;
-    context.drawImage(this.picture, 0, 0, side, side);
+    context.drawImage(this.image, 0, 0, side, side);
     const tinted = Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
     const tint = tinted.getContext("2d");
     tint.drawImage(this.mask, 0, 0);
@@ -155,8 +155,8 @@ export class Editor {
   }
 
   change() {
-    if (!this.picture) return {};
-    const change = { init_image: this.picture.toDataURL("image/png"), strength: this.strength };
+    if (!this.image) return {};
+    const change = { init_image: this.image.toDataURL("image/png"), strength: this.strength };
     if (!this.brushed) return change;
     const flat = Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
     const context = flat.getContext("2d");

@@ -1,64 +1,64 @@
-// The page: reads the form, follows what the server says of a request line by line, and shows the pictures as they come.
+// The page: reads the form, streams the events of a request from the server and shows the images as they form.
 import { Editor } from "./editor.js";
 
 const $ = (id) => document.getElementById(id);
 const editor = new Editor();
 let model = null;
-let running = null; // the AbortController of the request that is being drawn
+let running = null; // AbortController of the current request
 
-function anotherSeed() {
+function randomSeed() {
   $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
 }
 
-function complain(sentence) {
-  $("error").textContent = sentence;
+function showError(message) {
+  $("error").textContent = message;
 }
 
-function asked() {
+function settings() {
   const number = (id) => ($(id).value === "" ? NaN : Number($(id).value));
-  const out = { prompts: model.kind === "none" ? [] : [$("prompt").value], negative_prompt: $("negative").value, sampler: $("sampler").value };
+  const values = { prompts: model.kind === "none" ? [] : [$("prompt").value], negative_prompt: $("negative").value, sampler: $("sampler").value };
   for (const id of ["num", "seed", "calls", "guidance", "temperature"]) {
-    out[id] = number(id);
-    if (Number.isNaN(out[id])) throw new Error(`${$(id).labels[0].textContent} must be a number.`);
+    values[id] = number(id);
+    if (Number.isNaN(values[id])) throw new Error(`${$(id).labels[0].textContent} must be a number.`);
   }
-  return out;
+  return values;
 }
 
-function whole(sentence) {
-  return sentence[0].toUpperCase() + sentence.slice(1) + (/[.!?]$/.test(sentence) ? "" : ".");
+function sentence(text) {
+  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 async function draw(change) {
   if (running) return;
-  complain("");
+  showError("");
   let request;
   try {
-    request = { ...asked(), ...change };
+    request = { ...settings(), ...change };
   } catch (error) {
-    return complain(error.message);
+    return showError(error.message);
   }
   running = new AbortController();
   $("draw").disabled = true;
   $("stop").disabled = false;
   $("progress").value = 0;
   document.body.dataset.state = "running";
-  $("status").scrollIntoView({ block: "nearest" }); // on a phone it is below the form
+  $("status").scrollIntoView({ block: "nearest" }); // below the form on a phone
   let done = false;
   try {
     const response = await fetch("api/draw", {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal: running.signal });
     if (!response.ok) throw new Error((await response.json()).error);
-    const pictures = new Pictures(request);
+    const gallery = new Gallery(request);
     for await (const event of lines(response.body)) {
       if (event.error) throw new Error(event.error);
-      pictures.show(event);
+      gallery.show(event);
       done = done || Boolean(event.done);
     }
-    if (!done) throw new Error("the server ended before the pictures were done");
+    if (!done) throw new Error("the connection ended before the images were finished");
   } catch (error) {
     const stopped = error.name === "AbortError";
     $("status").textContent = stopped ? "Stopped." : "";
-    if (!stopped) complain(whole(error instanceof TypeError ? "the server does not answer: is it still running?" : error.message));
+    if (!stopped) showError(sentence(error instanceof TypeError ? "the server does not respond: is it still running?" : error.message));
   } finally {
     running = null;
     $("draw").disabled = false;
@@ -79,30 +79,30 @@ async function* lines(body) {
   }
 }
 
-class Pictures {
+class Gallery {
   constructor(request) {
     this.request = request;
-    this.title = request.prompts[0] || "a picture";
+    this.title = request.prompts[0] || "an image";
     this.figures = null;
   }
 
   show(event) {
     if (event.waiting !== undefined) {
       const n = event.waiting;
-      $("status").textContent = n ? `Waiting: ${n} ${n === 1 ? "request is" : "requests are"} before this one.`
-        : "Starting; the first request of a kind takes longer …";
+      $("status").textContent = n ? `Queued: ${n} ${n === 1 ? "request" : "requests"} ahead of this one.`
+        : "Starting; a first request with new settings takes longer …";
       return;
     }
     this.figures ??= this.empty(event.pictures.length);
     event.pictures.forEach((source, i) => {
       const image = this.figures[i].querySelector("img");
       image.src = source;
-      image.alt = `${this.title}, picture ${i + 1} of ${event.pictures.length}` + (event.done ? "" : `, after call ${event.call} of ${event.calls}`);
+      image.alt = `${this.title}, image ${i + 1} of ${event.pictures.length}` + (event.done ? "" : `, after step ${event.call} of ${event.calls}`);
     });
     $("progress").max = event.calls;
     $("progress").value = event.call;
     const seconds = event.seconds.toFixed(1);
-    $("status").textContent = event.done ? `Done: ${event.calls} calls, ${seconds} s.` : `Call ${event.call} of ${event.calls}, ${seconds} s.`;
+    $("status").textContent = event.done ? `Done: ${event.calls} steps, ${seconds} s.` : `Step ${event.call} of ${event.calls}, ${seconds} s.`;
     $("tip").hidden = !(event.done && model.edits);
     if (event.done) this.figures.forEach((figure, i) => this.finish(figure, i, event.pictures[i]));
   }
@@ -113,7 +113,7 @@ class Pictures {
       figure.append(document.createElement("img"));
       return figure;
     });
-    $("pictures").replaceChildren(...figures);
+    $("images").replaceChildren(...figures);
     return figures;
   }
 
@@ -131,10 +131,10 @@ class Pictures {
     if (model.edits) {
       const vary = this.button("Make variations of", image, () => {
         if (running) return;
-        anotherSeed();
-        draw({ prompts: this.request.prompts, init_image: source, strength: editor.varying });
+        randomSeed();
+        draw({ prompts: this.request.prompts, init_image: source, strength: editor.variationStrength });
       });
-      vary.className = "picture";
+      vary.className = "vary";
       vary.title = "Make variations";
       const edit = this.button("Edit", image, () => editor.open(image, image.alt));
       edit.textContent = "Edit";
@@ -154,11 +154,11 @@ class Pictures {
   }
 }
 
-async function begin() {
+async function start() {
   model = await (await fetch("api/model")).json();
   $("model").textContent = `${model.name}: ${model.size} × ${model.size} pixels, weights ${model.model.slice(0, 8)}`;
   if (model.kind !== "text") {
-    $("prompt-label").textContent = model.kind === "class" ? "Class: its number or name" : "This model draws without a prompt";
+    $("prompt-label").textContent = model.kind === "class" ? "Class (number or name)" : "Prompt (this model takes none)";
     $("prompt").disabled = model.kind === "none";
   }
   $("prompt").value = model.example;
@@ -177,11 +177,11 @@ $("form").addEventListener("submit", (event) => {
   draw(editor.change());
 });
 $("stop").onclick = () => running?.abort();
-$("another").onclick = anotherSeed;
+$("another").onclick = randomSeed;
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
-editor.complain = complain;
-$("form").noValidate = true; // the server's sentences are clearer
-begin().catch(() => complain("The server does not answer: is it still running?"));
+editor.showError = showError;
+$("form").noValidate = true; // the server's messages are clearer
+start().catch(() => showError("The server does not respond: is it still running?"));

@@ -2,9 +2,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 const count = new Intl.NumberFormat("en");
-const LOG_FROM = 10;  // a panel is logarithmic at first if its largest value is so many times the smallest
+const LOG_FROM = 10;  // ratio of largest to smallest value from which a panel starts with a log scale
 const names = [...new Set((data.curves ?? []).flatMap(stage => stage.panels.flatMap(panel => panel.lines.map(line => line.name))))];
-const color = name => `var(--line-${names.indexOf(name) % 4})`;  // of a line, the same in all panels
+const color = name => `var(--line-${names.indexOf(name) % 4})`;  // the same for a name in all panels
 
 function number(value) {
   const size = Math.abs(value);
@@ -15,7 +15,7 @@ function number(value) {
 
 // ---- numbers
 
-/** Gaussian average with a standard deviation of `width` points, over what there is at the ends. */
+/** Gaussian average with a standard deviation of `width` points, renormalised at the ends. */
 function smooth(values, width) {
   const reach = Math.floor(3 * width);
   const kernel = Array.from({length: 2 * reach + 1}, (_, i) => Math.exp(-0.5 * ((i - reach) / width) ** 2));
@@ -55,7 +55,7 @@ function element(name, attributes, text) {
   return node;
 }
 
-/** Draws `lines` ({xs, ys, color, kind}, and `between`: other values to fill up to) into `plot`; returns where an x lies, in pixels. */
+/** Draws `lines` ({xs, ys, color, kind}; with `between`, the area from ys to those values) into `plot`. Returns the x scale in pixels and a function that marks an x. */
 function draw(plot, lines, logarithmic) {
   const width = plot.clientWidth, height = plot.clientHeight;
   const left = 46, right = 8, top = 6, bottom = 20;
@@ -93,27 +93,27 @@ function draw(plot, lines, logarithmic) {
   }};
 }
 
-/** A figure that is drawn when it is seen, anew when its size changes, and reads out the values at an x by pointer or arrow keys. */
-function chart(figure, places, lines, tell) {
+/** Draws a figure once visible and after each resize; shows the values at an x chosen by pointer or arrow keys. Returns the redraw function. */
+function chart(figure, positions, lines, describe) {
   const plot = figure.querySelector(".plot"), readout = figure.querySelector(".readout");
   let drawn = null, at = null;
-  const say = () => { readout.innerHTML = ""; readout.append(...tell(at)); };
-  const point = next => { at = next; drawn?.mark(at); say(); };
-  const nearest = pixel => places().reduce((best, place) => Math.abs(drawn.x(place) - pixel) < Math.abs(drawn.x(best) - pixel) ? place : best);
+  const update = () => { readout.innerHTML = ""; readout.append(...describe(at)); };
+  const point = next => { at = next; drawn?.mark(at); update(); };
+  const nearest = pixel => positions().reduce((best, x) => Math.abs(drawn.x(x) - pixel) < Math.abs(drawn.x(best) - pixel) ? x : best);
   const redraw = () => {
     if (!plot.clientWidth) return;
     const {shown, logarithmic} = lines();
     drawn = draw(plot, shown, logarithmic);
-    if (at !== null && !places().includes(at)) at = null;
+    if (at !== null && !positions().includes(at)) at = null;
     drawn.mark(at);
-    say();
+    update();
   };
   plot.addEventListener("pointermove", event => point(nearest(event.clientX - plot.getBoundingClientRect().left)));
   plot.addEventListener("pointerdown", event => point(nearest(event.clientX - plot.getBoundingClientRect().left)));
   plot.addEventListener("pointerleave", () => { if (document.activeElement !== plot) point(null); });
   plot.addEventListener("blur", () => point(null));
   plot.addEventListener("keydown", event => {
-    const all = places(), i = at === null ? -1 : all.indexOf(at), far = Math.max(Math.round(all.length / 20), 1);
+    const all = positions(), i = at === null ? -1 : all.indexOf(at), far = Math.max(Math.round(all.length / 20), 1);
     const next = {ArrowRight: i + 1, ArrowLeft: i < 0 ? all.length - 1 : i - 1, PageUp: i + far, PageDown: i - far, Home: 0, End: all.length - 1}[event.key];
     if (next === undefined) return;
     event.preventDefault();
@@ -123,7 +123,7 @@ function chart(figure, places, lines, tell) {
   return redraw;
 }
 
-function named(text, color) {
+function bold(text, color) {
   const node = document.createElement("b");
   node.textContent = text;
   if (color) node.style.color = color;
@@ -137,7 +137,7 @@ function panel(figure) {
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   box.disabled = low <= 0;
   box.checked = low > 0 && high / low > LOG_FROM;
-  const places = [...new Set(found.lines.flatMap(line => line.steps))].sort((a, b) => a - b);
+  const positions = [...new Set(found.lines.flatMap(line => line.steps))].sort((a, b) => a - b);
   const width = line => line.values.length * slider.value / 1000;
   const smoothed = line => width(line) >= 0.5 ? smooth(line.values, width(line)) : line.values;
   let now = found.lines.map(smoothed), used = slider.value;
@@ -147,45 +147,45 @@ function panel(figure) {
       ...(now[k] === line.values ? [] : [{xs: line.steps, ys: line.values, color: color(line.name), kind: "raw"}]),
       {xs: line.steps, ys: now[k], color: color(line.name), kind: "curve"}])};
   };
-  const tell = at => {
+  const describe = at => {
     const out = at === null ? [] : [`step ${count.format(at)}: `];
     found.lines.forEach((line, k) => {
-      const place = line.steps.indexOf(at), name = line.name.replaceAll("_", " ");
-      if (at === null && line.name) out.push(named(name, color(line.name)), " ");
-      if (at !== null && place >= 0) {
-        out.push(named(name || found.name, color(line.name)), ` ${number(line.values[place])}`);
-        out.push(now[k] === line.values ? " " : ` (smoothed ${number(now[k][place])}) `);
+      const index = line.steps.indexOf(at), name = line.name.replaceAll("_", " ");
+      if (at === null && line.name) out.push(bold(name, color(line.name)), " ");
+      if (at !== null && index >= 0) {
+        out.push(bold(name || found.name, color(line.name)), ` ${number(line.values[index])}`);
+        out.push(now[k] === line.values ? " " : ` (smoothed ${number(now[k][index])}) `);
       }
     });
     return out;
   };
-  const redraw = chart(figure, () => places, lines, tell);
+  const redraw = chart(figure, () => positions, lines, describe);
   box.addEventListener("change", redraw);
   return redraw;
 }
 
 function planned(figure) {
-  const found = data.plans[figure.dataset.plan], choice = figure.querySelector(".calls");
+  const found = data.plans[figure.dataset.plan], choice = figure.querySelector(".steps");
   const plan = () => choice && found.plans[choice.value];
   if (choice) choice.value = found.plans.findIndex(p => p.calls >= 16) < 0 ? found.plans.length - 1 : found.plans.findIndex(p => p.calls >= 16);
   const lines = () => ({logarithmic: false, shown: [
-    ...(plan() ? [{xs: found.known, ys: plan().now, between: found.curve, color: "var(--line-1)"},
-                  {xs: found.known, ys: plan().now, color: "var(--line-1)", kind: "raw"}] : []),
+    ...(plan() ? [{xs: found.known, ys: plan().at_draw, between: found.curve, color: "var(--line-1)"},
+                  {xs: found.known, ys: plan().at_draw, color: "var(--line-1)", kind: "raw"}] : []),
     {xs: found.known, ys: found.curve, color: "var(--line-0)", kind: "curve"}]});
-  const tell = at => {
+  const describe = at => {
     const out = [];
     if (at !== null) out.push(`${at} of ${found.tokens} tokens known: ${number(found.curve[found.known.indexOf(at)])} nats`);
     if (at === null && plan()) {
-      out.push(named("nats per token", "var(--line-0)"), ", by the number of known tokens; ");
-      out.push(named(`${plan().calls} calls`, "var(--line-1)"), ` with ${plan().counts.join(", ")} tokens lose ${number(plan().lost)} nats`);
+      out.push(bold("nats per token", "var(--line-0)"), " by the number of known tokens; ");
+      out.push(bold(`${plan().calls} steps`, "var(--line-1)"), ` of ${plan().counts.join(", ")} tokens: KL gap ${number(plan().kl_gap)} nats`);
     }
     return out;
   };
-  const redraw = chart(figure, () => found.known, lines, tell);
+  const redraw = chart(figure, () => found.known, lines, describe);
   choice?.addEventListener("change", redraw);
 }
 
-// ---- pictures and codes
+// ---- images and codes
 
 function slide(figure, steps, show) {
   const slider = figure.querySelector("input[type=range]");
@@ -224,7 +224,7 @@ function codes(figure) {
   const point = code => {
     at = code >= 0 && code < counts[shown].length ? code : null;
     readout.textContent = at === null ? "" :
-      `code ${at}: chosen ${count.format(counts[shown][at])} times, ${(100 * counts[shown][at] / Math.max(total(), 1)).toFixed(2)} % of the tokens`;
+      `code ${at}: used ${count.format(counts[shown][at])} times, ${(100 * counts[shown][at] / Math.max(total(), 1)).toFixed(2)} % of the tokens`;
     paint();
   };
   const under = event => {
@@ -243,8 +243,8 @@ function codes(figure) {
   slide(figure, steps, i => {
     shown = i;
     const used = counts[i].filter(n => n > 0).length / counts[i].length;
-    figure.querySelector(".summary").textContent = `${count.format(counts[i].length)} codes, of which ${(100 * used).toFixed(1)}% were chosen ` +
-      `for the held-out pictures after step ${count.format(steps[i])}; the most frequent one is ` +
+    figure.querySelector(".summary").textContent = `${count.format(counts[i].length)} codes, ${(100 * used).toFixed(1)}% of them in use ` +
+      `on held-out images after step ${count.format(steps[i])}; the most frequent one makes up ` +
       `${(100 * Math.max(...counts[i]) / Math.max(total(), 1)).toFixed(1)}% of all tokens.`;
     canvas.setAttribute("aria-label", figure.querySelector(".summary").textContent);
     point(at ?? -1);
@@ -263,8 +263,8 @@ if (smoothing) {
   smoothness();
 }
 all("[data-plan]").forEach(planned);
-all("[data-pictures]").forEach(figure => {
-  const {steps, images} = data.pictures[figure.dataset.pictures], image = figure.querySelector("img");
+all("[data-images]").forEach(figure => {
+  const {steps, images} = data.images[figure.dataset.images], image = figure.querySelector("img");
   slide(figure, steps, i => {
     image.src = images[i];
     image.alt = `${figure.dataset.title}, after step ${count.format(steps[i])}`;
