@@ -32,7 +32,7 @@ from vqd_jax.core.files import atomic_write
 from vqd_jax.data import batches
 from vqd_jax.diffusion.elbo import prior_term
 from vqd_jax.eval import evaluation, held_out, protocols
-from vqd_jax.eval import judge as judging
+from vqd_jax.eval import evaluator as evaluators
 from vqd_jax.eval.metrics import bits
 from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
@@ -208,9 +208,9 @@ class Measure:
         """The model, and the records of each part: of those seen in training only some."""
         model = pipeline.load(folder)
         if self.scores is None:
-            judge = judging.make_evaluator(protocols.with_overrides(**model.config.evaluation))
+            evaluator = evaluators.make_evaluator(protocols.with_overrides(**model.config.evaluation))
             self.scores = evaluation.Evaluation(
-                model=model, judge=judge, cache=self.cache, settings={}
+                model=model, evaluator=evaluator, cache=self.cache, settings={}
             )
         source = self.scores.source
         cells = batches.indices(source, "held_out_cells")

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from vqd_jax.data import batches
-from vqd_jax.eval import evaluation, judge, protocols
+from vqd_jax.eval import evaluation, evaluator, protocols
 from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import escape_prompt
@@ -72,9 +72,9 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     protocol = protocols.with_overrides(**dict(model.config.evaluation) | {"images": args.images})
     scores = evaluation.Evaluation(
         model=model,
-        judge=judge.make_evaluator(protocol),
+        evaluator=evaluator.make_evaluator(protocol),
         settings={},
-        cache=evaluation.cache(args.cache, Path(args.workdir)),
+        cache=evaluation.cache_folder(args.cache, Path(args.workdir)),
     )
     held_out = batches.indices(scores.source, "held_out_cells")
     several = lambda cells: batches.spread(

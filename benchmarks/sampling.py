@@ -10,7 +10,7 @@ Both draw tokens from captions: CLIP's text tower, 25 network calls with guidanc
 network has the same random weights on both sides, and the largest difference of their
 log-probabilities is printed. Rounds alternate, so that a noisy machine slows both; the peer runs
 with the number of threads that suits it best, and its batches whole or picture by picture. `step`
-is what a call does after the network: drawing z_s from its logits, here by branches, and densely
+is what a call does after the network: drawing z_s from its logits, here by its coefficients, and densely
 over all k + 1 states. `pictures` is ours alone from captions to uint8 pictures, without guidance
 and with it in calls where at most half of the tokens are masked, and the share of the machine's
 peak that its matrix products and convolutions take.
@@ -27,8 +27,8 @@ import peer
 
 from vqd_jax.diffusion import schedules
 from vqd_jax.runtime.hardware import chip
-from vqd_jax.runtime.sharding import local_devices
-from vqd_jax.samplers.ancestral import Ancestral, ancestral_phase, take_branch
+from vqd_jax.runtime.devices import local_devices
+from vqd_jax.samplers.ancestral import Ancestral, posterior_phase, posterior_step
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted, sampling
 from vqd_jax.stages.token_stage import Conditioning
@@ -284,12 +284,12 @@ def step(size: str, batch: int, rounds: int) -> dict:
         jax.random.randint(jax.random.key(3), (batch, n), 0, k),
     )
     keys = sampling.image_keys(0, 0, batch)
-    stretch = ancestral_phase(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
-    numbers = jax.tree.map(lambda x: x[12], stretch.numbers)
+    phase = posterior_phase(process, np.linspace(100, 0, CALLS + 1).round().astype(int))
+    coefficients = jax.tree.map(lambda x: x[12], phase.coefficients)
     t, s = jnp.full(batch, 52), jnp.full(batch, 48)
 
     def branch(keys, logits, z):
-        return take_branch(keys, 12, process, logits, z, numbers)
+        return posterior_step(keys, 12, process, logits, z, coefficients)
 
     def dense(keys, logits, z):
         log_p = process.reverse(jax.nn.log_softmax(logits), z, s, t)

@@ -52,7 +52,7 @@ def exchanged(devices: int) -> list[dict]:
     sys.path.insert(0, str(ROOT / "configs"))
     import emoji
 
-    from vqd_jax.runtime.sharding import parallelism
+    from vqd_jax.runtime.parallel import parallelism
     from vqd_jax.train import dry_run
 
     rows = []

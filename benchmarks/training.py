@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import peer
 
-from vqd_jax.runtime import sharding
 from vqd_jax.runtime.hardware import chip
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.parallel import parallelism
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.stages.diffusion import DiffusionStage
 from vqd_jax.train.cost.flops import of_step
 from vqd_jax.train.loop import Train
@@ -82,7 +82,7 @@ class Case:
 
 def mine(case: Case) -> Callable[[], Any]:
     """A call makes a step, as `vqd_jax.main` does."""
-    c, rows, parallel = case.config, len(case.batch["text"]), sharding.parallelism(devices=1)
+    c, rows, parallel = case.config, len(case.batch["text"]), parallelism(devices=1)
     train = Train(**c.diffusion_train)
     optimizer = Optim(**c.diffusion_optim).build(train.steps, rows, case.stage.unchanged)
     step = parallel.compile(
@@ -94,7 +94,7 @@ def mine(case: Case) -> Callable[[], Any]:
         )
     )
     extra = case.stage.from_weights(case.params)[1]
-    state = parallel.place(
+    state = parallel.device_put(
         State(
             step=np.int32(0),
             params=case.params,
@@ -103,7 +103,7 @@ def mine(case: Case) -> Callable[[], Any]:
             extra=extra,
         )
     )
-    batch, frozen, held = parallel.shard(case.batch), parallel.place({}), {"state": state}
+    batch, frozen, held = parallel.shard(case.batch), parallel.device_put({}), {"state": state}
 
     def one():
         held["state"], metrics = step(held["state"], frozen, batch, jax.random.key(0))
@@ -309,7 +309,7 @@ def agreement(case: Case, theirs: Torch) -> dict[str, float]:
 
     In float32 the losses must be equal to 1e-4, or nothing is timed.
     """
-    stage, rows = case.stage, Rows.here(len(case.batch["text"]))
+    stage, rows = case.stage, Rows.of_device(len(case.batch["text"]))
     key, (params, extra) = jax.random.key(3), stage.from_weights(case.params)
     gradient = jax.jit(
         lambda p: jax.value_and_grad(stage.loss, has_aux=True)(

@@ -5,7 +5,7 @@ import pytest
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval import features as features_
 from vqd_jax.eval.features import Extractor, efficientnet_lite0, vgg16
-from vqd_jax.runtime.sharding import local_devices
+from vqd_jax.runtime.devices import local_devices
 
 
 def images(n, size=32):

@@ -14,7 +14,7 @@ from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage
 from vqd_jax.stages.importance import LossAwareTimes
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
@@ -87,7 +87,7 @@ def program(stage, gradient=False):
     def run(params, data, history, key, frozen):
         def loss(params):
             value, (aux, metrics) = stage.loss(
-                params, history, frozen, data, key, jnp.int32(0), Rows.here(len(data["text"]))
+                params, history, frozen, data, key, jnp.int32(0), Rows.of_device(len(data["text"]))
             )
             return value, (stage.update_extra(history, aux, key, jnp.int32(0), None)[0], metrics)
 

@@ -16,7 +16,7 @@ from helpers import ROOT
 from vqd_jax.data.loader import Loader
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import Log
-from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.train import loop
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.optim import Optim

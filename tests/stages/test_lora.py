@@ -212,7 +212,13 @@ def test_scan_and_remat_change_no_number_beyond_rounding(options):
     params = moved(drawn(plain))
     loss = lambda stage: (
         lambda p: stage.loss(
-            p, LossAwareTimes.empty(T), {}, batch(8), jax.random.key(2), jnp.int32(0), Rows.of_device(8)
+            p,
+            LossAwareTimes.empty(T),
+            {},
+            batch(8),
+            jax.random.key(2),
+            jnp.int32(0),
+            Rows.of_device(8),
         )[0]
     )
     (value, got), (wanted, want) = (

@@ -8,7 +8,7 @@ import pytest
 
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
-from vqd_jax.runtime.sharding import bytes_on_a_device, parallelism
+from vqd_jax.runtime.parallel import bytes_per_device, parallelism
 from vqd_jax.train import dry_run
 from vqd_jax.train.state import State
 
@@ -83,8 +83,8 @@ def test_what_is_placed_in_training_is_what_was_rehearsed(name, transform, layou
         transform == "crop"
     )
     placed, shapes = (
-        (parallel.place(state), parallel.place(frozen), parallel.shard(batch)),
-        (parallel.placed(step.state), parallel.placed(step.frozen), parallel.sharded(step.batch)),
+        (parallel.device_put(state), parallel.device_put(frozen), parallel.shard(batch)),
+        (parallel.device_put_shapes(step.state), parallel.device_put_shapes(step.frozen), parallel.shard_shapes(step.batch)),
     )
     first = placed[0].params, placed[0].opt_state, placed[0].ema, placed[1]
     held = sum(
@@ -93,15 +93,15 @@ def test_what_is_placed_in_training_is_what_was_rehearsed(name, transform, layou
         for shard in x.addressable_shards
         if shard.device == jax.devices()[0]
     )
-    assert held == bytes_on_a_device(
+    assert held == bytes_per_device(
         (shapes[0].params, shapes[0].opt_state, shapes[0].ema, shapes[1])
     )
-    assert bytes_on_a_device(shapes[2]) * 4 == sum(x.nbytes for x in batch.values()) * LAYOUTS[
+    assert bytes_per_device(shapes[2]) * 4 == sum(x.nbytes for x in batch.values()) * LAYOUTS[
         layout
     ].get("tensor", 1)
     if name == "diffusion":  # the program takes those very arrays
         program = step.lower(parallel).compile()
-        assert int(parallel.first(program(*placed, jax.random.key(0))[0].step)) == 1
+        assert int(parallel.unreplicate(program(*placed, jax.random.key(0))[0].step)) == 1
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -151,8 +151,8 @@ def test_copies_reduce_four_bytes_for_each_parameter(compiled):
 def test_fsdp_gathers_what_it_has_cut_and_each_device_does_its_own_rows(compiled):
     name, step, programs = compiled
     parallel = parallelism(**LAYOUTS["fsdp"])
-    shapes = jax.tree.leaves(parallel.placed(step.state.params))
-    cut = sum(x.size * 4 for x in shapes if bytes_on_a_device(x) < x.size * 4)
+    shapes = jax.tree.leaves(parallel.device_put_shapes(step.state.params))
+    cut = sum(x.size * 4 for x in shapes if bytes_per_device(x) < x.size * 4)
     gathered = sum(c.moved for c in programs["fsdp"].collectives if c.kind == "all-gather")
     assert cut > 0
     if name != "vqvae":

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, "tests")
 from helpers import stages as step_stages
 from vqd_jax.stages.lora import Adapter
-from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -44,11 +44,11 @@ def train(**layout):
     state = State(step=np.zeros((), np.int32), params=params, ema=params, opt_state=optimizer.init(params), extra=extra)
     parallel = parallelism(**layout)
     run = parallel.compile(make_step(stage, optimizer, 0.9))
-    state, frozen, losses = parallel.place(state), parallel.place({}), []
+    state, frozen, losses = parallel.device_put(state), parallel.device_put({}), []
     for batch in batches:
         state, metrics = run(state, frozen, parallel.shard(batch), jax.random.key(1))
-        losses.append(float(parallel.first(metrics)["loss"]))
-    return jax.device_get(parallel.first(state)), np.array(losses)
+        losses.append(float(parallel.unreplicate(metrics)["loss"]))
+    return jax.device_get(parallel.unreplicate(state)), np.array(losses)
 
 alone, losses = train(devices=1)
 moved = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(params)))

@@ -13,7 +13,8 @@ import pytest
 
 from helpers.stages import CODEC, STAGES, batch
 from vqd_jax.core.errors import UserError
-from vqd_jax.runtime.sharding import Rows, parallelism
+from vqd_jax.runtime.parallel import parallelism
+from vqd_jax.runtime.rows import Rows
 from vqd_jax.stages.importance import LossAwareTimes
 from vqd_jax.train.state import State
 from vqd_jax.train.step import default_micro_batches, make_step
@@ -85,7 +86,7 @@ def test_four_devices_take_the_step_of_one(setting, layout, caplog):
     alone, metrics = step(fresh, {}, batch(), jax.random.key(1))
     parallel = parallelism(**LAYOUTS[layout])
     run = parallel.compile(make_step(stage, gradient_as_state(), 0.99))
-    state, frozen = parallel.place(fresh), parallel.place({})
+    state, frozen = parallel.device_put(fresh), parallel.device_put({})
     shared, shared_metrics = run(state, frozen, parallel.shard(batch()), jax.random.key(1))
     for x in jax.tree.leaves(shared):  # and copies stay equal
         for shard in x.addressable_shards if layout == "pmap" else ():
@@ -103,7 +104,7 @@ def test_four_devices_take_the_step_of_one(setting, layout, caplog):
             if "kernel" in str(path[-1]) and x.size > 64
         ]
         assert np.mean([x.addressable_shards[0].data.size / x.size for x in kernels]) < 0.5
-    placed, (shared, shared_metrics) = shared, parallel.first((shared, shared_metrics))
+    placed, (shared, shared_metrics) = shared, parallel.unreplicate((shared, shared_metrics))
     close(shared.opt_state, alone.opt_state, 1e-5)
     close(shared.params, alone.params, 1e-5)
     close(shared.ema, alone.ema, 1e-5)
@@ -132,9 +133,9 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
     parallel = parallelism(**LAYOUTS.get(layout, {"devices": 1}))
     run = parallel.compile(make_step(stage, gradient_as_state(), 0.99, accumulate=2))
     parts = run(
-        parallel.place(fresh), parallel.place({}), parallel.shard(batch()), jax.random.key(1)
+        parallel.device_put(fresh), parallel.device_put({}), parallel.shard(batch()), jax.random.key(1)
     )
-    parts, part_metrics = parallel.first(parts)
+    parts, part_metrics = parallel.unreplicate(parts)
     close(parts.opt_state, whole.opt_state, 1e-5)
     close(parts.extra, whole.extra, 1e-5)
     for name in metrics:
@@ -180,7 +181,7 @@ def test_the_step_is_the_losss_gradient_and_the_averages(setting):
     state, metrics = step(fresh, {}, batch(), jax.random.key(1))
     data = jax.tree.map(jnp.asarray, batch())
     key = jax.random.fold_in(jax.random.key(1), 3)
-    value = lambda p: stage.loss(p, fresh.extra, {}, data, key, jnp.int32(3), Rows.here(8))
+    value = lambda p: stage.loss(p, fresh.extra, {}, data, key, jnp.int32(3), Rows.of_device(8))
     (loss, (aux, _)), gradient = jax.jit(jax.value_and_grad(value, has_aux=True))(fresh.params)
     extra, _ = stage.update_extra(fresh.extra, aux, key, jnp.int32(3), None)
     close(state.opt_state, gradient, 1e-5)

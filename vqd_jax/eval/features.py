@@ -26,7 +26,7 @@ from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.models.weights.inception import load_inception
 from vqd_jax.models.weights.lpips import load_lpips
 from vqd_jax.runtime.progress import track
-from vqd_jax.runtime.sharding import Devices, local_devices, map_rows, replicate
+from vqd_jax.runtime.devices import Devices, local_devices, map_rows, replicate
 
 Pictures = UInt8[np.ndarray, "n H W 3"]
 

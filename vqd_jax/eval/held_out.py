@@ -21,7 +21,7 @@ from vqd_jax.data.source import Source
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.eval.metrics import bits, codebook_use, psnr
 from vqd_jax.eval.ssim import WINDOW, ssim
-from vqd_jax.runtime.sharding import all_devices, replicate
+from vqd_jax.runtime.devices import all_devices, replicate
 from vqd_jax.runtime.workdir import StageFolder
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data.loader import Batch
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.rows import Rows
 
 
 @runtime_checkable

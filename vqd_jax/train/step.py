@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Int
 
 from vqd_jax.core.shapes import Params, PRNGKey
-from vqd_jax.runtime.sharding import Rows, mean
+from vqd_jax.runtime.rows import Rows, mean
 from vqd_jax.train.stage import Trainable
 from vqd_jax.train.state import State, average
 
@@ -34,7 +34,7 @@ def make_step(
         state: State, frozen: Params, batch: dict[str, Any], key: PRNGKey, axis: str | None = None
     ) -> tuple[State, dict[str, Any]]:
         key = jax.random.fold_in(key, state.step)
-        rows = Rows.here(len(jax.tree.leaves(batch)[0]), axis)
+        rows = Rows.of_device(len(jax.tree.leaves(batch)[0]), axis)
         stopping = {name: value.mean() for name, value in batch.items() if name == STOPPING}
         batch = {name: value for name, value in batch.items() if name != STOPPING}
 
@@ -90,10 +90,10 @@ def scan_micro_batches(
     """
     split = lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
     join = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-    micro_batches = jax.tree.map(split, batch), split(rows.place)
+    micro_batches = jax.tree.map(split, batch), split(rows.index)
 
-    def one(batch: dict[str, Any], place: Int[Array, " b"]) -> tuple[Any, Any, Any]:
-        return gradient(batch, Rows(place, rows.total, rows.axis, count))
+    def one(batch: dict[str, Any], index: Int[Array, " b"]) -> tuple[Any, Any, Any]:
+        return gradient(batch, Rows(index, rows.total, rows.axis, count))
 
     def add(total: Any, micro_batch: Any) -> tuple[Any, Any]:
         aux, *new = one(*micro_batch)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
-from vqd_jax.runtime.sharding import Rows
+from vqd_jax.runtime.rows import Rows
 
 
 def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
@@ -26,7 +26,7 @@ def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
     """
     repeat = lambda x: jnp.zeros((rows, *x.shape), x.dtype)
     batch = jax.eval_shape(functools.partial(jax.tree.map, repeat), example)
-    plain, here = _plain(stage), Rows.here(rows)
+    plain, here = _plain(stage), Rows.of_device(rows)
 
     def gradient(params: Any, extra: Any, frozen: Any, batch: Any, step: Any) -> Any:
         loss = lambda params: plain.loss(
@@ -55,7 +55,7 @@ def _plain(module: Any) -> Any:
     }
     changed |= {
         name: value
-        for name, value in (("remat", False), ("scan", True), ("attention", "whole"))
+        for name, value in (("remat", False), ("scan", True), ("attention", "full"))
         if name in fields
     }
     return dataclasses.replace(module, **changed) if changed else module

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.hardware import CHIPS, Chip
-from vqd_jax.runtime.sharding import parallelism
+from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.train import dry_run
 from vqd_jax.train.cost.roofline import forecast
 
