@@ -30,7 +30,7 @@ ALLOWED = {
     "train": "core runtime diffusion models data samplers stages config inference eval web",
     "cli": "core runtime diffusion models data samplers stages config inference eval web train",
     "main": "cli",
-    "__main__": "",
+    "__main__": "cli",
 }
 
 
@@ -95,18 +95,6 @@ def test_no_module_imports_one_that_imports_it():
     assert done == names, sorted(names - done)
 
 
-def test_the_tests_import_one_command_line_at_most():
-    """The flags of two, of the same name, would clash in the process that runs both tests."""
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests").rglob("*.py")]
-    assert (
-        len(
-            {i for tree in trees for i in imports(tree)}
-            & (COMMANDS - {"vqd_jax.cli", "vqd_jax.cli.runner"})
-        )
-        <= 1
-    )
-
-
 def test_no_test_imports_a_test():
     for path in (ROOT / "tests").rglob("*.py"):
         assert not [
@@ -136,19 +124,14 @@ def test_heavy_libraries_are_imported_where_they_are_used(name):
     }
 
 
-def test_only_build_and_the_command_lines_see_the_config():
+def test_what_lies_below_the_config_does_not_see_it():
+    """Networks, data, samplers and stages get their fields as arguments."""
     seeing = {
-        name
+        part(name)
         for name, tree in TREES.items()
         if any(i.startswith("ml_collections") for i in imports(tree))
     }
-    assert seeing - COMMANDS <= {
-        "vqd_jax.config.build",
-        "vqd_jax.config.defaults",
-        "vqd_jax.config.paper",
-        "vqd_jax.inference.pipeline",
-        "vqd_jax.train.experiment",
-    }
+    assert seeing <= {"config", "inference", "eval", "train", "cli"}
 
 
 def test_pure_parts_know_no_network():

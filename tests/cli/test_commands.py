@@ -488,7 +488,7 @@ BAD = [
     ),
     (
         ["sample", "--workdir={workdir}", "--prompt=x", "--init_image=gone.png"],
-        "there is no picture gone.png",
+        "there is no image gone.png",
     ),
     (["plan", "--workdir={workdir}", "--calls=65"], "a plan for 64 tokens has 1..64 calls, got 65"),
     (["plan", "--workdir=nowhere"], "there is no workdir nowhere"),
@@ -513,14 +513,14 @@ BAD = [
     (["report", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["report", "--workdir=tests"], "there is nothing to report in tests"),
     (["report", "--workdir={workdir}", "--out={workdir}"], "cannot write the report {workdir}"),
-    (["sample", "--workdir={workdir}", "--like=gone.png"], "there is no picture gone.png"),
+    (["sample", "--workdir={workdir}", "--like=gone.png"], "there is no image gone.png"),
     (
         ["sample", "--workdir={workdir}", "--like=README.md"],
-        "README.md does not say how it was made",
+        "README.md holds no generation request",
     ),
     (
         ["sample", "--workdir={workdir}", "--like=docs/plan.png"],
-        "docs/plan.png does not say how it was made",
+        "docs/plan.png holds no generation request",
     ),
     (
         ["sample", "--workdir={workdir}", "--like=x.png", "--seed=1", "--calls=2"],

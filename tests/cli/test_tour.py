@@ -68,7 +68,7 @@ def test_it_begins_where_the_process_is(sampler):
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(3))
     for begin in (1, 7, 20):
         at_begin = sampler(4).noised(keys, process, jnp.zeros((3, n), jnp.int32), begin)
-        first = sampler(4).plan(process, n, begin)[0].numbers[0]
+        first = sampler(4).plan(process, n, begin)[0].coefficients[0]
         left = n * (1 - process.unmasked[begin]) / (1 - process.unmasked[-1])
         np.testing.assert_allclose((at_begin == process.k).sum(1), left, atol=1)
         assert abs(first - left * np.cos(np.pi / 8)) <= 0.5
@@ -93,6 +93,6 @@ def test_all_else_works_with_it(sampler, model):
 def test_it_is_told_its_calls_itself(sampler, model):
     for beside, name in (({"calls": 4}, "calls"), ({"order": "halton"}, "order")):
         with pytest.raises(
-            UserError, match=f"a sampler of one's own has {name} itself: say it there"
+            UserError, match=f"a sampler object has its own {name}: set it there"
         ):
             model(CRABS, sampler=sampler(4), **beside)

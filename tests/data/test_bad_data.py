@@ -1,5 +1,5 @@
-"""What every kind of bad or odd data gets, as tables: a file → its pixels or the reason why it is
-left out, a caption file → captions.
+"""Bad and odd data, in tables: the content of a file → its pixels or the reason why it is left out,
+and of a caption file → captions.
 """
 
 import io
@@ -81,7 +81,7 @@ def png(width, height, depth, colour, rows, *extra):
 
 
 def deep(bands, *extra):
-    """16 bits of these bands of DEEP."""
+    """A 16-bit PNG file of some bands of DEEP."""
     rows = b"".join(b"\0" + row[:, bands].astype(">u2").tobytes() for row in DEEP)
     return png(W, H, 16, {1: 0, 2: 4, 3: 2, 4: 6}[len(bands)], rows, *extra)
 
@@ -115,7 +115,7 @@ def bits(name):
 
 
 def palette(clear):
-    """RGB in 8 colours, of which some are transparent, and what that is."""
+    """RGB in 8 colours, some of them transparent, and its pixels on white."""
     image = Image.fromarray(RGB).quantize(8)
     alpha = np.full(256, 255, np.uint8)
     alpha[: len(clear)] = list(clear)
@@ -135,7 +135,7 @@ def gif(width, height):
 
 
 def changed(content, **offsets):
-    """A BMP file with other sizes."""
+    """A BMP file that claims another size."""
     out = bytearray(content)
     out[18:26] = struct.pack("<ii", offsets["width"], offsets["height"])
     return bytes(out)
@@ -151,7 +151,7 @@ def cmyk(*ink):
 
 
 def without_adobe(content):
-    """A CMYK JPEG file without the marker by which Adobe's programs say that its inks are inverted."""
+    """A CMYK JPEG file without the marker of Adobe's programs that its inks are inverted."""
     at = content.index(b"\xff\xee\0\x0eAdobe")
     return content[:at] + content[at + 16 :]
 
@@ -171,7 +171,7 @@ FLOATS = RNG.random((H, W), np.float32)
 BOMB = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2**26)))
 
 # name → (content, its pixels or the reason why it is left out, how far off they may be)
-PICTURES = {
+IMAGES = {
     **{f"plain.{kind}": (saved(RGB, kind), RGB, 0) for kind in ("png", "bmp", "tif")},
     "plain.webp": (saved(RGB, "webp", lossless=True), RGB, 0),
     "plain.gif": (saved(PALETTE, "gif"), np.asarray(PALETTE.convert("RGB")), 0),
@@ -327,10 +327,10 @@ def records(source):
     return {record.item: record.captions for record in source.records}
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
-    """By training, and alike by editing."""
-    content, want, off = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_is_used_or_left_out_with_a_reason(tmp_path, name):
+    """By training and by inpainting."""
+    content, want, off = IMAGES[name]
     source = captioned_folder(path=make(tmp_path, {name: content}))
     if isinstance(want, str):
         with pytest.raises(
@@ -339,8 +339,8 @@ def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
             check_decoding(source, str(tmp_path / "cache"))
 
         assert re.search(want, source.fault(name)) and "\n" not in str(caught.value)
-        with pytest.raises(UserError, match="is not a picture that can be read"):
-            inpaint.read(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
+        with pytest.raises(UserError, match="is not an image that can be read"):
+            inpaint.read_edit_image(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
         return
     got = check_decoding(source, str(tmp_path / "cache"))[0]["image"]
     assert (
@@ -348,13 +348,13 @@ def test_a_picture_is_used_or_left_out_with_a_reason(tmp_path, name):
         and got.shape == want.shape
         and abs(got.astype(int) - want).max() <= off
     )
-    canvas = inpaint.read(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
+    canvas = inpaint.read_edit_image(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
     np.testing.assert_array_equal(canvas.image[:, 1:], got)
 
 
-def test_preparing_lists_all_of_them_with_the_reasons(tmp_path):
-    contents = {name: content for name, (content, *_) in PICTURES.items()}
-    kept = {name for name, (_, want, _) in PICTURES.items() if not isinstance(want, str)}
+def test_preparing_lists_all_broken_images_with_the_reasons(tmp_path):
+    contents = {name: content for name, (content, *_) in IMAGES.items()}
+    kept = {name for name, (_, want, _) in IMAGES.items() if not isinstance(want, str)}
     source = captioned_folder(
         path=make(tmp_path / "set", contents | {"silent.png": saved(RGB, "png")})
     )
@@ -362,14 +362,14 @@ def test_preparing_lists_all_of_them_with_the_reasons(tmp_path):
     source = captioned_folder(path=str(tmp_path / "set"))
     pack = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert (
-        set(pack.skipped) == PICTURES.keys() - kept | {"silent.png"}
+        set(pack.skipped) == IMAGES.keys() - kept | {"silent.png"}
         and pack.skipped["silent.png"] == "it has no caption"
     )
     assert {
         name for name in kept if (Path(name).stem, ("a caption",)) not in records(pack).items()
     } == set()
     for i, file in enumerate(source.without(pack.skipped).files):
-        _, want, off = PICTURES[file]
+        _, want, off = IMAGES[file]
         assert abs(pack[i]["image"].astype(int) - want).max() <= off
 
 
@@ -394,11 +394,11 @@ print(bombs, size() - before)
 """
 
 
-def test_bombs_take_no_memory_and_large_pictures_are_decoded_one_at_a_time(tmp_path):
+def test_bombs_take_no_memory_and_large_images_are_decoded_one_at_a_time(tmp_path):
     for i, name in enumerate(
         ("huge.png", "huge.gif", "huge.bmp", "large and whole.png", "long.png", "profile bomb.png")
     ):
-        (tmp_path / f"bomb{i}").write_bytes(PICTURES[name][0])
+        (tmp_path / f"bomb{i}").write_bytes(IMAGES[name][0])
     (tmp_path / "small.png").write_bytes(saved(RGB, "png"))
     (tmp_path / "large.png").write_bytes(
         saved(np.zeros((4200, 4200, 3), np.uint8), "png")
@@ -417,7 +417,7 @@ def test_bombs_take_no_memory_and_large_pictures_are_decoded_one_at_a_time(tmp_p
 
 @pytest.mark.parametrize("transform", [Resize(size=16), RandomCrop(size=16), Reference(size=16)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 1000), (65_535, 1), (1, 65_535)])
-def test_the_smallest_and_longest_pictures_become_squares(transform, size):
+def test_the_smallest_and_longest_images_become_squares(transform, size):
     image = np.broadcast_to(np.uint8(RED), (*size, 3))
     for rng in (None, np.random.default_rng(0)):
         np.testing.assert_array_equal(transform(image, rng), flat(RED, (16, 16)))
@@ -459,7 +459,7 @@ def test_any_name_will_do(tmp_path, name, suffix):
     )
 
 
-def test_links_are_followed_but_not_round_in_circles(tmp_path, caplog):
+def test_links_are_followed_except_in_circles(tmp_path, caplog):
     root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
     make(root, {"a.png": saved(RGB, "png"), "deep/b.png": saved(RGB, "png")})
     make(elsewhere, {"c.png": saved(RGB, "png"), "d.png": saved(RGB, "png")})
@@ -481,10 +481,8 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path, caplog):
     assert captioned_folder(path=str(link)).fingerprint == source.fingerprint
 
 
-def test_what_is_no_file_is_no_picture(tmp_path):
-    """Pipes, which would never end, and folders are passed over; a link to nothing is left out,
-    whichever folder it is in.
-    """
+def test_pipes_folders_and_dangling_links_are_not_images(tmp_path):
+    """Pipes, which would block, and folders are ignored; a dangling link is a broken image."""
     root = tmp_path / "set"
     make(root, {"a.png": saved(RGB, "png"), "deep/b.png": saved(RGB, "png")})
     for place in (root, root / "deep"):
@@ -507,7 +505,7 @@ def test_what_is_no_file_is_no_picture(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_said(tmp_path):
+def test_unreadable_files_and_folders_are_named(tmp_path):
     root = tmp_path / "set"
     make(
         root,
@@ -590,10 +588,8 @@ def test_a_caption_file_is_used_or_left_out_with_a_reason(tmp_path, content):
 @pytest.mark.parametrize(
     "caption", ["SALT AND PEPPER", "cats AND", "AND", "a AND b :-3", "x :0.5", LONG, "a:b AND AND"]
 )
-def test_no_caption_is_a_wrong_prompt(caption):
-    """A run ends with pictures for captions of the data: none of them may end it with an error
-    after hours.
-    """
+def test_every_caption_is_a_valid_prompt(caption):
+    """A training ends with images for captions of the data; none may end it with an error."""
     prompt = escape_prompt(caption)
     assert split_prompt(check_prompt(prompt)) == [(prompt, 1.0)]
     assert (
@@ -729,7 +725,7 @@ def test_a_table_is_used_or_ends_the_run_with_one_sentence(tmp_path, name, conte
     )
 
 
-def test_a_table_that_is_a_folder_is_said(tmp_path):
+def test_a_table_that_is_a_folder_is_refused(tmp_path):
     make(tmp_path, {"a.png": saved(RGB, "png")})
     (tmp_path / "captions.csv").mkdir()
     with pytest.raises(UserError, match="captions.csv is not a file"):
@@ -737,7 +733,7 @@ def test_a_table_that_is_a_folder_is_said(tmp_path):
 
 
 def test_duplicates_are_used_as_they_are(tmp_path):
-    """The same picture under two names, two formats of one name, the same caption twice."""
+    """The same image under two names, one name in two formats, the same caption twice."""
     source = captioned_folder(
         path=make(
             tmp_path,
@@ -759,7 +755,7 @@ def test_duplicates_are_used_as_they_are(tmp_path):
 
 @pytest.fixture
 def faces(tmp_path):
-    """A config whose set of 100 pictures, of a kind that is not one's own folder, has a broken one."""
+    """A config whose data set of 100 images has a broken one."""
     make(
         tmp_path / "faces",
         {f"{n:05d}.png": saved(RGB, "png") for n in range(100)} | {"00041.png": b""},
@@ -795,7 +791,7 @@ def test_every_set_is_decoded_once_before_training(faces, caplog, monkeypatch):
 @pytest.mark.parametrize(
     "stored", [b"", b"[1]", b"{", b'{"none.png": "x"}', b'{"00003.png": 1}', b"\xff"]
 )
-def test_a_damaged_list_of_the_broken_is_made_again(faces, stored):
+def test_a_damaged_list_of_broken_images_is_made_again(faces, stored):
     c, place = faces
     build.source(c, place / "cache")
     (kept,) = (place / "cache").glob("checked-*.json")
@@ -807,7 +803,7 @@ def test_a_damaged_list_of_the_broken_is_made_again(faces, stored):
     )
 
 
-def test_without_a_cache_to_write_training_begins_all_the_same(faces):
+def test_training_starts_with_a_cache_that_cannot_be_written(faces):
     c, place = faces
     (place / "file").write_bytes(b"")
     assert list(build.source(c, place / "file").skipped) == ["00041.png"]
@@ -823,7 +819,7 @@ def test_more_than_one_in_a_hundred_ends_the_run_at_its_start(faces):
         build.source(c, place / "cache")
 
 
-def test_a_picture_that_breaks_later_ends_the_run_with_its_name(faces):
+def test_an_image_that_breaks_later_ends_the_run_with_its_name(faces):
     c, place = faces
     source = build.source(c, place / "cache")
     (place / "faces/00012.png").unlink()

@@ -14,14 +14,9 @@ from PIL import Image
 from helpers import ROOT
 from helpers.workdirs import MODELS, make_workdir
 from vqd_jax.core.errors import UserError
-from vqd_jax.inference import explain, pipeline, request
+from vqd_jax.inference import explain, explain_figure, pipeline, request
 
 PROMPT = "a google style emoji of a red apple"
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return pipeline.load(ROOT / "pretrained" / "emoji")
 
 
 @pytest.mark.parametrize(
@@ -36,22 +31,22 @@ def shipped():
 )
 def test_it_is_the_picture_of_sample_bit_for_bit(shipped, prompt, settings):
     found = explain.explain(shipped, prompt, seed=5, **settings)
-    drawn = request.draw(
+    drawn = request.generate(
         shipped,
         request.GenerationRequest(prompts=(prompt,), num=1, seed=5, batch=16, settings=settings),
     )
     np.testing.assert_array_equal(found.images[-1], drawn[0])
-    np.testing.assert_array_equal(shipped.decode_partly(found.states), found.images)
+    np.testing.assert_array_equal(shipped.decode_partial(found.states), found.images)
     calls = settings["calls"]
     assert (
         found.states.shape == (calls + 1, 64)
-        and found.sure.shape == (calls, 64)
+        and found.confidence.shape == (calls, 64)
         and found.times[0] == 100
     )
     assert (found.states[0] == found.k).sum() >= 45 and (found.states[-1] < found.k).all()
     for words in found.words:
-        assert all((word.weight >= 0).all() for word in words)
-        np.testing.assert_allclose(sum(word.weight for word in words), 1, rtol=1e-5)
+        assert all((word.attention >= 0).all() for word in words)
+        np.testing.assert_allclose(sum(word.attention for word in words), 1, rtol=1e-5)
     texts = [[word.text for word in words] for words in found.words]
     assert texts == [
         [*part.split(), "(start)", "(end)"]
@@ -63,7 +58,7 @@ def test_it_says_what_the_network_gives_in_each_call(shipped):
     found = explain.explain(shipped, PROMPT, seed=5, calls=4, guidance=3.0, temperature=0.8)
     stage, ids = shipped.stage, jnp.asarray(shipped.tokenizer([PROMPT]))
     looks = []
-    for z, t, sure in zip(found.states, found.times, found.sure):
+    for z, t, sure in zip(found.states, found.times, found.confidence):
         z, t = jnp.asarray(z)[None], jnp.full(1, t)
         text, null = (
             np.asarray(
@@ -78,15 +73,17 @@ def test_it_says_what_the_network_gives_in_each_call(shipped):
     assert shipped.tokenizer.words(PROMPT)[-1][0] == "apple"
     places = shipped.tokenizer.words(PROMPT)[-1][1]
     apple = next(word for word in found.words[0] if word.text == "apple")
-    np.testing.assert_allclose(apple.weight, np.mean(looks, axis=0)[:, places].sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        apple.attention, np.mean(looks, axis=0)[:, places].sum(-1), rtol=1e-4
+    )
 
 
 def test_what_became_of_each_token():
     before, after = np.array([9, 9, 3, 3, 3]), np.array([9, 3, 3, 4, 9])
-    assert [explain.CHANGES[i][0] for i in explain.changes(before, after, 9)] == [
-        "as before",
+    assert [explain_figure.CHANGES[i][0] for i in explain_figure.changes(before, after, 9)] == [
+        "unchanged",
         "drawn",
-        "as before",
+        "unchanged",
         "replaced by another",
         "masked again",
     ]
@@ -99,26 +96,26 @@ def test_models_of_every_condition_are_explained_and_drawn(tmp_path, kind, asked
     np.testing.assert_array_equal(found.images[-1], model([asked], seed=1)[0])
     assert len(found.words) == (kind == "text")
     pytest.importorskip("matplotlib")
-    explain.draw(found, asked, tmp_path / "new" / "out.png")
+    explain_figure.draw(found, asked, tmp_path / "new" / "out.png")
     with Image.open(tmp_path / "new" / "out.png") as picture:
         (width, height), pixels = picture.size, np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert width == 1680 and (height > 1100) == (kind == "text")
     counts = [
         (pixels == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).sum()
-        for _, color in explain.CHANGES[:2]
+        for _, color in explain_figure.CHANGES[:2]
     ]
     assert min(counts) > 1000  # cells as before, and drawn
 
 
 def test_one_prompt_and_a_diffusion():
-    with pytest.raises(UserError, match="one picture is explained at a time"):
-        explain.only(["a", "b"])
-    assert explain.only(["a"]) == "a"
+    with pytest.raises(UserError, match="one image is explained at a time"):
+        explain.single_prompt(["a", "b"])
+    assert explain.single_prompt(["a"]) == "a"
 
 
 def test_an_autoregressive_model_is_not_explained(tmp_path):
     model = pipeline.load(make_workdir(tmp_path, MODELS["text"], stages=("autoregressive",)))
-    with pytest.raises(UserError, match="draws one token after the other"):
+    with pytest.raises(UserError, match="has no diffusion times"):
         explain.explain(model, "apples")
 
 
@@ -141,5 +138,5 @@ def test_the_command_on_the_shipped_model(tmp_path):
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0 and done.stdout == f"3 calls: {tmp_path / 'out.png'}\n", done.stderr
+    assert done.returncode == 0 and done.stdout == f"3 steps: {tmp_path / 'out.png'}\n", done.stderr
     assert Image.open(tmp_path / "out.png").size[0] == 1680 and "Warning" not in done.stderr

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT
 from vqd_jax.core.errors import UserError
-from vqd_jax.inference import inpaint, pipeline
+from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage, edit, windows
 
-MODEL = ROOT / "pretrained" / "emoji"
 SAMPLERS = {
     "ancestral": {},
     "counts": {"order": "confidence"},
@@ -19,11 +17,6 @@ SAMPLERS = {
     "released_fast": {},
     "prior_rule": {"rule": 1},
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return pipeline.load(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +111,15 @@ def files(tmp_path, picture):
 
 
 def test_canvases_from_files(files, picture):
-    canvas = inpaint.read(str(files / "apple.png"), str(files / "mask.png"), [], 32)
+    canvas = inpaint.read_edit_image(str(files / "apple.png"), str(files / "mask.png"), [], 32)
     np.testing.assert_array_equal(canvas.image, picture)
-    assert canvas.repaint[:16].all() and not canvas.repaint[16:].any()
-    assert inpaint.read(str(files / "apple.png"), None, [], 32).repaint.all()
-    larger = inpaint.read(str(files / "apple.png"), None, ["4", "0", "8", "12"], 32)
+    assert canvas.mask[:16].all() and not canvas.mask[16:].any()
+    assert inpaint.read_edit_image(str(files / "apple.png"), None, [], 32).mask.all()
+    larger = inpaint.read_edit_image(str(files / "apple.png"), None, ["4", "0", "8", "12"], 32)
     assert (
         larger.image.shape == (44, 44, 3)
-        and not larger.repaint[:32, 4:36].any()
-        and larger.repaint.sum() == 44 * 44 - 32 * 32
+        and not larger.mask[:32, 4:36].any()
+        and larger.mask.sum() == 44 * 44 - 32 * 32
     )
     np.testing.assert_array_equal(larger.image[:32, 4:36], picture)
 
@@ -134,8 +127,8 @@ def test_canvases_from_files(files, picture):
 @pytest.mark.parametrize(
     "arguments,sentence",
     [
-        (("gone.png", None, []), "there is no picture"),
-        (("broken.png", None, []), "not a picture that can be read"),
+        (("gone.png", None, []), "there is no image"),
+        (("broken.png", None, []), "not an image that can be read"),
         (("apple.png", "black.png", []), "has no white"),
         (("apple.png", None, ["1", "2"]), "takes four numbers"),
         (("apple.png", None, ["0", "0", "0", "0"]), "not all 0"),
@@ -145,7 +138,7 @@ def test_canvases_from_files(files, picture):
 def test_bad_files_are_one_sentence(files, arguments, sentence):
     init, mask, extend = arguments
     with pytest.raises(UserError, match=sentence):
-        inpaint.read(str(files / init), mask and str(files / mask), extend, 32)
+        inpaint.read_edit_image(str(files / init), mask and str(files / mask), extend, 32)
 
 
 def test_a_canvas_must_fit_the_cells(model, picture):

@@ -6,24 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import ROOT
 from vqd_jax.core.errors import UserError
-from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.stages import sampling
 
-MODEL = ROOT / "pretrained" / "emoji"
 PROMPTS = [
     f"{style} style emoji of {what}"
     for what in ("a dog", "a tree", "a red apple")
     for style in ("a google", "a twitter", "an openmoji")
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return pipeline.load(MODEL)
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import ROOT
+from helpers.shipped import SHIPPED
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import pipeline, plan
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.call_planner import best_counts, random_order_cost
 
-MODEL = ROOT / "pretrained" / "emoji"
 CAPTIONS = [
     "a google style emoji of a red apple",
     "a twitter style emoji of a dog",
     "an openmoji style emoji of a tree",
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return pipeline.load(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +61,7 @@ def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
     def cross_entropy(stage, weights, z_0, ids, known, t):
         return np.where(known, 0.0, 5 - 0.05 * known.sum(1, keepdims=True))
 
-    monkeypatch.setattr(plan.programs, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(plan.jitted, "cross_entropy", cross_entropy)
     measured = plan.measure(model, np.zeros((3, 64), np.int32), CAPTIONS, points=7)
     known = np.arange(64)
     np.testing.assert_allclose(measured["random"], 5 - 0.05 * known)
@@ -78,7 +72,7 @@ def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
 
 def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
     workdir = tmp_path / "emoji"
-    shutil.copytree(MODEL, workdir)
+    shutil.copytree(SHIPPED, workdir)
     Workdir(workdir).plan.unlink(missing_ok=True)
     bare = pipeline.load(workdir)
     with pytest.raises(UserError, match="no plan for the order 'random' in this workdir"):

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_png
-from vqd_jax.inference import pipeline, request
+from vqd_jax.inference import request
 from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.request import GenerationRequest
 
-MODEL = ROOT / "pretrained" / "emoji"
 PLAIN = dict(calls=3, guidance=2.5, temperature=0.8, top_p=0.9, negative_prompt="a tree")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return pipeline.load(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +43,17 @@ def recipes(model):
             prompts=two[:1],
             num=2,
             seed=2**32 - 1,
-            canvas=EditImage(picture, half),
+            edit=EditImage(picture, half),
             settings={"calls": 3, "temperature": 3.0},
         ),
         "varied": GenerationRequest(
             prompts=two,
-            canvas=EditImage(picture, np.ones_like(half)),
+            edit=EditImage(picture, np.ones_like(half)),
             strength=0.5,
             settings={"calls": 3},
         ),
         "wider": GenerationRequest(
-            prompts=two[:1], canvas=EditImage(wide, around), settings={"calls": 3}
+            prompts=two[:1], edit=EditImage(wide, around), settings={"calls": 3}
         ),
     }
 
@@ -68,7 +61,7 @@ def recipes(model):
 @pytest.mark.parametrize("name", ["plain", "option", "masked", "varied", "wider"])
 def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path):
     asked = recipes[name]
-    images = request.draw(model, asked)
+    images = request.generate(model, asked)
     for picture in (None, len(images) - 1):
         sheet = np.concatenate(images) if picture is None else images[picture]
         save_png(
@@ -77,8 +70,8 @@ def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path)
             request.metadata(model, asked, weights, picture=picture, stage="diffusion"),
         )
         read, which = request.read_file(model, str(tmp_path / "x.png"), weights)
-        assert which == picture and read.wanted == asked.wanted
-        np.testing.assert_array_equal(request.draw(model, read), images)
+        assert which == picture and read.image_prompts == asked.image_prompts
+        np.testing.assert_array_equal(request.generate(model, read), images)
     assert len(images) == 1 or (images[0] != images[1]).any()
 
 
@@ -86,20 +79,20 @@ def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path)
 def test_what_is_watched_ends_as_what_is_drawn(model, recipes, name):
     seen = list(request.watch(model, recipes[name]))
     assert len(seen) == request.calls(model, recipes[name]) == 3 and (seen[0] != seen[-1]).any()
-    np.testing.assert_array_equal(seen[-1], request.draw(model, recipes[name]))
+    np.testing.assert_array_equal(seen[-1], request.generate(model, recipes[name]))
 
 
 def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
     seen = list(request.watch(model, recipes["wider"]))
-    np.testing.assert_array_equal(seen[-1], request.draw(model, recipes["wider"]))
+    np.testing.assert_array_equal(seen[-1], request.generate(model, recipes["wider"]))
     for images in seen:
-        np.testing.assert_array_equal(images[0, :, :32], recipes["wider"].canvas.image[:, :32])
+        np.testing.assert_array_equal(images[0, :, :32], recipes["wider"].edit.image[:, :32])
 
 
 @pytest.mark.parametrize(
     "fields,sentence",
     [
-        ([], "a recipe is a JSON object"),
+        ([], "a request is a JSON object"),
         ({"prompts": "a dog"}, "prompts must be a list of texts, got 'a dog'"),
         ({"prompts": [3]}, "prompts must"),
         ({"prompts": []}, "--prompt is missing"),
@@ -127,11 +120,11 @@ def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
         ({"negative_prompt": ["x"]}, "negative_prompt must be a text"),
         ({"guidance": 1, "negative_prompt": "y"}, "acts through guidance"),
         ({"nonsense": 1}, "has no option 'nonsense'"),
-        ({"strength": 0.5}, "are for changing a picture"),
-        ({"mask": "AAAA"}, "are for changing"),
-        ({"init_image": "%%%"}, "the init_image must be a picture file in base64"),
-        ({"init_image": 7}, "the init_image must be a picture file"),
-        ({"init_image": "AAAA"}, "the init_image is not a picture that can be read"),
+        ({"strength": 0.5}, "are for editing an image"),
+        ({"mask": "AAAA"}, "are for editing"),
+        ({"init_image": "%%%"}, "init_image must be an image file in base64"),
+        ({"init_image": 7}, "init_image must be an image file"),
+        ({"init_image": "AAAA"}, "the init_image is not an image that can be read"),
         ({"strength": 0, "init_image": "PNG"}, r"strength must lie"),
         ({"strength": 1.5, "init_image": "PNG"}, r"strength must be a number in 0\.\.1"),
         ({"init_image": "PNG", "mask": "PNG"}, "has no white"),
@@ -149,7 +142,7 @@ def test_bad_fields_are_one_sentence(model, fields, sentence):
         )
         fields = {"prompts": ["a dog"]} | {k: black if v == "PNG" else v for k, v in fields.items()}
     with pytest.raises(UserError, match=sentence) as caught:
-        request.read(model, fields)
+        request.parse(model, fields)
     assert "\n" not in str(caught.value)
 
 
@@ -161,17 +154,17 @@ def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
         num=2,
         settings={"sampler": "counts", "calls": 5},
     )
-    images = request.draw(planned, asked)
+    images = request.generate(planned, asked)
     save_png(tmp_path / "x.png", images[0], request.metadata(planned, asked, weights))
     read, _ = request.read_file(model, str(tmp_path / "x.png"), weights)
     counts = read.settings["counts"]
     assert sum(counts) == 64 and len(counts) == 5 and len({*counts}) > 2
-    np.testing.assert_array_equal(request.draw(model, read), images)
+    np.testing.assert_array_equal(request.generate(model, read), images)
     save_png(
         tmp_path / "x.png", images[0], request.metadata(model, asked, weights)
     )  # without a plan
     even, _ = request.read_file(planned, str(tmp_path / "x.png"), weights)
-    np.testing.assert_array_equal(request.draw(planned, even), request.draw(model, asked))
+    np.testing.assert_array_equal(request.generate(planned, even), request.generate(model, asked))
 
 
 def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
@@ -180,10 +173,10 @@ def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
         {"prompts": ["a dog"], "num": 2, "model": weights, "calls": 3, "picture": 1},
     )
     for text, sentence in (
-        (None, "does not say how it was made"),
-        ("{", "does not say how it was made"),
-        ("[1]", "cannot be made again"),
-        (json.dumps(good | {"model": "0"}), "drawn by another model"),
+        (None, "holds no generation request"),
+        ("{", "holds no generation request"),
+        ("[1]", "cannot be reproduced"),
+        (json.dumps(good | {"model": "0"}), "made by another model"),
         (json.dumps(good | {"calls": 0}), "calls must be in"),
         (json.dumps(good | {"picture": 2}), r"picture must be a whole number in 0\.\.1, got 2"),
     ):
@@ -191,10 +184,10 @@ def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
         with pytest.raises(UserError, match=f"x.png.*{sentence}"):
             request.read_file(model, str(path), weights)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match="does not say how"):
+    with pytest.raises(UserError, match="holds no generation request"):
         request.read_file(model, str(path), weights)
     Image.new("RGB", (4, 4)).save(tmp_path / "x.jpg")
-    with pytest.raises(UserError, match="does not say how"):
+    with pytest.raises(UserError, match="holds no generation request"):
         request.read_file(model, str(tmp_path / "x.jpg"), weights)
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="there is no image"):
         request.read_file(model, "gone.png", weights)

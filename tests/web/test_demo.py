@@ -71,7 +71,7 @@ def test_events_show_every_call_and_the_files_reproduce_the_images(model, weight
         np.testing.assert_array_equal(pixels(url), want[i])
         (tmp_path / "x.png").write_bytes(base64.b64decode(url.partition(",")[2]))
         again, which = recipe.read_file(model, str(tmp_path / "x.png"), weights)
-        np.testing.assert_array_equal(recipe.draw(model, again)[which], want[i])
+        np.testing.assert_array_equal(recipe.generate(model, again)[which], want[i])
 
 
 def test_initial_images_are_resized_and_only_the_mask_is_repainted(model, weights):
@@ -88,14 +88,14 @@ def test_initial_images_are_resized_and_only_the_mask_is_repainted(model, weight
     )
     *_, done = api.draw(model, asked, weights)
     for url in done["pictures"]:
-        np.testing.assert_array_equal(pixels(url)[:, 16:], asked.canvas.image[:, 16:])
-        assert (pixels(url)[:, :16] != asked.canvas.image[:, :16]).any()
+        np.testing.assert_array_equal(pixels(url)[:, 16:], asked.edit.image[:, 16:])
+        assert (pixels(url)[:, :16] != asked.edit.image[:, :16]).any()
 
 
 @pytest.mark.parametrize(
     "fields,sentence",
     [
-        ({"num": 17}, "at most 16 pictures are drawn at once, got 17"),
+        ({"num": 17}, "at most 16 images are drawn at once, got 17"),
         ({"prompts": ["a", "b"], "num": 9}, "at most 16.*got 18"),
         ({"prompts": ["a"] * 1000, "num": 1_000_000}, "at most 16.*got 1000000000"),
         ({"prompts": [" AND ".join("abcdefghi")]}, "at most 8 prompts are blended in one, got 9"),
@@ -136,7 +136,7 @@ def test_a_small_file_with_a_large_picture_is_refused(model):
     assert len(file.getvalue()) < 100_000
     with pytest.raises(
         UserError,
-        match="the init_image is not a picture that can be read .*at most 16,777,216 are read",
+        match="the init_image is not an image that can be read .*at most 16,777,216 are read",
     ):
         api.parse_request(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
 
@@ -431,7 +431,7 @@ def test_the_interface_is_described_as_it_is(model, weights):
                     | {name: field[bound], "negative_prompt": ""}
                     | ({"num": 1} if name != "num" else {}),
                 )
-                with pytest.raises(UserError, match=f"{name}|at most 16 pictures"):
+                with pytest.raises(UserError, match=f"{name}|at most 16 images"):
                     api.parse_request(model, example | {name: field[bound] + outside})
     *seen, done = api.draw(model, api.parse_request(model, example | {"calls": 2}), weights)
     events = said["components"]["schemas"]["Event"]["properties"]

@@ -37,12 +37,12 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")
 
-    from vqd_jax.inference import explain, pipeline
+    from vqd_jax.inference import explain, explain_figure, pipeline
     from vqd_jax.inference.prompts import check_prompt
 
     prompts = [check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
     model = pipeline.load(options.workdir, **loading(options))
-    prompt = explain.only(model.prompts(prompts, labels=bool(options.label)))
+    prompt = explain.single_prompt(model.prompts(prompts, labels=bool(options.label)))
     explanation = explain.explain(
         model,
         prompt,
@@ -50,5 +50,5 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         negative_prompt=options.negative_prompt,
         **sampling(options),
     )
-    explain.draw(explanation, prompt, Path(options.out))
+    explain_figure.draw(explanation, prompt, Path(options.out))
     print(f"{len(explanation.times)} steps: {options.out}")

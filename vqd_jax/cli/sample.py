@@ -108,7 +108,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         wanted, only = request.read_file(model, options.like, weights)
     else:
         wanted, only = _request(options, model, prompts), None
-    images = request.draw(model, wanted)
+    images = request.generate(model, wanted)
     if only is None:
         captions = [p if j == 0 else "" for p in wanted.prompts for j in range(wanted.num)]
         sheet = grid(images, wanted.num, captions=captions, scale=options.scale)
@@ -152,9 +152,9 @@ def _request(
     settings: dict[str, Any] = sampling(options)
     if options.negative_prompt:
         settings["negative_prompt"] = options.negative_prompt
-    canvas = None
+    edit = None
     if options.init_image:
-        canvas = inpaint.read(
+        edit = inpaint.read_edit_image(
             options.init_image, options.mask, options.extend, model.config.data.image_size
         )
     wanted = request.GenerationRequest(
@@ -163,7 +163,7 @@ def _request(
         seed=options.seed,
         batch=options.batch,
         settings=settings,
-        canvas=canvas,
+        edit=edit,
         strength=options.strength,
     )
     request.check(model, wanted)

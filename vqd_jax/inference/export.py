@@ -85,7 +85,7 @@ def diffusers_folder(workdir: Path, out: Path, stages: exported.Stages, plan: Pl
         )
     model, codec = stages["diffusion"], stages["vqvae"]["weights"]
     config = complete(model["config"])
-    if reasons := diffusers.reasons(config.to_dict(), build.process(config), codec):
+    if reasons := diffusers.unsupported(config.to_dict(), build.process(config), codec):
         raise UserError(
             f"diffusers' layout cannot hold this model: {'; '.join(reasons[:3])}; "
             "--format=safetensors can"

@@ -1,18 +1,16 @@
-"""Changing pictures: repaint a region of any shape, vary a whole picture, or paint beyond its
-edges.
+"""Inpainting, image-to-image and outpainting.
 
-Tokens whose cells are kept enter every network call and come out as they were. A canvas larger than
-the model's pictures is painted window by window, the one with the most known cells first.
+Tokens outside of the mask condition every network call and are kept. An image larger than the
+model's is inpainted window by window, starting with the one that has the fewest tokens to paint.
 """
 
-import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
@@ -21,182 +19,192 @@ from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import track
 from vqd_jax.samplers.base import Constraint
 
+# (tokens (b, n), images (b, H, W, 3)) after some network calls, for prompts and settings
+States = Callable[..., Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]]
+
 
 @dataclasses.dataclass(frozen=True)
 class EditImage:
-    """A picture and where to paint: `image` uint8 (H, W, 3), `repaint` (H, W), True where the
-    picture may change.
-    """
+    """An image to edit, and its mask: True where it may change."""
 
     image: UInt8[np.ndarray, "H W 3"]
-    repaint: Bool[np.ndarray, "H W"]
+    mask: Bool[np.ndarray, "H W"]
 
 
-def read(init_image: str, mask: str | None, extend: Sequence[str], size: int) -> EditImage:
-    """The canvas that the flags of `sample` describe; UserError where they do not fit together."""
-    return canvas(_open(init_image), _open(mask) if mask else None, extend, size)
-
-
-def canvas(
-    picture: Image.Image, mask: Image.Image | None, extend: Sequence[str], size: int
+def read_edit_image(
+    init_image: str, mask: str | None, extend: Sequence[str], size: int
 ) -> EditImage:
-    """A picture with a mask or wider edges: brought to the model's `size`, or kept if it is larger
-    and there is one of them.
+    """The image and mask in files. UserError if they cannot be read or do not fit together."""
+    return make_edit_image(_open(init_image), _open(mask) if mask else None, extend, size)
+
+
+def make_edit_image(
+    image: Image.Image, mask: Image.Image | None, extend: Sequence[str], size: int
+) -> EditImage:
+    """An image with its white mask, extended by LEFT, TOP, RIGHT, BOTTOM pixels to be painted.
+
+    Without mask and extension all of it may change. It is resized to the model's `size`, unless it
+    is larger and has a mask or an extension.
     """
-    if (not mask and not extend) or min(picture.size) < size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    image = np.asarray(picture)
-    repaint = np.zeros(image.shape[:2], bool)
+    if (not mask and not extend) or min(image.size) < size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    paint = np.zeros(pixels.shape[:2], bool)
     if mask:
         white = mask.convert("L")
-        if white.size != picture.size:
-            white = white.resize(picture.size, Image.Resampling.NEAREST)
-        repaint = np.asarray(white) > 127
-        if not repaint.any():
+        if white.size != image.size:
+            white = white.resize(image.size, Image.Resampling.NEAREST)
+        paint = np.asarray(white) > 127
+        if not paint.any():
             raise UserError("the mask has no white: nothing would be repainted")
     if extend:
-        try:
-            left, top, right, bottom = map(int, extend)
-        except ValueError:
-            raise UserError(
-                "--extend takes four numbers of pixels, LEFT,TOP,RIGHT,BOTTOM, got "
-                f"{','.join(extend)}"
-            ) from None
-        if min(left, top, right, bottom) < 0 or not max(left, top, right, bottom):
-            raise UserError("--extend takes numbers of pixels that are not negative, and not all 0")
+        left, top, right, bottom = _parse_extension(extend)
         around = (top, bottom), (left, right)
-        image = np.pad(image, (*around, (0, 0)), mode="edge")
-        repaint = np.pad(repaint, around, constant_values=True)
-    return EditImage(image, repaint if mask or extend else np.ones_like(repaint))
+        pixels = np.pad(pixels, (*around, (0, 0)), mode="edge")
+        paint = np.pad(paint, around, constant_values=True)
+    return EditImage(pixels, paint if mask or extend else np.ones_like(paint))
+
+
+def _parse_extension(extend: Sequence[str]) -> list[int]:
+    try:
+        left, top, right, bottom = map(int, extend)
+    except ValueError:
+        raise UserError(
+            f"--extend takes four numbers of pixels, LEFT,TOP,RIGHT,BOTTOM, got {','.join(extend)}"
+        ) from None
+    if min(left, top, right, bottom) < 0 or not max(left, top, right, bottom):
+        raise UserError("--extend takes numbers of pixels that are not negative, and not all 0")
+    return [left, top, right, bottom]
 
 
 def edit(
     model: TextToImage,
-    canvas: EditImage,
+    image: EditImage,
     prompts: Sequence[str],
     *,
     seed: int = 0,
     strength: float = 1.0,
     **settings: Any,
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """The canvas painted once for each prompt; outside of the cells with something to repaint no
-    pixel changes.
+    """The image edited once for each prompt. Pixels change only where the area of a token touches
+    the mask.
 
-    `strength` below 1 begins at the time strength * T from the tokens that are there. Row i has the
+    A `strength` below 1 starts at the time strength * T from the image's own tokens. Row i has the
     noise of image i.
     """
 
-    def once(*prompts: Any, **asked: Any) -> Iterator[tuple[Any, Any]]:
-        tokens = model.tokens(*prompts, **asked)
+    def final_state(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
+        tokens = model.tokens(*args, **kwargs)
         yield tokens, model.decode(tokens)
 
-    images = collections.deque([np.repeat(canvas.image[None], len(prompts), axis=0)], maxlen=1)
-    images.extend(
-        _painting(model, canvas, prompts, once, track, seed=seed, strength=strength, **settings)
-    )
-    return images[0]
+    images = np.repeat(image.image[None], len(prompts), axis=0)
+    for images in _paint(  # noqa: B007
+        model, image, prompts, final_state, track, seed=seed, strength=strength, **settings
+    ):
+        pass
+    return images
 
 
 def watch(
-    model: TextToImage, canvas: EditImage, prompts: Sequence[str], **settings: Any
+    model: TextToImage, image: EditImage, prompts: Sequence[str], **settings: Any
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """What `edit` paints after each network call, as it comes; the last pictures are those of
-    `edit`, bit for bit.
+    """The images of `edit` after each network call, as they are computed; the last ones are its
+    result, bit for bit.
     """
-    return _painting(model, canvas, prompts, model.watch, lambda places, *_: places, **settings)
+    without_bar = lambda windows, *_: windows
+    return _paint(model, image, prompts, model.watch, without_bar, **settings)
 
 
-def check(model: TextToImage, canvas: EditImage) -> tuple[int, int]:
-    """(the model's size, pixels of a cell), or UserError for a canvas that does not fit them."""
+def check_size(model: TextToImage, image: EditImage) -> tuple[int, int]:
+    """(the model's size, pixels of a token). UserError for an image that does not fit them."""
     size, cell = model.config.data.image_size, model.codec.model.downsampling
-    height, width = canvas.repaint.shape
+    height, width = image.mask.shape
     if height < size or width < size or height % cell or width % cell:
         raise UserError(
-            f"a canvas needs sides of at least {size} pixels in multiples of {cell}, got {width} "
-            f"x {height}"
+            f"an image to edit needs sides of at least {size} pixels in multiples of {cell}, got "
+            f"{width} x {height}"
         )
     return size, cell
 
 
-def _painting(
+def _paint(
     model: TextToImage,
-    canvas: EditImage,
+    edit_image: EditImage,
     prompts: Sequence[str],
-    states: Callable[..., Iterator[tuple[Any, Any]]],
-    shown: Callable[..., Any],
+    states: States,
+    progress: Callable[..., Any],
     *,
     seed: int = 0,
     strength: float = 1.0,
     **settings: Any,
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """The canvases after each of the `states` (tokens, images) of each window; `shown` may show how
-    many windows are done.
+    """The images after each of the `states` of each window; `progress` wraps the windows.
+
+    `cell` is the side of a token in pixels, and `side` that of a window in tokens.
     """
-    size, cell = check(model, canvas)
-    height, width = canvas.repaint.shape
-    todo = canvas.repaint.reshape(height // cell, cell, width // cell, cell).any(
-        (1, 3)
-    )  # cells, (h, w)
-    images = np.repeat(canvas.image[None], len(prompts), axis=0)
-    n, side = (size // cell) ** 2, size // cell
-    tokens, painted = np.zeros((len(prompts), *todo.shape), np.int32), np.zeros_like(todo)
-    places = windows(todo, side)
-    for number, (y, x) in enumerate(shown(places, len(places), "painting", "window")):
-        rows, columns = slice(y, y + side), slice(x, x + side)
+    size, cell = check_size(model, edit_image)
+    side, rows = size // cell, len(prompts)
+    height, width = (length // cell for length in edit_image.mask.shape)
+    to_paint = edit_image.mask.reshape(height, cell, width, cell).any((1, 3))
+    painted = np.zeros_like(to_paint)
+    tokens = np.zeros((rows, height, width), np.int32)  # those that are painted
+    images = np.repeat(edit_image.image[None], rows, axis=0)
+    corners = windows(to_paint, side)
+    for number, (y, x) in enumerate(progress(corners, len(corners), "painting", "window")):
+        area = slice(y, y + side), slice(x, x + side)
         pixels = slice(y * cell, (y + side) * cell), slice(x * cell, (x + side) * cell)
-        fresh = todo[rows, columns] & ~painted[rows, columns]
-        here = model.encode(images[:, *pixels]).reshape(-1, side, side)
-        here = np.where(painted[rows, columns], tokens[:, rows, columns], here).reshape(-1, n)
-        keep = np.broadcast_to(~fresh.reshape(1, n), here.shape)
-        repainted, before = (
-            fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None],
-            images[:, *pixels],
-        )
-        for state in states(
+        fresh = to_paint[area] & ~painted[area]
+        before = images[:, *pixels]
+        # tokens painted in other windows are kept as they were drawn, not encoded anew
+        encoded = model.encode(before).reshape(-1, side, side)
+        known = np.where(painted[area], tokens[:, *area], encoded).reshape(rows, -1)
+        keep = np.broadcast_to(~fresh.reshape(1, -1), known.shape)
+        changes = fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None]
+        for state, painting in states(  # noqa: B007
             prompts,
             seed=seed,
-            first=number * len(prompts),
+            first=number * rows,
             strength=strength,
-            image=here if strength < 1 else None,
-            constraint=Constraint(keep, here),
+            image=known if strength < 1 else None,
+            constraint=Constraint(keep, known),
             **settings,
         ):
             images = images.copy()
-            images[:, *pixels] = np.where(repainted, state[1], before)
+            images[:, *pixels] = np.where(changes, painting, before)
             yield images
-        tokens[:, rows, columns] = np.where(
-            fresh, state[0].reshape(-1, side, side), tokens[:, rows, columns]
-        )
-        painted[rows, columns] |= fresh
+        tokens[:, *area] = np.where(fresh, state.reshape(-1, side, side), tokens[:, *area])
+        painted[area] |= fresh
 
 
-def windows(todo: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int]]:
-    """Top left cells of windows that cover all of `todo`, at half-window steps, always next the one
-    that knows most.
+def windows(to_paint: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int]]:
+    """Top left corners of windows that cover all tokens to paint, in the order of painting.
+
+    They lie at steps of half a window; next is always the one with the fewest tokens to paint.
     """
-    todo, (height, width) = todo.copy(), todo.shape
+    left, (height, width) = to_paint.copy(), to_paint.shape
     starts = lambda length: sorted({*range(0, length - side, max(side // 2, 1)), length - side})
-    places = [(y, x) for y in starts(height) for x in starts(width)]
-    out = []
-    while todo.any():
-        open_ = lambda place: todo[place[0] : place[0] + side, place[1] : place[1] + side].sum()
-        best = min((place for place in places if open_(place)), key=open_)
-        todo[best[0] : best[0] + side, best[1] : best[1] + side] = False
-        out.append(best)
-    return out
+    corners = [(y, x) for y in starts(height) for x in starts(width)]
+    window = lambda corner: left[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+    order = []
+    while left.any():
+        open_corners = [corner for corner in corners if window(corner).any()]
+        best = min(open_corners, key=lambda corner: window(corner).sum())
+        window(best)[:] = False
+        order.append(best)
+    return order
 
 
 def _open(path: str) -> Image.Image:
     if not Path(path).is_file():
-        raise UserError(f"there is no picture {path}")
-    return decoded(Path(path).read_bytes(), path)
+        raise UserError(f"there is no image {path}")
+    return decode_image(Path(path).read_bytes(), path)
 
 
-def decoded(content: bytes, what: str, largest: int = LARGEST) -> Image.Image:
-    """The picture in a file's bytes, of at most `largest` pixels, or a sentence that begins with
-    `what`.
+def decode_image(content: bytes, name: str, largest: int = LARGEST) -> Image.Image:
+    """The image in a file's bytes, of at most `largest` pixels. UserError that starts with `name`
+    otherwise.
     """
     try:
         return Image.fromarray(decode(content, largest))
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-        raise UserError(f"{what} is not a picture that can be read ({reason(error)})") from error
+        raise UserError(f"{name} is not an image that can be read ({reason(error)})") from error

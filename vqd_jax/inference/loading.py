@@ -1,5 +1,4 @@
-"""What inference reads from a workdir: the weights of its stages, and the measurement of `vqd plan`.
-"""
+"""What inference reads from a workdir: the weights of its stages and the measurement of a plan."""
 
 import os
 from pathlib import Path

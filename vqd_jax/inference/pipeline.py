@@ -216,13 +216,15 @@ class TextToImage:
 
     def prompts(self, prompts: Sequence[str], *, labels: bool = False) -> list[str]:
         """See `prompts.requested_prompts`."""
-        return requested_prompts(self.config, prompts, labels=labels)
+        condition = self.config.condition
+        return requested_prompts(condition.kind, condition.classes, prompts, labels=labels)
 
     def conditions(
         self, prompts: Sequence[str], negative_prompt: str, guidance_config: GuidanceConfig
     ) -> tuple[Conditioning, Float[np.ndarray, "p b"]]:
         """See `prompts.conditioning`."""
-        return conditioning(self.config, self.tokenizer, prompts, negative_prompt, guidance_config)
+        kind = self.config.condition.kind
+        return conditioning(kind, self.tokenizer, prompts, negative_prompt, guidance_config)
 
     def batches(
         self, prompts: Sequence[str], batch: int, *, seed: int = 0, start: int = 0, **settings: Any

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.text.load import Tokenizer
@@ -55,13 +54,12 @@ def split_prompt(prompt: str) -> list[tuple[str, float]]:
 
 
 def requested_prompts(
-    config: ConfigDict, prompts: Sequence[str], *, labels: bool = False
+    kind: str, classes: int, prompts: Sequence[str], *, labels: bool = False
 ) -> list[str]:
-    """The prompts of a request to a model with this config: one empty prompt for a model without a
-    condition. UserError if prompts are missing or of the wrong kind; `labels` says that they are
-    classes.
+    """The prompts of a request to a model of that kind ("text", "class" or "none", which takes one
+    empty prompt). UserError if prompts are missing or of the wrong kind; `labels` says that they
+    are classes.
     """
-    kind = config.condition.kind
     if kind == "none":
         if prompts:
             raise UserError("this model has no condition: leave out --prompt and --label")
@@ -72,13 +70,12 @@ def requested_prompts(
         if kind == "text":
             example = '--prompt="a google style emoji of a red apple"'
             raise UserError(f"--prompt is missing, for example {example}")
-        last = config.condition.classes - 1
-        raise UserError(f"--label is missing: a class from 0 to {last}")
+        raise UserError(f"--label is missing: a class from 0 to {classes - 1}")
     return [*prompts]
 
 
 def conditioning(
-    config: ConfigDict,
+    kind: str,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     negative_prompt: str,
@@ -88,7 +85,7 @@ def conditioning(
 
     Blends with fewer prompts than others are padded with prompts of scale 0.
     """
-    guidance, kind = guidance_config.guidance, config.condition.kind
+    guidance = guidance_config.guidance
     if negative_prompt and guidance == 1:
         raise UserError(
             "a negative prompt acts through guidance, and a guidance of 1 is none: choose another "
@@ -97,9 +94,7 @@ def conditioning(
     _check_length(negative_prompt)
     if kind == "none":
         if guidance != 1:
-            raise UserError(
-                f"this model has no condition, so guidance must be 1, got {guidance:g}"
-            )
+            raise UserError(f"this model has no condition, so guidance must be 1, got {guidance:g}")
         blends = [[(prompt, 1.0)] for prompt in prompts]
     else:
         blends = [split_prompt(check_prompt(prompt)) for prompt in prompts]

@@ -1,10 +1,10 @@
-"""How pictures are made, as something that a PNG file or a request carries: the same recipe and the
-same model give the same pixels.
+"""Generation requests, as a PNG file or a client carries them: the same request and the same model
+give the same pixels.
 
-The fields are those of JSON: "prompts", "num" (pictures of each), "seed", "batch",
-"negative_prompt", the keys of `config.sampling` and options of the sampler; of a changed picture
-"init_image" and "mask" (PNG in base64; white is repainted) and "strength". A file has "model", the
-sum of the weights, and of one picture out of several "picture", its number from 0, too.
+Fields of the JSON: "prompts", "num" (images of each), "seed", "batch", "negative_prompt", the keys
+of `config.sampling` and options of the sampler; to edit an image also "init_image" and "mask" (PNG
+files in base64; white is repainted) and "strength". A file also has "model", the SHA-256 of the
+weights, and "picture", the index of its image if it shows one of several.
 """
 
 import base64
@@ -26,27 +26,28 @@ from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import bar
-from vqd_jax.samplers.autoregressive import AutoregressiveSampler
-from vqd_jax.samplers.base import call_times
 from vqd_jax.samplers.counts import Counts
+from vqd_jax.samplers.guidance import GuidanceConfig
+from vqd_jax.stages.token_stage import AnySampler
 
 KEY = "vqd_jax"  # of the text in a PNG file
-BATCH = 16  # pictures computed at once
-MOST = 1_000_000  # pictures
+BATCH = 16  # images computed at once
+MAX_IMAGES = 1_000_000
 SEEDS = 2**32
-FINITE = sys.float_info.max  # the largest number
-LOADING = (
-    "plan",
-    "stage",
-    "adapter",
-    "adapter_scale",
-)  # how the model was loaded: for who reads the file, the sum says it all
+MAX_FLOAT = sys.float_info.max
+# How the model was loaded, for people who read a file; "model" alone identifies it.
+LOADING = ("plan", "stage", "adapter", "adapter_scale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GenerationRequest:
-    """`num` pictures of each prompt, computed in batches; `settings` are keywords of `TextToImage`.
-    With a `canvas` it is painted instead, beginning at the time `strength` * T.
+    """Attributes:
+    prompts: texts or classes; one empty prompt for a model without a condition.
+    num: images of each prompt.
+    batch: images computed at once on each device; it changes the last bits of images.
+    settings: keyword arguments of `TextToImage.__call__`.
+    edit: an image to change, instead of starting from noise.
+    strength: the edit starts at the time strength * T.
     """
 
     prompts: tuple[str, ...]
@@ -54,233 +55,227 @@ class GenerationRequest:
     seed: int = 0
     batch: int = BATCH
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    canvas: EditImage | None = None
+    edit: EditImage | None = None
     strength: float = 1.0
 
     @property
-    def wanted(self) -> list[str]:
-        """The prompt of each picture."""
+    def image_prompts(self) -> list[str]:
+        """The prompt of each image."""
         return [prompt for prompt in self.prompts for _ in range(self.num)]
 
 
-def draw(model: TextToImage, recipe: GenerationRequest) -> UInt8[np.ndarray, "b H W 3"]:
-    """The pictures, all those of the first prompt first."""
-    wanted = recipe.wanted
-    if recipe.canvas:
+def generate(model: TextToImage, request: GenerationRequest) -> UInt8[np.ndarray, "b H W 3"]:
+    """The images, all of the first prompt first."""
+    prompts = request.image_prompts
+    if request.edit:
         return inpaint.edit(
             model,
-            recipe.canvas,
-            wanted,
-            seed=recipe.seed,
-            strength=recipe.strength,
-            **recipe.settings,
+            request.edit,
+            prompts,
+            seed=request.seed,
+            strength=request.strength,
+            **request.settings,
         )
     images = []
-    with bar(len(wanted), description="sampling", unit="picture") as progress:
-        for made in model.batches(
-            wanted, min(recipe.batch, len(wanted)), seed=recipe.seed, **recipe.settings
-        ):
+    batch = min(request.batch, len(prompts))
+    with bar(len(prompts), description="sampling", unit="image") as progress:
+        for made in model.batches(prompts, batch, seed=request.seed, **request.settings):
             images.append(made)
             progress.update(len(made))
     return np.concatenate(images)
 
 
-def watch(model: TextToImage, recipe: GenerationRequest) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """The pictures of a single batch after each network call; the last ones are those of `draw`,
+def watch(model: TextToImage, request: GenerationRequest) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+    """The images of a single batch after each network call; the last ones are those of `generate`,
     bit for bit.
     """
-    if recipe.canvas:
+    prompts = request.image_prompts
+    if request.edit:
         yield from inpaint.watch(
             model,
-            recipe.canvas,
-            recipe.wanted,
-            seed=recipe.seed,
-            strength=recipe.strength,
-            **recipe.settings,
+            request.edit,
+            prompts,
+            seed=request.seed,
+            strength=request.strength,
+            **request.settings,
         )
-    else:
-        yield from (
-            images for _, images in model.watch(recipe.wanted, seed=recipe.seed, **recipe.settings)
-        )
+        return
+    for _, images in model.watch(prompts, seed=request.seed, **request.settings):
+        yield images
 
 
-def calls(model: TextToImage, recipe: GenerationRequest) -> int:
-    """How many network calls `watch` shows, of a canvas of the model's size."""
-    sampler, _ = _sampling(model, recipe)
-    n = (model.config.data.image_size // model.codec.model.downsampling) ** 2
-    return (
-        n
-        if isinstance(sampler, AutoregressiveSampler)
-        else len(call_times(sampler, model.process, n, model.t_start(recipe.strength)))
-    )
+def calls(model: TextToImage, request: GenerationRequest) -> int:
+    """The number of network calls of `watch`; for an edit, those of one window."""
+    sampler, _ = _sampling(model, request)
+    return model.stage.calls(sampler, model.t_start(request.strength))
 
 
 def metadata(
     model: TextToImage,
-    recipe: GenerationRequest,
+    request: GenerationRequest,
     weights: str,
     *,
     picture: int | None = None,
     **more: Any,
 ) -> dict[str, str]:
-    """The text of a PNG file with all the pictures, or with the one of that number. `weights` is
-    the sum of the model's.
+    """The text of a PNG file that shows all images of a request, or the one with index `picture`.
 
-    Counts of tokens are written as they are: the workdir may have another plan later.
+    `weights` is `model.digest`. Planned counts are written as numbers, since the workdir may have
+    another plan later.
     """
-    sampler, _ = _sampling(model, recipe)
+    sampler, _ = _sampling(model, request)
     planned = {"counts": sampler.counts} if isinstance(sampler, Counts) else {}
     fields = {
         **model.config.sampling,
-        **recipe.settings,
+        **request.settings,
         **planned,
         **more,
-        "seed": recipe.seed,
-        "prompts": recipe.prompts,
-        "num": recipe.num,
-        "batch": recipe.batch,
+        "seed": request.seed,
+        "prompts": request.prompts,
+        "num": request.num,
+        "batch": request.batch,
         "model": weights,
     }
-    if recipe.canvas:
-        image, mask = recipe.canvas.image, recipe.canvas.repaint.astype(np.uint8) * 255
-        encoded = {
-            name: base64.b64encode(encode_png(pixels)).decode()
-            for name, pixels in (("init_image", image), ("mask", mask))
-        }
-        fields |= encoded | {"strength": recipe.strength}
-    return {KEY: json.dumps(fields | ({} if picture is None else {"picture": picture}))}
+    if request.edit:
+        mask = request.edit.mask.astype(np.uint8) * 255
+        files = {"init_image": request.edit.image, "mask": mask}
+        for name, pixels in files.items():
+            fields[name] = base64.b64encode(encode_png(pixels)).decode()
+        fields["strength"] = request.strength
+    if picture is not None:
+        fields["picture"] = picture
+    return {KEY: json.dumps(fields)}
 
 
-def read(model: TextToImage, fields: Any, *, most: int | None = None) -> GenerationRequest:
-    """The recipe of the fields that a file or a request has; UserError where they are not those of
-    this model.
+def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> GenerationRequest:
+    """The request of JSON fields. UserError for fields that this model does not accept.
 
-    With `most` they are a request's: at most that many pictures, and one to be changed is brought
-    to the model's size.
+    `most` is for clients of a server: it bounds the number of images, and an image to edit is
+    resized to the model's size.
     """
     if not isinstance(fields, dict):
         raise UserError(
-            'a recipe is a JSON object, such as {"prompts": ["a twitter style emoji of a crab"], '
+            'a request is a JSON object, such as {"prompts": ["a twitter style emoji of a crab"], '
             '"seed": 1}'
         )
-    given = dict(fields)
-    prompts = given.pop("prompts", [])
-    if not isinstance(prompts, (list, tuple)) or not all(
-        isinstance(prompt, str) for prompt in prompts
-    ):
+    settings = dict(fields)
+    prompts = settings.pop("prompts", [])
+    is_list = isinstance(prompts, (list, tuple))
+    if not is_list or not all(isinstance(prompt, str) for prompt in prompts):
         raise UserError(f"prompts must be a list of texts, got {prompts!r:.80}")
     if model.config.condition.kind == "none":
         prompts = [*filter(None, prompts)]
-    numbers = {
-        name: number(name, given.pop(name, default), default, low, high)
+    integers = {
+        name: check_number(name, settings.pop(name, default), default, low, high)
         for name, default, low, high in (
-            ("num", 1, 1, MOST),
+            ("num", 1, 1, MAX_IMAGES),
             ("seed", 0, 0, SEEDS - 1),
-            ("batch", BATCH, 1, MOST),
+            ("batch", BATCH, 1, MAX_IMAGES),
         )
     }
-    if most and len(prompts) * numbers["num"] > min(most, numbers["batch"]):
+    total = len(prompts) * integers["num"]
+    if most and total > min(most, integers["batch"]):
         raise UserError(
-            f"at most {min(most, numbers['batch'])} pictures are drawn at once, got "
-            f"{len(prompts) * numbers['num']}"
+            f"at most {min(most, integers['batch'])} images are drawn at once, got {total}"
         )
-    strength = number("strength", given.pop("strength", 1.0), 1.0, 0, 1)
-    files = {name: _content(name, given.pop(name, None)) for name in ("init_image", "mask")}
-    canvas = None
+    strength = check_number("strength", settings.pop("strength", 1.0), 1.0, 0, 1)
+    files = {name: _file_bytes(name, settings.pop(name, None)) for name in ("init_image", "mask")}
+    edit = None
     if files["init_image"]:
+        largest, size = LARGE if most else LARGEST, model.config.data.image_size
         image, mask = (
-            content and inpaint.decoded(content, f"the {name}", LARGE if most else LARGEST)
+            content and inpaint.decode_image(content, f"the {name}", largest)
             for name, content in files.items()
         )
-        size = model.config.data.image_size
-        canvas = inpaint.canvas(
-            image.resize((size, size), Image.Resampling.BICUBIC) if most else image, mask, [], size
-        )
+        if most:
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        edit = inpaint.make_edit_image(image, mask, [], size)
     elif files["mask"] or strength != 1:
-        raise UserError("a mask and a strength are for changing a picture: give it as init_image")
+        raise UserError("mask and strength are for editing an image: give it as init_image")
     for name, default in {**model.config.sampling, "negative_prompt": ""}.items():
-        if name in given:
-            given[name] = number(name, given[name], default)
-    if not given.get("negative_prompt"):
-        given.pop("negative_prompt", None)
-    recipe = GenerationRequest(
+        if name in settings:
+            settings[name] = check_number(name, settings[name], default)
+    if not settings.get("negative_prompt"):
+        settings.pop("negative_prompt", None)
+    request = GenerationRequest(
         prompts=tuple(model.prompts(prompts)),
-        **numbers,
-        settings=given,
-        canvas=canvas,
+        **integers,
+        settings=settings,
+        edit=edit,
         strength=strength,
     )
-    check(model, recipe)
-    return recipe
+    check(model, request)
+    return request
 
 
 def read_file(model: TextToImage, path: str, weights: str) -> tuple[GenerationRequest, int | None]:
-    """The recipe in a PNG file, and which of its pictures the file shows; None for all of them."""
+    """The request in a PNG file, and the index of the image that the file shows; None for all."""
     if not Path(path).is_file():
-        raise UserError(f"there is no picture {path}")
+        raise UserError(f"there is no image {path}")
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            image.load()  # or text after the pixels is not seen
+            image.load()  # the text may follow the pixels
             fields = json.loads(image.text[KEY])
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise UserError(
-            f"{path} does not say how it was made: it is no PNG of vqd_jax, or a program has "
-            "saved it again"
+            f"{path} holds no generation request: it is not a PNG file of vqd_jax, or another "
+            "program has saved it again"
         ) from error
     try:
         if not isinstance(fields, dict):
-            raise UserError("what it says is no recipe")
-        model_of, picture = fields.pop("model", weights), fields.pop("picture", None)
-        if model_of != weights:
-            raise UserError("it was drawn by another model, or with another adapter or stage")
-        recipe = read(model, {name: value for name, value in fields.items() if name not in LOADING})
-        return recipe, picture if picture is None else number(
-            "picture", picture, 0, 0, len(recipe.prompts) * recipe.num - 1
-        )
+            raise UserError("its text is not a request")
+        model_digest, picture = fields.pop("model", weights), fields.pop("picture", None)
+        if model_digest != weights:
+            raise UserError("it was made by another model, or with another adapter or stage")
+        given = {name: value for name, value in fields.items() if name not in LOADING}
+        request = parse(model, given)
+        if picture is not None:
+            last = len(request.image_prompts) - 1
+            picture = check_number("picture", picture, 0, 0, last)
+        return request, picture
     except UserError as error:
-        raise UserError(f"{path} cannot be made again: {error}") from error
+        raise UserError(f"{path} cannot be reproduced: {error}") from error
 
 
-def number(
-    name: str, value: Any, like: Any, low: int | float = -FINITE, high: int | float = FINITE
+def check_number(
+    name: str, value: Any, like: Any, low: int | float = -MAX_FLOAT, high: int | float = MAX_FLOAT
 ) -> Any:
-    """The value, if it is of the kind of `like` and, if that is a number, finite and in low..high;
-    or a sentence.
+    """The value, if it has the type of `like` and, if it is a number, is finite and in low..high.
+    UserError otherwise.
     """
-    kinds = (int, float) if isinstance(like, float) else type(like)
-    kind = {int: "a whole number", bool: "true or false", str: "a text"}.get(type(like), "a number")
-    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(like, bool):
+    types = (int, float) if isinstance(like, float) else type(like)
+    names = {int: "a whole number", bool: "true or false", str: "a text"}
+    kind = names.get(type(like), "a number")
+    if not isinstance(value, types) or isinstance(value, bool) != isinstance(like, bool):
         raise UserError(f"{name} must be {kind}, got {value!r:.80}")
-    if isinstance(value, (int, float)) and not low <= value <= high:  # as of NaN
-        raise UserError(
-            f"{name} must be {kind}"
-            + (f" in {low:g}..{high:g}" if low > -FINITE else "")
-            + f", got {value!r:.80}"
-        )
+    if isinstance(value, (int, float)) and not low <= value <= high:  # also for NaN
+        bounds = f" in {low:g}..{high:g}" if low > -MAX_FLOAT else ""
+        raise UserError(f"{name} must be {kind}{bounds}, got {value!r:.80}")
     return float(value) if isinstance(like, float) else value
 
 
-def _content(name: str, text: Any) -> bytes | None:
-    """The bytes of a file in base64, or in a data URL."""
+def _file_bytes(name: str, text: Any) -> bytes | None:
+    """The bytes of a file in base64 or in a data URL."""
     if text in (None, ""):
         return None
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (AttributeError, TypeError, binascii.Error, ValueError) as error:
-        raise UserError(f"the {name} must be a picture file in base64") from error
+        raise UserError(f"{name} must be an image file in base64") from error
 
 
-def check(model: TextToImage, recipe: GenerationRequest) -> None:
-    """UserError, before anything is computed, for settings or prompts that this model does not
-    take.
+def check(model: TextToImage, request: GenerationRequest) -> None:
+    """UserError, before anything is computed, for settings, prompts or an image to edit that this
+    model does not accept.
     """
-    _, guidance_config = _sampling(model, recipe)
-    calls(model, recipe)
-    model.conditions(recipe.prompts, recipe.settings.get("negative_prompt", ""), guidance_config)
-    if recipe.canvas:
-        inpaint.check(model, recipe.canvas)
+    _, guidance_config = _sampling(model, request)
+    calls(model, request)
+    negative_prompt = request.settings.get("negative_prompt", "")
+    model.conditions(request.prompts, negative_prompt, guidance_config)
+    if request.edit:
+        inpaint.check_size(model, request.edit)
 
 
-def _sampling(model: TextToImage, recipe: GenerationRequest) -> tuple[Any, Any]:
-    settings = {name: value for name, value in recipe.settings.items() if name != "negative_prompt"}
-    return model.settings(t_start=model.t_start(recipe.strength), **settings)
+def _sampling(model: TextToImage, request: GenerationRequest) -> tuple[AnySampler, GuidanceConfig]:
+    settings = {k: v for k, v in request.settings.items() if k != "negative_prompt"}
+    return model.settings(t_start=model.t_start(request.strength), **settings)

@@ -50,7 +50,7 @@ def parse_request(model: TextToImage, fields: Any) -> GenerationRequest:
     values that are not accepted, in the words of the page.
     """
     try:
-        request = generation.read(model, fields, most=MAX_IMAGES)
+        request = generation.parse(model, fields, most=MAX_IMAGES)
         _check_limits(request)
     except UserError as error:
         raise UserError(_page_words(str(error))) from error
@@ -63,13 +63,13 @@ def _check_limits(request: GenerationRequest) -> None:
             raise UserError(f"at most {MAX_BLENDED} prompts are blended in one, got {len(blend)}")
         for text, weight in blend:
             name = f"the weight of {text!r:.40}"
-            generation.number(name, weight, 0.0, -MAX_GUIDANCE, MAX_GUIDANCE)
+            generation.check_number(name, weight, 0.0, -MAX_GUIDANCE, MAX_GUIDANCE)
     for name, low, high in (
         ("guidance", -MAX_GUIDANCE, MAX_GUIDANCE),
         ("temperature", 0.0, MAX_TEMPERATURE),
     ):
         if name in request.settings:
-            generation.number(name, request.settings[name], 0.0, low, high)
+            generation.check_number(name, request.settings[name], 0.0, low, high)
 
 
 def _page_words(message: str) -> str:
