@@ -9,29 +9,29 @@ import pytest
 from scipy import stats
 
 from vqd_jax.diffusion import schedules
-from vqd_jax.diffusion.posterior import branches
-from vqd_jax.samplers.ancestral import take_branch
+from vqd_jax.diffusion.posterior import posterior_coefficients
+from vqd_jax.samplers.ancestral import posterior_step
 
 SCHEDULES = ["paper", "released", "absorbing", "uniform", "cosine"]
 
 
 def distribution(process, p, z, s, t, remasking=0.0):
     """p(z_s | z_t = z) over k + 1 states, put together from the coefficients."""
-    c, k = branches(process, np.array([s]), np.array([t]), remasking), process.k
+    c, k = posterior_coefficients(process, np.array([s]), np.array([t]), remasking), process.k
     c = type(c)(*(float(np.broadcast_to(x, (1,))[0]) for x in c))
     out = np.zeros(k + 1)
     if z == k:
-        out[:k] = (1 - c.remains) * (c.lands * p + (1 - c.lands) / k)
-        out[k] = c.remains
+        out[:k] = (1 - c.stay_masked) * (c.from_model * p + (1 - c.from_model) / k)
+        out[k] = c.stay_masked
         return out
     own, other = p[z], 1 - p[z]
     elsewhere = np.arange(k) != z
-    out[:k][elsewhere] = c.jump * p[elsewhere] + (c.wander_own * own + c.wander_other * other) / (
-        k - 1
-    )
-    out[z] = c.keep_own * own + c.keep_other * other
-    out *= 1 - c.remasks
-    out[k] += c.remasks
+    out[:k][elsewhere] = c.redraw * p[elsewhere] + (
+        c.replace_same * own + c.replace_other * other
+    ) / (k - 1)
+    out[z] = c.keep_same * own + c.keep_other * other
+    out *= 1 - c.remask
+    out[k] += c.remask
     return out
 
 
@@ -62,18 +62,18 @@ def test_remasking_leaves_the_marginals_as_they_are(name, share, chain):
             )
             np.testing.assert_allclose(got, exact.between(0, s)[x], atol=1e-12)
     if share and name not in ("uniform",):
-        assert branches(process, np.array([4]), np.array([5]), share).remasks > 0
+        assert posterior_coefficients(process, np.array([4]), np.array([5]), share).remask > 0
 
 
 def test_a_rate_that_is_too_large_would_change_them(chain):
     process = schedules.paper(8, 4)
     exact, p = chain(process), np.eye(4)[1]
     q_t = exact.between(0, 5)[1]
-    c = branches(process, np.array([4]), np.array([5]), 1.0)
-    wrong = c._replace(remasks=c.remasks * 1.2)
+    c = posterior_coefficients(process, np.array([4]), np.array([5]), 1.0)
+    wrong = c._replace(remask=c.remask * 1.2)
     got = sum(q_t[z] * (distribution(process, p, z, 4, 5, 1.0) if z == 4 else 0) for z in range(5))
     assert not np.allclose(
-        got[4] + q_t[:4].sum() * wrong.remasks, exact.between(0, 4)[1][4], atol=1e-3
+        got[4] + q_t[:4].sum() * wrong.remask, exact.between(0, 4)[1][4], atol=1e-3
     )
 
 
@@ -88,8 +88,10 @@ def test_a_million_draws_have_the_dense_posterior(name):
     if name == "uniform":
         z = z.at[0].set(5)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(4))
-    numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([s]), np.array([t])))
-    step = jax.jit(lambda ks, x, z: take_branch(ks, 3, process, x, z, numbers))
+    coefficients = jax.tree.map(
+        lambda x: x[0], posterior_coefficients(process, np.array([s]), np.array([t]))
+    )
+    step = jax.jit(lambda ks, x, z: posterior_step(ks, 3, process, x, z, coefficients))
     drawn = step(keys, jnp.broadcast_to(logits, (4, n, k)), jnp.broadcast_to(z, (4, n)))
     want = np.exp(
         np.asarray(process.reverse(logits, z, jnp.full(4, s), jnp.full(4, t)), np.float64)
@@ -111,8 +113,12 @@ def test_a_million_draws_have_the_dense_posterior(name):
 def test_the_statistic_can_fail():
     process, n = schedules.paper(20, 11), 250_000
     logits, z = jnp.zeros((1, n, 11)), jnp.zeros((1, n), int)
-    numbers = jax.tree.map(lambda x: x[0], branches(process, np.array([7]), np.array([12])))
-    drawn = take_branch(jax.random.split(jax.random.key(0), 1), 0, process, logits, z, numbers)
+    coefficients = jax.tree.map(
+        lambda x: x[0], posterior_coefficients(process, np.array([7]), np.array([12]))
+    )
+    drawn = posterior_step(
+        jax.random.split(jax.random.key(0), 1), 0, process, logits, z, coefficients
+    )
     wrong = np.exp(
         np.asarray(
             process.reverse(logits[:, :1], z[:, :1], jnp.array([6]), jnp.array([12])), np.float64

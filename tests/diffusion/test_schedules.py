@@ -119,7 +119,7 @@ def test_stored_tables_are_the_released_schedule():
     "alpha,beta,sentence",
     [
         (np.zeros(4), np.zeros(5), r"two tables of T \+ 1 numbers"),
-        (np.log([0.5, 0.1]), np.log([0.1, 0.1]), "the last slot"),
+        (np.log([0.5, 0.1]), np.log([0.1, 0.1]), "the last entry"),
     ],
 )
 def test_tables_that_cannot_be_are_one_sentence(alpha, beta, sentence):

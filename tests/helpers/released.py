@@ -32,7 +32,7 @@ def command(*args):
 
 
 def write_yaml(path, variant, classes=4):
-    """As the released files are, tuples included."""
+    """Writes a config in the format of the released files, with their tuples."""
     tables = ", ".join(map(str, variant["positions"]))
     path.write_text(f"""
 model:
@@ -53,15 +53,15 @@ model:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gumbel:
-    """Ancestral sampling at every time with given Gumbel noise (calls, b, n, k + 1), in place of
-    our own draws.
-    """
+    """Ancestral sampling with every time step and given Gumbel noise (calls, b, n, k + 1)."""
 
     noise: np.ndarray
     start, noised = staticmethod(all_masked), staticmethod(masked_at)
 
     def plan(self, process, n, begin):
-        return [Phase(update=self.update, times=np.arange(process.T, 0, -1), numbers=self.noise)]
+        return [
+            Phase(update=self.update, times=np.arange(process.T, 0, -1), coefficients=self.noise)
+        ]
 
     def update(self, keys, place, process, logits, z, noise):
         t = jnp.full(z.shape[:1], process.T - place)

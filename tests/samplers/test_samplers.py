@@ -13,10 +13,10 @@ from scipy import stats
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion import schedules
-from vqd_jax.samplers import base as runs
 from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.samplers.base import Constraint, call_times, phases, sample_loop, sample_prior
 from vqd_jax.samplers.call_planner import best_counts, fixed_order_cost, random_order_cost
-from vqd_jax.samplers.counts import Counts, halton_places
+from vqd_jax.samplers.counts import Counts, halton_ranks
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
 
 K, T = 4, 6
@@ -42,10 +42,15 @@ def keys(b, seed=0):
 
 def sample(sampler, process, denoise, b, n, seed=0, **options):
     """The path that users run: one compiled program from the sampler's own start."""
-    program = jax.jit(
-        lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, n), **options)
+    return program(sampler, process, denoise, n, **options)(keys(b, seed))
+
+
+def program(sampler, process, denoise, n, **options):
+    return jax.jit(
+        lambda ks: sample_loop(
+            sampler, ks, process, denoise, sampler.start(ks, process, n), **options
+        )
     )
-    return program(keys(b, seed))
 
 
 def table_denoiser(seed=0):
@@ -104,9 +109,9 @@ def test_strided_steps_draw_from_the_exact_posterior(schedule, chain):
     exact, (p, denoise) = chain(process), table_denoiser()
     z_T = [z for z in range(K + 1) if exact.between(0, T)[:K, z].sum() > 0]
     start = jnp.tile(jnp.array(z_T)[:, None], (1, n))
-    end, seen = jax.jit(lambda ks, z: Ancestral(calls=2)(ks, process, denoise, z, trace=True))(
-        keys(len(z_T)), start
-    )
+    end, seen = jax.jit(
+        lambda ks, z: sample_loop(Ancestral(calls=2), ks, process, denoise, z, trace=True)
+    )(keys(len(z_T)), start)
     for i, z in enumerate(z_T):
         middle = exact.reverse(p[T, z], z, 3, T)
         assert chi_square(seen[0][i], middle) > 1e-4
@@ -132,18 +137,17 @@ def test_the_scan_is_the_python_loop(name, calls):
 
     end, states = sample(sampler, process, denoise, 3, 16, trace=True)
     z, looped = sampler.start(keys(3), process, 16), []
-    for stretch in sampler.plan(process, 16, T):
-        for j, time in enumerate(stretch.times):
-            numbers = jax.tree.map(lambda x: x[j], stretch.numbers)
-            z = runs.network_call(
-                stretch.update, keys(3), process, spy, z, len(looped), time, numbers
-            )
+    for phase in phases(sampler, process, 16):
+        for j, time in enumerate(phase.times):
+            row = jax.tree.map(lambda x: jnp.asarray(x[j]), phase.coefficients)
+            logits = spy(z, jnp.full(3, time))
+            z = phase.update(keys(3), len(looped), process, logits, z, row).astype(z.dtype)
             looped.append(z)
     np.testing.assert_array_equal(states, looped)
     np.testing.assert_array_equal(end, looped[-1])
-    assert len(told) == calls and told == runs.call_times(sampler, process, 16).tolist()
+    assert len(told) == calls and told == call_times(sampler, process, 16).tolist()
     part = jax.jit(
-        lambda z, window: runs.sample_loop(sampler, keys(3), process, denoise, z, window=window)
+        lambda z, window: sample_loop(sampler, keys(3), process, denoise, z, window=window)
     )
     before = [sampler.start(keys(3), process, 16), *looped]
     for window in ((0, calls), (0, calls + 9), (1, calls - 1), *((j, j + 1) for j in range(calls))):
@@ -156,12 +160,11 @@ def test_the_scan_is_the_python_loop(name, calls):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_noise_belongs_to_the_image_and_not_to_the_batch(name):
     process, sampler, (_, denoise) = schedules.paper(T, K), SAMPLERS[name](4), table_denoiser()
-    program = jax.jit(lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 16)))
-    together, order = program(keys(8)), jnp.array([3, 1, 0, 2, 7, 6, 5, 4])
-    np.testing.assert_array_equal(program(keys(8)[order]), together[order])
-    np.testing.assert_array_equal(program(keys(8)[2:3]), together[2:3])
-    np.testing.assert_array_equal(program(keys(8)[:3]), together[:3])
-    assert (together[0] != together[1]).any() and (program(keys(8, 1)) != together).any()
+    run = program(sampler, process, denoise, 16)
+    together, order = run(keys(8)), jnp.array([3, 1, 0, 2, 7, 6, 5, 4])
+    np.testing.assert_array_equal(run(keys(8)[order]), together[order])
+    np.testing.assert_array_equal(run(keys(8)[2:3]), together[2:3])
+    assert (together[0] != together[1]).any() and (run(keys(8, 1)) != together).any()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -169,7 +172,7 @@ def test_noise_belongs_to_the_image_and_not_to_the_batch(name):
 def test_known_tokens_are_equal_in_the_result(name, seed):
     process, sampler, (_, denoise) = schedules.paper(T, K), SAMPLERS[name](4), table_denoiser()
     rng = np.random.default_rng(seed)
-    known = runs.Constraint(
+    known = Constraint(
         mask=jnp.asarray(rng.random((3, 16)) < 0.4), tokens=jnp.asarray(rng.integers(0, K, (3, 16)))
     )
     end, states = sample(sampler, process, denoise, 3, 16, constraint=known, trace=True)
@@ -234,7 +237,7 @@ def test_a_plan_is_followed_and_checked():
 
 
 def test_the_halton_order_spreads_out():
-    places = halton_places(64).reshape(8, 8)
+    places = halton_ranks(64).reshape(8, 8)
     assert sorted(places.ravel()) == list(range(64))
     for quarter in (places[:4, :4], places[:4, 4:], places[4:, :4], places[4:, 4:]):
         assert 3 <= (quarter < 16).sum() <= 5
@@ -243,7 +246,7 @@ def test_the_halton_order_spreads_out():
 def test_start_has_the_end_of_the_process(chain):
     for schedule in SCHEDULES:
         process = getattr(schedules, schedule)(T, K)
-        tokens = runs.start_of_process(keys(2), process, 10_000)
+        tokens = sample_prior(keys(2), process, 10_000)
         live = process.unmasked[-1]
         assert chi_square(tokens, np.append(np.full(K, live / K), 1 - live)) > 1e-4
 
@@ -293,7 +296,7 @@ class TestReleased:
     def test_the_numbers_of_calls_are_those_of_the_released_strides(self):
         process = schedules.released(100, 8)
         for stride, calls in ((2, 51), (3, 34), (4, 26), (5, 21), (10, 11)):
-            times = runs.call_times(ReleasedFast(calls=calls), process, 4)
+            times = call_times(ReleasedFast(calls=calls), process, 4)
             assert times[0] == 100 and times[-1] == 1 and (np.diff(times[:-1]) == -stride).all()
 
     def test_a_quarter_is_still_masked_at_the_last_call_of_stride_4(self):
@@ -314,7 +317,10 @@ class TestReleased:
         process = schedules.absorbing(100, 8)
         sampler = PriorRule(calls=calls, rule=1, per_call=per_call)
         plan = sampler.plan(process, 1024, 100)
-        assert 1024 - plan[0].numbers.sum() == left and (plan[0].numbers <= per_call + 1).all()
+        assert (
+            1024 - plan[0].coefficients.sum() == left
+            and (plan[0].coefficients <= per_call + 1).all()
+        )
         told = np.unique(plan[0].times)
         assert len(told) == calls - 1 and plan[1].times.tolist() == [100 // calls]
 

@@ -1,76 +1,82 @@
-"""The exact posterior p(z_s | z_t) of any stride as branches per token, so that no (b, n, k + 1)
-array is needed.
+"""Coefficients of the exact posterior p(z_s | z_t) of any stride, so that sampling needs no
+(b, n, k + 1) array.
 
-[MASK] stays or becomes a code: one of the model's p(x_0), or a uniform one. A code v is kept, jumps
-to another code drawn from p, or wanders to another uniform code. The probabilities are linear in
-p_v and 1 - p_v, and the unmasking cancels from those of codes. `MaskAndReplace.reverse` is the same
-distribution in dense log space, the reference.
+[MASK] stays, or becomes a code drawn from the model's p(x_0) or a uniform one. A code v stays, is
+redrawn from p, or is replaced by a uniform code. The probabilities are linear in p_v and 1 - p_v;
+P(not masked) cancels from those of codes. `MaskAndReplace.reverse` is the same distribution in
+dense log space, the reference.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vqd_jax.diffusion.process import MaskAndReplace
 
 PerCall = Float[np.ndarray, " calls"] | Float[Array, "..."]
+Stride = Int[np.ndarray, " calls"]
 
 
-class Branches(NamedTuple):
-    """Coefficients of steps t -> s, float64 (calls,) as `branches` makes them.
+class PosteriorCoefficients(NamedTuple):
+    """Coefficients of steps t -> s; float64 (calls,) from `posterior_coefficients`.
 
-    [MASK]: `remains` it; else a code from p with probability `lands`, else a uniform code.
-    Code v: P(keep) = keep_own p_v + keep_other (1 - p_v); P(jump) = jump (1 - p_v);
-    P(wander) = wander_own p_v + wander_other (1 - p_v). Before all that it becomes [MASK] with
-    probability `remasks`.
+    A token that is [MASK]: P(stays [MASK]) = stay_masked; otherwise it becomes a code from p with
+    probability from_model, else a uniform code.
+
+    A token with the code v first becomes [MASK] with probability remask; otherwise
+      P(keeps v) = keep_same p_v + keep_other (1 - p_v),
+      P(a code from p, not v) = redraw (1 - p_v),
+      P(a uniform code, not v) = replace_same p_v + replace_other (1 - p_v).
     """
 
-    remains: PerCall
-    lands: PerCall
-    keep_own: PerCall
+    stay_masked: PerCall
+    from_model: PerCall
+    keep_same: PerCall
     keep_other: PerCall
-    jump: PerCall
-    wander_own: PerCall
-    wander_other: PerCall
-    remasks: PerCall
+    redraw: PerCall
+    replace_same: PerCall
+    replace_other: PerCall
+    remask: PerCall
 
 
-def branches(
-    process: MaskAndReplace, s: np.ndarray, t: np.ndarray, remasking: np.ndarray | float = 0.0
-) -> Branches:
-    """Coefficients for each pair s < t of integers (calls,).
+def posterior_coefficients(
+    process: MaskAndReplace,
+    s: Stride,
+    t: Stride,
+    remasking: Float[np.ndarray, " calls"] | float = 0.0,
+) -> PosteriorCoefficients:
+    """The coefficients of each step from t to s < t.
 
-    `remasking` in [0, 1] (calls,) is the share of the largest rate min(1, mask_s / unmasked_t) at
-    which codes return to [MASK]; every share leaves q(z_s | x_0) as it is (Wang et al. 2025, here
-    for any mask-and-replace schedule).
+    `remasking` in [0, 1] is the fraction of the largest rate min(1, masked_s / unmasked_t) at which
+    codes return to [MASK]. Every fraction keeps q(z_s | x_0) (Wang et al. 2025, here for any
+    mask-and-replace schedule).
     """
     unmasked, intact, k = np.asarray(process.unmasked), np.asarray(process.intact), process.k
-    live_s, live_t, same_s, same_t = unmasked[s], unmasked[t], intact[s], intact[t]
-    divide = lambda x, y: np.divide(
-        x, y, out=np.zeros(np.broadcast_shapes(x.shape, y.shape)), where=y > 0
+    unmasked_s, unmasked_t, intact_s, intact_t = unmasked[s], unmasked[t], intact[s], intact[t]
+    remask = remasking * np.minimum(1, _divide(1 - unmasked_s, unmasked_t, where_zero=1.0))
+    unmask = _divide(unmasked_s - (1 - remask) * unmasked_t, 1 - unmasked_t)
+    # P(replaced between s and t); one minus a quotient would lose digits
+    lost = _divide(intact_s - intact_t, intact_s)
+    same = lambda intact, replaced: intact + replaced / k  # P(the same code before and after)
+    same_st, same_0s = same(1 - lost, lost), same(intact_s, 1 - intact_s)
+    same_0t = same(intact_t, 1 - intact_t)
+    given_other = lambda p: _divide(p, 1 - intact_t)  # given that z_t is not x_0
+    replaces = intact_t < 1
+    replaced_twice = lost * (1 - intact_s) * (k - 1)
+    return PosteriorCoefficients(
+        stay_masked=1 - unmask,
+        from_model=intact_s,
+        keep_same=np.where(replaces, same_st * same_0s / same_0t, 1.0),
+        keep_other=np.where(replaces, given_other(same_st * (1 - intact_s)), 1.0),
+        redraw=given_other(lost * intact_s),
+        replace_same=np.where(replaces, replaced_twice / k**2 / same_0t, 0.0),
+        replace_other=given_other(replaced_twice / k),
+        remask=remask,
     )
-    remasks = remasking * np.minimum(
-        1, np.divide(1 - live_s, live_t, out=np.ones_like(live_t), where=live_t > 0)
-    )
-    opens = divide(live_s - (1 - remasks) * live_t, 1 - live_t)
-    lost = divide(
-        same_s - same_t, same_s
-    )  # replaced between s and t; not 1 - a quotient, which loses digits
-    own = lambda same, lost: same + lost / k  # the same code at both ends
-    replaces = same_t < 1
-    other = lambda x: divide(x, 1 - same_t)  # given that z_t is not the x_0 it came from
-    return Branches(
-        remains=1 - opens,
-        lands=same_s,
-        keep_own=np.where(
-            replaces, own(1 - lost, lost) * own(same_s, 1 - same_s) / own(same_t, 1 - same_t), 1.0
-        ),
-        keep_other=np.where(replaces, other(own(1 - lost, lost) * (1 - same_s)), 1.0),
-        jump=other(lost * same_s),
-        wander_own=np.where(
-            replaces, lost * (1 - same_s) * (k - 1) / k**2 / own(same_t, 1 - same_t), 0.0
-        ),
-        wander_other=other(lost * (1 - same_s) * (k - 1) / k),
-        remasks=remasks,
-    )
+
+
+def _divide(x: np.ndarray, y: np.ndarray, where_zero: float = 0.0) -> np.ndarray:
+    """x / y, and `where_zero` where y is 0."""
+    out = np.full(np.broadcast_shapes(x.shape, y.shape), where_zero)
+    return np.divide(x, y, out=out, where=y > 0)

@@ -11,7 +11,7 @@ from vqd_jax.diffusion.process import MaskAndReplace
 
 
 def paper(T: int, k: int, final_mask: float = 0.9) -> MaskAndReplace:
-    """intact code with probability 1 - t/T, [MASK] with final_mask * t/T, a uniform code otherwise."""
+    """Intact with probability 1 - t/T, [MASK] with final_mask * t/T, else a uniform code."""
     if not 0 <= final_mask <= 1:
         raise UserError(
             f"the final share of [MASK] is a probability, got final_mask {final_mask:g}"
@@ -21,8 +21,8 @@ def paper(T: int, k: int, final_mask: float = 0.9) -> MaskAndReplace:
 
 
 def released(T: int, k: int) -> MaskAndReplace:
-    """The linear tables of the released code: from 0.99999 intact to 0.99999 masked, 1e-6 replaced
-    throughout.
+    """The linear tables of the released code: from 0.99999 intact to 0.99999 masked, with 1e-6
+    replaced at every time.
     """
     if T < 2:
         raise UserError(f"the released schedule needs T >= 2, got {T}")
@@ -32,11 +32,10 @@ def released(T: int, k: int) -> MaskAndReplace:
 
 
 def stored(log_alpha: np.ndarray, log_beta: np.ndarray, k: int) -> MaskAndReplace:
-    """The tables of a released checkpoint, its buffers log_cumprod_at and log_cumprod_bt (T + 1,),
-    whose last slot is t = 0.
+    """From the buffers log_cumprod_at and log_cumprod_bt (T + 1,) of a released checkpoint, whose
+    last entry is t = 0.
 
-    They are float32 logs, so what is not masked is taken as alpha + k beta, which keeps its digits,
-    and not as 1 - mask.
+    They are float32 logs. P(not masked) is alpha + k beta, which keeps more digits than 1 - mask.
     """
     if log_alpha.shape != log_beta.shape or log_alpha.ndim != 1 or len(log_alpha) < 2:
         raise UserError(
@@ -46,13 +45,13 @@ def stored(log_alpha: np.ndarray, log_beta: np.ndarray, k: int) -> MaskAndReplac
     alpha, beta = (np.exp(np.roll(np.asarray(x, np.float64), 1)) for x in (log_alpha, log_beta))
     if abs(alpha[0] - 1) > 1e-6 or k * beta[0] > 1e-6:
         raise UserError(
-            "the last slot of a stored schedule must be that of clean data: alpha 1 and beta 0"
+            "the last entry of a stored schedule must be clean data, with alpha 1 and beta 0"
         )
     alpha[0], beta[0] = 1, 0
     if not (np.isfinite(alpha) & np.isfinite(beta) & (alpha + k * beta > 0)).all():
         raise UserError(
-            "the tables of a stored schedule must be logarithms of probabilities, of which "
-            "something is left at every time"
+            "the tables of a stored schedule must be logarithms of probabilities, with alpha + "
+            "k beta positive at every time"
         )
     falling = np.minimum.accumulate
     return from_rates(falling(alpha + k * beta), falling(alpha / (alpha + k * beta)), k)
@@ -64,7 +63,7 @@ def absorbing(T: int, k: int) -> MaskAndReplace:
 
 
 def cosine(T: int, k: int) -> MaskAndReplace:
-    """[MASK] with probability sin(pi/2 t/T), nothing is ever replaced: seen from t = T few tokens
+    """[MASK] with probability sin(pi/2 t/T), nothing is ever replaced. In sampling, few tokens
     appear at first (MaskGIT).
     """
     return from_rates(np.append(1 - np.sin(np.pi / 2 * _ramp(T)[:-1]), 0), np.ones(T + 1), k)
@@ -76,8 +75,8 @@ def uniform(T: int, k: int) -> MaskAndReplace:
 
 
 def from_probabilities(alpha: np.ndarray, unmasked: np.ndarray, k: int) -> MaskAndReplace:
-    """From cumulative P(intact code) and P(not masked), float64 (T + 1,); a code that is surely
-    masked counts as intact.
+    """From cumulative P(intact) and P(not masked), float64 (T + 1,); where all codes are masked,
+    they count as intact.
     """
     intact = np.divide(alpha, unmasked, out=np.ones_like(alpha), where=unmasked > 0)
     return from_rates(unmasked, intact, k)

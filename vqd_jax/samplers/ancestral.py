@@ -1,62 +1,48 @@
-"""Ancestral sampling in any number of network calls, by the exact posterior; optionally with
+"""Ancestral sampling in any number of network calls by the exact posterior, optionally with
 remasking.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
-from vqd_jax.diffusion.posterior import Branches, branches
+from vqd_jax.diffusion.posterior import PosteriorCoefficients, posterior_coefficients
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.base import (
-    Phase,
-    even_times,
-    forward_noised,
-    noise,
-    sample_loop,
-    start_of_process,
-)
+from vqd_jax.samplers.base import CallIndex, Phase, Sampler, even_times, noise_keys
 from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral:
-    """z_T -> ... -> z_0 over a falling grid of calls + 1 times, each step by the exact posterior
-    q(z_s | z_t, x_0).
+class Ancestral(Sampler):
+    """z_T -> ... -> z_0 over an even grid of times, each step by the exact posterior
+    p(z_s | z_t).
     """
 
     calls: int
 
-    __call__ = sample_loop
-    start = staticmethod(start_of_process)
-    noised = staticmethod(forward_noised)
-
     def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
-        return [ancestral_phase(process, even_times(t_start, self.calls))]
+        return [posterior_phase(process, even_times(t_start, self.calls))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remask:
-    """Ancestral steps that also send codes back to [MASK], to be drawn again (ReMDM, Wang et al.
+class Remask(Sampler):
+    """Ancestral steps that also return codes to [MASK], to be drawn again (ReMDM, Wang et al.
     2025).
 
     Attributes:
-      eta: share of the largest rate that leaves q(z_s | x_0) as it is, in [0, 1]; 0 is `Ancestral`.
-      share: the last share of the calls that do so, in [0, 1].
+      eta: remasking rate as a fraction of the largest one that keeps q(z_s | x_0), in [0, 1]; 0 is
+        `Ancestral`.
+      share: the fraction of the calls, the last ones, that remask, in [0, 1].
     """
 
     calls: int
     eta: float = 0.02
     share: float = 0.5
-
-    __call__ = sample_loop
-    start = staticmethod(start_of_process)
-    noised = staticmethod(forward_noised)
 
     def __post_init__(self):
         for name in ("eta", "share"):
@@ -65,38 +51,51 @@ class Remask:
 
     def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
         late = np.arange(self.calls) >= self.calls * (1 - self.share)
-        return [ancestral_phase(process, even_times(t_start, self.calls), self.eta * late)]
+        return [posterior_phase(process, even_times(t_start, self.calls), self.eta * late)]
 
 
-def ancestral_phase(
-    process: MaskAndReplace, grid: np.ndarray, remasking: np.ndarray | float = 0.0
+def posterior_phase(
+    process: MaskAndReplace,
+    grid: Int[np.ndarray, " calls_plus_1"],
+    remasking: Float[np.ndarray, " calls"] | float = 0.0,
 ) -> Phase:
-    """Exact steps over the falling times of `grid`; the network is told the earlier, noisier one."""
-    return Phase(
-        update=take_branch,
-        times=grid[:-1],
-        numbers=branches(process, grid[1:], grid[:-1], remasking),
-    )
+    """Exact steps from each of the falling times of `grid` to the next one."""
+    coefficients = posterior_coefficients(process, grid[1:], grid[:-1], remasking)
+    return Phase(update=posterior_step, times=grid[:-1], coefficients=coefficients)
 
 
-def take_branch(
-    keys: PRNGKeys, place: Any, process: MaskAndReplace, logits: Logits, z: Tokens, c: Branches
+def posterior_step(
+    keys: PRNGKeys,
+    call: CallIndex,
+    process: MaskAndReplace,
+    logits: Logits,
+    z: Tokens,
+    coefficients: PosteriorCoefficients,
 ) -> Tokens:
-    """z_s ~ p(z_s | z_t = z) with the coefficients of this step."""
+    """z_s ~ p(z_s | z_t = z), without a (b, n, k + 1) array."""
     k, n = process.k, z.shape[1]
-    c = jax.tree.map(lambda x: jnp.asarray(x, logits.dtype), c)
-    floats, ints = noise(keys, place, 2)
-    u = uniforms(floats, n, 5, logits.dtype)
-    both = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, k * max(k - 1, 1)))(ints).astype(
-        z.dtype
-    )
-    anywhere, elsewhere = both // max(k - 1, 1), both % max(k - 1, 1)
-    elsewhere = jnp.where(elsewhere == z, k - 1, elsewhere)  # uniform over the codes that are not z
-    code, _, (p_own, p_other) = sample_categorical(u[:2], logits, exclude=z)
-    jump = c.jump * p_other
-    wander = c.wander_own * p_own + c.wander_other * p_other
-    moved = jnp.where(u[2] < jump, code, jnp.where(u[2] < jump + wander, elsewhere, z))
-    opened = jnp.where(u[3] < c.lands, code, anywhere)
-    return jnp.where(
-        z == k, jnp.where(u[2] < c.remains, z, opened), jnp.where(u[4] < c.remasks, k, moved)
-    )
+    c = jax.tree.map(lambda x: jnp.asarray(x, logits.dtype), coefficients)
+    float_keys, int_keys = noise_keys(keys, call, 2)
+    u = uniforms(float_keys, n, 5, logits.dtype)
+    any_code, other_code = _uniform_codes(int_keys, n, k)
+    other_code = jnp.where(other_code == z, k - 1, other_code)  # uniform over the codes except z
+    code, _, (p_z, p_not_z) = sample_categorical(u[:2], logits, exclude=z)
+
+    redrawn = c.redraw * p_not_z
+    replaced = c.replace_same * p_z + c.replace_other * p_not_z
+    moved = jnp.where(u[2] < redrawn + replaced, other_code, z)
+    from_code = jnp.where(u[4] < c.remask, k, jnp.where(u[2] < redrawn, code, moved))
+    unmasked = jnp.where(u[3] < c.from_model, code, any_code)
+    from_mask = jnp.where(u[2] < c.stay_masked, z, unmasked)
+    return jnp.where(z == k, from_mask, from_code).astype(z.dtype)
+
+
+def _uniform_codes(keys: PRNGKeys, n: int, k: int) -> tuple[Int[Array, "b n"], Int[Array, "b n"]]:
+    """Independent uniform integers in [0, k) and in [0, k - 1), each row from its own key."""
+    fewer = max(k - 1, 1)
+    if k * fewer <= np.iinfo(np.int32).max:  # one draw has the bits of both
+        both = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, k * fewer))(keys)
+        return both // fewer, both % fewer
+    pairs = jax.vmap(jax.random.split)(keys)
+    draw = lambda i, end: jax.vmap(lambda key: jax.random.randint(key, (n,), 0, end))(pairs[:, i])
+    return draw(0, k), draw(1, fewer)

@@ -1,9 +1,8 @@
-"""Reveal an exact number of tokens at each call and keep them: all-masked to clean in a planned
-number of calls.
+"""Reveal an exact number of tokens at each call and keep them.
 
-Random order draws from the same model as ancestral sampling of the `absorbing` process, without its
-coin flips; other orders choose which tokens come first (Chang et al. 2022; Tang et al. 2022;
-Besnier et al. 2025).
+In random order this samples the model that ancestral sampling of the `absorbing` process samples,
+without its coin flips; other orders choose which tokens come first (Chang et al. 2022; Tang et al.
+2022; Besnier et al. 2025).
 """
 
 import dataclasses
@@ -13,21 +12,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.ancestral import ancestral_phase
+from vqd_jax.samplers.ancestral import posterior_phase
 from vqd_jax.samplers.base import (
+    CallIndex,
     Phase,
+    Sampler,
     all_masked,
     even_times,
     masked_at,
-    noise,
-    sample_loop,
-    start_of_process,
+    masked_count,
+    noise_keys,
+    sample_prior,
 )
+from vqd_jax.samplers.call_planner import best_counts, reveal_cost
 from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 ORDERS = ("random", "confidence", "purity", "halton")
@@ -35,20 +37,22 @@ LOG_NONE = -1e30  # score of tokens that are not [MASK]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Attributes:
-    calls: network calls, at most the number of tokens (with `polish`, beyond those).
-    order: random; confidence: log p of the drawn code plus noise that falls to 0; purity: positions
-      drawn in proportion to their largest p; halton: a fixed low-discrepancy order, rolled for each
-      image; or a tuple with all n positions in their order.
-    counts: tokens per call: "uniform", "cosine" (few at first), or a tuple with `calls` - `polish`
-    numbers whose sum is n.
-    noise: of `confidence`: Gumbel noise times noise * (1 - j / calls).
-    polish: that many of the calls come last and are exact ancestral ones, which re-draw replaced
-    tokens too.
-    polish_from: the time at which they begin, as a share of T.
-    origin: what it starts from: "masked" (every token) or "process" (the schedule's own end, where
-      some codes are random; without `polish` those are never drawn again).
+class Counts(Sampler):
+    """Reveals tokens in an order, a fixed number at each call.
+
+    Attributes:
+      calls: network calls, those of `polish` included.
+      order: "random"; "confidence", log p of the drawn code plus noise that falls to 0; "purity",
+        positions drawn in proportion to their largest p; "halton", a fixed low-discrepancy order,
+        rolled for each image; or a tuple of all n positions.
+      counts: tokens per call: "uniform", "cosine" (few at first), or a tuple of calls - polish
+        numbers. Their sum is `total`.
+      noise: of "confidence": Gumbel noise times noise * (1 - j / calls).
+      polish: the number of calls at the end that are exact ancestral steps, which replace wrong
+        tokens too.
+      polish_from: the time at which `polish` starts, as a share of the start time.
+      origin: the start state: "masked" (every token) or "process" (z_T, where the schedule leaves
+        some random codes; without `polish` those are never drawn again).
     """
 
     calls: int
@@ -58,9 +62,6 @@ class Counts:
     polish: int = 0
     polish_from: float = 0.25
     origin: str = "masked"
-
-    __call__ = sample_loop
-    noised = staticmethod(masked_at)
 
     def __post_init__(self):
         if isinstance(self.order, str) and self.order not in ORDERS:
@@ -76,135 +77,161 @@ class Counts:
         if not 0 <= self.polish < max(self.calls, 1) or not 0 < self.polish_from < 1:
             raise UserError(
                 "counts needs 0 <= polish < calls and polish_from in (0, 1), got "
-                f"polish={self.polish}, "
-                f"calls={self.calls}, polish_from={self.polish_from}"
+                f"polish={self.polish}, calls={self.calls}, polish_from={self.polish_from}"
             )
 
     def start(self, keys: PRNGKeys, process: MaskAndReplace, n: int) -> Tokens:
-        return (all_masked if self.origin == "masked" else start_of_process)(keys, process, n)
+        return (all_masked if self.origin == "masked" else sample_prior)(keys, process, n)
+
+    def noised(self, keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> Tokens:
+        return masked_at(keys, process, z_0, t)
+
+    def planned(
+        self,
+        process: MaskAndReplace,
+        entropy: Float[np.ndarray, " n"] | Float[np.ndarray, "n n"],
+        t_start: int,
+    ) -> "Counts":
+        """This sampler with the counts that lose the least information.
+
+        `entropy` is what `vqd plan` measured for the order, see `call_planner`. The counts cover
+        the tokens that are [MASK] at `t_start`, except those left to `polish`.
+        """
+        first, last = self._revealed(process, len(entropy), t_start)
+        self._check_calls(last - first)
+        cost = reveal_cost(entropy)[first:last, first : last + 1]
+        return dataclasses.replace(self, counts=best_counts(cost, self.calls - self.polish)[0])
 
     def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
         if not isinstance(self.order, str) and sorted(self.order) != list(range(n)):
             raise UserError(f"an order must name each of the {n} positions once, got {self.order}")
+        first, last = self._revealed(process, n, t_start)
+        known = first + np.append(0, np.cumsum(self._token_counts(last - first)))
         masked = 1 - np.asarray(process.unmasked)
-        if not masked[-1]:
+        times = np.abs(masked[None, 1:] - (1 - known[:-1, None] / n)).argmin(1) + 1
+        coefficients = {
+            "masked_before": n - known[:-1],
+            "masked_after": n - known[1:],
+            "noise": self.noise * (1 - (np.arange(len(times)) + 1) / len(times)),
+        }
+        reveal = Phase(self.reveal, times.astype(np.int32), coefficients)
+        if not self.polish:
+            return [reveal]
+        return [reveal, posterior_phase(process, self._polish_times(t_start))]
+
+    def _polish_times(self, t_start: int) -> Int[np.ndarray, " calls_plus_1"]:
+        start = round(self.polish_from * t_start)
+        if self.polish > start:
+            raise UserError(
+                f"polish starts at time {start} and can have at most as many calls, got "
+                f"{self.polish}"
+            )
+        return even_times(start, self.polish)
+
+    def _revealed(self, process: MaskAndReplace, n: int, t_start: int) -> tuple[int, int]:
+        """How many of n tokens are known before the first call, and after the last one that reveals
+        tokens.
+        """
+        if process.unmasked[-1] == 1:
             raise UserError(
                 "counts reveals masked tokens, and this schedule never masks: use ancestral"
             )
-        from_start = (
-            masked[t_start] / masked[-1]
-        )  # share of the tokens to reveal that are [MASK] now
-        polish_at = round(self.polish_from * t_start) if self.polish else 0
-        last = (
-            masked[polish_at] / masked[-1] if self.polish else 0.0
-        )  # and that the polish starts with
-        known = self._known(n, round(n * (1 - from_start)), n - round(n * last))
-        fraction = 1 - known / n
-        times = np.abs(masked[None, 1:] - fraction[:-1, None]).argmin(1) + 1
-        reveal = len(times)
-        numbers = {
-            "left": n - known[:-1],
-            "after": n - known[1:],
-            "noise": self.noise * (1 - (np.arange(reveal) + 1) / reveal),
-        }
-        stretches = [Phase(update=self.reveal, times=times.astype(np.int32), numbers=numbers)]
-        if self.polish:
-            stretches.append(ancestral_phase(process, even_times(polish_at, self.polish)))
-        return stretches
+        first = n - masked_count(process, n, t_start)
+        if not self.polish:
+            return first, n
+        return first, n - masked_count(process, n, int(self._polish_times(t_start)[0]))
 
-    def _known(self, n: int, first: int, last: int) -> np.ndarray:
-        """How many tokens are known before each call of the reveal, and after the last."""
+    def _check_calls(self, total: int) -> None:
+        if not 1 <= self.calls - self.polish <= total:
+            raise UserError(
+                f"calls must be in 1..{total}, so that each reveals a token, got "
+                f"{self.calls - self.polish}"
+            )
+
+    def _token_counts(self, total: int) -> Int[np.ndarray, " calls"]:
+        """Tokens to reveal at each call, at least one each, with the sum `total`."""
         calls = self.calls - self.polish
         if not isinstance(self.counts, str):
-            if len(self.counts) != calls or sum(self.counts) != n or min(self.counts) < 1:
+            if len(self.counts) != calls or sum(self.counts) != total or min(self.counts) < 1:
                 raise UserError(
-                    f"a plan for {calls} calls needs {calls} positive numbers with the sum {n}, "
-                    f"got {self.counts}"
+                    f"a plan for {calls} calls needs {calls} positive numbers with the sum "
+                    f"{total}, got {self.counts}"
                 )
-            return np.append(0, np.cumsum(self.counts))
-        if not 1 <= calls <= last - first:
-            raise UserError(
-                f"calls must be in 1..{last - first}, so that each reveals a token, got {calls}"
-            )
-        even = (last - first) // calls + (
-            np.arange(calls) >= calls - (last - first) % calls
-        )  # the larger numbers come last
+            return np.array(self.counts)
+        self._check_calls(total)
         if self.counts == "uniform":
-            return first + np.append(0, np.cumsum(even))
-        known = np.round(
-            first + (last - first) * (1 - np.cos(np.pi / 2 * np.linspace(0, 1, calls + 1)))
-        ).astype(int)
-        for j in range(1, calls + 1):  # at least one each, and enough left for the rest
-            known[j] = min(max(known[j], known[j - 1] + 1), last - calls + j)
-        return known
+            # the larger counts come last
+            return total // calls + (np.arange(calls) >= calls - total % calls)
+        known = total * (1 - np.cos(np.pi / 2 * np.linspace(0, 1, calls + 1)))
+        known = np.round(known).astype(int)
+        for j in range(1, calls + 1):
+            known[j] = min(max(known[j], known[j - 1] + 1), total - calls + j)
+        return np.diff(known)
 
     def reveal(
         self,
         keys: PRNGKeys,
-        place: Any,
+        call: CallIndex,
         process: MaskAndReplace,
         logits: Logits,
         z: Tokens,
-        now: dict[str, Any],
+        coefficients: dict[str, Any],
     ) -> Tokens:
-        """Reveals the share (left - after) / left of each row's [MASK] tokens."""
-        k, n = process.k, z.shape[1]
-        floats, order = noise(keys, place, 2)
-        code, log_p, _ = sample_categorical(uniforms(floats, n, 2, logits.dtype), logits)
-        score = self._score(keys, order, logits, log_p, now)
-        masked = z == k
-        score = jnp.where(masked, score, LOG_NONE)
-        rank = jnp.argsort(jnp.argsort(-score, axis=-1), axis=-1)
-        here = masked.sum(-1, keepdims=True)
-        stays = (here * now["after"] + now["left"] // 2) // now[
-            "left"
-        ]  # rounded; exact if no token was given
-        return jnp.where(masked & (rank < here - stays), code, z)
+        """Reveals tokens until masked_after of masked_before are left; of rows where a constraint
+        gives some tokens, the same share.
+        """
+        n, masked = z.shape[1], z == process.k
+        float_keys, order_keys = noise_keys(keys, call, 2)
+        code, log_p, _ = sample_categorical(uniforms(float_keys, n, 2, logits.dtype), logits)
+        score = self._score(keys, order_keys, logits, log_p, coefficients["noise"])
+        rank = jnp.argsort(jnp.argsort(-jnp.where(masked, score, LOG_NONE), axis=-1), axis=-1)
+        before, after = coefficients["masked_before"], coefficients["masked_after"]
+        count = masked.sum(-1, keepdims=True)
+        remaining = (count * after + before // 2) // before  # rounded
+        return jnp.where(masked & (rank < count - remaining), code, z)
 
     def _score(
         self,
-        roots: PRNGKeys,
         keys: PRNGKeys,
+        order_keys: PRNGKeys,
         logits: Logits,
         log_p: Float[Array, "b n"],
-        now: dict[str, Any],
+        noise: Float[Array, ""],
     ) -> Float[Array, "b n"]:
-        """Tokens with high scores come first."""
+        """The score of each position; the highest are revealed first."""
         n = log_p.shape[1]
-        gumbel = lambda: jax.vmap(lambda key: jax.random.gumbel(key, (n,), jnp.float32))(keys)
+        gumbel = lambda: jax.vmap(lambda key: jax.random.gumbel(key, (n,), jnp.float32))(order_keys)
         if self.order == "random":
             return gumbel()
         if self.order == "confidence":
-            return log_p + now["noise"] * gumbel()
-        if self.order == "purity":
-            return jax.nn.log_softmax(logits).max(-1) + gumbel()
+            return log_p + noise * gumbel()
+        if self.order == "purity":  # not renormalised after truncation, as in the released code
+            return logits.max(-1) + gumbel()
         if self.order == "halton":
-            first = jax.vmap(lambda key: jax.random.randint(key, (), 0, n))(noise(roots, -1, 1)[0])
-            return -((jnp.asarray(halton_places(n))[None] - first[:, None]) % n).astype(jnp.float32)
-        return jnp.broadcast_to(
-            -jnp.argsort(jnp.array(self.order)).astype(jnp.float32)[None], log_p.shape
-        )
+            start_keys = noise_keys(keys, -1, 1)[0]
+            roll = jax.vmap(lambda key: jax.random.randint(key, (), 0, n))(start_keys)
+            return -((jnp.asarray(halton_ranks(n))[None] - roll[:, None]) % n).astype(jnp.float32)
+        ranks = jnp.argsort(jnp.array(self.order)).astype(jnp.float32)
+        return jnp.broadcast_to(-ranks[None], log_p.shape)
 
 
-def halton_places(n: int) -> np.ndarray:
-    """When each token of a square grid has its turn, (n,): cells in the order in which the Halton
-    sequence (2, 3) hits them.
+def halton_ranks(n: int) -> Int[np.ndarray, " n"]:
+    """The rank of each token of a square grid in the order in which the Halton sequence (2, 3) hits
+    the cells. UserError if n is not a square.
     """
     side = math.isqrt(n)
     if side * side != n:
         raise UserError(f"the halton order needs a square grid of tokens, got {n} tokens")
-    first, points = {}, 0
-    while len(first) < n:
+    ranks, points = {}, 0
+    while len(ranks) < n:
         points += 1
-        cell = int(_radical_inverse(points, 2) * side) * side + int(
-            _radical_inverse(points, 3) * side
-        )
-        first.setdefault(cell, len(first))
-    return np.array([first[cell] for cell in range(n)])
+        row, column = (int(_radical_inverse(points, base) * side) for base in (2, 3))
+        ranks.setdefault(row * side + column, len(ranks))
+    return np.array([ranks[cell] for cell in range(n)])
 
 
 def _radical_inverse(i: int, base: int) -> float:
-    """The digits of i mirrored at the point."""
+    """The digits of i in this base, mirrored at the point: 0.b2 b1 for b1 b2."""
     value, scale = 0.0, 1.0
     while i:
         i, digit = divmod(i, base)

@@ -9,20 +9,16 @@ import numpy as np
 
 from vqd_jax.core.shapes import Logits, PRNGKeys, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.samplers.base import Phase, forward_noised, noise, sample_loop, start_of_process
+from vqd_jax.samplers.base import Phase, Sampler, noise_keys
 from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 
 @dataclasses.dataclass(frozen=True)
-class DirectSampler:
+class DirectSampler(Sampler):
     """z_T -> ... -> z_0, each from the softmax of logits over codes and [MASK]."""
 
-    __call__ = sample_loop
-    start = staticmethod(start_of_process)
-    noised = staticmethod(forward_noised)
-
     def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
-        return [Phase(update=take, times=np.arange(t_start, 0, -1, dtype=np.int32), numbers=())]
+        return [Phase(update=take, times=np.arange(t_start, 0, -1, dtype=np.int32), coefficients=())]
 
 
 def take(
@@ -30,5 +26,5 @@ def take(
 ) -> Tokens:
     """z_{t-1} ~ softmax(logits)."""
     return sample_categorical(
-        uniforms(noise(keys, place, 1)[0], z.shape[1], 2, logits.dtype), logits
+        uniforms(noise_keys(keys, place, 1)[0], z.shape[1], 2, logits.dtype), logits
     )[0]

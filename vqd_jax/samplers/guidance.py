@@ -1,8 +1,8 @@
-"""From the network's logits to the distribution of x_0 that a sampler uses: guidance, then
-temperature, then truncation.
+"""The distribution of x_0 that samplers use, from the network's logits: guidance, then temperature,
+then truncation.
 
-Guidance acts on normalised log-probabilities of x_0 (Ho and Salimans 2022; Tang et al. 2022), never
-on the posterior.
+Guidance combines normalised log-probabilities of x_0 (Ho and Salimans 2022; Tang et al. 2022),
+never the posterior.
 """
 
 import dataclasses
@@ -16,22 +16,24 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits
 
 Scalar = float | Float[Array, ""]
-Several = Float[Array, "p b n k"]  # of several prompts for each image
-Scales = Float[Array, "p b"]
+PromptLogits = Float[Array, "p b n k"]  # the p prompts that each image blends
+Scales = Float[Array, "p b"]  # the guidance scale of each prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
-    """Attributes:
-    guidance: scale w; 1 is none and saves the second pass (the paper's s is w - 1).
-    null: what it leads away from without a negative prompt: the "learned" null, or the "empty"
-      caption, for models that were trained without one.
-    ramp: let it grow as tokens appear: 1 + (w - 1) (1 - masked share).
-    guidance_below: guidance acts only while at most this share of the tokens is masked; calls
-    before take one pass.
-    temperature: p^(1 / temperature); below 1 is nearer to the mode.
-    top_p: the smallest set of codes with this mass; 1 is all. top_k: the k likeliest codes; 0 is
-    all.
+    """Guidance, temperature and truncation of p(x_0).
+
+    Attributes:
+      guidance: the scale w; 1 is no guidance and saves the second pass (the paper's s is w - 1).
+      null: the condition that guidance moves away from if there is no negative prompt: "learned",
+        the model's null, or "empty", the empty caption, for models trained without a null.
+      ramp: let the scale grow as tokens appear: 1 + (w - 1) (1 - masked share).
+      guidance_below: guide only while at most this share of the tokens is masked; earlier calls
+        take one pass.
+      temperature: sampling uses p^(1 / temperature), normalised.
+      top_p: sample from the smallest set of codes with this mass; 1 keeps all.
+      top_k: sample from the k likeliest codes; 0 keeps all.
     """
 
     guidance: float = 1.0
@@ -62,7 +64,7 @@ class GuidanceConfig:
             )
 
     def static_guidance(self, *, guided: bool) -> "StaticGuidance":
-        """What is in use; `guided` says whether any scale differs from 1."""
+        """The part that is compiled in; `guided` says whether any scale differs from 1."""
         return StaticGuidance(
             guided=guided,
             ramp=self.ramp,
@@ -83,71 +85,68 @@ class StaticGuidance:
     top_k: int = 0
 
     def guides(self, masked: Float[np.ndarray, " calls"]) -> Bool[np.ndarray, " calls"]:
-        """At which calls, by the share of tokens that the schedule masks there, the second pass is
-        needed.
-        """
+        """True at the calls that need the second pass; `masked` is each call's masked share."""
         return (masked <= self.guidance_below) & self.guided
 
     def combine(
         self,
         logits: Float[Array, "q b n k"],
         scales: Scales,
-        live: Float[Array, " b"],
+        unmasked: Float[Array, " b"],
         *,
         guided: bool,
     ) -> Logits:
-        """The prompts' logits as one; with `guided` the last of them is the null. `live` is the
-        share of known tokens.
+        """Combines the logits of the prompts, and with `guided` those of the null, which come last.
+
+        `unmasked` is the share of tokens that are not [MASK].
         """
         if not guided:
             return blend(logits, scales)
-        return guide(logits[:-1], logits[-1], ramp_scale(scales, live) if self.ramp else scales)
+        scales = ramp_scale(scales, unmasked) if self.ramp else scales
+        return guide(logits[:-1], logits[-1], scales)
 
     def shape(self, logits: Logits, temperature: Scalar, top_p: Scalar) -> Logits:
-        """Temperature, then truncation."""
+        """Applies temperature, then truncation. Codes that are kept have their log p before
+        truncation, the others -1e4.
+        """
         logits = apply_temperature(logits, temperature)
         logits = top_p_filter(logits, top_p) if self.truncated else logits
         return top_k_filter(logits, self.top_k) if self.top_k else logits
 
 
-def guide(logits: Several, null_logits: Logits, scales: Scales) -> Logits:
-    """null + sum_p scale_p (logits_p - null), on normalised logits; one prompt at scale 1 is that
-    prompt.
-    """
+def guide(logits: PromptLogits, null_logits: Logits, scales: Scales) -> Logits:
+    """null + sum_p scale_p (logits_p - null), on normalised logits."""
     log_p, log_null = jax.nn.log_softmax(logits), jax.nn.log_softmax(null_logits)
     return log_null + jnp.einsum("pb,pbnk->bnk", scales, log_p - log_null[None])
 
 
-def blend(logits: Several, scales: Scales) -> Logits:
-    """The prompts' geometric mean with weights in proportion to the scales: guidance of 1, which
-    needs no null.
+def blend(logits: PromptLogits, scales: Scales) -> Logits:
+    """The geometric mean of the prompts' distributions, weighted by their scales: several prompts
+    without guidance.
     """
     if logits.shape[0] == 1:
         return logits[0]
-    return jnp.einsum(
-        "pb,pbnk->bnk", scales / scales.sum(0, keepdims=True), jax.nn.log_softmax(logits)
-    )
+    weights = scales / scales.sum(0, keepdims=True)
+    return jnp.einsum("pb,pbnk->bnk", weights, jax.nn.log_softmax(logits))
 
 
-def ramp_scale(scales: Scales, live: Float[Array, " b"]) -> Scales:
-    """Scales whose sum w becomes 1 + (w - 1) live, where `live` is the share of tokens that are not
-    masked.
-    """
+def ramp_scale(scales: Scales, unmasked: Float[Array, " b"]) -> Scales:
+    """Rescales the scales so that their sum w becomes 1 + (w - 1) * unmasked."""
     total = scales.sum(0)
-    return scales * ((1 + (total - 1) * live) / total)[None]
+    return scales * ((1 + (total - 1) * unmasked) / total)[None]
 
 
 def apply_temperature(logits: Logits, temperature: Scalar) -> Logits:
-    """p^(1 / temperature), normalised; small temperatures approach the mode."""
+    """log of p^(1 / temperature), normalised."""
     return jax.nn.log_softmax(logits / temperature)
 
 
 def top_p_filter(logits: Logits, top_p: Scalar) -> Logits:
-    """The smallest set of codes whose mass reaches top_p keeps its logits, the rest gets -1e4
+    """log p of the smallest set of codes whose mass reaches top_p, and -1e4 for the others
     (Holtzman et al. 2020).
 
-    The threshold is found by bisection on the logarithm of the probability, without sorting; codes
-    of equal probability stay or go together.
+    The threshold is found by bisection on log p, without sorting. Codes of equal probability are
+    kept or removed together.
     """
     log_p = jax.nn.log_softmax(logits)
     p = jnp.exp(log_p)
@@ -163,14 +162,13 @@ def top_p_filter(logits: Logits, top_p: Scalar) -> Logits:
     low = jnp.full_like(high, -80.0)
     low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
     low = jnp.where(mass(high) >= top_p, high, low)
-    return jnp.where(
-        (log_p >= low) | (top_p >= 1), log_p, -1e4
-    )  # all of them at 1: float32 sums reach 1 early
+    # at 1 all are kept, although float32 sums reach 1 early
+    return jnp.where((log_p >= low) | (top_p >= 1), log_p, -1e4)
 
 
 def top_k_filter(logits: Logits, count: int) -> Logits:
-    """The `count` likeliest codes keep their logits, the rest gets -1e4; ties with the last of them
-    stay.
+    """The logits of the `count` likeliest codes and of ties with the last, and -1e4 for the
+    others.
     """
     last = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
     return jnp.where(logits >= last, logits, -1e4)
