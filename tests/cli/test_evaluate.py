@@ -22,7 +22,7 @@ from helpers.clip_files import MERGES, VOCABULARY, write_folder
 from helpers.commands import run_in_process
 from helpers.workdirs import make_workdir
 from vqd_jax.data.text.clip import ClipTokenizer
-from vqd_jax.eval import judge
+from vqd_jax.eval import evaluator
 from vqd_jax.eval.frechet import frechet_distance
 from vqd_jax.eval.scores import clip_score
 from vqd_jax.models.clip import ClipCaption, ClipImage
@@ -195,7 +195,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
         ),
         (
             ["--pictures={tmp}/made", "--reference={tmp}/two", "--protocol=emoji"],
-            "at least 4 pictures of each kind, got 4 and 2",
+            "at least 4 generated and 4 real images, got 4 and 2",
         ),
         (
             ["--pictures={tmp}/sizes", "--reference={tmp}/made", "--protocol=emoji"],
@@ -203,7 +203,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
         ),
         (
             ["--pictures={tmp}/made", "--reference={tmp}/s.npz", "--protocol=emoji"],
-            "only a Fréchet distance comes",
+            "only give a Fréchet distance",
         ),
         (
             ["--workdir={workdir}", "--out={tmp}/r.json", "--data=cub"],
@@ -220,7 +220,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
                 "--protocol=adm",
                 "--inception={tmp}/none.pth",
             ],
-            "there are no Inception weights {tmp}/none.pth: fetch https://",
+            "there are no Inception weights {tmp}/none.pth: download https://",
         ),
         (
             ["--workdir={workdir}", "--out={tmp}/r.json", "--protocol=clean", "--inception={tmp}"],
@@ -294,8 +294,8 @@ def test_published_weights_give_what_their_networks_give(tmp_path, monkeypatch):
 
         return get
 
-    monkeypatch.setattr(judge.features, "inception", once("inception", judge.features.inception))
-    monkeypatch.setattr(judge.features, "clip", once("clip", judge.features.clip))
+    monkeypatch.setattr(evaluator.features, "inception", once("inception", evaluator.features.inception))
+    monkeypatch.setattr(evaluator.features, "clip", once("clip", evaluator.features.clip))
     save(tmp_path / "made", 10, size=20, captions=True)
     save(tmp_path / "real", 7, size=32, first=5)
     main(

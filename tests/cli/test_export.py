@@ -204,7 +204,7 @@ def without(name):
     [
         (
             lambda arrays, _: arrays.update({"more/x": np.zeros(1)}),
-            "has 'more' beside what vqd export writes",
+            "has 'more', which vqd export does not write",
         ),
         (without("diffusion.config"), "x.safetensors has no 'diffusion.config' in its metadata"),
         (
@@ -219,7 +219,7 @@ def without(name):
         ),
         (
             lambda _, metadata: metadata.update({"vqvae.step": "[]"}),
-            "'vqvae.step' in its metadata is not as vqd export writes it",
+            "'vqvae.step' in its metadata must be of type int, got list",
         ),
     ],
     ids=["more", "config", "tokenizer", "step", "metadata", "json", "kind"],

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer files, small."""
+"""Small files of CLIP's tokenizer."""
 
 import itertools
 import json

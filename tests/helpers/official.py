@@ -1,5 +1,5 @@
-"""The released models as plain PyTorch, written from their formulas, with the names of their
-checkpoints; small, with random weights.
+"""The released models in plain PyTorch, written from their formulas, with the parameter names of
+their checkpoints; small, with random weights.
 """
 
 import math
@@ -110,7 +110,7 @@ class Content(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Logits (n, codes) of x_0 for one image; t is the released code's, from 0."""
+    """Logits (n, codes) of x_0 for one image; t counts from 0, as in the released code."""
 
     def __init__(
         self,
@@ -320,7 +320,7 @@ class Codec(nn.Module):
 
 
 def tables(T, codes):
-    """The buffers of a checkpoint, by the released formulas in float64."""
+    """Buffers of a checkpoint, by the released formulas in float64."""
     i = torch.arange(T, dtype=torch.float64) / (T - 1)
     at, ct = i * (9e-6 - 0.99999) + 0.99999, i * (0.99999 - 9e-6) + 9e-6
     bt = (1 - at - ct) / codes
@@ -345,7 +345,7 @@ def tables(T, codes):
 
 
 def clip(width, layers, scale=0.2, seed=0):
-    """A text tower as OpenAI names it."""
+    """A text tower with OpenAI's names."""
     g, e = torch.Generator().manual_seed(seed), width
     new = lambda *shape: scale * torch.randn(shape, generator=g)
     out = {
@@ -370,9 +370,7 @@ def clip(width, layers, scale=0.2, seed=0):
 
 
 def checkpoint(network, codec, *, T, codes, clip=None, null=None):
-    """What the released training code saves: the model, and an EMA copy that differs from it
-    everywhere.
-    """
+    """A checkpoint of the released training code: the model, and its EMA, which differs everywhere."""
     diffusion = {f"transformer.{k}": v for k, v in network.state_dict().items()} | tables(T, codes)
     diffusion |= {f"condition_emb.{k}": v for k, v in (clip or {}).items()}
     diffusion |= {} if null is None else {"empty_text_embed": null}

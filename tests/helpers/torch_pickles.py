@@ -1,4 +1,4 @@
-"""Pickles as torch.save writes them, made without PyTorch."""
+"""Writes pickles as torch.save does, without PyTorch."""
 
 import collections
 import io
@@ -17,8 +17,8 @@ class Storage:
 
 
 def save(path, legacy, make):
-    """Write what `make(torch, tensor)` returns as torch.save would, with stand-ins for torch's
-    globals.
+    """Writes the tree that `make(tensor)` returns as torch.save would, with stubs for torch's
+    globals; `tensor(storage, offset, shape, strides)` makes a tensor.
     """
     torch = types.ModuleType("torch")
     utils = types.ModuleType("torch._utils")

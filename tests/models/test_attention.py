@@ -1,5 +1,5 @@
-"""Attention, whole and in parts: values and gradients are JAX's own, and in parts nothing is kept
-that is as large as the weights.
+"""Full and chunked attention: values and gradients are JAX's own, and chunked attention stores
+nothing as large as the weights.
 """
 
 import jax
@@ -44,12 +44,11 @@ def exactly(given, heads, mask=None):
         )
 
 
-@pytest.mark.parametrize(
-    "cached", [1, 2 * 5 * 7, 6 * 5 * 7, 2**20]
-)  # one head at a time, two, six of the twelve, all
-def test_values_and_gradients_in_parts(cached, monkeypatch):
-    monkeypatch.setattr(attention, "CACHED", cached)
-    monkeypatch.setattr(attention, "ALONE", cached)
+# One head at a time, two, six of the twelve, all
+@pytest.mark.parametrize("chunk", [1, 2 * 5 * 7, 6 * 5 * 7, 2**20])
+def test_values_and_gradients_of_chunked_attention(chunk, monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    monkeypatch.setattr(attention, "CHUNK_FORWARD", chunk)
     given = arrays(4, 5, 7, 12)
     want = exactly(given, 3)
     close(run(attention.attend_chunked, *given, 3), want)
@@ -70,54 +69,53 @@ def test_values_and_gradients_with_a_mask_for_each_row_or_query(rows, queries):
     )
 
 
-@pytest.mark.parametrize("parts,kept", [(False, True), (True, True), (True, False)])
-def test_few_weights_are_not_worth_parts(parts, kept, monkeypatch):
-    """Whether the backward pass is handed 2 x 3 heads' 16 x 16 weights, which are exactly `MANY` or
-    one more.
+@pytest.mark.parametrize("chunked,stored", [(False, True), (True, True), (True, False)])
+def test_few_weights_are_not_chunked(chunked, stored, monkeypatch):
+    """Whether the forward pass stores the 16 x 16 weights of 2 x 3 heads, which are exactly
+    CHUNK_ABOVE or one more.
     """
-    monkeypatch.setattr(attention, "MANY", 2 * 3 * 16 * 16 - (not kept))
-    layer, x = attention.SelfAttention(width=6, heads=3, parts=parts), jnp.ones((2, 16, 6))
+    monkeypatch.setattr(attention, "CHUNK_ABOVE", 2 * 3 * 16 * 16 - (not stored))
+    layer = attention.SelfAttention(6, 3, chunked, init_std=0.02, dtype=jnp.float32)
+    x = jnp.ones((2, 16, 6))
     params = jax.eval_shape(layer.init, jax.random.key(0), x)
-    handed = jax.eval_shape(lambda p, x: jax.vjp(layer.apply, p, x)[1], params, x)
-    assert (max(leaf.size for leaf in jax.tree.leaves(handed)) == 2 * 3 * 16 * 16) == kept
+    residuals = jax.eval_shape(lambda p, x: jax.vjp(layer.apply, p, x)[1], params, x)
+    assert (max(leaf.size for leaf in jax.tree.leaves(residuals)) == 2 * 3 * 16 * 16) == stored
 
 
-def test_it_is_as_exact_in_half_precision():
-    """Against the same attention in float64, as close as the plain form is."""
+def test_chunks_are_as_exact_in_half_precision():
+    """Both forms are compared with attention in float64."""
     arguments = arrays(2, 6, 6, 8, jnp.bfloat16)
     q, k, v = (np.asarray(x, np.float64).reshape(2, 6, 2, 4).swapaxes(1, 2) for x in arguments[:3])
     scores = q @ k.swapaxes(-1, -2) / 2
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     exact = (weights / weights.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(2, 6, 8)
-    parts, whole = (run(f, *arguments, 2) for f in (attention.attend_chunked, attention.attend))
-    assert [x.dtype for x in parts] == [x.dtype for x in whole] == [jnp.bfloat16] * 4
-    far = lambda x: np.abs(np.asarray(x[0], np.float64) - exact).max()
-    assert far(parts) <= 1.5 * far(whole) + 1e-6
+    chunked, full = (run(f, *arguments, 2) for f in (attention.attend_chunked, attention.attend))
+    assert [x.dtype for x in chunked] == [x.dtype for x in full] == [jnp.bfloat16] * 4
+    error = lambda x: np.abs(np.asarray(x[0], np.float64) - exact).max()
+    assert error(chunked) <= 1.5 * error(full) + 1e-6
 
 
-def test_scores_beyond_the_range_of_the_exponential_function_are_no_matter():
+def test_scores_beyond_the_range_of_the_exponential_function_are_finite():
     q, k, v, g = arrays(1, 4, 4, 4)
     for x in run(attention.attend_chunked, 100 * q, 100 * k, v, g, 1):
         assert np.isfinite(x).all()
 
 
-def test_the_weights_are_not_kept():
-    """The largest array that the backward pass is handed, for 2 x 3 heads with 64 x 64 weights
-    each.
-    """
+def test_the_weights_are_not_stored():
+    """The largest array stored for the backward pass, with 2 x 3 heads of 64 x 64 weights each."""
     q, k, v, _ = arrays(2, 64, 64, 12)
     sizes = {}
     for f in (attention.attend, attention.attend_chunked):
-        kept = jax.eval_shape(lambda *x, f=f: jax.vjp(lambda *x: f(*x, 3), *x)[1], q, k, v)
-        sizes[f] = max(x.size for x in jax.tree.leaves(kept))
+        stored = jax.eval_shape(lambda *x, f=f: jax.vjp(lambda *x: f(*x, 3), *x)[1], q, k, v)
+        sizes[f] = max(x.size for x in jax.tree.leaves(stored))
     assert sizes[attention.attend] >= 2 * 3 * 64 * 64 > 2 * sizes[attention.attend_chunked]
 
 
-def test_cross_attention_tells_its_weights_where_they_are_asked_for():
-    """They are positive, sum to one over the text, are 0 beyond it, and with the values they make
+def test_cross_attention_sows_its_weights_if_intermediates_are_mutable():
+    """They are positive, sum to one over the text, are 0 beyond it, and with the values they give
     the output, whose bits do not change.
     """
-    layer = attention.CrossAttention(width=12, heads=3, init_std=0.5)
+    layer = attention.CrossAttention(width=12, heads=3, init_std=0.5, dtype=jnp.float32)
     x, text = (
         jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)
         for i, shape in enumerate(((2, 5, 12), (2, 7, 9)))
@@ -128,9 +126,10 @@ def test_cross_attention_tells_its_weights_where_they_are_asked_for():
     stored = jax.tree.map(
         lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, stored
     )  # biases that are not 0
-    out, told = layer.apply(stored, x, text, mask, mutable="intermediates")
-    np.testing.assert_array_equal(out, layer.apply(stored, x, text, mask))
-    (weights,) = told["intermediates"]["attention"]
+    apply = jax.jit(layer.apply, static_argnames="mutable")
+    out, aux = apply(stored, x, text, mask, mutable="intermediates")
+    np.testing.assert_array_equal(out, apply(stored, x, text, mask))
+    (weights,) = aux["intermediates"]["attention"]
     assert (
         weights.shape == (2, 3, 5, 7)
         and (np.asarray(weights)[np.broadcast_to(mask[:, None, None], weights.shape)] > 0).all()

@@ -1,3 +1,5 @@
+"""EfficientNet-Lite0 against numpy and scipy, and on emoji whose ImageNet class is known."""
+
 import emoji
 import jax
 import jax.numpy as jnp
@@ -53,8 +55,8 @@ def test_names_what_emoji_show():
 
 
 def test_equals_an_independent_implementation_with_unfolded_norms(source):
-    """The first three blocks and the stem in numpy float64: scipy's correlation, padding and norms
-    written out.
+    """The stem and the first three blocks in numpy float64, with scipy's correlation and explicit
+    padding and norms.
     """
     size = 16
     image = np.random.default_rng(0).uniform(-1, 1, (size, size, 3))
@@ -95,19 +97,24 @@ def test_equals_an_independent_implementation_with_unfolded_norms(source):
         y = norm(conv(y, source[f"{block}._project_conv.weight"], 1), f"{block}._bn2")
         x = outputs[f"block{i}"] = x + y if i == 2 else y
 
-    _, state = EfficientNetLite0().apply(
-        {"params": load_efficientnet_lite0()},
-        jnp.asarray(image[None], jnp.float32),
-        capture_intermediates=lambda module, _: module.name in outputs,
-    )
+    @jax.jit
+    def intermediates(params, image):
+        _, state = EfficientNetLite0().apply(
+            {"params": params},
+            image,
+            capture_intermediates=lambda module, _: module.name in outputs,
+        )
+        return state["intermediates"]
+
+    got_all = intermediates(load_efficientnet_lite0(), jnp.asarray(image[None], jnp.float32))
     for block, expected in outputs.items():
-        got = state["intermediates"][block]["__call__"][0][0]
+        got = got_all[block]["__call__"][0][0]
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_inputs_are_scaled_as_in_training(source):
-    """The stem's running means are linear in the mean colour it was trained on: solved for, that is
-    ImageNet's.
+    """The stem's running means are linear in the mean colour of its training images; solving for that
+    colour gives ImageNet's.
     """
     sums = source["_conv_stem.weight"].sum((2, 3)).astype(np.float64)
     colour, *_ = np.linalg.lstsq(sums, source["_bn0.running_mean"].astype(np.float64))
@@ -133,7 +140,7 @@ def test_depthwise_equals_a_grouped_convolution(size, kernel, stride):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=6,
     )
-    got = Depthwise(kernel, stride).apply({"params": {"kernel": w, "bias": b}}, x)
+    got = jax.jit(Depthwise(kernel, stride).apply)({"params": {"kernel": w, "bias": b}}, x)
     np.testing.assert_allclose(got, expected + b[None, None, None], atol=1e-5)
 
 

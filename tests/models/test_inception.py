@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from helpers.stand_ins import import_with
+from helpers.torchvision_stub import import_with
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.features import inception, inception_logits
 from vqd_jax.eval.resizing import resize
@@ -152,7 +152,7 @@ def test_a_block_equals_its_definition(name):
 def test_a_missing_file_a_missing_key_and_another_network_are_named(state, tmp_path):
     with pytest.raises(
         UserError,
-        match=r"no Inception weights .*nowhere.pth: fetch "
+        match=r"no Inception weights .*nowhere.pth: download "
         r"https://.*/pt_inception-2015-12-05-6726825d.pth",
     ):
         load_inception(tmp_path / "nowhere.pth")
@@ -169,10 +169,13 @@ def test_a_missing_file_a_missing_key_and_another_network_are_named(state, tmp_p
             {"fc.weight": np.zeros((1000, 2048), np.float32)},
             r"'fc/kernel' has shape \(2048, 1000\) in the file and \(2048, 1008\)",
         ),
-        ({"AuxLogits.fc.bias": np.zeros(1000, np.float32)}, "'AuxLogits.fc.bias' that no rule"),
+        (
+            {"AuxLogits.fc.bias": np.zeros(1000, np.float32)},
+            "'AuxLogits.fc.bias', unknown in this format",
+        ),
         (
             {"Conv2d_1a_3x3.bn.bias": np.zeros(31, np.float32)},
-            "'Conv2d_1a_3x3.bn' of shapes that do not go together",
+            "'Conv2d_1a_3x3.bn' of shapes that do not match",
         ),
     ]:
         save_file({k: v for k, v in (state | change).items() if v is not None}, path)
@@ -187,7 +190,7 @@ def test_the_file_is_found_where_torch_keeps_it_and_its_name_tells_its_sum(
     folder, data = tmp_path / "hub" / "checkpoints", file.read_bytes()
     with pytest.raises(
         UserError,
-        match=f"no Inception weights {folder}/pt_inception-2015-12-05-6726825d.pth: fetch",
+        match=f"no Inception weights {folder}/pt_inception-2015-12-05-6726825d.pth: download",
     ):
         load_inception()
     folder.mkdir(parents=True)
@@ -196,8 +199,8 @@ def test_the_file_is_found_where_torch_keeps_it_and_its_name_tells_its_sum(
     for path in (None, folder):
         with pytest.raises(
             UserError,
-            match="6726825d.pth is damaged, or not the file of that name: its SHA-256 sum begins "
-            f"with {digest}",
+            match="6726825d.pth is damaged, or another file: its SHA-256 checksum begins with "
+            f"{digest}, not with 6726825d",
         ):
             load_inception(path)
     (tmp_path / f"inception-{digest}.safetensors").write_bytes(data)

@@ -19,7 +19,7 @@ from vqd_jax.samplers.base import Constraint
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.guidance import StaticGuidance
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
-from vqd_jax.stages.diffusion import Conditioning
+from vqd_jax.stages.token_stage import Conditioning
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
@@ -148,7 +148,7 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize("sampler,switches", SAMPLERS)
+@pytest.mark.parametrize("sampler,static_guidance", SAMPLERS)
 def test_every_sampler(sampler, static_guidance, stages):
     c, exported, text, again = lowered("diffusion", stages, sampler, static_guidance)
     more = again(sampler=dataclasses.replace(sampler, calls=9)).mlir_module()
@@ -160,7 +160,7 @@ def test_every_sampler(sampler, static_guidance, stages):
     )  # no (b, n, k + 1) tensor; k is 16
 
 
-@pytest.mark.parametrize("switches", [PLAIN, ALL])
+@pytest.mark.parametrize("static_guidance", [PLAIN, ALL])
 def test_the_autoregressive_sampler(static_guidance, stages):
     _, all_, trees = stages
     _, _, text, _ = lowered("autoregressive", stages, AutoregressiveSampler(), static_guidance)
@@ -177,10 +177,16 @@ def lowered(name, stages, sampler, static_guidance):
     c, all_, trees = stages
     prompts = 3 if static_guidance.guided else 1
 
-    def program(params, bits, ids, drop, dynamic, known, sampler=sampler):
+    def program(params, bits, ids, drop, dynamic, constraint, sampler=sampler):
         keys = jax.vmap(jax.random.wrap_key_data)(bits)
         return all_[name].sample(
-            params, keys, Conditioning(ids, drop), dynamic, sampler, static_guidance, known=known
+            params,
+            keys,
+            Conditioning(ids, drop),
+            dynamic,
+            sampler,
+            static_guidance,
+            constraint=constraint,
         )
 
     conditions = (
@@ -188,8 +194,8 @@ def lowered(name, stages, sampler, static_guidance):
         shape(prompts + 1, ROWS, dtype=jnp.bool),
     )
     dynamic = {"scales": shape(prompts, ROWS), "temperature": shape(), "top_p": shape()}
-    known = Constraint(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
-    arguments = trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, dynamic, known
+    constraint = Constraint(shape(ROWS, 16, dtype=jnp.bool), shape(ROWS, 16, dtype=jnp.int32))
+    arguments = trees[name][0], shape(ROWS, 2, dtype=jnp.uint32), *conditions, dynamic, constraint
     exported = lower(program, *arguments)
     check_dtype(exported, c.denoiser.dtype, ("dot_general",))
     assert [x.shape for x in exported.out_avals] == [(ROWS, 16)]

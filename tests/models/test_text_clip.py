@@ -111,9 +111,9 @@ def test_equals_the_definition():
 def test_parameters_are_openais_in_number_and_shape():
     made = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.asarray(IDS))
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params_from(openai_weights()))
-    full = jax.eval_shape(
-        ClipText().init, jax.random.key(0), jax.ShapeDtypeStruct((1, 77), jnp.int32)
-    )
+    published = ClipText(vocabulary=49408, length=77, width=512, layers=12, heads=8)
+    ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
+    full = jax.eval_shape(published.init, jax.random.key(0), ids)
     # the paper's "63M-parameter 12-layer 512-wide model", less its projection
     assert sum(leaf.size for leaf in jax.tree.leaves(full)) == 63_165_952
 

@@ -94,7 +94,11 @@ def test_bfloat16_is_near_and_its_parameters_are_float32():
 
 
 def test_sizes_that_do_not_fit_are_one_sentence():
-    with pytest.raises(UserError, match="8 tokens.*built for 9"):
-        LearnedText(vocabulary=11, length=9, width=12).init(jax.random.key(0), jnp.asarray(IDS))
+    with pytest.raises(UserError, match="takes 9 tokens per caption, got 8"):
+        LearnedText(vocabulary=11, length=9, width=12, layers=2, heads=4).init(
+            jax.random.key(0), jnp.asarray(IDS)
+        )
     with pytest.raises(UserError, match="does not divide"):
-        LearnedText(vocabulary=11, length=8, width=10).init(jax.random.key(0), jnp.asarray(IDS))
+        LearnedText(vocabulary=11, length=8, width=10, layers=2, heads=4).init(
+            jax.random.key(0), jnp.asarray(IDS)
+        )

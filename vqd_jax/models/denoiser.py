@@ -7,6 +7,7 @@ ones have neither.
 """
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -30,7 +31,6 @@ ACCEPTED = {
     "time": ("learned", "sinusoidal"),
     "head": ("linear", "tied"),
     "mlp": ("fc", "conv"),
-    "predict": ("x0", "previous"),
     "condition": ("text", "class", "none"),
     "attention": ("full", "chunked"),
 }
@@ -89,7 +89,7 @@ class Block(TransformerBlock):
 def _uniform(limit: float) -> nn.initializers.Initializer:
     """Uniform in (-limit, limit)."""
 
-    def init(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    def init(key: PRNGKey, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return init
@@ -105,8 +105,6 @@ class Denoiser(TokenTransformer, kw_only=True):
         and column l % w of those, as in the released ImageNet and FFHQ models, which read 16x16
         grids through 32x32 tables.
       time: "learned" (a table for each AdaLN) or "sinusoidal".
-      predict: "x0", or "previous", for logits of the state z_{t-1}, with one more for [MASK]
-        (`diffusion.direct`).
       attention: "full", or "chunked": a few heads at a time, which fit the cache of a CPU; their
         weights are computed again in the backward pass.
     """
@@ -115,7 +113,6 @@ class Denoiser(TokenTransformer, kw_only=True):
     mlp: str = "fc"
     positions: tuple[int, int] | tuple[()] = ()
     time: str = "learned"
-    predict: str = "x0"
     attention: str = "full"
 
     @nn.compact
@@ -137,4 +134,4 @@ class Denoiser(TokenTransformer, kw_only=True):
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
         call = lambda block, x: (block(x, t, condition, mask, dropout_rows), {})
         x, _ = self.run_layers(self.block(Block), call, x)
-        return self.logits(x, tokens, self.codes + (self.predict == "previous"))
+        return self.logits(x, tokens, self.codes)

@@ -5,6 +5,7 @@ depend on how a batch is split over devices.
 """
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ Patches = Float[Array, "b h w 1"]
 
 
 def _around_one(
-    key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    key: PRNGKey, shape: Sequence[int], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "..."]:
     return 1 + _WEIGHTS(key, shape, dtype)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from helpers.stand_ins import import_with
+from helpers.torchvision_stub import import_with
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.features import clip
 from vqd_jax.models.clip import ClipCaption, ClipImage
@@ -49,7 +49,11 @@ def params(seed=0):
 @pytest.mark.parametrize(
     ("image", "text", "published"),
     [
-        ({}, {}, 151_277_313),
+        (
+            {"patch": 32, "width": 768, "layers": 12, "heads": 12, "embedding": 512},
+            {"width": 512, "heads": 8},
+            151_277_313,
+        ),
         (
             {"patch": 14, "width": 1024, "layers": 24, "heads": 16, "embedding": 768},
             {"width": 768, "heads": 12},
@@ -58,10 +62,11 @@ def params(seed=0):
     ],
 )
 def test_parameters_are_as_many_as_published(image, text, published):
-    """ViT-B/32 and ViT-L/14, with the temperature, which nothing here needs."""
-    image = ClipImage(**image)
-    made = shapes(image, ClipCaption(ClipText(**text), embedding=image.embedding))
-    assert sum(leaf.size for leaf in jax.tree.leaves(made)) + 1 == published
+    """ViT-B/32 and ViT-L/14, with the temperature, which is not used here."""
+    image = ClipImage(size=224, **image)
+    tower = ClipText(vocabulary=49408, length=77, layers=12, **text)
+    tree = shapes(image, ClipCaption(tower, embedding=image.embedding))
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree)) + 1 == published
 
 
 def test_an_image_is_embedded_by_the_definition():
@@ -151,7 +156,7 @@ def test_other_models_are_refused(folder):
         ),
         (
             {"text_config": {"hidden_size": 64, "num_attention_heads": 4}},
-            "text_config.num_attention_heads is 4; 1, of 64 each,",
+            "text_config.num_attention_heads is 4; only 1, of 64 features each,",
         ),
         ([], "cannot be read as the settings of a CLIP"),
     ]:

@@ -5,14 +5,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.files import drop_keys, flatten, read_tree
+from vqd_jax.models.weights.files import flatten, read_tree, strip_prefix
 
 
 def test_safetensors_and_prefixes(tmp_path):
     save_file({"a.b": np.arange(3.0), "c": np.ones((2, 2), np.float16)}, tmp_path / "x.safetensors")
     tree = read_tree(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(tree["a.b"], [0, 1, 2])
-    assert drop_keys("a.", tree).keys() == {"b"}
+    assert strip_prefix("a.", tree).keys() == {"b"}
     assert flatten({"a": {"b": np.zeros(1), "n": 3}, "c": "text"}).keys() == {"a.b"}
 
 

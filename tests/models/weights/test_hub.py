@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.hub import WANTED, local_folder
+from vqd_jax.models.weights.hub import FILES, local_folder
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path):
@@ -26,13 +26,13 @@ def test_a_repository_is_fetched_with_the_files_that_are_read(monkeypatch, tmp_p
         lambda name, **kw: asked.append((name, kw)) or str(tmp_path),
     )
     assert local_folder("openai/clip-vit-base-patch32") == tmp_path
-    assert asked == [("openai/clip-vit-base-patch32", {"allow_patterns": list(WANTED)})]
+    assert asked == [("openai/clip-vit-base-patch32", {"allow_patterns": list(FILES)})]
 
 
 def test_a_repository_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         UserError,
-        match="could not be fetched from the Hugging Face hub .*: put its files vocab.json",
+        match="could not be downloaded from the Hugging Face hub .*: put its files vocab.json",
     ):
         local_folder("nobody/nothing-of-this-name")

@@ -89,9 +89,9 @@ def change(key, value=None):
         (change("transformer.log_cumprod_at"), "the schedule table 'log_cumprod_at' is missing"),
         (
             lambda tree: {"weights": tree["model"]},
-            "is not recognised: its first keys are 'weights.",
+            "is not recognised, its first keys are 'weights.",
         ),
-        (lambda tree: [1, 2], "holds a list; a dictionary of tensors is accepted"),
+        (lambda tree: [1, 2], "holds a list, not a dictionary of tensors"),
     ],
     ids=["unknown", "missing", "table", "condition", "schedule", "wrapped", "list"],
 )
@@ -106,7 +106,7 @@ def test_a_strange_checkpoint_is_one_sentence(damage, sentence, tmp_path):
     [
         (
             change("transformer.transformer.blocks.1.surprise", torch.zeros(2)),
-            "'blocks.1.surprise' that no rule of this format knows",
+            "'blocks.1.surprise', unknown in this format",
         ),
         (change("transformer.transformer.blocks.1.attn.key.bias"), "has only the parts [0, 2]"),
         (

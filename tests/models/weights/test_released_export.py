@@ -207,7 +207,7 @@ def test_the_whole_pipeline_reads_prompts_alike(exported):
         (
             "transformer/config.json",
             lambda p: p.write_text("[]"),
-            "config.json holds a list; an object is accepted",
+            "config.json holds a list, not an object",
         ),
         (
             "vqvae/diffusion_pytorch_model.safetensors",

@@ -6,17 +6,17 @@ import numpy as np
 
 from vqd_jax.core.errors import UserError
 
-_EPSILON = 1e-3  # of every network here that has such norms
+_EPSILON = 1e-3  # of the norms of every network here
 
 
 def fold_norms(
-    source: Mapping[str, np.ndarray], norm_of: Callable[[str], str | None], what: str
+    source: Mapping[str, np.ndarray], norm_of: Callable[[str], str | None], name: str
 ) -> dict[str, np.ndarray]:
-    """Replace each convolution W (OIHW) and norm (g, b, m, v) by W s and the bias b - m s, s = g /
-    sqrt(v + eps).
+    """Replaces each convolution W (OIHW) and its norm (g, b, m, v) by W s and a bias b - m s, where
+    s = g / sqrt(v + eps).
 
-    norm_of: a layer's name -> that of its norm, None if it has none. UserError naming a key that is
-    missing; what: of the weights.
+    `norm_of` maps the name of a layer to that of its norm, or to None; `name` is that of the
+    weights, for messages. UserError naming a key that is missing.
     """
     folded = dict(source)
     for key in source:
@@ -35,9 +35,9 @@ def fold_norms(
                 f"{layer}.bias": bias - mean * gain,
             }
         except KeyError as error:
-            raise UserError(f"{what} have {key!r} without its normalisation key {error}") from error
+            raise UserError(f"{name} have {key!r} without its normalisation key {error}") from error
         except (ValueError, IndexError) as error:
             raise UserError(
-                f"{what} have {key!r} and {norm!r} of shapes that do not go together"
+                f"{name} have {key!r} and {norm!r} of shapes that do not match"
             ) from error
     return folded

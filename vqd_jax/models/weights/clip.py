@@ -1,4 +1,4 @@
-"""CLIP's text tower, as OpenAI and as Hugging Face name it, to parameters of
+"""Converts CLIP's text tower, with the names of OpenAI or Hugging Face, to parameters of
 `models.text_clip.ClipText`.
 """
 
@@ -43,8 +43,8 @@ _NORMS = {r"(?:layer_norm|ln_)1": "norm_1", r"(?:layer_norm|ln_)2": "norm_2"}
 
 
 def block_rules(block: str, into: str = "") -> list[Rule]:
-    """Of the transformer blocks whose keys begin with the pattern `block`, which holds their
-    number.
+    """Rules for transformer blocks; `block` is the pattern of their keys' prefix, with a group for
+    the block's number.
     """
     kinds = (
         (_LAYERS, {"weight": ("kernel", linear), "bias": ("bias", identity)}),
@@ -78,7 +78,7 @@ RULES = [
 
 
 def split_fused(source: Mapping[str, np.ndarray]) -> Arrays:
-    """OpenAI's fused in_proj of each block as q_proj, k_proj and v_proj."""
+    """Splits OpenAI's fused in_proj of each block into q_proj, k_proj and v_proj."""
     out = {}
     for key, array in source.items():
         block, fused, kind = key.rpartition("in_proj_")
@@ -87,20 +87,20 @@ def split_fused(source: Mapping[str, np.ndarray]) -> Arrays:
             continue
         if not array.ndim or len(array) % 3:
             raise UserError(
-                f"the CLIP weights have {key!r} of shape {array.shape}; its first axis must hold "
-                "query, key and value"
+                f"the CLIP weights have {key!r} of shape {array.shape}; the length of "
+                "its first axis must be a multiple of 3, for query, key and value"
             )
         out |= {f"{block}{name}_proj.{kind}": part for name, part in zip("qkv", np.split(array, 3))}
     return out
 
 
 def shape_of(source: Mapping[str, np.ndarray], pattern: str) -> tuple[int, ...] | None:
-    """Of the first array with such a key."""
+    """Shape of the first array whose key matches, None if there is none."""
     return next((array.shape for key, array in source.items() if re.fullmatch(pattern, key)), None)
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Fields of ClipText that the shapes tell, and its heads."""
+    """Fields of `ClipText`, from the shapes of the arrays."""
     tokens, positions = (shape_of(source, rule.source) for rule in RULES[:2])
     if tokens is None or positions is None or (len(tokens), len(positions)) != (2, 2):
         raise UserError(
@@ -123,20 +123,19 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def heads(width: int) -> int:
-    """All published towers have heads of 64."""
+    """Number of heads; they have 64 features in all published towers."""
     return max(width // 64, 1)
 
 
 def read_clip(folder: str | Path) -> Arrays:
-    """The weights in a folder with one of FILES, or in such a file."""
+    """Reads the weights from such a file, or from a folder with one of FILES."""
     path = Path(folder).expanduser()
     if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in FILES if (path / name).is_file()]
+        if not files:
             raise UserError(
-                f"there are no CLIP weights in {path}: one of {', '.join(FILES)} is read, as in "
-                "the repository "
-                "openai/clip-vit-base-patch32 on the Hugging Face hub"
+                f"there are no CLIP weights in {path}: put one of {', '.join(FILES)} there, for "
+                "example from openai/clip-vit-base-patch32 on the Hugging Face hub"
             )
-        path = found[0]
+        path = files[0]
     return split_fused(flatten(read_tree(path)))

@@ -1,5 +1,5 @@
-"""Both towers of a CLIP and their projections, as OpenAI and as Hugging Face name them, as
-parameters of `models.clip`.
+"""Converts both towers of a CLIP and their projections, with the names of OpenAI or Hugging Face,
+to parameters of `models.clip`.
 """
 
 import dataclasses
@@ -57,10 +57,10 @@ RULES = [
 
 
 def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, dict[str, Any]]:
-    """The networks in a folder or file, as `clip.read_clip` has it, and their parameters {"image":
-    ..., "caption": ...} in float32.
+    """Networks and parameters {"image": ..., "caption": ...}, float32, from a folder or file that
+    `clip.read_clip` accepts.
 
-    UserError if it holds anything else than a CLIP with a vision transformer and QuickGELU.
+    UserError unless it holds a CLIP with a vision transformer and QuickGELU.
     """
     _check_settings(Path(folder).expanduser() / "config.json")
     source = clip.read_clip(folder)
@@ -77,7 +77,7 @@ def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, dict[str, Any
 
 
 def networks(source: Mapping[str, np.ndarray]) -> tuple[ClipImage, ClipCaption]:
-    """The networks of the sizes that the shapes tell."""
+    """Networks of the sizes that the shapes of the arrays imply."""
     tower = ClipText(**clip.sizes(source))
     patches, positions, projection = (
         clip.shape_of(source, p)
@@ -102,23 +102,25 @@ def networks(source: Mapping[str, np.ndarray]) -> tuple[ClipImage, ClipCaption]:
 
 
 def _check_settings(file: Path) -> None:
-    """What the shapes do not tell, where Hugging Face's settings lie beside the weights."""
+    """Checks the activation and the number of heads, which the shapes do not determine, in Hugging
+    Face's settings beside the weights, if there are any.
+    """
     if not file.is_file():
         return
     try:
         settings = json.loads(file.read_text("utf-8"))
-        parts = {part: dict(settings.get(part) or {}) for part in ("text_config", "vision_config")}
+        towers = {name: dict(settings.get(name) or {}) for name in ("text_config", "vision_config")}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} cannot be read as the settings of a CLIP ({error})") from error
-    for part, found in parts.items():
-        if found.get("hidden_act", "quick_gelu") != "quick_gelu":
+    for name, tower in towers.items():
+        if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
             raise UserError(
-                f"{file}: {part}.hidden_act is {found['hidden_act']!r}; only OpenAI's quick_gelu "
-                "is computed"
+                f"{file}: {name}.hidden_act is {tower['hidden_act']!r}; only OpenAI's quick_gelu "
+                "is supported"
             )
-        width, heads = found.get("hidden_size"), found.get("num_attention_heads")
+        width, heads = tower.get("hidden_size"), tower.get("num_attention_heads")
         if isinstance(width, int) and heads not in (None, clip.heads(width)):
             raise UserError(
-                f"{file}: {part}.num_attention_heads is {heads}; {clip.heads(width)}, of 64 each, "
-                "are computed"
+                f"{file}: {name}.num_attention_heads is {heads}; only {clip.heads(width)}, of 64 "
+                "features each, are supported"
             )

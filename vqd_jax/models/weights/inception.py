@@ -1,4 +1,4 @@
-"""The weights of the FID's InceptionV3 as pytorch-fid and torch-fidelity publish them, as
+"""Converts the weights of the FID's InceptionV3, as pytorch-fid and torch-fidelity publish them, to
 parameters of `models.inception`.
 """
 
@@ -18,9 +18,9 @@ from vqd_jax.models.weights.files import flatten, read_tree
 from vqd_jax.models.weights.rules import Rule, conv, convert, identity, linear
 
 FILES = (
-    "pt_inception-2015-12-05-6726825d.pth",
-    "weights-inception-2015-12-05-6726825d.pth",
-)  # of pytorch-fid; of torch-fidelity
+    "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid
+    "weights-inception-2015-12-05-6726825d.pth",  # torch-fidelity
+)
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILES[0]}"
 RULES = [
     *(
@@ -34,18 +34,18 @@ RULES = [
 
 
 def load_inception(path: str | Path | None = None) -> dict[str, Any]:
-    """Parameters of `InceptionV3()`, numpy float32, from one of FILES, or from a safetensors file
-    with the same arrays.
+    """Parameters of `InceptionV3()`, numpy float32.
 
-    path: of the file or its folder; None is where those packages put what they fetch. UserError if
-    it is missing, another network's, or not what the digits in its name promise.
+    `path` is one of FILES, a safetensors file with the same arrays, or their folder; None is the
+    folder where those packages cache their downloads. UserError if it is missing, of another
+    network, or does not have the checksum in its name.
     """
     path = _file(path)
-    promised = re.search(r"-([0-9a-f]{8})$", path.stem)
-    if promised and (digest := _digest(path))[:8] != promised[1]:
+    checksum = re.search(r"-([0-9a-f]{8})$", path.stem)
+    if checksum and (digest := _digest(path))[:8] != checksum[1]:
         raise UserError(
-            f"{path} is damaged, or not the file of that name: its SHA-256 sum begins with "
-            f"{digest[:8]}"
+            f"{path} is damaged, or another file: its SHA-256 checksum begins with {digest[:8]}, "
+            f"not with {checksum[1]}"
         )
     source = fold_norms(
         flatten(read_tree(path)),
@@ -58,18 +58,16 @@ def load_inception(path: str | Path | None = None) -> dict[str, Any]:
 
 
 def _file(path: str | Path | None) -> Path:
-    path = _fetched() if path is None else Path(path).expanduser()
-    found = [file for file in (path, *(path / name for name in FILES)) if file.is_file()]
-    if not found:
-        raise UserError(
-            f"there are no Inception weights {path}{'' if path.suffix else f'/{FILES[0]}'}: fetch "
-            f"{URL}"
-        )
-    return found[0]
+    path = _torch_cache() if path is None else Path(path).expanduser()
+    files = [file for file in (path, *(path / name for name in FILES)) if file.is_file()]
+    if not files:
+        missing = path if path.suffix else path / FILES[0]
+        raise UserError(f"there are no Inception weights {missing}: download {URL}")
+    return files[0]
 
 
-def _fetched() -> Path:
-    """The folder in which torch.hub keeps files."""
+def _torch_cache() -> Path:
+    """The folder of torch.hub's downloads."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
     return Path(os.environ.get("TORCH_HOME", cache)).expanduser() / "hub" / "checkpoints"
 

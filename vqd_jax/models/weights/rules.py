@@ -1,7 +1,8 @@
-"""A table engine for foreign weights: rules say where each source array goes and how it is turned.
+"""Converts foreign weights by tables of rules, which map source keys to target leaves and transform
+the arrays.
 
-Every source key is used or explicitly dropped, every target leaf is filled, shapes are equal, or
-there is an error that names the keys. `invert` reads the same rules the other way.
+Every source key must be used or explicitly dropped, every target leaf filled and every shape equal;
+errors name the keys. `invert` applies the same rules in the other direction.
 """
 
 import itertools
@@ -33,13 +34,13 @@ def conv(x: np.ndarray) -> np.ndarray:
 
 
 def pointwise(x: np.ndarray) -> np.ndarray:
-    """A 1x1 convolution (O, I, 1, 1), or a linear layer (O, I), to a linear layer (I, O)."""
+    """A 1x1 convolution (O, I, 1, 1) or linear layer (O, I) -> a linear layer (I, O)."""
     if x.ndim == 4 and x.shape[2:] != (1, 1):
         raise ValueError("not a 1x1 convolution")
     return x.reshape(x.shape[:2]).T
 
 
-_BACK = {
+_INVERSES = {
     identity: identity,
     linear: linear,
     pointwise: linear,
@@ -51,10 +52,13 @@ _BACK = {
 class Rule:
     """One line of a table.
 
-    source: regular expression of whole source keys; target: path "a/b/kernel", which may use the
-    groups (\\1). Several sources of one target are ordered by the integer `part` (also a template)
-    and put together by `join`, for example `part="0", join=concatenate` for fused projections or
-    `part=r"\\1", join=np.stack` for stacked layers.
+    Attributes:
+      source: regular expression that matches full source keys.
+      target: path "a/b/kernel", in which \\1 stands for the first group.
+      transform: of the source array.
+      part: integer, also a template, that orders several sources of one target.
+      join: function that joins such sources, for example `part="0", join=concatenate` for fused
+        projections or `part=r"\\1", join=np.stack` for stacked layers.
     """
 
     source: str
@@ -72,12 +76,10 @@ def convert(
     drop: Sequence[str] = (),
     name: str,
 ) -> dict[str, Any]:
-    """Fill the tree `target` (of anything with shape and dtype, such as `jax.eval_shape` gives)
-    from `source`.
+    """Numpy arrays for the leaves of `target`, a tree of anything with shape and dtype.
 
-    drop: patterns of source keys that are known and not wanted. name: of the weights, for messages.
-    Returns numpy arrays of the target's dtypes. Raises UserError naming keys that are unknown,
-    missing or misshapen.
+    `drop` has patterns of source keys to ignore, `name` is that of the weights, for messages.
+    UserError names keys that are unknown, missing or have a wrong shape.
     """
     leaves = flatten_dict(target, sep="/")
     pieces: dict[str, dict[int, np.ndarray]] = {}
@@ -95,7 +97,7 @@ def convert(
         path = match.expand(rule.target)
         part = 0 if rule.part is None else int(match.expand(rule.part))
         if part in pieces.setdefault(path, {}):
-            raise UserError(f"{name}: key {key!r} is the second one for {path!r}; one is accepted")
+            raise UserError(f"{name}: key {key!r} is the second for {path!r}, which takes one")
         try:
             pieces[path][part] = rule.transform(array)
         except ValueError as error:
@@ -104,9 +106,7 @@ def convert(
             ) from error
         rule_of[path] = rule
     if unknown:
-        raise UserError(
-            f"{name}: the file has {_listed(unknown)} that no rule of this format knows"
-        )
+        raise UserError(f"{name}: the file has {_listed(unknown)}, unknown in this format")
     if missing := sorted(leaves.keys() - pieces.keys()):
         raise UserError(f"{name}: the file has nothing for {_listed(missing)} of the model")
     if surplus := sorted(pieces.keys() - leaves.keys()):
@@ -123,30 +123,31 @@ def convert(
 
 
 def invert(tree: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """The source from which `convert` fills that tree: of several rules for a leaf the first, of
-    its names as `back` has them.
+    """The source that `convert` turns into `tree`, by the first rule for each leaf, with names as
+    `inverse` gives them.
 
-    Parts are cut from the last axis, evenly; what was a 1x1 convolution is a linear layer (O, I).
+    Joined leaves are split evenly along the last axis; 1x1 convolutions become linear layers
+    (O, I).
     """
-    patterns = [(rule, *back(rule.source, rule.target)) for rule in rules]
+    patterns = [(rule, *inverse(rule.source, rule.target)) for rule in rules]
     out = {}
     for path, array in flatten_dict(tree, sep="/").items():
-        found = [
+        matches = [
             (rule, match.expand(name))
             for rule, pattern, name in patterns
             if (match := re.fullmatch(pattern, path))
         ]
-        found = [entry for entry in found if entry[0].part is not None] or found[:1]
-        if not found:
+        matches = [pair for pair in matches if pair[0].part is not None] or matches[:1]
+        if not matches:
             raise ValueError(f"no rule fills {path!r}")
-        for (rule, key), part in zip(found, np.split(array, len(found), axis=-1), strict=True):
-            out[key] = np.ascontiguousarray(_BACK[rule.transform](part))
+        for (rule, key), part in zip(matches, np.split(array, len(matches), axis=-1), strict=True):
+            out[key] = np.ascontiguousarray(_INVERSES[rule.transform](part))
     return out
 
 
-def back(pattern: str, template: str) -> tuple[str, str]:
-    r"""The pattern and template that undo those of `re.sub`; of alternatives the first is taken,
-    what is optional is there.
+def inverse(pattern: str, template: str) -> tuple[str, str]:
+    r"""The pattern and template that invert those of `re.sub`: takes the first of alternatives, and
+    optional characters as present.
 
     r"(?:ab|c)\.(\d+)\.e?" and r"\1/f" give r"(\d+)/f" and r"ab.\1.e".
     """
@@ -161,7 +162,7 @@ def back(pattern: str, template: str) -> tuple[str, str]:
 def rename(
     source: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]]
 ) -> dict[str, np.ndarray]:
-    """The source with each (pattern, template) put through its keys, in that order."""
+    """Applies each (pattern, template) of `re.sub` to the keys, in order."""
     out = {}
     for key, array in source.items():
         for pattern, template in names:
@@ -172,9 +173,9 @@ def rename(
 
 def _leaf(pieces: dict[int, np.ndarray], rule: Rule, leaf: Any, where: str) -> np.ndarray:
     arrays = [pieces[part] for part in sorted(pieces)]
-    if rule.join is not None and sorted(pieces) != list(range(len(pieces))):
-        raise UserError(f"{where} has only the parts {sorted(pieces)}")
     if rule.join is not None:
+        if sorted(pieces) != list(range(len(pieces))):
+            raise UserError(f"{where} has only the parts {sorted(pieces)}")
         try:
             array = rule.join(arrays)
         except ValueError as error:
@@ -189,7 +190,7 @@ def _leaf(pieces: dict[int, np.ndarray], rule: Rule, leaf: Any, where: str) -> n
             f"{where} has shape {array.shape} in the file and {tuple(leaf.shape)} in the model"
         )
     if not np.issubdtype(np.asarray(array).dtype, np.number) and array.dtype.name != "bfloat16":
-        raise UserError(f"{where} holds {array.dtype} in the file; numbers are accepted")
+        raise UserError(f"{where} holds {array.dtype} in the file, not numbers")
     return np.ascontiguousarray(array, dtype=leaf.dtype).reshape(array.shape)
 
 

@@ -1,9 +1,8 @@
-"""Readers of pickled weights that execute nothing: a fixed list of globals is accepted, and torch
-is not needed.
+"""Reads pickled weights without torch and without running code: only a fixed list of globals is
+accepted.
 
 `read_numpy_pickle` reads trees of numpy arrays; `read_torch` reads both formats of `torch.save`
-(the legacy stream and the zip file). Of the zip file nothing stays in memory: its arrays are views
-of the mapped file.
+(the legacy stream and the zip file). Arrays of a zip file are views of the memory-mapped file.
 """
 
 import io
@@ -35,8 +34,8 @@ from vqd_jax.models.weights.torch_stubs import (
 )
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_ENTRIES = 2**22  # of lists and dictionaries, repetitions included: more are not made of the file
-_DENSEST = 16  # times its size on disk that a compressed file may hold; weights hardly shrink
+_ENTRIES = 2**22  # limit on the entries of lists and dictionaries, repetitions included
+_DENSEST = 16  # limit on a compressed file's content, relative to its size; weights hardly compress
 
 
 class _Unpickler(Unpickler):
@@ -68,9 +67,7 @@ class _Unpickler(Unpickler):
 
 
 def read_numpy_pickle(path: str | Path) -> Any:
-    """The tree of numpy arrays pickled in `path`; UserError if the file is damaged or holds
-    anything else.
-    """
+    """The tree of numpy arrays in a pickle; UserError if it is damaged or holds anything else."""
 
     def read(file):
         return _resolve(_Unpickler(file, NUMPY).load(), {})
@@ -79,11 +76,11 @@ def read_numpy_pickle(path: str | Path) -> Any:
 
 
 def read_torch(path: str | Path) -> Any:
-    """What `torch.save` wrote to `path`, tensors as read-only numpy arrays; UserError if it is
-    damaged or holds code.
+    """The tree in a file of `torch.save`, with read-only numpy arrays; UserError if it is damaged
+    or holds code.
 
-    Objects of the trainer that some published checkpoints carry come back as empty placeholders,
-    modules of a TorchScript archive, as OpenAI publishes CLIP, as dictionaries.
+    Objects of a trainer, which some published checkpoints include, become empty placeholders;
+    modules of a TorchScript archive, the format of OpenAI's CLIP, become dictionaries.
     """
 
     def read(file):
@@ -99,7 +96,7 @@ def _reading(path: str | Path, kind: str, read: Callable[[io.BufferedIOBase], An
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not {kind} (found {' '.join(str(error).split())})") from error
+        raise UserError(f"{path} is not {kind}: it has {' '.join(str(error).split())}") from error
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(
             f"{path} is not {kind}, or it is damaged ({type(error).__name__})"
@@ -134,9 +131,7 @@ def _read_zip(file: io.BufferedIOBase) -> Any:
 def _member(
     archive: zipfile.ZipFile, file: io.BufferedIOBase, mapped: memoryview, name: str
 ) -> memoryview | bytes:
-    """The content of a file in the archive, in place unless it is compressed, after its checksum
-    has been compared.
-    """
+    """The content of a file in the archive, a view unless it is compressed; checks its checksum."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         return archive.read(info)
@@ -144,9 +139,8 @@ def _member(
         while stream.read(2**20):
             pass
     file.seek(info.header_offset + 26)
-    begin = (
-        info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-    )  # behind the name and the extra field
+    # The content follows the name and the extra field.
+    begin = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
     return mapped[begin : begin + info.file_size]
 
 

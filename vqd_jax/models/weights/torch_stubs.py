@@ -1,5 +1,5 @@
-"""What stands for the globals in published pickles: data instead of numpy's and torch's own
-objects, and nothing that runs.
+"""Stubs for the globals of published pickles: plain data in place of the objects of numpy and
+torch, and nothing that runs code.
 """
 
 import collections
@@ -22,11 +22,8 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-PLACEHOLDERS = (
-    "pytorch_lightning.",
-    "omegaconf.",
-    "argparse.",
-)  # in published checkpoints, beside the weights
+# Modules of other objects in published checkpoints
+PLACEHOLDERS = ("pytorch_lightning.", "omegaconf.", "argparse.")
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -40,7 +37,7 @@ def _no_bytes() -> bytes:
 
 
 class Placeholder:
-    """Stands for an object that is not wanted: takes any state and keeps nothing."""
+    """Replaces an object that is not needed: accepts any state and stores nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -69,26 +66,26 @@ class Module:
 
 
 class Ordered(collections.OrderedDict):
-    """A state dictionary, whose versions are not wanted."""
+    """A state dictionary, without its versions."""
 
     def __setstate__(self, state):
         pass
 
 
 class Dtype:
-    """numpy.dtype, of numbers and text only."""
+    """Stub for numpy.dtype, of numbers and text only."""
 
     def __init__(self, code, *_):
-        self.numbers = np.dtype(code) if isinstance(code, str) else np.dtype("O")
-        if self.numbers.kind not in "biufcSU":
+        self.dtype = np.dtype(code) if isinstance(code, str) else np.dtype("O")
+        if self.dtype.kind not in "biufcSU":
             raise pickle.UnpicklingError(f"numbers of the type {code!r}")
 
     def __setstate__(self, state):
-        self.numbers = self.numbers.newbyteorder(state[1])
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class Array:
-    """numpy.ndarray, made of its bytes alone: no space is taken for a shape that is only claimed."""
+    """Stub for numpy.ndarray, made from its bytes, so that a false shape allocates no memory."""
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, content = state
@@ -110,17 +107,17 @@ class Tensor:
     strides: tuple[int, ...]
 
     def array(self, storages: dict[str, np.ndarray]) -> np.ndarray:
-        whole = storages[self.storage.key]
-        if math.prod(self.shape) > whole.size:
+        data = storages[self.storage.key]
+        if math.prod(self.shape) > data.size:
             raise pickle.UnpicklingError("a tensor larger than its storage")
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if min((0, self.offset, *self.shape, *self.strides)) < 0 or (
-            0 not in self.shape and last >= whole.size
+            0 not in self.shape and last >= data.size
         ):
             raise pickle.UnpicklingError("a tensor outside its storage")
-        strides = tuple(s * whole.itemsize for s in self.strides)
+        strides = tuple(s * data.itemsize for s in self.strides)
         return np.lib.stride_tricks.as_strided(
-            whole[self.offset :], self.shape, strides, writeable=False
+            data[self.offset :], self.shape, strides, writeable=False
         )
 
 
@@ -133,7 +130,7 @@ def _parameter(tensor, *_) -> Tensor:
 
 
 def _from_buffer(buffer, dtype, shape, order, *_) -> np.ndarray:
-    return np.frombuffer(buffer, dtype.numbers).reshape(shape, order=order).copy()
+    return np.frombuffer(buffer, dtype.dtype).reshape(shape, order=order).copy()
 
 
 def _reconstruct(*_) -> Array:

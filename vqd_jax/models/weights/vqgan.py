@@ -1,4 +1,5 @@
-"""Image codecs of the VQGAN family, as taming-transformers and as diffusers name them, to parameters of `models.vqvae`.
+"""Converts image codecs of the VQGAN family, with the names of taming-transformers or diffusers, to
+parameters of `models.vqvae`.
 
 | here | taming, the released codecs | diffusers VQModel |
 |---|---|---|
@@ -10,7 +11,7 @@
 | last | decoder.conv_out | decoder.conv_out |
 | to_code, from_code | quant_conv, post_quant_conv | quant_conv, post_quant_conv |
 | codes | quantize.embedding.weight, quantize.embed.weight, quantize.embedding | quantize.embedding.weight |
-"""
+"""  # noqa: E501
 
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.rules import Rule, back, conv, pointwise, rename
+from vqd_jax.models.weights.rules import Rule, conv, inverse, pointwise, rename
 
 Arrays = dict[str, np.ndarray]
 CODEBOOK = r"quantize\.(?:embedding|embed)(?:\.weight)?"
@@ -103,17 +104,17 @@ _NAMES = [
 
 
 def rename_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
-    """diffusers' names of a VQModel as taming's: up levels count from the other end, attention has
-    other names.
+    """Renames the arrays of diffusers' VQModel as taming's, whose up levels count from the other
+    end.
     """
     return rename(_other_end(source, "up_blocks"), _NAMES)
 
 
 def to_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
-    """taming's names, of arrays as `engine.invert` makes them, as those of a VQModel, in which some
-    layers are 1x1 convolutions.
+    """Renames arrays of `rules.invert` as those of a VQModel, in which some linear layers are 1x1
+    convolutions.
     """
-    renamed = rename(_other_end(source, "up"), [back(*names) for names in _NAMES])
+    renamed = rename(_other_end(source, "up"), [inverse(*pair) for pair in _NAMES])
     return {
         key: array[..., None, None]
         if re.search(r"(quant_conv|conv_shortcut)\.weight$", key)
@@ -123,7 +124,7 @@ def to_diffusers(source: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _other_end(source: Mapping[str, np.ndarray], name: str) -> Arrays:
-    """The decoder's levels, of that name, counted from the other end."""
+    """Counts the decoder's levels, which have that name, from the other end."""
     pattern = rf"decoder\.{name}\.(\d+)\."
     levels = 1 + max((int(m[1]) for key in source if (m := re.match(pattern, key))), default=-1)
     if not levels:
@@ -135,45 +136,45 @@ def _other_end(source: Mapping[str, np.ndarray], name: str) -> Arrays:
 
 
 def codebook(source: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The vectors of all codes."""
-    found = next((array for key, array in source.items() if re.fullmatch(CODEBOOK, key)), None)
-    if found is None or found.ndim != 2:
+    """Vectors of all codes (k, z)."""
+    vectors = next((array for key, array in source.items() if re.fullmatch(CODEBOOK, key)), None)
+    if vectors is None or vectors.ndim != 2:
         raise UserError(
             "these are not the weights of a VQGAN codec: there is no codebook, quantize.embedding "
             "or quantize.embed"
         )
-    return found
+    return vectors
 
 
 def with_remap(source: Mapping[str, np.ndarray], remap: np.ndarray | None) -> Arrays:
-    """The source with the tables of a remap file, int (codes,): the token of each code, and the
-    first code of each token.
+    """Adds the tables of a remap file, int (codes,), which has the token of each code: "remap", and
+    "inverse", the first code of each token.
     """
     if remap is None:
         return dict(source)
     codes = codebook(source)
     if remap.ndim != 1 or not np.issubdtype(remap.dtype, np.integer) or len(remap) != len(codes):
         raise UserError(
-            f"a remap file holds a token for each of the {len(codes)} codes, this one has "
+            f"a remap file has a token for each of the {len(codes)} codes, this one has "
             f"{remap.dtype} {remap.shape}"
         )
-    tokens, inverse = np.unique(remap, return_index=True)
+    tokens, first = np.unique(remap, return_index=True)
     if not np.array_equal(tokens, np.arange(len(tokens))):
         raise UserError(f"the tokens of a remap file must be 0 to {len(tokens) - 1} without gaps")
-    return dict(source) | {"remap": remap.astype(np.int32), "inverse": inverse.astype(np.int32)}
+    return dict(source) | {"remap": remap.astype(np.int32), "inverse": first.astype(np.int32)}
 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `models.vqvae.VQVAE` that the shapes tell: everything but where attention is, which
-    the names do.
+    """Fields of `models.vqvae.VQVAE`, the levels with attention and the shape of the codebook, from
+    names and shapes.
     """
 
     def level(side: str, part: str) -> dict[int, set[int]]:
-        found: dict[int, set[int]] = {}
+        levels: dict[int, set[int]] = {}
         for key in source:
             if m := re.match(rf"{side}\.(\d+)\.{part}\.(\d+)\.", key):
-                found.setdefault(int(m[1]), set()).add(int(m[2]))
-        return found
+                levels.setdefault(int(m[1]), set()).add(int(m[2]))
+        return levels
 
     blocks, attention = level(r"encoder\.down", "block"), level(r"encoder\.down", "attn")
     if not blocks or "encoder.conv_in.weight" not in source:

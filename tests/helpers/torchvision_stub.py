@@ -1,8 +1,6 @@
-"""Packages that others measure with, to compare with their networks, without the torchvision that
-they import.
+"""Imports packages that measure images, to compare with their networks, with a stub for torchvision.
 
-It is built for one PyTorch alone, and of its networks only layers in a row are wanted here, or what
-the package then replaces.
+Every torchvision is built for one PyTorch, and these tests need no more of it than layers in a row.
 """
 
 import sys
@@ -12,8 +10,8 @@ import pytest
 
 
 def import_with(torchvision, name):
-    """The module of that name, with what is in it, imported anew with `torchvision` as that
-    package; skips if it is not installed.
+    """Imports the module of that name again, with all its submodules, with `torchvision` as that
+    package; skips the test if it is not installed.
     """
     with pytest.MonkeyPatch.context() as patch:
         for part in ("models", "transforms", "transforms.functional", "datasets"):
