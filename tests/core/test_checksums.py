@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from vqd_jax.core.checksums import SUMS, mismatch, write_sums
+from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def folder(tmp_path):
     for name in ("top", "a/x", "a/deep/y", "ab/z"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    write_sums(tmp_path)
+    write_checksums(tmp_path)
     return tmp_path
 
 
@@ -22,7 +22,7 @@ def test_the_sums_are_sha256(folder):
     printed = subprocess.run(
         ["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True
     ).stdout
-    assert json.loads((folder / SUMS).read_text()) == {
+    assert json.loads((folder / CHECKSUMS).read_text()) == {
         k: v for v, k in map(str.split, printed.splitlines())
     }
 
@@ -47,7 +47,9 @@ def test_other_subfolders_do_not_matter(folder):
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
 def test_sums_that_are_none(folder, text):
-    (folder / SUMS).write_text(text)
-    assert mismatch(folder, "a") == f"{SUMS} is not readable"
-    (folder / SUMS).unlink()
-    assert mismatch(folder, "a") == f"{folder / SUMS} cannot be read (No such file or directory)"
+    (folder / CHECKSUMS).write_text(text)
+    assert mismatch(folder, "a") == f"{CHECKSUMS} is not readable"
+    (folder / CHECKSUMS).unlink()
+    assert (
+        mismatch(folder, "a") == f"{folder / CHECKSUMS} cannot be read (No such file or directory)"
+    )

@@ -108,7 +108,7 @@ def test_bad_places_and_sizes_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the picture .*file/a.png"):
         save_png(tmp_path / "file/a.png", x[0])
-    with pytest.raises(UserError, match="got 2 pictures, 0 columns"):
+    with pytest.raises(UserError, match="got 2 images, 0 columns"):
         grid(x, 0)
     with pytest.raises(UserError, match="got 1 for 2"):
         grid(x, 2, captions=["a"])

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from helpers import ROOT
-from vqd_jax.core.checksums import SUMS
+from vqd_jax.core.checksums import CHECKSUMS
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
 
@@ -196,8 +196,8 @@ def test_damage_is_found_in_the_item_that_is_read_and_only_there(saved, damage, 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"state/_METADATA": 1'])
 def test_damaged_sums(saved, text):
-    (saved / "2" / SUMS).write_text(text)
-    with pytest.raises(UserError, match=f"step 2 in {saved} is damaged: {SUMS} is not readable"):
+    (saved / "2" / CHECKSUMS).write_text(text)
+    with pytest.raises(UserError, match=f"step 2 in {saved} is damaged: {CHECKSUMS} is not readable"):
         Checkpoints(saved, read_only=True).restore("state", step=2)
 
 

@@ -1,51 +1,61 @@
-"""SHA-256 sums of the files of a folder, kept in it as JSON.
+"""SHA-256 checksums of the files of a folder, kept in it as JSON.
 
-A flipped bit or a lost end of a file is noticed only so: array formats return wrong values without
+Only checksums reveal a flipped bit or a truncated file: array formats return wrong values without
 an error.
 """
 
+import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from vqd_jax.core.files import atomic_write
 
-SUMS = "sha256.json"
+CHECKSUMS = "sha256.json"
 
 
-def write_sums(directory: Path) -> None:
-    """Write the sums of all files in `directory`, at once."""
+def write_checksums(directory: Path) -> None:
+    """Writes the checksums of all files in `directory`."""
     files = sorted(f for f in directory.rglob("*") if f.is_file())
-    sums = {f.relative_to(directory).as_posix(): _sum(f) for f in files}
-    with atomic_write(directory / SUMS, "checksums to") as part:
-        part.write_text(json.dumps(sums, indent=1) + "\n")
+    checksums = {f.relative_to(directory).as_posix(): _sha256(f) for f in files}
+    with atomic_write(directory / CHECKSUMS, "checksums to") as part:
+        part.write_text(json.dumps(checksums, indent=1) + "\n")
 
 
 def mismatch(
-    directory: Path, subfolder: str | None = None, *, but: tuple[str, ...] = ()
+    directory: Path, subfolder: str | None = None, *, ignore: Collection[str] = ()
 ) -> str | None:
-    """What is wrong with the files in `subfolder` and those at the top, or None; other files may
-    come and go.
+    """What is wrong with the files whose checksums were written, or None. New files do not matter.
 
-    Without a subfolder it is all of them, but those of the subfolders in `but`.
+    With `subfolder`, checks only the files in it and those outside any subfolder. Files in the
+    subfolders `ignore` are not checked.
     """
     try:
-        sums = json.loads((directory / SUMS).read_text())
-        for name, value in sums.items():
+        checksums = json.loads((directory / CHECKSUMS).read_text())
+        for name, value in checksums.items():
             top, inside, _ = name.partition("/")
-            if inside and (top in but if subfolder is None else top != subfolder):
+            if inside and (top in ignore or subfolder not in (None, top)):
                 continue
-            if not (directory / name).is_file():
+            file = directory / name
+            if not file.is_file():
                 return f"{name} is missing"
-            if _sum(directory / name) != value:
+            stat = file.stat()
+            if _cached_sha256(file, stat.st_size, stat.st_mtime_ns) != value:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
     except (ValueError, AttributeError):
-        return f"{SUMS} is not readable"
+        return f"{CHECKSUMS} is not readable"
     return None
 
 
-def _sum(file: Path) -> str:
+@functools.lru_cache(maxsize=4096)
+def _cached_sha256(file: Path, size: int, changed: int) -> str:
+    """The checksum of a file, read again only after its size or time of change has changed."""
+    return _sha256(file)
+
+
+def _sha256(file: Path) -> str:
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,12 +1,10 @@
-"""Sheets of pictures as uint8 arrays, with captions underneath, and PNG files that say how they
-were made.
-"""
+"""Grids of images as uint8 arrays, with captions below them, and PNG files with metadata."""
 
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,41 +13,41 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
 
-Pictures = UInt8[np.ndarray, "b H W 3"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Images = UInt8[np.ndarray, "b H W 3"]
 Sheet = UInt8[np.ndarray, "height width 3"]
 
-CAPTION_WIDTH = 96  # pixels: pictures with captions are enlarged at least to this
+CAPTION_WIDTH = 96  # pixels: the least width of an image with a caption
 FONT_SIZE = 12
-LINE = 14
-LINES = 6
+LINE = 14  # pixels
+LINES = 6  # of a caption at most
 WHITE, INK = 255, (40, 40, 40)
 
 
 def grid(
-    images: Pictures,
+    images: Images,
     columns: int,
     *,
     captions: Sequence[str] | None = None,
     scale: int = 1,
     gap: int = 2,
 ) -> Sheet:
-    """The pictures in rows of `columns` on white, each `scale` times enlarged, captions wrapped to
-    their width.
-
-    With captions, small pictures are enlarged further, by a whole factor, until text fits under
-    them.
+    """The images in rows of `columns` on white, each enlarged `scale` times, with captions wrapped
+    to their width. With captions, small images are enlarged further, by an integer factor.
     """
     n, h, w, _ = images.shape
     if n == 0 or columns < 1 or scale < 1 or gap < 0:
         raise UserError(
-            f"a grid needs a picture, a column, a scale of at least 1 and no negative gap, "
-            f"got {n} pictures, {columns} columns, scale {scale}, gap {gap}"
+            f"a grid needs an image, a column, a scale of at least 1 and no negative gap, "
+            f"got {n} images, {columns} columns, scale {scale}, gap {gap}"
         )
     if captions is not None and len(captions) != n:
-        raise UserError(f"a grid needs one caption per picture, got {len(captions)} for {n}")
+        raise UserError(f"a grid needs one caption per image, got {len(captions)} for {n}")
     if captions is not None:
         scale = max(scale, -(-CAPTION_WIDTH // w))
-        gap = max(gap, 6)  # or neighbours' captions read as one
+        gap = max(gap, 6)  # separates the captions of neighbours
     h, w = h * scale, w * scale
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     columns = min(columns, n)
@@ -72,14 +70,14 @@ def grid(
 
 
 def side_by_side(
-    originals: Pictures,
-    reconstructions: Pictures,
+    originals: Images,
+    reconstructions: Images,
     *,
     columns: int = 8,
     scale: int = 1,
     gap: int = 2,
 ) -> Sheet:
-    """Rows of originals, each above the row of their reconstructions."""
+    """Rows of originals, each above the row of its reconstructions."""
     columns = min(columns, len(originals))
     pad = np.full((-len(originals) % columns, *originals.shape[1:]), WHITE, np.uint8)
     in_rows = lambda x: np.concatenate([x, pad]).reshape(-1, columns, *x.shape[1:])
@@ -90,18 +88,14 @@ def side_by_side(
 def save_png(
     path: str | os.PathLike, image: Sheet, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a PNG file, whole or not at all, with `metadata` as its text; folders on the way are
-    made.
-    """
-    content = png_file(
-        image, metadata
-    )  # Pillow itself does not say why a file could not be written
+    """Writes a PNG file atomically, with `metadata` as its text; parent folders are created."""
+    content = png_bytes(image, metadata)  # in memory, as Pillow hides why a file cannot be written
     with atomic_write(Path(path), "the picture") as part:
         part.write_bytes(content)
 
 
-def png_file(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a PNG file, with `metadata` as its text."""
+def png_bytes(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file in memory, with `metadata` as its text."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)  # UTF-8
@@ -110,24 +104,24 @@ def png_file(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:
     return content.getvalue()
 
 
-def save_figure(figure: Any, path: Path, what: str = "the picture") -> None:
-    """Write a figure of matplotlib, whole or not at all, in the format that the name's ending says;
-    `what` is for the sentence if not.
+def save_figure(figure: "Figure", path: Path, what: str = "the picture") -> None:
+    """Writes a matplotlib figure atomically, in the format of the file's suffix. `what` names it in
+    the error.
     """
     content = io.BytesIO()
     try:
         figure.savefig(
             content, format=path.suffix[1:] or None, dpi=120, metadata={"Software": "vqd_jax"}
         )
-    except ValueError as error:  # a format that matplotlib does not know
+    except ValueError as error:  # an unknown format
         raise UserError(f"cannot write {what} {path}: {error}") from error
     with atomic_write(path, what) as part:
         part.write_bytes(content.getvalue())
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines no wider than `width`; words that are wider are cut, and what exceeds LINES ends in an
-    ellipsis.
+    """Lines of at most `width` pixels. Longer words are broken, and more than LINES lines end with
+    an ellipsis.
     """
     lines = [""]
     for word in text.split():

@@ -1,4 +1,4 @@
-"""Pickles as plain data: no object is looked up and nothing runs, and no memory is taken for
+"""Pickles as plain data: loading looks up no object, runs nothing, and allocates no memory for
 lengths that a damaged file only claims.
 """
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class Unpickler(pickle._Unpickler):
-    """The one of the standard library that is written in Python, whose steps can be refused and
-    whose table of objects is sparse.
+    """The standard library's unpickler in Python, which can refuse single operations, and whose
+    table of objects is sparse.
 
-    Numbers, strings, lists, tuples, sets and dictionaries load; a class that knows more globals
-    overrides `find_class`, and `stateful` with those of its classes that take a state.
+    Loads numbers, strings, lists, tuples, sets and dictionaries. A subclass that knows more globals
+    overrides `find_class`, and `stateful` with those of its classes that accept a state.
     """
 
     stateful: tuple[type, ...] = ()
@@ -38,15 +38,15 @@ class Unpickler(pickle._Unpickler):
 
 
 class _Bounded:
-    """A file that is never asked for more than it has: the space for it would be taken first."""
+    """A file from which at most the remaining bytes are requested, as `read` allocates first."""
 
     def __init__(self, file: io.BufferedIOBase):
-        here = file.tell()
+        position = file.tell()
         self.file, self.end = file, file.seek(0, io.SEEK_END)
-        file.seek(here)
+        file.seek(position)
         self.readline = file.readline
 
     def read(self, length: int) -> bytes:
-        return self.file.read(
-            length if length <= 4096 else min(length, self.end - self.file.tell())
-        )
+        if length > 4096:
+            length = min(length, self.end - self.file.tell())
+        return self.file.read(length)

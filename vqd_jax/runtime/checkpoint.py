@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqd_jax.core.checksums import SUMS, mismatch, write_sums
+from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime import orbax_io
 
@@ -70,7 +70,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if not self.folder.is_dir():
             return []
         return sorted(
-            int(d.name) for d in self.folder.iterdir() if _is_step(d) and (d / SUMS).is_file()
+            int(d.name) for d in self.folder.iterdir() if _is_step(d) and (d / CHECKSUMS).is_file()
         )
 
     def latest_step(self) -> int | None:
@@ -186,7 +186,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             "commit_success.txt"
         ):  # for object stores; tells nothing here but paths
             marker.unlink()
-        write_sums(directory)
+        write_checksums(directory)
         _remove(self._replaced(step))
         steps = self.steps()
         for old in [s for s in steps if s > step] + [s for s in steps if s <= step][: -self.keep]:
@@ -205,7 +205,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         ]:
             shutil.rmtree(leftover)
         for directory in list(filter(_is_step, self.folder.iterdir())):
-            finished = (directory / SUMS).is_file()
+            finished = (directory / CHECKSUMS).is_file()
             if not finished and (
                 (directory / "_CHECKPOINT_METADATA").is_file() or not any(directory.iterdir())
             ):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.image_grid import png_file
+from vqd_jax.core.image_grid import png_bytes
 from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import request as generation
 from vqd_jax.inference.pipeline import TextToImage
@@ -95,7 +95,7 @@ def draw(model: TextToImage, request: GenerationRequest, weights: str) -> Iterat
             "pictures": [_data_url(encode_png(image)) for image in images],
         }
     files = [
-        png_file(image, generation.metadata(model, request, weights, picture=i))
+        png_bytes(image, generation.metadata(model, request, weights, picture=i))
         for i, image in enumerate(images)
     ]
     yield {
