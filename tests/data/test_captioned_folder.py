@@ -1,4 +1,4 @@
-"""Folders as people have them: three caption layouts, odd image modes, broken files and broken
+"""Captioned folders: three caption layouts, odd image modes, broken files and broken
 tables.
 """
 
@@ -28,7 +28,7 @@ def save(path, image=None, **options):
 
 
 def unprepared(**options):
-    """What training reads of a folder that was not prepared."""
+    """The source of a folder that was not prepared."""
     with tempfile.TemporaryDirectory() as cache:
         return check_decoding(captioned_folder(**options), cache)
 
@@ -241,7 +241,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("message", CASES)
-def test_what_the_user_got_wrong_is_one_sentence(tmp_path, message):
+def test_bad_input_is_one_sentence(tmp_path, message):
     CASES[message](tmp_path / "set")
     with pytest.raises(UserError, match=message) as caught:
         unprepared(path=str(tmp_path / "set"))
@@ -271,7 +271,7 @@ def test_splits_follow_the_path_alone(tmp_path):
     assert {record.item: record.split for record in two.records}.items() <= split.items()
 
 
-def test_the_fingerprint_sees_pictures_captions_and_splits(tmp_path):
+def test_the_fingerprint_covers_images_captions_and_splits(tmp_path):
     path = make(tmp_path)
     prints = [
         unprepared(path=path).fingerprint,

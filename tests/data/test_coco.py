@@ -65,7 +65,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize("message", SCENES)
-def test_what_is_wrong_with_coco_is_one_sentence(tmp_path, message):
+def test_bad_coco_folders_are_one_sentence(tmp_path, message):
     SCENES[message](tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         coco(path=str(tmp_path))

@@ -222,7 +222,7 @@ CUB = {
 
 
 @pytest.mark.parametrize("message", CUB)
-def test_what_is_wrong_with_cub_is_one_sentence(tmp_path, message):
+def test_bad_cub_folders_are_one_sentence(tmp_path, message):
     CUB[message](tmp_path / "set")
     with pytest.raises(UserError, match=message) as caught:
         cub(path=str(tmp_path / "set"))
@@ -240,12 +240,12 @@ def test_what_is_wrong_with_cub_is_one_sentence(tmp_path, message):
         ),
     ],
 )
-def test_without_a_path_one_is_told_where_to_get_the_set(make, where):
+def test_without_a_path_the_error_says_where_to_get_the_set(make, where):
     with pytest.raises(UserError, match=where):
         make(path="")
 
 
-def test_what_is_wrong_with_flowers_is_one_sentence(tmp_path):
+def test_bad_flowers_folders_are_one_sentence(tmp_path):
     garden(tmp_path)
     with pytest.raises(
         UserError, match="there is no folder .*/captions: Oxford-102 flowers is jpg/image_00001.jpg"
@@ -278,7 +278,7 @@ def test_a_broken_image_is_named_when_it_is_read_and_not_before(tmp_path):
         source[2]
 
 
-def test_the_fingerprint_sees_files_captions_and_splits_but_not_the_place(tmp_path):
+def test_the_fingerprint_covers_files_captions_and_splits_but_not_the_path(tmp_path):
     prints = []
 
     def look(root):

@@ -48,7 +48,7 @@ def test_ffhq_with_other_names_holds_out_by_their_hash(tmp_path):
     )
 
 
-def test_what_is_wrong_with_ffhq_is_one_sentence(tmp_path):
+def test_bad_ffhq_folders_are_one_sentence(tmp_path):
     for path, message in (
         ("", "ffhq.path is not set, .*FFHQ is a folder of images"),
         (tmp_path / "none", "there is no folder"),

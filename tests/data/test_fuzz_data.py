@@ -1,8 +1,8 @@
-"""Mutated pictures, captions and lists against every data source: a UserError of one line or a
+"""Mutated images, captions and lists against every data source: a UserError of one line or a
 result, whatever the bytes; no hang, no file outside of the folder.
 
 A few examples in the ordinary tests, the same every time. A long run with new ones, for hours if
-need be: VQD_FUZZ=100000 python -m pytest tests/test_fuzz_data.py
+need be: VQD_FUZZ=100000 python -m pytest tests/data/test_fuzz_data.py
 """
 
 import io
@@ -78,7 +78,7 @@ CSV = b'file_name,text\na.png,one\nx/b.jpg,"two, and ""three"""\n/etc/passwd,fou
 
 @fuzz(400)
 @given(st.sampled_from(IMAGES), EDITS)
-def test_pictures(content, edits):
+def test_images(content, edits):
     content = mutated(content, edits)
     try:
         with little_memory():
@@ -156,7 +156,7 @@ def sets(tmp_path_factory):
         captioned_sets.birds(
             place / f"cub-{lists}", "CUB_200_2011/images", lists=lists, per_class=1
         )
-    captioned_sets.garden(place / "flowers", pictures=3)
+    captioned_sets.garden(place / "flowers", count=3)
     for part in ("train", "test"):
         (place / "flowers" / part).mkdir()
     (place / "flowers/train/filenames.pickle").write_bytes(
@@ -165,7 +165,7 @@ def sets(tmp_path_factory):
     (place / "flowers/test/filenames.pickle").write_bytes(
         pickle.dumps(["jpg/image_00003"], protocol=4)
     )
-    captioned_sets.scenes(place / "coco", pictures=1)
+    captioned_sets.scenes(place / "coco", count=1)
     class_folders.classes(place / "imagenet", training=1, validation=1)
     for part in ("train", "val"):
         names = [
@@ -209,7 +209,7 @@ def test_sets_of_the_paper(sets, which, file, edits):
 
 
 def test_values_of_another_kind(sets):
-    """Well formed annotations with one wrong value."""
+    """Well-formed annotations with one wrong value."""
     root = next(root for reader, root, _ in sets if reader is coco)
     path = min((root / "annotations").iterdir())
     content = path.read_text()

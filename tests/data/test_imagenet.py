@@ -98,7 +98,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("message", CASES)
-def test_what_is_wrong_with_imagenet_is_one_sentence(tmp_path, message):
+def test_bad_imagenet_folders_are_one_sentence(tmp_path, message):
     CASES[message](tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         imagenet(path=str(tmp_path))

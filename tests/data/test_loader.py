@@ -102,7 +102,7 @@ def test_iterating_equals_random_access(start):
             same(batch, loader[step])
 
 
-def test_reading_ahead_happens_in_the_background_and_stops():
+def test_prefetching_happens_in_the_background_and_stops():
     loaded, before = [], set(threading.enumerate())
 
     def slow(item, rng):

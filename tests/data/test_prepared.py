@@ -1,6 +1,4 @@
-"""Packs of image files: what is read from one equals what is read from the files, broken pictures
-are named, kills cost little.
-"""
+"""Prepared sets equal the image files, name broken images, and survive kills."""
 
 import os
 import shutil
@@ -29,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def faces(root, count=10, size=(40, 30), first=59_995):
-    """Noise, as PNG (0 … 4) and JPEG."""
+    """Noise, as PNG files (the first five) and JPEG files."""
     for n in range(count):
         path = root / "00" / f"{first + n:05d}.{'png' if n < 5 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,41 +52,41 @@ def contents(folder):
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
+def small_shards(monkeypatch):
     monkeypatch.setattr(prepared, "SHARD_SIZE", 4)
 
 
-def test_a_pack_of_files_is_the_files(tmp_path):
+def test_a_set_of_original_files_equals_them(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
-    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
+    made = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert (
-        isinstance(pack, Source) and pack.skipped == {} and pack.fingerprint == source.fingerprint
+        isinstance(made, Source) and made.skipped == {} and made.fingerprint == source.fingerprint
     )
-    assert sorted(p.name for p in pack.root.iterdir() if p.is_dir()) == [
+    assert sorted(p.name for p in made.root.iterdir() if p.is_dir()) == [
         "part0000",
         "part0001",
         "part0002",
     ]
-    same(source, pack)
+    same(source, made)
     for i, j in ((9, 0), (4, 4), (6, 2)):  # any order
-        np.testing.assert_array_equal(pack[i]["image"], source[i]["image"])
+        np.testing.assert_array_equal(made[i]["image"], source[i]["image"])
         np.testing.assert_array_equal(
-            Reference(size=16)(pack[j]["image"], np.random.default_rng(i)),
+            Reference(size=16)(made[j]["image"], np.random.default_rng(i)),
             Reference(size=16)(source[j]["image"], np.random.default_rng(i)),
         )
 
 
-def test_a_pack_of_squares_is_what_the_transform_makes(tmp_path):
+def test_a_set_of_squares_equals_the_transform(tmp_path):
     source, resize = ffhq(path=faces(tmp_path / "faces")), Resize(size=16)
-    pack = prepared.prepare(str(tmp_path / "cache"), source, 16)
-    same(source, pack, resize)
-    assert all((resize(pack[i]["image"]) == pack[i]["image"]).all() for i in range(10)) and pack[0][
+    made = prepared.prepare(str(tmp_path / "cache"), source, 16)
+    same(source, made, resize)
+    assert all((resize(made[i]["image"]) == made[i]["image"]).all() for i in range(10)) and made[0][
         "image"
     ].shape == (16, 16, 3)
-    assert pack.fingerprint == source.fingerprint  # so that tokens stay what they are
+    assert made.fingerprint == source.fingerprint  # so that tokens stay what they are
 
 
-def test_only_a_whole_pack_of_this_very_set_is_read(tmp_path):
+def test_only_the_complete_set_of_the_same_source_is_read(tmp_path):
     cache, path = str(tmp_path / "cache"), faces(tmp_path / "faces")
     source = ffhq(path=path)
     assert prepared.open_prepared(cache, source, 16) is source
@@ -115,36 +113,36 @@ def test_a_second_run_writes_nothing(tmp_path):
     assert contents(root) == before
 
 
-def test_pictures_that_several_records_share_are_packed_once(tmp_path):
+def test_an_image_of_several_records_is_stored_once(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces", 6))
     source.records, source.files = source.records * 2, source.files * 2
-    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
-    assert len(pack) == 12 and pack._starts[-1] == 6
-    same(source, pack)
+    made = prepared.prepare(str(tmp_path / "cache"), source, None)
+    assert len(made) == 12 and made._starts[-1] == 6
+    same(source, made)
 
 
-def test_broken_pictures_are_left_out_and_named(tmp_path, caplog):
+def test_broken_images_are_left_out_and_named(tmp_path, caplog):
     source = ffhq(path=faces(tmp_path / "faces", 100, (6, 6), 0))
     broken = tmp_path / "faces/00/00041.jpg"
     broken.write_bytes(broken.read_bytes()[:150])
     source = ffhq(path=str(tmp_path / "faces"))
-    pack = prepared.prepare(str(tmp_path / "cache"), source, None)
+    made = prepared.prepare(str(tmp_path / "cache"), source, None)
     assert (
-        list(pack.skipped) == ["00/00041.jpg"]
-        and len(pack) == 99
-        and pack.fingerprint != source.fingerprint
+        list(made.skipped) == ["00/00041.jpg"]
+        and len(made) == 99
+        and made.fingerprint != source.fingerprint
     )
     kept = [i for i in range(100) if i != 41]
-    assert pack.records == [source.records[i] for i in kept]
+    assert made.records == [source.records[i] for i in kept]
     for i in (0, 40, 41, 98):
-        np.testing.assert_array_equal(pack[i]["image"], source[kept[i]]["image"])
+        np.testing.assert_array_equal(made[i]["image"], source[kept[i]]["image"])
     assert not caplog.records
     again = prepared.open_prepared(str(tmp_path / "cache"), source, None)
-    assert again.skipped == pack.skipped and again.fingerprint == pack.fingerprint
+    assert again.skipped == made.skipped and again.fingerprint == made.fingerprint
     assert "1 (00/00041.jpg) of the 100 images in" in caplog.text
 
 
-def test_too_many_broken_pictures_are_an_error(tmp_path):
+def test_too_many_broken_images_are_an_error(tmp_path):
     path = faces(tmp_path / "faces", 100, (6, 6), 0)
     for n in (3, 77):
         (tmp_path / "faces/00" / f"{n:05d}.{'png' if n < 5 else 'jpg'}").write_bytes(b"")
@@ -159,7 +157,7 @@ def test_too_many_broken_pictures_are_an_error(tmp_path):
     assert prepared.open_prepared(str(tmp_path / "cache"), source, 8) is source
 
 
-def test_a_damaged_pack_is_noticed(tmp_path):
+def test_a_damaged_set_is_noticed(tmp_path):
     source = ffhq(path=faces(tmp_path / "faces"))
     root = prepared.prepare(str(tmp_path / "cache"), source, None).root
     file = next((root / "part0001").rglob("*.array_record*"))
@@ -170,12 +168,12 @@ def test_a_damaged_pack_is_noticed(tmp_path):
         UserError,
         match=r"the prepared data set in \S*part0001/1.0.0 is damaged .* delete that folder",
     ):
-        pack = prepared.open_prepared(str(tmp_path / "cache"), source, None)
-        [pack[i] for i in range(len(pack))]
+        made = prepared.open_prepared(str(tmp_path / "cache"), source, None)
+        [made[i] for i in range(len(made))]
 
 
 def test_training_names_a_broken_file(tmp_path):
-    """The sentence crosses the threads of the loader."""
+    """The error crosses the threads of the loader."""
     faces(tmp_path / "faces")
     (tmp_path / "faces/00/59996.png").write_bytes(b"")
     source = ffhq(path=str(tmp_path / "faces"))
@@ -187,7 +185,7 @@ def test_training_names_a_broken_file(tmp_path):
             next(batches)
 
 
-def test_build_reads_the_pack_of_its_transform(tmp_path):
+def test_build_reads_the_set_of_its_transform(tmp_path):
     c = defaults()
     c.data.source, c.ffhq.path, c.data.image_size = "ffhq", faces(tmp_path / "faces"), 16
     cache = tmp_path / "cache"
@@ -214,9 +212,7 @@ def test_build_reads_the_pack_of_its_transform(tmp_path):
 
 
 def own(root, count=12):
-    """A folder of one's own, with captions; uncompressed, so that files of other pictures are as
-    large.
-    """
+    """A config of a folder of captioned images, uncompressed so that all files are equally large."""
     root.mkdir()
     for n in range(count):
         Image.fromarray(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(
@@ -258,11 +254,11 @@ def another(root):
 def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     c, cache = own(tmp_path / "pictures"), tmp_path / "cache"
     before = build.source(c, cache)
-    pack = prepared.prepare(str(cache), build.raw_source(c, cache), 16)
+    made = prepared.prepare(str(cache), build.raw_source(c, cache), 16)
     read = build.source(c, cache)
     assert (
         isinstance(read, Prepared)
-        and read.fingerprint == pack.fingerprint == before.fingerprint
+        and read.fingerprint == made.fingerprint == before.fingerprint
         and not caplog.records
     )
     same(before, read, Resize(size=16))
@@ -282,19 +278,19 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
         (tmp_path / "pictures" / f"{n:02d}.bmp").write_bytes(b"BM" if n else b"")
     (tmp_path / "pictures/01.txt").write_text(" ")
     (tmp_path / "pictures/02.txt").unlink()
-    pack = prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
+    made = prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
     assert (
-        pack.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)}
-        and pack.num_images == len(pack) == 5
+        made.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)}
+        and made.num_images == len(made) == 5
     )
-    assert [pack.skipped[f"{n:02d}.bmp"] for n in (0, 1, 2)] == [
+    assert [made.skipped[f"{n:02d}.bmp"] for n in (0, 1, 2)] == [
         "it is empty or no image",
         "its caption is empty",
         "it has no caption",
     ]
-    assert pack.records == [whole.records[n] for n in (3, 7, 8, 9, 10)]
+    assert made.records == [whole.records[n] for n in (3, 7, 8, 9, 10)]
     for i, n in enumerate((3, 7, 8, 9, 10)):
-        np.testing.assert_array_equal(pack[i]["image"], whole[n]["image"])
+        np.testing.assert_array_equal(made[i]["image"], whole[n]["image"])
     (tmp_path / "pictures/08.bmp").write_bytes(b"")
     with pytest.raises(
         UserError,
@@ -303,27 +299,27 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
         prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
 
 
-PACKING = """
+PREPARING = """
 import sys, time
 from vqd_jax.data import image_files, prepared
 from vqd_jax.data.ffhq import ffhq
 prepared.SHARD_SIZE = 4
-decoded = image_files.Files.decoded
+decoded = image_files.ImageFiles.decoded
 def slow(self, file):
     time.sleep(float(sys.argv[3]))
     return decoded(self, file)
-image_files.Files.decoded = slow
-pack = prepared.pack(sys.argv[2], ffhq(path=sys.argv[1]), None)
-print(len(pack), [pack[i]["item"] for i in range(len(pack))] == [r.item for r in pack.records])
+image_files.ImageFiles.decoded = slow
+made = prepared.prepare(sys.argv[2], ffhq(path=sys.argv[1]), None)
+print(len(made), [made[i]["item"] for i in range(len(made))] == [r.item for r in made.records])
 """
 
 
-def test_a_killed_run_goes_on_with_the_part_that_is_not_whole(tmp_path):
+def test_a_killed_run_resumes_with_the_unfinished_shard(tmp_path):
     path, cache = faces(tmp_path / "faces", 12), tmp_path / "cache"
 
     def start(pause):
         return subprocess.Popen(
-            [sys.executable, "-c", PACKING, path, str(cache), pause],
+            [sys.executable, "-c", PREPARING, path, str(cache), pause],
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ def draw(*parts):
     return int(hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12], 16) / 2**48
 
 
-def test_shares_are_as_asked():
+def test_shares_are_as_requested():
     count = collections.Counter(
         splits.assign(CELLS, held_out_cells=0.1, held_out_items=0.03).values()
     )
@@ -65,7 +65,7 @@ def test_other_groups_do_not_matter(keep):
 
 
 def test_known_emoji_keep_their_split():
-    """Published numbers rest on these: the google red apple is a held-out cell, the burrito a
+    """Published numbers rest on these: the google red apple is a held-out pair, the burrito a
     held-out item.
     """
     groups = [

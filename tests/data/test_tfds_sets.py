@@ -36,7 +36,7 @@ def write(path, text):
 
 
 def build(folder, name, features, splits):
-    """A set as its own builder would write it; returns its directory."""
+    """Writes a set as the builders of tensorflow-datasets do; returns its folder."""
 
     class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -59,7 +59,7 @@ def build(folder, name, features, splits):
 
 
 def birds(root):
-    """The original tree, and the same pictures as TFDS has them, in its own split."""
+    """The original tree, and the same images as a TFDS set with another split."""
     names = [f"{cls}/{cls[4:]}_{i:04d}" for cls in CLASSES for i in range(3)]
     for n, name in enumerate(names):
         save(root / "tree/images" / f"{name}.jpg", n)
@@ -239,7 +239,7 @@ def cut(path):
         ),
     ],
 )
-def test_what_is_wrong_is_one_sentence(tmp_path, damage, message):
+def test_bad_sets_are_one_sentence(tmp_path, damage, message):
     _, path = birds(tmp_path)
     text = str(tmp_path / "tree/text")
     with pytest.raises(

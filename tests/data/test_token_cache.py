@@ -1,28 +1,28 @@
-"""Tokens are computed once and kept until codec or data change; a killed run leaves nothing that
-looks finished.
+"""Tokens are computed once for a codec and a data set; a killed run leaves no file that looks
+finished.
 """
 
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.token_pictures import CODEC, COUNT, Encode, Pictures
+from helpers import ROOT
+from helpers.token_images import CODEC, COUNT, Encode, Images
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 
 WANT = np.repeat(np.arange(COUNT)[:, None], 2, 1)
 
 
-def test_every_image_has_its_row_and_the_second_time_nothing_is_computed(tmp_path):
+def test_every_image_has_its_row_and_nothing_is_computed_twice(tmp_path):
     encode = Encode()
-    tokens = cached_tokens(tmp_path / "cache", Pictures(), CODEC, encode)
+    tokens = cached_tokens(tmp_path / "cache", Images(), CODEC, encode)
     np.testing.assert_array_equal(tokens, WANT)
     assert tokens.dtype == np.int32 and encode.calls == 2
-    again = cached_tokens(tmp_path / "cache", Pictures(), CODEC, encode)
+    again = cached_tokens(tmp_path / "cache", Images(), CODEC, encode)
     np.testing.assert_array_equal(again, WANT)
     assert encode.calls == 2 and len(list((tmp_path / "cache").glob("tokens-*"))) == 1
 
@@ -36,37 +36,37 @@ def test_every_image_has_its_row_and_the_second_time_nothing_is_computed(tmp_pat
         lambda content: content[:30],
     ],
 )
-def test_a_damaged_file_is_made_again(tmp_path, damage):
+def test_a_damaged_file_is_written_again(tmp_path, damage):
     encode = Encode()
-    cached_tokens(tmp_path, Pictures(), CODEC, encode)
+    cached_tokens(tmp_path, Images(), CODEC, encode)
     (file,) = tmp_path.glob("*.npy")
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    np.testing.assert_array_equal(cached_tokens(tmp_path, Pictures(), CODEC, encode), WANT)
+    np.testing.assert_array_equal(cached_tokens(tmp_path, Images(), CODEC, encode), WANT)
     assert encode.calls == 4 and file.read_bytes() == whole
 
 
 def test_tokens_of_some_images_are_their_rows():
     encode = Encode()
-    tokens = encode_records(Pictures(), [70, 3, 3, 5], encode)
+    tokens = encode_records(Images(), [70, 3, 3, 5], encode)
     assert list(tokens) == [3, 5, 70] and encode.calls == 1
     for i, row in tokens.items():
         np.testing.assert_array_equal(row, WANT[i])
-    assert encode_records(Pictures(), [], encode) == {} and encode.calls == 1
+    assert encode_records(Images(), [], encode) == {} and encode.calls == 1
 
 
 @pytest.mark.parametrize("change", ["data", "codes", "kernel"])
-def test_another_codec_or_other_data_are_computed_anew(change, tmp_path):
+def test_another_codec_or_data_set_is_encoded_anew(change, tmp_path):
     encode = Encode()
-    cached_tokens(tmp_path, Pictures(), CODEC, encode)
-    pictures = Pictures(fingerprint="others" if change == "data" else "pictures")
+    cached_tokens(tmp_path, Images(), CODEC, encode)
+    images = Images(fingerprint="others" if change == "data" else "images")
     codec = {
         "codes": CODEC["codes"] + (change == "codes"),
         "vqvae": {"kernel": CODEC["vqvae"]["kernel"] * (1 if change != "kernel" else 1 + 1e-7)},
     }
-    cached_tokens(tmp_path, pictures, codec, encode)
+    cached_tokens(tmp_path, images, codec, encode)
     assert encode.calls == 4
-    cached_tokens(tmp_path, Pictures(), CODEC, encode)  # and the first ones are still there
+    cached_tokens(tmp_path, Images(), CODEC, encode)  # and the first ones are still there
     assert encode.calls == 4
 
 
@@ -78,10 +78,10 @@ def test_an_interrupted_computation_leaves_nothing(tmp_path):
             return super().__call__(images)
 
     with pytest.raises(KeyboardInterrupt):
-        cached_tokens(tmp_path / "cache", Pictures(), CODEC, Interrupted())
+        cached_tokens(tmp_path / "cache", Images(), CODEC, Interrupted())
     assert not list(tmp_path.rglob("*.npy"))
     np.testing.assert_array_equal(
-        cached_tokens(tmp_path / "cache", Pictures(), CODEC, Encode()), WANT
+        cached_tokens(tmp_path / "cache", Images(), CODEC, Encode()), WANT
     )
 
 
@@ -90,7 +90,7 @@ import os, signal, sys
 import numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from helpers.token_pictures import CODEC, Encode, Pictures
+from helpers.token_images import CODEC, Encode, Images
 from vqd_jax.data.token_cache import cached_tokens
 
 def half(file, tokens):
@@ -98,20 +98,19 @@ def half(file, tokens):
     os.kill(os.getpid(), signal.SIGKILL)
 
 np.save = half
-cached_tokens(Path(sys.argv[2]), Pictures(), CODEC, Encode())
+cached_tokens(Path(sys.argv[2]), Images(), CODEC, Encode())
 """
 
 
 def test_a_kill_while_writing_is_never_taken_for_tokens(tmp_path):
-    here = Path(__file__).parent
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(here), str(tmp_path)],
-        cwd=here.parent,
+        [sys.executable, "-c", KILLED, str(ROOT / "tests"), str(tmp_path)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(here.parent)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert any(p.stat().st_size for p in tmp_path.iterdir()) and not list(tmp_path.glob("*.npy"))
-    np.testing.assert_array_equal(cached_tokens(tmp_path, Pictures(), CODEC, Encode()), WANT)
+    np.testing.assert_array_equal(cached_tokens(tmp_path, Images(), CODEC, Encode()), WANT)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".npy"]

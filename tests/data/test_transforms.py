@@ -90,7 +90,7 @@ def test_flip_mirrors_half_of_the_time():
 
 
 class Script(np.random.Generator):
-    """Answers with the given whole numbers and writes down between which it was asked to draw."""
+    """A generator that returns given integers and records the requested ranges."""
 
     def __new__(cls, *answers):
         return super().__new__(cls, np.random.PCG64(0))
@@ -106,7 +106,7 @@ class Script(np.random.Generator):
 
 
 def by_pillow(image, left, top, side, t, x, y, size):
-    """The published steps one by one with Pillow: the square, t × t, the window."""
+    """The published steps in Pillow: the square, its scaling to t × t, the crop."""
     square = Image.fromarray(image).crop((left, top, left + side, top + side))
     return np.asarray(
         square.resize((t, t), Image.Resampling.BICUBIC).crop((x, y, x + size, y + size))

@@ -9,7 +9,7 @@ CLASSES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged
 
 
 def colour(n):
-    """A colour that tells picture n."""
+    """A colour that identifies image n."""
     return 40 * (n % 6), 20 * (n % 11), 10 * n % 250
 
 
@@ -24,7 +24,7 @@ def write(path, content):
 
 
 def birds(root, images="images", text="text/text", lists="pickle", per_class=4):
-    """The tree and the images' names; two classes are for training, the last one for tests."""
+    """Writes the tree and returns the names of its images; the last of three classes is for testing."""
     names = [f"{cls}/{cls[4:]}_{i:04d}_{100 + i}" for cls in CLASSES for i in range(per_class)]
     for n, name in enumerate(names):
         save(root / images / f"{name}.jpg", n)
@@ -51,14 +51,14 @@ def birds(root, images="images", text="text/text", lists="pickle", per_class=4):
     return names
 
 
-def garden(root, text="text_c10", pictures=6):
-    for n in range(1, pictures + 1):
+def garden(root, text="text_c10", count=6):
+    for n in range(1, count + 1):
         save(root / "jpg" / f"image_{n:05d}.jpg", n)
         write(root / text / f"class_{n % 3 + 1:05d}" / f"image_{n:05d}.txt", f"Flower {n}\n")
         write(root / text / f"class_{n % 3 + 1:05d}" / f"image_{n:05d}.h5", "x")
 
 
-def scenes(root, twice=False, pictures=3):
+def scenes(root, twice=False, count=3):
     for part, first in (("train2014", 0), ("val2014", 500)):
         images = [
             {
@@ -67,7 +67,7 @@ def scenes(root, twice=False, pictures=3):
                 "height": 8,
                 "width": 12,
             }
-            for n in range(pictures)
+            for n in range(count)
         ]
         for image in images:
             save(root / part / (part if twice else "") / image["file_name"], image["id"])

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from helpers import ROOT
+from helpers.emoji_set import emoji_cache
 from vqd_jax.cli import runner
 
 TINY = """
@@ -92,8 +93,14 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """The built emoji set; VQD_TEST_CACHE lets several test runs share one."""
-    return Path(os.environ.get("VQD_TEST_CACHE") or shared_folder(tmp_path_factory) / "cache")
+    """A cache folder with the built emoji set; VQD_TEST_CACHE lets several test runs share one."""
+    if os.environ.get("VQD_TEST_CACHE"):
+        return Path(os.environ["VQD_TEST_CACHE"])
+    folder = shared_folder(tmp_path_factory) / "cache"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            shutil.copytree(emoji_cache(), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
-"""Mutated files, and what is promised of whoever reads them; used by the tests whose names begin
-with test_fuzz.
+"""Mutated files, and the promises of every reader; for the tests whose names start with
+test_fuzz.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ sys.addaudithook(audit)
 
 
 def fuzz(examples):
-    """So many examples in the ordinary tests, which take a few seconds."""
+    """Runs `examples` mutations, a few seconds, or VQD_FUZZ of them."""
     return settings(
         max_examples=LONG or examples,
         deadline=None,
@@ -52,7 +52,9 @@ def fuzz(examples):
 
 @contextlib.contextmanager
 def only_user_errors(root=None):
-    """The promise; with a root, no file that is no part of Python is opened outside of it."""
+    """Allows a result or a UserError of one line, within HANG seconds, without running programs. Given
+    a root, files are opened only below it and in the Python installation.
+    """
 
     def hang(*_):
         raise TimeoutError(f"more than {HANG} seconds")
@@ -84,7 +86,7 @@ def only_user_errors(root=None):
 
 @contextlib.contextmanager
 def little_memory():
-    """Not much more memory than the files need, whatever they claim."""
+    """Allows MEMORY bytes, whatever size the files claim."""
     tracemalloc.start()
     try:
         yield
@@ -143,7 +145,7 @@ WRONG = (None, True, -1, 0, 2**70, 0.5, float("nan"), "x", "\ud800", "../x", [],
 
 
 def with_a_wrong_value(tree):
-    """The tree with each of its values, whole branches too, replaced by each WRONG one in turn."""
+    """Yields the tree with each of its values and branches replaced by each WRONG one in turn."""
     if isinstance(tree, dict | list):
         for key in tree if isinstance(tree, dict) else range(len(tree)):
             for other in [*with_a_wrong_value(tree[key]), *WRONG]:

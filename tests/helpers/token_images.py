@@ -1,4 +1,4 @@
-"""A source of pictures and a stand-in for an encoder."""
+"""A source of images and a stub of an encoder."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ import numpy as np
 from vqd_jax.data.token_cache import BATCH
 
 CODEC = {"codes": np.arange(6.0), "vqvae": {"kernel": np.ones((2, 2))}}
-COUNT = BATCH + 9  # a full batch and a part of one
+COUNT = BATCH + 9  # a full batch and a partial one
 
 
 @dataclasses.dataclass
-class Pictures:
-    """Picture i is all i."""
+class Images:
+    """All pixels of image i are i."""
 
-    fingerprint: str = "pictures"
+    fingerprint: str = "images"
     records: tuple = ()
     skipped: tuple = ()
 
@@ -26,7 +26,7 @@ class Pictures:
 
 
 class Encode:
-    """Pixel values as tokens; counts its calls."""
+    """Encodes pixel values as tokens, and counts its calls."""
 
     def __init__(self):
         self.calls = 0
