@@ -1,20 +1,24 @@
-"""The papers' claims, tested on emoji: every variant with the same tokens, texts, sizes and
-training, and several seeds of each.
+"""The papers' claims, tested on emoji: every variant has the same tokens, captions, sizes and
+training, and is run with several seeds.
 
-  python benchmarks/claims.py --work=runs/claims           trains and measures all that is missing,
-  the important tables first python benchmarks/claims.py --speed                      pictures per
-  second of diffusion and twin, on an idle machine python benchmarks/claims.py
-  --table=docs/results.md      only fills in the tables of that page and draws the plot
+  python benchmarks/claims.py --work=runs/claims
+      trains and measures all that is missing, the important tables first
+  python benchmarks/claims.py --speed
+      measures images per second of the diffusion model and the autoregressive baseline, on an idle
+      machine
+  python benchmarks/claims.py --table=docs/results.md
+      only fills in the tables of that page and draws the plot
 
-A run is `vqd_jax.main` in a workdir of its own, with flags; the tokens are those of `--codec`.
-Pictures are drawn when all are trained. A queue that was killed goes on. Held-out bits per token
-(the bound, the prior's term included; of the twin the exact value) are the primary figure, pictures
-the second. Held-out cells are cut in two by their position: what is best is chosen on the first
-half (validation) and reported on the second (test).
+A run is `vqd_jax.main` (`previous_state.py` for networks that predict z_{t-1}) in its own workdir,
+with the tokens of `--codec`. Images are sampled when all runs are trained. If it is killed, it
+resumes. The primary figure is held-out bits per token: the bound with the prior's term, or the exact
+value of the baseline. The held-out emoji-style pairs are divided by their position: choices are made
+on the first half (validation) and reported on the second (test).
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
@@ -27,13 +31,14 @@ from typing import Any
 import jax
 import numpy as np
 from claims_tables import SETTINGS, VARIANTS, fill, markdown, plot
+from previous_state import diffusion_predicts_previous_state
 
 from vqd_jax.core.files import atomic_write
 from vqd_jax.data import batches
 from vqd_jax.diffusion.elbo import prior_term
 from vqd_jax.eval import evaluation, held_out, protocols
-from vqd_jax.eval import evaluator as evaluators
-from vqd_jax.eval.metrics import bits
+from vqd_jax.eval.evaluator import make_evaluator
+from vqd_jax.eval.held_out import bits
 from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import escape_prompt
@@ -118,7 +123,7 @@ def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[
                 row = (
                     {"variant": name, "seed": seed}
                     | future.result()
-                    | measure.bits(folder_of(args.work, name, seed))
+                    | measure.bits(name, folder_of(args.work, name, seed))
                 )
             except subprocess.CalledProcessError:
                 failed.append(f"{name} {seed}")
@@ -140,7 +145,7 @@ def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[
         calls = VARIANTS[row["variant"]].calls
         if missing := [count for count in calls if str(count) not in row["pictures"]]:
             row["pictures"] |= measure.pictures(
-                folder_of(args.work, row["variant"], row["seed"]), missing
+                row["variant"], folder_of(args.work, row["variant"], row["seed"]), missing
             )
             save(done, args.out)
             print(f"pictures of {row['variant']}, seed {row['seed']}", flush=True)
@@ -165,10 +170,14 @@ def train(
         | settings
         | VARIANTS[name].flags
     )
+    program = (
+        ["benchmarks/previous_state.py"]
+        if VARIANTS[name].previous_state
+        else ["-m", "vqd_jax.main"]
+    )
     command = [
         sys.executable,
-        "-m",
-        "vqd_jax.main",
+        *program,
         "--config=configs/emoji.py",
         f"--workdir={folder.resolve()}",
         *(f"--config.{key}={value}" for key, value in flags.items()),
@@ -196,6 +205,13 @@ def train(
     }
 
 
+def stage_of(name: str) -> contextlib.AbstractContextManager[None]:
+    """The context in which the models of a variant are loaded."""
+    if VARIANTS[name].previous_state:
+        return diffusion_predicts_previous_state()
+    return contextlib.nullcontext()
+
+
 class Measure:
     """Bits per token and pictures of runs. The real pictures' features are computed once, for all
     of them.
@@ -204,11 +220,12 @@ class Measure:
     def __init__(self, cache: Path):
         self.cache, self.scores = cache, None
 
-    def load(self, folder: Path) -> tuple[pipeline.TextToImage, dict[str, list[int]]]:
+    def load(self, name: str, folder: Path) -> tuple[pipeline.TextToImage, dict[str, list[int]]]:
         """The model, and the records of each part: of those seen in training only some."""
-        model = pipeline.load(folder)
+        with stage_of(name):
+            model = pipeline.load(folder)
         if self.scores is None:
-            evaluator = evaluators.make_evaluator(protocols.with_overrides(**model.config.evaluation))
+            evaluator = make_evaluator(protocols.with_overrides(**model.config.evaluation))
             self.scores = evaluation.Evaluation(
                 model=model, evaluator=evaluator, cache=self.cache, settings={}
             )
@@ -220,8 +237,9 @@ class Measure:
             "test": cells[1::2],
         }
 
-    def bits(self, folder: Path) -> dict[str, Any]:
-        model, parts = self.load(folder)
+    def bits(self, name: str, folder: Path) -> dict[str, Any]:
+        """Bits per token of each part."""
+        model, parts = self.load(name, folder)
         bound = held_out.Bound(
             stage=model.stage,
             tokenizer=model.tokenizer,
@@ -238,9 +256,9 @@ class Measure:
             "pictures": {},
         }
 
-    def pictures(self, folder: Path, calls: list[int]) -> dict[str, Any]:
+    def pictures(self, name: str, folder: Path, calls: list[int]) -> dict[str, Any]:
         """Scores at each number of calls, of cells that are held out and of some seen in training."""
-        (model, parts), scores, out = self.load(folder), self.scores, {}
+        (model, parts), scores, out = self.load(name, folder), self.scores, {}
         shown = {part: batches.spread(parts[part], count) for part, count in IMAGES.items()}
         for count in calls:
             out[str(count)] = {
@@ -251,9 +269,7 @@ class Measure:
         return out
 
     def draw(self, model: pipeline.TextToImage, chosen: list[int], calls: int) -> np.ndarray:
-        prompts = [
-            escape_prompt(self.scores.source.records[i].captions[0]) for i in chosen
-        ]
+        prompts = [escape_prompt(self.scores.source.records[i].captions[0]) for i in chosen]
         return np.concatenate(
             [*model.batches(prompts, batches.ROWS, seed=self.scores.protocol.seed, calls=calls)]
         )

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from vqd_jax.data import batches
-from vqd_jax.eval import evaluation, evaluator, protocols
+from vqd_jax.eval import evaluation, protocols
+from vqd_jax.eval.evaluator import make_evaluator
 from vqd_jax.eval.run import provenance
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import escape_prompt
@@ -72,7 +73,7 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     protocol = protocols.with_overrides(**dict(model.config.evaluation) | {"images": args.images})
     scores = evaluation.Evaluation(
         model=model,
-        evaluator=evaluator.make_evaluator(protocol),
+        evaluator=make_evaluator(protocol),
         settings={},
         cache=evaluation.cache_folder(args.cache, Path(args.workdir)),
     )
@@ -94,9 +95,7 @@ def measure(args: argparse.Namespace, done: dict) -> None:
         },
     }
     done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
-    prompts = lambda cells: [
-        escape_prompt(scores.source.records[i].captions[0]) for i in cells
-    ]
+    prompts = lambda cells: [escape_prompt(scores.source.records[i].captions[0]) for i in cells]
     known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
     n = int(np.prod(model.stage.denoiser.grid))
     for name in args.samplers:

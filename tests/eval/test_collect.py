@@ -1,4 +1,4 @@
-"""What is gathered in one pass over batches is what the whole set gives at once."""
+"""One pass over batches collects the same as the whole set at once."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval import collect as gather_
+from vqd_jax.eval import collect as collect_module
 from vqd_jax.eval.collect import FeatureSpec, batches, collect, evenly_spaced
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
@@ -30,32 +30,32 @@ def network(batch=8):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("held", [0, 1, 7, 100])
-def test_one_pass_is_the_whole_set(rows, held, monkeypatch):
-    monkeypatch.setattr(gather_, "BLOCK", 5)
-    x, times = images(20), [i % 3 + 1 for i in range(20)]
+@pytest.mark.parametrize("keep", [0, 1, 7, 100])
+def test_one_pass_is_the_whole_set(rows, keep, monkeypatch):
+    monkeypatch.setattr(collect_module, "MOMENTS_BATCH", 5)
+    x, weights = images(20), [i % 3 + 1 for i in range(20)]
     extract = network()
-    seen = collect(
+    got = collect(
         batches(x, rows),
         20,
         {
-            "a": FeatureSpec(extract=extract, held=held, moments=True),
+            "a": FeatureSpec(extract=extract, keep=keep, moments=True),
             "b": FeatureSpec(extract=extract),
         },
         description="",
-        times=times,
+        weights=weights,
     )
     whole = np.concatenate([extract(x[:8]), extract(x[8:16]), extract(x[16:])])
-    np.testing.assert_allclose(seen["b"].features, whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(seen["a"].features, seen["b"].features[evenly_spaced(20, held)])
-    assert seen["a"].held == evenly_spaced(20, held) and len(set(seen["a"].held)) == min(
-        held or 20, 20
+    np.testing.assert_allclose(got["b"].features, whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(got["a"].features, got["b"].features[evenly_spaced(20, keep)])
+    assert got["a"].indices == evenly_spaced(20, keep) and len(set(got["a"].indices)) == min(
+        keep or 20, 20
     )
-    repeated = Moments.of(np.repeat(whole, times, axis=0))
-    assert seen["a"].moments.count == seen["a"].count == sum(times) and seen["b"].moments is None
-    np.testing.assert_allclose(seen["a"].moments.mean, repeated.mean, rtol=1e-6)
+    repeated = Moments.of(np.repeat(whole, weights, axis=0))
+    assert got["a"].moments.count == got["a"].count == sum(weights) and got["b"].moments is None
+    np.testing.assert_allclose(got["a"].moments.mean, repeated.mean, rtol=1e-6)
     np.testing.assert_allclose(
-        seen["a"].moments.covariance, repeated.covariance, rtol=1e-5, atol=1e-9
+        got["a"].moments.covariance, repeated.covariance, rtol=1e-5, atol=1e-9
     )
 
 
@@ -87,13 +87,13 @@ def test_pictures_are_read_in_order_and_a_broken_one_is_told():
     assert seen == list(range(32))
 
 
-@pytest.mark.parametrize("times", [[1, 2], [1, 0, 1]])
-def test_every_picture_counts(times):
-    with pytest.raises(UserError, match="each of 3 pictures must count at least once"):
+@pytest.mark.parametrize("weights", [[1, 2], [1, 0, 1]])
+def test_every_picture_counts(weights):
+    with pytest.raises(UserError, match="each of 3 images must have a weight of at least 1"):
         collect(
             batches(images(3)),
             3,
             {"a": FeatureSpec(extract=network(), moments=True)},
             description="",
-            times=times,
+            weights=weights,
         )

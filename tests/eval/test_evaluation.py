@@ -14,13 +14,12 @@ from PIL import Image
 from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_folder import ImageFolder
-from vqd_jax.eval import judge as judging
 from vqd_jax.eval.collect import Collected
-from vqd_jax.eval.evaluation import Chosen, Evaluation
+from vqd_jax.eval.evaluation import Evaluation, RecordImages
+from vqd_jax.eval.evaluator import PRIMARY, Evaluator, without_model
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
-from vqd_jax.eval.judge import SEEN, Evaluator
-from vqd_jax.eval.measures import frechet
+from vqd_jax.eval.measures import frechet_measure
 from vqd_jax.eval.protocols import PROTOCOLS, Protocol
 from vqd_jax.eval.scores import inception_score
 from vqd_jax.inference import pipeline
@@ -86,8 +85,10 @@ def models(tmp_path_factory):
 
 
 def evaluation(model, cache, protocol, real=None):
-    judge = Evaluator(protocol=protocol, networks={SEEN: network()})
-    return Evaluation(model=model, judge=judge, cache=cache, settings={"calls": 2}, real=real)
+    evaluator = Evaluator(protocol=protocol, networks={PRIMARY: network()})
+    return Evaluation(
+        model=model, evaluator=evaluator, cache=cache, settings={"calls": 2}, real=real
+    )
 
 
 def small(name, **changes):
@@ -98,7 +99,7 @@ def small(name, **changes):
 
 def test_random_captions_of_held_out_pictures_over_sampled(models, tmp_path):
     how = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=23, seed=1))
-    asked = how.asked("held_out_items")
+    asked = how.prompts("held_out_items")
     pictures = [how.source.files[i] for i, _ in asked]
     assert (
         len(asked) == 23
@@ -111,12 +112,12 @@ def test_random_captions_of_held_out_pictures_over_sampled(models, tmp_path):
             == how.source.records[record].captions[0].split(" wording ")[0]
         )
     drawn = collections.Counter(text.split()[-1] for _, text in asked)
-    assert set(drawn) == {"0", "1", "2"} and asked == how.asked("held_out_items")
+    assert set(drawn) == {"0", "1", "2"} and asked == how.prompts("held_out_items")
     other = evaluation(
         models["text"], tmp_path, small("vqdiffusion-coco", images=23, seed=2)
-    ).asked("held_out_items")
+    ).prompts("held_out_items")
     assert [r for r, _ in other] == [r for r, _ in asked] and other != asked
-    fewer = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=3)).asked(
+    fewer = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=3)).prompts(
         "held_out_items"
     )
     assert len({how.source.files[i] for i, _ in fewer}) == 3
@@ -124,14 +125,14 @@ def test_random_captions_of_held_out_pictures_over_sampled(models, tmp_path):
         models["text"],
         tmp_path,
         small("vqdiffusion-coco", images=23, repeat=False, captions="first"),
-    ).asked("train")
+    ).prompts("train")
     assert [text for _, text in once] == [f"photograph {i} wording 0" for i in range(6)]
 
 
 def test_classes_and_nothing_need_no_data_set(models, tmp_path):
     def prompts(kind, **changes):
         how = evaluation(models[kind], tmp_path, small("adm", images=10, **changes))
-        asked = [text for _, text in how.asked("held_out_items")]
+        asked = [text for _, text in how.prompts("held_out_items")]
         return asked, "source" in vars(how)
 
     assert prompts("class") == ([str(i % 4) for i in range(10)], False)
@@ -146,9 +147,9 @@ def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, 
         tmp_path,
         small("vqdiffusion-imagenet", images=6, measures=("frechet",), held=3),
     )
-    part = how.part("held_out_items", tmp_path / "made", 3)
+    part = how.evaluate_split("held_out_items", tmp_path / "made", 3)
     want = np.concatenate([*models["class"].batches(["0", "1", "2", "3", "0", "1"], 3, calls=2)])
-    np.testing.assert_array_equal(np.stack([part.pictures[i] for i in range(6)]), want)
+    np.testing.assert_array_equal(np.stack([part.images[i] for i in range(6)]), want)
     assert (
         part.result["reference"] == {"images": 6, "distinct": 6, "held": 3}
         and not (tmp_path / "made" / "metadata.jsonl").exists()
@@ -156,23 +157,23 @@ def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, 
     firsts = [i for i in range(18) if i % 3 == 0]
     real = network()(np.stack([how.source[i]["image"] for i in firsts]))
     moments = [
-        Collected(count=6, held=[], features=f, moments=Moments.of(f))
+        Collected(count=6, indices=[], features=f, moments=Moments.of(f))
         for f in (network()(want), real)
     ]
     assert part.result["generated"] == {
-        "fid": pytest.approx(frechet("inception", *moments)["fid"], rel=1e-5)
+        "fid": pytest.approx(frechet_measure("inception", *moments)["fid"], rel=1e-5)
     }
 
 
 def test_a_split_that_is_empty_is_one_sentence(models, tmp_path):
     with pytest.raises(
-        UserError, match="needs at least 4 pictures for prompts of the split held_out_cells, got 0"
+        UserError, match="needs at least 4 images with prompts in the split held_out_cells, got 0"
     ):
-        evaluation(models["text"], tmp_path, small("clean", images=9)).part(
+        evaluation(models["text"], tmp_path, small("clean", images=9)).evaluate_split(
             "held_out_cells", tmp_path / "p", 4
         )
     assert (
-        evaluation(models["text"], tmp_path, small("clean", images=9, repeat=False)).part(
+        evaluation(models["text"], tmp_path, small("clean", images=9, repeat=False)).evaluate_split(
             "held_out_cells", tmp_path / "p", 4
         )
         is None
@@ -186,7 +187,7 @@ def over_sampled(models, tmp_path_factory):
         "vqdiffusion-cub", images=12, measures=("frechet", "kid", "neighbours", "ceiling")
     )
     how = evaluation(models["text"], folder, protocol)
-    return how, how.part("held_out_items", folder / "pictures", 5), folder
+    return how, how.evaluate_split("held_out_items", folder / "pictures", 5), folder
 
 
 def test_real_pictures_count_as_often_as_they_gave_a_prompt(over_sampled):
@@ -195,15 +196,15 @@ def test_real_pictures_count_as_often_as_they_gave_a_prompt(over_sampled):
         part.result["reference"] == {"images": 12, "distinct": 5, "held": 5}
         and part.result["images"] == 12
     )
-    records = [i for i, _ in how.asked("held_out_items")]
+    records = [i for i, _ in how.prompts("held_out_items")]
     extract, real = network(), np.stack([how.source[i]["image"] for i in records])
-    made = np.stack([part.pictures[i] for i in range(12)])
+    made = np.stack([part.images[i] for i in range(12)])
     a, b = (
-        Collected(count=12, held=[], features=f, moments=Moments.of(f))
+        Collected(count=12, indices=[], features=f, moments=Moments.of(f))
         for f in (extract(made), extract(real))
     )
     assert part.result["generated"]["fid"] == pytest.approx(
-        frechet("inception", a, b)["fid"], rel=1e-5
+        frechet_measure("inception", a, b)["fid"], rel=1e-5
     )
     assert (
         part.result["ceiling"].keys() == part.result["generated"].keys() and len(part.kernel) == 4
@@ -224,15 +225,15 @@ def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sample
         "clean", images=12, measures=("frechet", "kid", "neighbours"), held=4, reference="train"
     )
     how = evaluation(models["text"], tmp_path, protocol)
-    part = how.part("held_out_items", tmp_path / "made", 5)
+    part = how.evaluate_split("held_out_items", tmp_path / "made", 5)
     assert part.result["reference"] == {"images": 6, "distinct": 6, "held": 4}
     (tmp_path / "real").mkdir()
     firsts = [i for i in range(18) if i % 3 == 0]
     for i in firsts:
         Image.fromarray(how.source[i]["image"]).save(tmp_path / "real" / f"{i:02d}.png")
-    judge = how.judge
-    scored = judge.score(
-        ImageFolder(tmp_path / "made"), part.texts, judge.reference(tmp_path / "real")
+    evaluator = how.evaluator
+    scored = evaluator.score(
+        ImageFolder(tmp_path / "made"), part.prompts, evaluator.reference(tmp_path / "real")
     )
     assert scored.result["reference"] == part.result["reference"] | {
         "folder": str(tmp_path / "real")
@@ -241,21 +242,21 @@ def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sample
         part.result["generated"] == scored.result["generated"]
         and len(scored.result["generated"]) == 7
     )
-    np.testing.assert_array_equal(part.likeness.value, scored.likeness.value)
-    assert [firsts[i] for i in scored.likeness.closest] == [
-        part.likeness.pictures.records[i] for i in part.likeness.closest
+    np.testing.assert_array_equal(part.similarity.values, scored.similarity.values)
+    assert [firsts[i] for i in scored.similarity.nearest] == [
+        part.similarity.images.records[i] for i in part.similarity.nearest
     ]
-    moments = judge.see(iter([np.stack([how.source[i]["image"] for i in firsts])]), 6, "")[
-        SEEN
-    ].moments
+    moments = evaluator.collect_generated(
+        iter([np.stack([how.source[i]["image"] for i in firsts])]), 6, ""
+    )[PRIMARY].moments
     np.savez(tmp_path / "real.npz", mu=moments.mean, sigma=moments.covariance)
-    known = judge.reference(tmp_path / "real.npz")
-    statistics = judge.score(ImageFolder(tmp_path / "made"), part.texts, known)
-    assert statistics.likeness is None and statistics.result["generated"].keys() == {"fid"}
+    known = evaluator.reference(tmp_path / "real.npz")
+    statistics = evaluator.score(ImageFolder(tmp_path / "made"), part.prompts, known)
+    assert statistics.similarity is None and statistics.result["generated"].keys() == {"fid"}
     assert statistics.result["generated"]["fid"] == pytest.approx(
         scored.result["generated"]["fid"], rel=1e-9
     )
-    again = evaluation(models["text"], tmp_path, protocol, real=known).part(
+    again = evaluation(models["text"], tmp_path, protocol, real=known).evaluate_split(
         "held_out_items", tmp_path / "made", 5
     )
     assert again.result["generated"] == statistics.result["generated"]
@@ -265,10 +266,12 @@ def test_real_pictures_that_are_missing_are_told_before_anything_is_drawn(models
     protocol = small("adm", images=5, reference="held_out_cells")
     with pytest.raises(
         UserError,
-        match="the data set has no pictures in the split held_out_cells: name others with "
+        match="the data set has no images in the split held_out_cells: name others with "
         "--reference",
     ):
-        evaluation(models["class"], tmp_path, protocol).part("held_out_items", tmp_path / "p", 4)
+        evaluation(models["class"], tmp_path, protocol).evaluate_split(
+            "held_out_items", tmp_path / "p", 4
+        )
     assert not (tmp_path / "p").exists()
 
 
@@ -276,14 +279,14 @@ def test_scores_of_single_pictures(over_sampled):
     """The inception score, and that of CLIP with its own captions, of pictures and their prompts."""
     protocol = small("vqdiffusion-cub", measures=("inception_score", "clip_score"))
     embedded = lambda texts: np.random.default_rng(len(texts)).normal(size=(len(texts), 6))
-    judge = Evaluator(
+    evaluator = Evaluator(
         protocol=protocol,
-        networks={SEEN: network(2048), "clip_score": network()},
-        captions=embedded,
+        networks={PRIMARY: network(2048), "clip_score": network()},
+        embed_texts=embedded,
     )
-    pictures, real = over_sampled[1].pictures, over_sampled[1].likeness.pictures
+    pictures, real = over_sampled[1].images, over_sampled[1].similarity.images
     texts = [f"text {i}" for i in range(12)]
-    scored = judge.score(pictures, texts, judge.real(real))
+    scored = evaluator.score(pictures, texts, evaluator.collect_real(real))
     images = np.stack([pictures[i] for i in range(12)])
     logits = network(2048)(images) @ network(2048).params["fc"]["kernel"]
     cosines = [
@@ -296,19 +299,19 @@ def test_scores_of_single_pictures(over_sampled):
         "inception_score_std": pytest.approx(deviation),
         "clip_score": pytest.approx(100 * np.maximum(cosines, 0).mean()),
     }
-    np.testing.assert_allclose(scored.likeness.value, cosines, rtol=1e-5)
-    assert "CLIP" in scored.likeness.meaning and judge.score(pictures, [], judge.real(real)).result[
-        "generated"
-    ].keys() == {"inception_score", "inception_score_std"}
+    np.testing.assert_allclose(scored.similarity.values, cosines, rtol=1e-5)
+    assert "CLIP" in scored.similarity.meaning and evaluator.score(
+        pictures, [], evaluator.collect_real(real)
+    ).result["generated"].keys() == {"inception_score", "inception_score_std"}
 
 
 def test_a_protocol_that_only_measures_models_is_one_sentence():
     only = Protocol(name="inner", images=5, measures=("bound", "reconstruction"))
     with pytest.raises(UserError, match="the protocol inner only measures models"):
-        judging.without_model(only)
-    assert judging.without_model(PROTOCOLS["emoji"]).measures == ("kid",)
+        without_model(only)
+    assert without_model(PROTOCOLS["emoji"]).measures == ("kid",)
 
 
 def test_chosen_images_are_those_of_their_records(over_sampled):
     how = over_sampled[0]
-    np.testing.assert_array_equal(Chosen(how.source, [4, 9])[1], how.source[9]["image"])
+    np.testing.assert_array_equal(RecordImages(how.source, [4, 9])[1], how.source[9]["image"])

@@ -49,7 +49,7 @@ def test_products_are_full_float32_on_every_device():
 
 
 def test_bad_input_is_an_error():
-    with pytest.raises(UserError, match="there is nothing to take means features of"):
+    with pytest.raises(UserError, match="means features need at least one image"):
         Extractor(name="means", params=None, embed=lambda p, x: x.mean(axis=(1, 2)))(images(0))
     with pytest.raises(UserError, match="at least 32 pixels"):
         efficientnet_lite0(size=16)

@@ -58,7 +58,7 @@ def test_other_programs_can_read_folder_and_captions(whole):
 @pytest.mark.parametrize("picture", [0, 1, 3, 6])
 def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monkeypatch, picture):
     """Interrupted while it writes that picture; on 4 devices a batch has 8, so one device it is."""
-    one, written, png = jax.local_devices()[:1], [], generate.png
+    one, written, png = jax.local_devices()[:1], [], generate.encode_png
     monkeypatch.setattr(jax, "local_devices", lambda: one)
 
     def struck(image):
@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monke
         written.append(image)
         return png(image)
 
-    monkeypatch.setattr(generate, "png", struck)
+    monkeypatch.setattr(generate, "encode_png", struck)
     monkeypatch.setattr(generate.os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         generate.generate(model, tmp_path, PROMPTS, **HOW)
@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monke
         sum(name.endswith(".png") for name in before) == picture and generate.CAPTIONS not in before
     )
     again = []
-    monkeypatch.setattr(generate, "png", lambda image: again.append(image) or png(image))
+    monkeypatch.setattr(generate, "encode_png", lambda image: again.append(image) or png(image))
     generate.generate(model, tmp_path, PROMPTS, **HOW)
     assert len(again) == 7 - picture // 2 * 2  # whole batches are not made again
     assert pictures(tmp_path) == pictures(whole[0])
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monke
 def test_what_is_there_is_not_made_again(model, whole, tmp_path, monkeypatch):
     copy = shutil.copytree(whole[0], tmp_path / "copy")
     before = contents(copy)
-    monkeypatch.setattr(generate, "png", None)
+    monkeypatch.setattr(generate, "encode_png", None)
     made, rate = generate.generate(model, copy, PROMPTS, **HOW)
     assert contents(copy) == before and rate == whole[2] and len(made) == 7
 
@@ -100,17 +100,17 @@ def test_what_is_there_is_not_made_again(model, whole, tmp_path, monkeypatch):
     [
         (
             dict(seed=4),
-            r"are of another seed \(3 there, 4 here\): name another folder with --pictures, or "
+            r"have another seed \(3 there, 4 requested\): name another folder with --pictures, or "
             r"delete this one",
         ),
         (
             dict(settings={"calls": 3, "temperature": 1.0}),
-            r"are of another calls \(2 there, 3 here\)",
+            r"have another calls \(2 there, 3 requested\)",
         ),
-        (dict(batch=3), r"are of another batch \(2 there, 3 here\)"),
-        (dict(protocol="adm"), r"another protocol \(clean there, adm here\)"),
-        (dict(prompts=["a cat", *PROMPTS[1:]]), "are of another prompts: name another folder"),
-        (dict(weights=2.0), "are of another model: name another folder"),
+        (dict(batch=3), r"have another batch \(2 there, 3 requested\)"),
+        (dict(protocol="adm"), r"another protocol \(clean there, adm requested\)"),
+        (dict(prompts=["a cat", *PROMPTS[1:]]), "have another prompts: name another folder"),
+        (dict(weights=2.0), "have another model: name another folder"),
     ],
 )
 def test_pictures_of_another_run_are_not_gone_on_with(model, whole, change, sentence):
@@ -126,7 +126,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(model, whole, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
     before = contents(tmp_path)
     with pytest.raises(
-        UserError, match="holds pictures that were not made here: name another folder"
+        UserError, match="holds images that vqd did not generate: name another folder"
     ):
         generate.generate(model, tmp_path, PROMPTS, **HOW)
     assert contents(tmp_path) == before
@@ -134,9 +134,9 @@ def test_a_folder_that_is_not_ours_is_left_alone(model, whole, tmp_path):
     for text in ("", "{}", '{"wanted": {"seed": 3}, "made": 0, "seconds": 0}', "[]"):
         (damaged / generate.DESCRIPTION).write_text(text)
         with pytest.raises(
-            UserError, match=r"pictures.json is damaged \(\w+\): delete it with its pictures"
+            UserError, match=r"pictures.json is damaged \(\w+\): delete it with its images"
         ):
             generate.generate(model, damaged, PROMPTS, **HOW)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write pictures into .*file"):
+    with pytest.raises(UserError, match="cannot write images into .*file"):
         generate.generate(model, tmp_path / "file", PROMPTS, **HOW)

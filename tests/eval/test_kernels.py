@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.kernels import cmmd, polynomial_mmd2
+from vqd_jax.eval.kernels import cmmd, kid_subsets, polynomial_mmd2
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 4096]))
@@ -51,14 +52,78 @@ def test_the_polynomial_discrepancy_takes_sets_of_different_sizes():
     assert polynomial_mmd2(x, y) == pytest.approx(exact, rel=1e-12)
 
 
+def kid(x, y, **subsets):
+    """Mean and standard deviation over subsets."""
+    values = kid_subsets(x, y, **subsets)
+    return float(np.mean(values)), float(np.std(values))
+
+
+def brute_mmd2(x, y):
+    def kernel(u, v):
+        return (sum(a * b for a, b in zip(u, v, strict=True)) / len(u) + 1) ** 3
+
+    m = len(x)
+    within = [
+        sum(kernel(z[i], z[j]) for i, j in itertools.permutations(range(m), 2)) / (m * (m - 1))
+        for z in (x, y)
+    ]
+    return sum(within) - 2 * sum(kernel(u, v) for u in x for v in y) / m**2
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_kid_on_whole_sets_is_the_double_sum(seed):
+    random = np.random.default_rng(seed)
+    x, y = random.normal(size=(6, 5)), random.normal(0.5, 2, (6, 5))
+    mean, deviation = kid(x, y, subsets=3, subset_size=6, seed=seed)
+    assert mean == pytest.approx(brute_mmd2(x.tolist(), y.tolist()), rel=1e-9, abs=1e-9)
+    assert deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_kid_is_unbiased_and_sees_a_shift():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(2, 400, 16)).astype(np.float32)
+    mean, deviation = kid(x, y, subsets=60, subset_size=100, seed=1)
+    assert abs(mean) < deviation  # a biased estimate would be about E k(x, x) / 100 = 0.1 above 0
+    assert kid(x, y + 0.5, subsets=20, subset_size=100)[0] > 10 * deviation
+    assert kid(x, y, subsets=5, subset_size=100, seed=2) == kid(
+        x, y, subsets=5, subset_size=100, seed=2
+    )
+
+
+def test_kid_expectation_of_gaussians():
+    """For d = 1 and N(0, 1) against N(c, 1): E k follows from the moments of the normal
+    distribution.
+    """
+    c, n = 0.7, 2000
+    random = np.random.default_rng(3)
+
+    def expected(mu, nu):  # E (xy + 1)^3, x ~ N(mu, 1), y ~ N(nu, 1)
+        def moments(m):
+            return 1, m, m * m + 1, m**3 + 3 * m
+
+        return sum(
+            math.comb(3, i) * a * b
+            for i, (a, b) in enumerate(zip(moments(mu), moments(nu), strict=True))
+        )
+
+    exact = expected(0, 0) + expected(c, c) - 2 * expected(0, c)
+    mean, _ = kid(
+        random.normal(size=(n, 1)), random.normal(c, 1, (n, 1)), subsets=20, subset_size=1000
+    )
+    assert mean == pytest.approx(exact, rel=0.15)
+
+
 def test_bad_input_is_an_error():
     x = np.ones((3, 2))
     for measure in (cmmd, polynomial_mmd2):
         with pytest.raises(UserError, match="one width, got 2 and 1"):
             measure(x, x[:, :1])
-        with pytest.raises(UserError, match="the other must be finite, but those of 3 of 3"):
+        with pytest.raises(UserError, match="the second set must be finite, but those of 3 of 3"):
             measure(x, x * np.nan)
     with pytest.raises(UserError, match="at least 2 images, got 1"):
         polynomial_mmd2(x[:1], x)
-    with pytest.raises(UserError, match="the one set must not be 0, but 1 of 3 are"):
+    with pytest.raises(UserError, match="the first set must not be zero, but 1 of 3 are"):
         cmmd(x * np.array([[1], [0], [1]]), x)
+    with pytest.raises(UserError, match="subset_size=5 with 3 and 3"):
+        kid_subsets(x, x, subset_size=5)

@@ -84,11 +84,10 @@ def test_the_shipped_model_names_its_protocol_by_the_former_name():
         (dict(measures=("fid",)), "has the measure 'fid'; there are frechet, kid"),
         (
             dict(features="vgg16", measures=("inception_score",)),
-            "the measure inception_score of the protocol p is one of inception features, not of "
-            "vgg16",
+            "the measure inception_score of the protocol p needs inception features, got vgg16",
         ),
         (dict(images=0), "must be at least 1"),
-        (dict(subset_size=1), "at least 1, that of pictures in a subset 2"),
+        (dict(subset_size=1), "at least 1, its subset_size at least 2"),
         (dict(held=-1), "must not be negative"),
         (dict(seed=-1), "must not be negative"),
     ],
@@ -99,7 +98,5 @@ def test_a_protocol_that_cannot_be_is_one_sentence(changes, sentence):
 
 
 def test_a_name_that_is_none_is_one_sentence():
-    with pytest.raises(
-        UserError, match="there is no protocol 'fid'; there are emoji, vqdiffusion-cub"
-    ):
+    with pytest.raises(UserError, match="there is no protocol 'fid', only emoji, vqdiffusion-cub"):
         protocols.get_protocol("fid")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.resizing import CONVENTIONS, bicubic_bytes, middle_square, resize
+from vqd_jax.eval.resizing import CONVENTIONS, bicubic_bytes, clip_transform, resize
 
 SIZES = [
     ((32, 32), (299, 299)),
@@ -64,7 +64,7 @@ def test_bytes_are_pillows_exactly(old, new):
 @pytest.mark.parametrize(
     ("old", "size"), [((32, 32), 32), ((40, 27), 19), ((31, 64), 24), ((20, 23), 20)]
 )
-def test_the_middle_square_is_that_of_clip(old, size):
+def test_the_clip_transform_equals_pillow(old, size):
     """As torchvision's Resize(size, BICUBIC) and CenterCrop(size) do it, in that package's words."""
     height, width = old
     new_short, new_long = size, int(size * max(old) / min(old))
@@ -82,7 +82,7 @@ def test_the_middle_square_is_that_of_clip(old, size):
         for image in pictures(old)
     ]
     np.testing.assert_array_equal(
-        jax.jit(middle_square, static_argnums=1)(pictures(old), size), want
+        jax.jit(clip_transform, static_argnums=1)(pictures(old), size), want
     )
 
 

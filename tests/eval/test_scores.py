@@ -65,5 +65,5 @@ def test_bad_input_is_an_error():
         clip_score(x, x[:2])
     with pytest.raises(UserError, match="one width, got 2 and 1"):
         clip_score(x, x[:, :1])
-    with pytest.raises(UserError, match="texts must not be 0"):
+    with pytest.raises(UserError, match="texts must not be zero"):
         clip_score(x, 0 * x)

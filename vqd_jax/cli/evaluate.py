@@ -138,7 +138,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         except ImportError:
             print("there are no plots without matplotlib: pip install matplotlib")
     print(page.table(result, [*scored]))
-    if meanings := {part.likeness.meaning for part in scored.values() if part.likeness}:
+    if meanings := {part.similarity.meaning for part in scored.values() if part.similarity}:
         print(f"best and worst in {out.with_suffix('.png')} are by {meanings.pop()}")
 
 

@@ -62,17 +62,13 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     workdir = Path(options.workdir)
     model = pipeline.load(workdir)
-    if model.stage.fixed_sampling.get("sampler") == "previous":
-        raise UserError(
-            "a plan is made from predictions of x_0, and this model predicts the previous state"
-        )
     n = model.process and int(np.prod(model.stage.denoiser.grid))
     if options.calls > n:
         raise UserError(f"a plan for {n} tokens has 1..{n} calls, got {options.calls}")
     path = Workdir(workdir).plan
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write the plan to {path.parent}: permission denied")
-    cache = evaluation.cache(options.cache, workdir)
+    cache = evaluation.cache_folder(options.cache, workdir)
     source = batches.Resized(
         build.source(model.config, cache), build.transform(model.config, training=False)
     )

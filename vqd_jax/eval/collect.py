@@ -1,13 +1,12 @@
-"""What networks see in pictures, gathered in one pass, a batch of pictures at a time: mean and
-covariance of all, features of some.
+"""Collects features of many images in one pass, batch by batch: mean and covariance of all images,
+feature vectors of all or some.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_files import prefetch
@@ -16,46 +15,51 @@ from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments
 from vqd_jax.runtime.progress import bar
 
-ROWS = 64  # pictures of a batch
-BLOCK = 1024  # features whose moments are taken at once
+BATCH_SIZE = 64  # images
+MOMENTS_BATCH = 1024  # features whose moments are computed at once
 
 Batch = UInt8[np.ndarray, "b H W 3"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureSpec:
-    """Of one network's features: those of `held` pictures, evenly spaced (0: of all), and `moments`
-    if they are asked for.
+    """What to collect from one network: the features of `keep` evenly spaced images (0: of all),
+    and with `moments` mean and covariance of all.
     """
 
     extract: Extractor
-    held: int = 0
+    keep: int = 0
     moments: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """Of `count` pictures the features of those numbered in `held`, float32, and the moments of
-    all, each as often as it counts.
+    """Features of one network.
+
+    Attributes:
+      count: images, each counted as often as its weight says.
+      indices: of the images whose features are kept.
+      features: of those images, float32.
+      moments: of all images, weighted; None if not requested.
     """
 
     count: int
-    held: Sequence[int]
+    indices: Sequence[int]
     features: Float[np.ndarray, "n d"]
     moments: Moments | None
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, evenly spaced; all for a count of 0."""
+    """At most `count` indices below `total`, evenly spaced; all of them for a count of 0."""
     return np.linspace(0, total - 1, min(count or total, total)).astype(int).tolist()
 
 
-def batches(pictures: Items, rows: int = ROWS) -> Iterator[Batch]:
-    """The pictures in order, read ahead by threads."""
+def batches(images: Items, size: int = BATCH_SIZE) -> Iterator[Batch]:
+    """Batches of images in order, read ahead by threads."""
     waiting = []
-    for _, image in prefetch(pictures.__getitem__, range(len(pictures))):
+    for _, image in prefetch(images.__getitem__, range(len(images))):
         waiting.append(image)
-        if len(waiting) == rows:
+        if len(waiting) == size:
             yield np.stack(waiting)
             waiting = []
     if waiting:
@@ -65,60 +69,63 @@ def batches(pictures: Items, rows: int = ROWS) -> Iterator[Batch]:
 def collect(
     parts: Iterable[Batch],
     total: int,
-    networks: Mapping[Any, FeatureSpec],
+    networks: Mapping[str, FeatureSpec],
     *,
     description: str,
-    times: Sequence[int] | None = None,
-) -> dict[Any, Collected]:
-    """What is wanted of each network about the `total` pictures in `parts`; picture i counts
-    times[i] times in the moments, else once.
+    weights: Sequence[int] | None = None,
+) -> dict[str, Collected]:
+    """The features of `total` images in `parts` by network; image i counts weights[i] times in the
+    moments, or once.
     """
-    times = np.ones(total, int) if times is None else np.asarray(times)
-    if len(times) != total or times.min(initial=1) < 1:
+    weights = np.ones(total, int) if weights is None else np.asarray(weights)
+    if len(weights) != total or weights.min(initial=1) < 1:
         raise UserError(
-            f"each of {total} pictures must count at least once, got {len(times)} numbers from "
-            f"{times.min(initial=1)}"
+            f"each of {total} images must have a weight of at least 1, got {len(weights)} weights "
+            f"from {weights.min(initial=1)}"
         )
-    collectors = {name: _Collector(wanted, times) for name, wanted in networks.items()}
+    collectors = {name: _Collector(spec, weights) for name, spec in networks.items()}
     done = 0
-    with bar(total, description=description, unit="picture") as progress:
+    with bar(total, description=description, unit="image") as progress:
         for images in parts:
             for collector in collectors.values():
-                collector.see(done, images)
+                collector.add(done, images)
             done += len(images)
             progress.update(len(images))
     return {name: collector.result() for name, collector in collectors.items()}
 
 
 class _Collector:
-    """Of one network."""
+    """Accumulates the features of one network."""
 
-    def __init__(self, wanted: FeatureSpec, times: np.ndarray):
-        self.wanted, self.times = wanted, times
-        self.held = np.array(evenly_spaced(len(times), wanted.held), int)
-        self.kept: list[np.ndarray] = []
-        self.block: list[np.ndarray] = []
+    def __init__(self, spec: FeatureSpec, weights: Int[np.ndarray, " n"]):
+        self.spec, self.weights = spec, weights
+        self.indices = np.array(evenly_spaced(len(weights), spec.keep), int)
+        self.features: list[np.ndarray] = []
+        self.pending: list[np.ndarray] = []  # features that are not yet in the moments
         self.moments: Moments | None = None
 
-    def see(self, first: int, images: Batch) -> None:
-        features = self.wanted.extract(images)
-        low, high = np.searchsorted(self.held, (first, first + len(images)))
-        self.kept.append(features[self.held[low:high] - first])
-        if self.wanted.moments:
-            self.block.append(np.repeat(features, self.times[first : first + len(images)], axis=0))
-            if sum(map(len, self.block)) >= BLOCK:
-                self._add()
+    def add(self, first: int, images: Batch) -> None:
+        """Adds the images from index `first` on."""
+        features = self.spec.extract(images)
+        low, high = np.searchsorted(self.indices, (first, first + len(images)))
+        self.features.append(features[self.indices[low:high] - first])
+        if self.spec.moments:
+            weights = self.weights[first : first + len(images)]
+            self.pending.append(np.repeat(features, weights, axis=0))
+            if sum(map(len, self.pending)) >= MOMENTS_BATCH:
+                self._update_moments()
 
-    def _add(self) -> None:
-        more = Moments.of(np.concatenate(self.block))
-        self.moments, self.block = more if self.moments is None else self.moments + more, []
+    def _update_moments(self) -> None:
+        new = Moments.of(np.concatenate(self.pending))
+        self.moments = new if self.moments is None else self.moments + new
+        self.pending = []
 
     def result(self) -> Collected:
-        if self.block:
-            self._add()
+        if self.pending:
+            self._update_moments()
         return Collected(
-            count=int(self.times.sum()),
-            held=self.held.tolist(),
-            features=np.concatenate(self.kept),
+            count=int(self.weights.sum()),
+            indices=self.indices.tolist(),
+            features=np.concatenate(self.features),
             moments=self.moments,
         )

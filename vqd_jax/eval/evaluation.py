@@ -1,15 +1,16 @@
-"""What `vqd evaluate` measures of a loaded model: its pictures of each part of the protocol, bound,
+"""Evaluation of a loaded model by a protocol: generated images of each part, variational bound and
 reconstruction.
 """
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
@@ -18,7 +19,7 @@ from vqd_jax.data.source import Items
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval import held_out, measures
 from vqd_jax.eval.collect import (
-    ROWS,
+    BATCH_SIZE,
     Batch,
     Collected,
     FeatureSpec,
@@ -26,32 +27,33 @@ from vqd_jax.eval.collect import (
     collect,
     evenly_spaced,
 )
+from vqd_jax.eval.evaluator import Evaluator, RealImages, Scored, SimilarityReport
 from vqd_jax.eval.generate import generate
-from vqd_jax.eval.judge import Evaluator, RealImages, Scored, SimilarityReport
-from vqd_jax.eval.metrics import bits
+from vqd_jax.eval.protocols import Protocol
 from vqd_jax.eval.retrieval import retrieval
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import escape_prompt
 from vqd_jax.models.lpips import SMALLEST
 from vqd_jax.runtime.workdir import Workdir
 
-SPLITS = ("train", "held_out_cells", "held_out_items")
-LEAST = 4  # pictures of a part; one with fewer is left out
+MIN_IMAGES = 4  # a part with fewer images is left out
+
+Tokens = Int[np.ndarray, "records n"] | dict[int, Int[np.ndarray, " n"]]
 
 
-def cache(folder: str | None, workdir: Path) -> Path:
-    """Where data sets and tokens are built: `folder` if given, else the workdir's own cache, else
-    the user's.
+def cache_folder(folder: str | None, workdir: Path) -> Path:
+    """The folder for data sets and tokens: `folder` if given, else the workdir's cache if it has
+    one, else the user's cache.
     """
     if folder:
         return Path(folder)
-    own = Workdir(workdir).cache
-    return own if own.is_dir() else Path.home() / ".cache" / "vqd_jax" / "data"
+    cache = Workdir(workdir).cache
+    return cache if cache.is_dir() else Path.home() / ".cache" / "vqd_jax" / "data"
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
-    """The images of some records."""
+class RecordImages:
+    """The images of some records of a data set."""
 
     source: Resized
     records: Sequence[int]
@@ -59,18 +61,22 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
         return self.source[self.records[i]]["image"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """A loaded model with its data set, which is opened when it is needed; `real` takes the place
-    of the protocol's real pictures.
+    """A loaded model and its data set, which is opened on first use.
+
+    Attributes:
+      cache: folder for data sets and tokens.
+      settings: keywords of `TextToImage` for sampling.
+      real: real images to compare with, instead of the protocol's.
     """
 
     model: pipeline.TextToImage
-    judge: Evaluator
+    evaluator: Evaluator
     cache: Path
     settings: dict[str, Any]
     real: RealImages | None = None
@@ -80,8 +86,8 @@ class Evaluation:
             raise UserError("this workdir holds a codec but no denoiser yet: finish training it")
 
     @property
-    def protocol(self):
-        return self.judge.protocol
+    def protocol(self) -> Protocol:
+        return self.evaluator.protocol
 
     @functools.cached_property
     def source(self) -> Resized:
@@ -89,65 +95,57 @@ class Evaluation:
         return Resized(build.source(config, self.cache), build.transform(config, training=False))
 
     def reconstruction(self) -> dict[str, float]:
-        """Of held-out pictures, with both networks of LPIPS if the pictures are large enough for
-        them.
-        """
-        nets = tuple(
-            net for net, least in SMALLEST.items() if self.model.config.data.image_size >= least
-        )
+        """Quality of the codec on held-out images, with LPIPS where they are large enough."""
+        size = self.model.config.data.image_size
         evaluate = held_out.CodecEvaluation(
             stage=self.model.codec,
             source=self.source,
             transform=lambda image, rng: image,
             folder=None,
-            lpips=nets,
+            lpips=tuple(net for net, least in SMALLEST.items() if size >= least),
             examples=self.protocol.bound_images,
         )
         return evaluate(0, self.model.codec_weights)
 
     def bound(self) -> dict[str, dict[str, float]]:
-        """The variational bound per split, in nats and bits per token."""
-        records = {
-            name: chosen
-            for name, chosen in evaluation_records(self.source, self.protocol.bound_images).items()
-            if chosen
-        }
+        """The variational bound of each split, in nats and bits per token."""
+        splits = evaluation_records(self.source, self.protocol.bound_images)
+        splits = {name: records for name, records in splits.items() if records}
         bound = held_out.Bound(
             stage=self.model.stage,
             source=self.source,
             tokenizer=self.model.tokenizer,
             draws=self.protocol.draws,
-            tokens=self.tokens(sum(records.values(), [])),
+            tokens=self.tokens(sum(splits.values(), [])),
         )
-        nats = {name: bound(self.model.weights, chosen) for name, chosen in records.items()}
-        return {
-            name: {
-                "nats_per_token": nats[name],
-                "bits_per_token": bits(nats[name]),
-                "images": len(chosen),
+        out = {}
+        for name, records in splits.items():
+            nats = bound(self.model.weights, records)
+            out[name] = {
+                "nats_per_token": nats,
+                "bits_per_token": held_out.bits(nats),
+                "images": len(records),
             }
-            for name, chosen in records.items()
-        }
+        return out
 
-    def part(self, split: str, folder: Path, batch: int) -> Scored | None:
-        """The pictures for the prompts of a split, made in `folder`, `batch` at a time on each
-        device; None where it has too few.
+    def evaluate_split(self, split: str, folder: Path, batch: int) -> Scored | None:
+        """Generates images for the prompts of a split into `folder`, `batch` at a time on each
+        device, and evaluates them. None if there are too few.
         """
-        asked = self.asked(split)
         p = self.protocol
-        if len(asked) < LEAST and p.repeat:
+        requested = self.prompts(split)
+        if len(requested) < MIN_IMAGES:
+            if not p.repeat:
+                return None
             raise UserError(
-                f"the protocol {p.name} needs at least {LEAST} pictures for prompts of the split "
-                f"{split}, got {len(asked)}"
+                f"the protocol {p.name} needs at least {MIN_IMAGES} images with prompts in the "
+                f"split {split}, got {len(requested)}"
             )
-        if len(asked) < LEAST:
-            return None
-        chosen, prompts = [i for i, _ in asked], [text for _, text in asked]
+        if not self.real and p.reference != "own":
+            _ = self.reference_records  # UserError now, before hours of sampling, if there are none
+        records, prompts = [i for i, _ in requested], [text for _, text in requested]
         texts = prompts if self.model.config.condition.kind == "text" else []
-        others = (
-            [] if self.real or p.reference == "own" else self.compared
-        )  # which are missed before anything is drawn
-        pictures, rate = generate(
+        images, rate = generate(
             self.model,
             folder,
             prompts,
@@ -156,156 +154,173 @@ class Evaluation:
             settings=self.settings,
             protocol=p.name,
         )
-        times = collections.Counter(chosen)
-        real = self.real or (
-            self.split
-            if others
-            else self.judge.real(Chosen(self.source, [*times]), [*times.values()])
+        counts = collections.Counter(records)
+        if self.real:
+            real = self.real
+        elif p.reference != "own":
+            real = self.reference_images
+        else:
+            real = self.evaluator.collect_real(
+                RecordImages(self.source, [*counts]), [*counts.values()]
+            )
+        generated = self.evaluator.collect_generated(
+            batches(images), len(images), "generated images"
         )
-        made = self.judge.see(batches(pictures), len(pictures), "generated pictures")
-        numbers, kernel = self.judge.compare(made, real, texts)
-        result = {"generated": numbers | self.found(made, chosen)}
+        values, kernel = self.evaluator.compare(generated, real, texts)
+        result = {"generated": values | self.retrieval(generated, records)}
         if "ceiling" in p.measures:
-            result["ceiling"] = self.ceiling([*times], real, [*times.values()])
+            result["ceiling"] = self.ceiling([*counts], real, [*counts.values()])
         result |= {
-            "images": len(pictures),
+            "images": len(images),
             "images_per_second": rate,
-            "reference": real.described(),
+            "reference": real.describe(),
         }
         return Scored(
             result=result,
-            pictures=pictures,
-            texts=prompts,
+            images=images,
+            prompts=prompts,
             kernel=kernel,
-            likeness=self.likeness(made, real, chosen, texts),
+            similarity=self.similarity(generated, real, records, texts),
         )
 
-    def asked(self, split: str) -> list[tuple[int, str]]:
-        """(record, prompt) of each picture of a part."""
-        p, kind, groups = self.protocol, self.model.config.condition.kind, {}
+    def prompts(self, split: str) -> list[tuple[int, str]]:
+        """(record, prompt) of each image to generate for a split; record -1 if the model needs no
+        data set.
+        """
+        p, kind = self.protocol, self.model.config.condition.kind
+        by_file: dict[str | None, list[int]] = {}
         if p.reference != "own" and (kind == "none" or kind == "class" and p.classes == "even"):
-            groups = {None: [-1]}  # which needs no data set
+            by_file = {None: [-1]}
         else:
             for i in indices(self.source, split):
-                groups.setdefault(self.source.files[i], []).append(i)
-        own = [*groups.values()]
-        own = [
-            own[i % len(own)]
-            for i in (
-                range(p.images)
-                if p.repeat and 0 < len(own) < p.images
-                else evenly_spaced(len(own), p.images)
-            )
-        ]
+                by_file.setdefault(self.source.files[i], []).append(i)
+        groups = [*by_file.values()]
+        if p.repeat and 0 < len(groups) < p.images:
+            chosen = [i % len(groups) for i in range(p.images)]
+        else:
+            chosen = evenly_spaced(len(groups), p.images)
         return [
-            (records[0], self._prompt(kind, number, records)) for number, records in enumerate(own)
+            (groups[i][0], self._prompt(kind, number, groups[i])) for number, i in enumerate(chosen)
         ]
 
     def _prompt(self, kind: str, number: int, records: list[int]) -> str:
+        """Prompt of image `number`, from the records that share its real image."""
         p = self.protocol
         if kind == "none":
             return ""
+        if kind == "class" and p.classes == "even":
+            return str(number % self.model.config.condition.classes)
         if kind == "class":
-            label = (
-                number % self.model.config.condition.classes
-                if p.classes == "even"
-                else self.source.records[records[0]].label
-            )
-            return str(label)
+            return str(self.source.records[records[0]].label)
         captions = [caption for i in records for caption in self.source.records[i].captions]
-        drawn = (
-            0
-            if p.captions == "first"
-            else np.random.default_rng((p.seed, number)).integers(len(captions))
-        )
-        return escape_prompt(captions[drawn])
+        if p.captions == "first":
+            return escape_prompt(captions[0])
+        random = np.random.default_rng((p.seed, number))
+        return escape_prompt(captions[random.integers(len(captions))])
 
     @functools.cached_property
-    def compared(self) -> list[int]:
-        """A record of each picture of the split that the protocol compares with."""
+    def reference_records(self) -> list[int]:
+        """The first record of each image in the protocol's reference split."""
         firsts = {
             self.source.files[i]: i for i in reversed(indices(self.source, self.protocol.reference))
         }
         if not firsts:
             raise UserError(
-                f"the data set has no pictures in the split {self.protocol.reference}: name "
-                "others with --reference"
+                f"the data set has no images in the split {self.protocol.reference}: name others "
+                "with --reference"
             )
         return sorted(firsts.values())
 
     @functools.cached_property
-    def split(self) -> RealImages:
-        return self.judge.real(Chosen(self.source, self.compared))
+    def reference_images(self) -> RealImages:
+        return self.evaluator.collect_real(RecordImages(self.source, self.reference_records))
 
     def ceiling(
-        self, chosen: list[int], real: RealImages | None = None, times: Sequence[int] | None = None
+        self,
+        records: list[int],
+        real: RealImages | None = None,
+        weights: Sequence[int] | None = None,
     ) -> dict[str, float]:
-        """The measures of the records' pictures after encoding and decoding, beside their own if no
-        others are given.
+        """The measures of encoded and decoded real images, compared with `real` or, by default,
+        with themselves: no model of the tokens can do better.
         """
-        tokens, real = self.tokens(chosen), real or self.judge.real(Chosen(self.source, chosen))
+        tokens = self.tokens(records)
+        real = real or self.evaluator.collect_real(RecordImages(self.source, records))
 
         def decoded() -> Iterator[Batch]:
-            for first in range(0, len(chosen), ROWS):
-                yield self.model.decode(np.stack([tokens[i] for i in chosen[first : first + ROWS]]))
+            for first in range(0, len(records), BATCH_SIZE):
+                batch = records[first : first + BATCH_SIZE]
+                yield self.model.decode(np.stack([tokens[i] for i in batch]))
 
-        made = self.judge.see(decoded(), len(chosen), "decoded real pictures", times=times)
-        return self.judge.compare(made, real)[0] | self.found(made, chosen)
-
-    def score(self, images: Items, chosen: list[int]) -> dict[str, float]:
-        """The measures of pictures of these records beside the records' own."""
-        made = self.judge.see(batches(images), len(images), "generated pictures")
-        return self.judge.compare(made, self.judge.real(Chosen(self.source, chosen)))[
-            0
-        ] | self.found(made, chosen)
-
-    def tokens(self, chosen: list[int]) -> Any:
-        """Of these records by number; all are kept where training keeps them."""
-        return (
-            encode_records(self.source, chosen, self.model.encode)
-            if build.encodes_online(self.model.config)
-            else self._tokens
+        generated = self.evaluator.collect_generated(
+            decoded(), len(records), "decoded real images", weights=weights
         )
+        return self.evaluator.compare(generated, real)[0] | self.retrieval(generated, records)
+
+    def score(self, images: Items, records: list[int]) -> dict[str, float]:
+        """The measures of images generated for these records, compared with the records' own."""
+        generated = self.evaluator.collect_generated(
+            batches(images), len(images), "generated images"
+        )
+        real = self.evaluator.collect_real(RecordImages(self.source, records))
+        return self.evaluator.compare(generated, real)[0] | self.retrieval(generated, records)
+
+    def tokens(self, records: list[int]) -> Tokens:
+        """The tokens of at least these records, by index; all, where training caches them."""
+        if build.encodes_online(self.model.config):
+            return encode_records(self.source, records, self.model.encode)
+        return self._cached_tokens
 
     @functools.cached_property
-    def _tokens(self) -> np.ndarray:
+    def _cached_tokens(self) -> Int[np.ndarray, "records n"]:
         return cached_tokens(self.cache, self.source, self.model.codec_weights, self.model.encode)
 
     @functools.cached_property
     def gallery(self) -> tuple[Collected, list[str], list[str]]:
-        """Of all real pictures what the retrieval sees, their groups and styles."""
-        everything, records = Chosen(self.source, range(len(self.source))), self.source.records
-        wanted = {"gallery": FeatureSpec(extract=self.judge.networks["retrieval"])}
-        seen = collect(
-            batches(everything), len(everything), wanted, description="gallery of real pictures"
-        )["gallery"]
-        return seen, [r.group or r.item for r in records], [r.style for r in records]
+        """Retrieval features, groups and styles of all real images."""
+        images, records = RecordImages(self.source, range(len(self.source))), self.source.records
+        spec = FeatureSpec(extract=self.evaluator.networks["retrieval"])
+        collected = collect(
+            batches(images), len(images), {"gallery": spec}, description="gallery of real images"
+        )
+        groups = [record.group or record.item for record in records]
+        return collected["gallery"], groups, [record.style for record in records]
 
-    def found(self, made: dict[str, Collected], chosen: list[int]) -> dict[str, float]:
-        """Whether what the records show is found in the gallery by their pictures."""
-        if "retrieval" not in made:
+    def retrieval(self, generated: Mapping[str, Collected], records: list[int]) -> dict[str, float]:
+        """Whether generated images retrieve what their records show; {} unless measured."""
+        if "retrieval" not in generated:
             return {}
         gallery, groups, styles = self.gallery
-        of = lambda labels: [labels[i] for i in chosen]
         return retrieval(
-            made["retrieval"].features, of(groups), of(styles), gallery.features, groups, styles
+            generated["retrieval"].features,
+            [groups[i] for i in records],
+            [styles[i] for i in records],
+            gallery.features,
+            groups,
+            styles,
         )
 
-    def likeness(
-        self, made: dict[str, Collected], real: RealImages, chosen: list[int], texts: Sequence[str]
+    def similarity(
+        self,
+        generated: Mapping[str, Collected],
+        real: RealImages,
+        records: list[int],
+        texts: Sequence[str],
     ) -> SimilarityReport | None:
-        """By the real pictures of what the prompt asks for, where they are known."""
-        if "retrieval" not in made:
-            return self.judge.likeness(made, real, texts)
+        """Rates images by the real images of their prompts' groups and styles, if retrieval is
+        measured, or else as `Evaluator.similarity`.
+        """
+        if "retrieval" not in generated:
+            return self.evaluator.similarity(generated, real, texts)
         gallery, groups, styles = self.gallery
         labels = np.array([f"{style}\n{group}" for group, style in zip(groups, styles)])
-        value, place = measures.nearest_distance(
-            made["retrieval"].features, gallery.features, (labels[chosen], labels)
+        values, nearest = measures.most_similar(
+            generated["retrieval"].features, gallery.features, (labels[records], labels)
         )
         return SimilarityReport(
-            meaning="cosine similarity of efficientnet_lite0 features with the nearest real "
-            "picture of what was asked for",
-            value=value,
-            closest=place.tolist(),
-            pictures=Chosen(self.source, range(len(self.source))),
+            meaning="cosine similarity of efficientnet_lite0 features with the nearest real image "
+            "that fits the prompt",
+            values=values,
+            nearest=nearest.tolist(),
+            images=RecordImages(self.source, range(len(self.source))),
         )

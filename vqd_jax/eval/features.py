@@ -1,7 +1,7 @@
-"""Feature extractors: uint8 images in, one feature vector each out, from pretrained networks.
+"""Feature extractors from pretrained networks: uint8 images -> one feature vector each.
 
-EfficientNet, VGG16 and AlexNet install with pip; the weights of InceptionV3 and CLIP are files to
-fetch.
+The weights of EfficientNet, VGG16 and AlexNet come with pip packages; those of InceptionV3 and CLIP
+are files to download.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.resizing import CONVENTIONS, middle_square, resize
+from vqd_jax.eval.resizing import CONVENTIONS, clip_transform, resize
 from vqd_jax.models.clip import MEAN, STD
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.inception import SIZE, WIDTHS, InceptionV3
@@ -25,20 +25,21 @@ from vqd_jax.models.weights.clip_towers import load_clip
 from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.models.weights.inception import load_inception
 from vqd_jax.models.weights.lpips import load_lpips
-from vqd_jax.runtime.progress import track
 from vqd_jax.runtime.devices import Devices, local_devices, map_rows, replicate
+from vqd_jax.runtime.progress import track
 
 Pictures = UInt8[np.ndarray, "n H W 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """Embeds rows, as a rule uint8 images of one size, in batches; the last batch is padded, so
-    that one program is compiled.
+    """Embeds rows, usually uint8 images of one size, in batches. The last batch is padded, so that
+    one program is compiled.
 
-    name: of the features, for reports; embed: (params, rows) -> features, whose products are full
-    float32 on every device;
-    batch: rows a call, which all local devices share.
+    Attributes:
+      name: of the features, for messages.
+      embed: (params, rows) -> features, with float32 matrix products on every device.
+      batch: rows per call, which are sharded over the local devices.
     """
 
     name: str
@@ -52,21 +53,16 @@ class Extractor:
 
     def __call__(self, rows: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
         if not len(rows):
-            raise UserError(f"there is nothing to take {self.name} features of")
+            raise UserError(f"{self.name} features need at least one image")
         starts = range(0, len(rows), self.batch)
         features = []
-        for start in (
-            track(starts, len(starts), f"{self.name} features", "batch")
-            if len(starts) > 1
-            else starts
-        ):
+        if len(starts) > 1:
+            starts = track(starts, len(starts), f"{self.name} features", "batch")
+        for start in starts:
             chunk = rows[start : start + self.batch]
             padded = np.pad(chunk, ((0, self.batch - len(chunk)), *((0, 0),) * (rows.ndim - 1)))
-            features.append(
-                np.asarray(_features(self.embed, local_devices(self.batch), self.params, padded))[
-                    : len(chunk)
-                ]
-            )
+            embedded = _features(self.embed, local_devices(self.batch), self.params, padded)
+            features.append(np.asarray(embedded)[: len(chunk)])
         return np.concatenate(features)
 
 
@@ -74,9 +70,7 @@ class Extractor:
 def _features(
     embed: Callable, devices: Devices, params: Any, rows: Shaped[Array, "b ..."]
 ) -> Float[Array, "b d"]:
-    with jax.default_matmul_precision(
-        "highest"
-    ):  # accelerators would round to fewer digits than the published numbers have
+    with jax.default_matmul_precision("highest"):  # the default of accelerators is too coarse
         return map_rows(embed, devices, params, rows)
 
 
@@ -87,10 +81,14 @@ def _signed(images: UInt8[Array, "*b H W 3"]) -> Float[Array, "*b H W 3"]:
 def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
     """ImageNet features (n, 1280) of images resized to `size` x `size`, bicubic.
 
-    The default was measured at 32 px on 300 emoji in each of two styles against 1,595 a style. For
-    sizes 96, 112, 128, 160, 224 the right one is nearest for 56, 54, 57, 57, 47 % of softened and
-    noisy copies, and for 34, 36, 39, 41, 44 % of the other style's drawings; 340, 260, 215, 135, 70
-    images/s on two busy cores.
+    The default was chosen at 32 px on 300 emoji in each of two styles, in a gallery of 1,595 per
+    style (images/s on two busy cores):
+
+    | size | 96 | 112 | 128 | 160 | 224 |
+    |---|---|---|---|---|---|
+    | blurred, noisy copies retrieved, % | 56 | 54 | 57 | 57 | 47 |
+    | same emoji in the other style retrieved, % | 34 | 36 | 39 | 41 | 44 |
+    | images/s | 340 | 260 | 215 | 135 | 70 |
     """
     if size < 32:
         raise UserError(
@@ -106,9 +104,7 @@ def efficientnet_lite0(size: int = 128, batch: int = 64) -> Extractor:
 
 
 def vgg16(batch: int = 64) -> Extractor:
-    """Features (n, 512): the global average of relu5_3 at the images' own size (at least 16
-    pixels).
-    """
+    """Features (n, 512): the global average of relu5_3 of images in their size (at least 16 px)."""
 
     def embed(params, images):
         return vgg_features(VGG16().apply({"params": params}, _signed(images)))
@@ -127,18 +123,19 @@ def inception(
     output: str = "2048",
     batch: int = 64,
 ) -> Extractor:
-    """Features of the FID's InceptionV3.
+    """Features of the InceptionV3 that FID uses.
 
-    path: of its weights, as `convert.inception.load_inception` has it. resizing: how images become
-    299 x 299, as `eval.resizing` has it, and bytes numbers: x / 127.5 - 1 for pytorch-fid, x / 128
-    - 1 for the others. output: of models.inception.WIDTHS: "2048" for FID and KID, whose
-    `inception_logits` are those of the Inception score.
+    Args:
+      path: of the weights, see `models.weights.inception.load_inception`.
+      resizing: convention for the resize to 299 x 299, see `eval.resizing`. Pixels become x / 127.5
+        - 1 for pytorch-fid, x / 128 - 1 for the others.
+      output: one of `models.inception.WIDTHS`: "2048" for FID and KID; `inception_logits` computes
+        the logits of the inception score from it.
     """
     if resizing not in CONVENTIONS or output not in WIDTHS:
         raise UserError(
-            f"Inception features come with resizing={' | '.join(CONVENTIONS)} and "
-            f"output={' | '.join(WIDTHS)}, "
-            f"got {resizing!r} and {output!r}"
+            f"Inception features need resizing={' | '.join(CONVENTIONS)} and "
+            f"output={' | '.join(WIDTHS)}, got {resizing!r} and {output!r}"
         )
     unit = 127.5 if resizing == "pytorch-fid" else 128
 
@@ -155,16 +152,16 @@ def inception(
 def inception_logits(
     extractor: Extractor, features: Float[np.ndarray, "n 2048"]
 ) -> Float[np.ndarray, "n classes"]:
-    """Of the 1008 classes, less their bias as the Inception score has them, from the features
-    "2048" of `inception`.
+    """Logits of the 1008 classes without bias, as in the inception score, from the features "2048"
+    of `inception`.
     """
     return features @ np.asarray(extractor.params["fc"]["kernel"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A CLIP: embeddings (n, d) of uint8 images, and of captions as CLIP's tokenizer gives their
-    ids (n, m).
+    """The two towers of a CLIP: uint8 images -> embeddings (n, d), token ids of captions (n, m) ->
+    embeddings (n, d).
     """
 
     images: Extractor
@@ -172,11 +169,11 @@ class Clip:
 
 
 def clip(folder: str | Path, batch: int = 64) -> Clip:
-    """The CLIP in a folder or file, as `convert.clip.read_clip` has it: OpenAI's with vision
-    transformers, of any size.
+    """Loads OpenAI's CLIP with a vision transformer from a folder or file, see
+    `models.weights.clip_towers.load_clip`.
 
-    Images of any size become the square that the model takes by `resizing.middle_square`. Their
-    embeddings have the length that the projection gives them, those of captions the length 1.
+    Images of any size go through `resizing.clip_transform`. Image embeddings are not normalized,
+    caption embeddings have length 1.
     """
     image, caption, params = load_clip(folder)
 
@@ -184,13 +181,11 @@ def clip(folder: str | Path, batch: int = 64) -> Clip:
         mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (MEAN, STD))
         return image.apply(
             {"params": params},
-            (middle_square(images, image.size).astype(jnp.float32) / 255 - mean) / std,
+            (clip_transform(images, image.size).astype(jnp.float32) / 255 - mean) / std,
         )
 
-    name, params = (
-        f"CLIP {image.width}/{image.patch} {image.size} px",
-        replicate(params, local_devices(batch)),
-    )
+    name = f"CLIP {image.width}/{image.patch} {image.size} px"
+    params = replicate(params, local_devices(batch))
     return Clip(
         images=Extractor(name=f"{name} image", params=params["image"], embed=embed, batch=batch),
         captions=Extractor(

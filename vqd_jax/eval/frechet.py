@@ -1,29 +1,26 @@
-"""The Fréchet distance of two sets of features, from mean and covariance that are gathered batch by
-batch in float64.
+"""The Fréchet distance between two sets of features, from their means and covariances, which are
+accumulated batch by batch in float64.
 
-It is FID (Heusel et al. 2017, arXiv:1706.08500) only with the features of InceptionV3; with others
-it is named after those.
+It is FID (Heusel et al. 2017, arXiv:1706.08500) only with the features of InceptionV3.
 """
 
-import functools
-import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.checks import rows
+from vqd_jax.eval.checks import check_features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
-    """Of `count` features: their mean, and `scatter`, the sum of the outer products of their
-    deviations from it; float64.
+    """Moments of `count` features, float64: their mean, and `scatter`, the sum of the outer
+    products of their deviations from it.
 
-    a + b is of both together (Chan, Golub, LeVeque 1979): sums of squares, which lose digits, never
-    occur, so that neither order nor batches, devices or processes matter beyond rounding.
+    a + b are the moments of both sets together (Chan, Golub, LeVeque 1979). Without sums of
+    squares, which lose digits, the result depends on order and batches only by rounding.
     """
 
     count: int
@@ -32,8 +29,8 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
-        """Of one batch of at least one image; UserError if a feature is not finite."""
-        features = rows(features, "a batch")
+        """Moments of one batch of at least one image. UserError if a feature is not finite."""
+        features = check_features(features, "a batch")
         mean = features.mean(axis=0)
         deviations = features - mean
         return cls(count=len(features), mean=mean, scatter=deviations.T @ deviations)
@@ -62,14 +59,35 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def moments(batches: Iterable[Float[np.ndarray, "_ d"]]) -> Moments:
-    """Of all features of the batches, of which only one is held at a time; UserError if there is
-    none.
-    """
-    parts = map(Moments.of, batches)
-    if (first := next(parts, None)) is None:
-        raise UserError("there are no features to take mean and covariance of")
-    return functools.reduce(operator.add, parts, first)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Statistics:
+    """Published mean and covariance of the features of real images, from the file `path`."""
+
+    path: Path
+    mean: Float[np.ndarray, " d"]
+    covariance: Float[np.ndarray, "d d"]
+
+    @classmethod
+    def read(cls, path: Path) -> "Statistics":
+        """Reads `mu` and `sigma` of an .npz file, as pytorch-fid and guided-diffusion write them.
+        UserError if they are missing.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                mean, covariance = (
+                    np.asarray(stored[name], np.float64) for name in ("mu", "sigma")
+                )
+        except Exception as error:  # damaged archives raise many kinds
+            raise UserError(
+                f"{path} does not hold statistics, mu and sigma in an .npz file "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise UserError(
+                f"{path} has statistics of shapes {mean.shape} and {covariance.shape} instead of "
+                "(d,) and (d, d)"
+            )
+        return cls(path=path, mean=mean, covariance=covariance)
 
 
 def frechet_distance(
@@ -78,8 +96,8 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " e"],
     covariance_b: Float[np.ndarray, "e e"],
 ) -> float:
-    """|mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) of Gaussians with covariances A, B, of
-    any ranks; >= 0.
+    """|mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) for Gaussians with covariances A and B
+    of any rank; at least 0.
 
     The last trace is the sum of the singular values of A^(1/2) B^(1/2), the roots of the
     eigenvalues of the symmetric A^(1/2) B A^(1/2). UserError if widths differ or a number is not
@@ -108,8 +126,8 @@ def frechet_distance(
 
 
 def _half(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
-    """L with L L^T = covariance and r its numerical rank: the root of a zero that was rounded to
-    1e-16 would count as 1e-8.
+    """L with L L^T = covariance, where r is its numerical rank. Eigenvalues that are zero up to
+    rounding (1e-16) are dropped, since their roots would count (1e-8).
     """
     values, vectors = np.linalg.eigh(covariance)
     kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0)

@@ -1,8 +1,7 @@
-"""Generated pictures as a folder of PNG files, which any other program can read: made batch by
-batch, no batch twice.
+"""Generates images for a list of prompts into a folder of PNG files, batch by batch.
 
-Picture i depends on its prompt, the seed, i and the size of the batches, so that a run that was
-killed goes on with the same bits.
+Image i depends on its prompt, the seed, i and the batch size, so that a run that was stopped
+continues with the same bits.
 """
 
 import concurrent.futures
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, lock, remove_leftovers
@@ -38,14 +38,15 @@ def generate(
     settings: dict[str, Any],
     protocol: str,
 ) -> tuple[ImageFolder, float]:
-    """The pictures of `prompts` in `folder`, those that are not there yet made now, and how many a
-    second were made in all.
+    """Generates the images of `prompts` that `folder` does not have yet. Returns all of them, and
+    images per second over all runs.
 
-    `batch` is for each local device; `settings` are keywords of `model.settings`. Beside the
-    pictures the folder gets a description and, when all are there, their prompts as `data.folder`
-    reads captions. UserError if it holds pictures of another model, seed or settings, or others.
+    `batch` is per local device; `settings` are keywords of `model.settings`. The folder also gets a
+    description and, once all images are there, their prompts in the format of captions that
+    `data.captioned_folder` reads. UserError if it holds other images, or images of another model,
+    seed or settings.
     """
-    wanted = {
+    requested = {
         "protocol": protocol,
         "model": model.digest,
         "prompts": _sha256("\n".join(prompts).encode()),
@@ -59,18 +60,15 @@ def generate(
     try:
         with lock(folder / ".lock"):
             remove_leftovers(folder)
-            done = _begun(folder, json.loads(json.dumps(wanted)))
-            there = list_images(folder)
-            missing = next(
-                (i // batch * batch for i, file in enumerate(files) if file not in there),
+            state = _open(folder, json.loads(json.dumps(requested)))
+            existing = {*list_images(folder)}
+            start = next(
+                (i // batch * batch for i, file in enumerate(files) if file not in existing),
                 len(files),
             )
-            batches = (
-                model.batches(prompts, batch, seed=seed, start=missing, **settings)
-                if missing < len(files)
-                else ()
-            )
-            _write_pictures(folder, files, batches, missing, done)
+            if start < len(files):
+                batches = model.batches(prompts, batch, seed=seed, start=start, **settings)
+                _write_images(folder, files, batches, start, state)
             if not (folder / CAPTIONS).exists() and model.config.condition.kind == "text":
                 lines = (
                     json.dumps({"file_name": file, "text": prompt}, ensure_ascii=False)
@@ -78,59 +76,65 @@ def generate(
                 )
                 _write(folder / CAPTIONS, "\n".join(lines))
     except OSError as error:
-        raise UserError(
-            f"cannot write pictures into {folder}: {error.strerror or error}"
-        ) from error
-    return ImageFolder(folder, files), done["made"] / done["seconds"] if done["seconds"] else 0.0
+        raise UserError(f"cannot write images into {folder}: {error.strerror or error}") from error
+    rate = state["made"] / state["seconds"] if state["seconds"] else 0.0
+    return ImageFolder(folder, files), rate
 
 
-def _write_pictures(
-    folder: Path, files: list[str], batches: Iterable[np.ndarray], start: int, done: dict[str, Any]
+def _write_images(
+    folder: Path,
+    files: list[str],
+    batches: Iterable[UInt8[np.ndarray, "b H W 3"]],
+    start: int,
+    state: dict[str, Any],
 ) -> None:
-    """Batches from number `start` on into the files; the description is told about each."""
+    """Writes the batches, from image `start` on, and updates the state after each."""
     began = time.perf_counter()
 
-    def write(file: str, image: np.ndarray) -> None:
-        with atomic_write(folder / file, "the picture") as part:
+    def write(file: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        with atomic_write(folder / file, "the image") as part:
             part.write_bytes(encode_png(image))
 
     with (
-        bar(len(files), start, f"pictures into {folder}", "picture") as progress,
+        bar(len(files), start, f"images into {folder}", "image") as progress,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         for images in batches:
             list(pool.map(write, files[start : start + len(images)], images))
-            start, done["made"] = start + len(images), done["made"] + len(images)
-            done["seconds"] += time.perf_counter() - began
+            start += len(images)
+            state["made"] += len(images)
+            state["seconds"] += time.perf_counter() - began
             began = time.perf_counter()
-            _write(folder / DESCRIPTION, json.dumps(done, indent=1))
+            _write(folder / DESCRIPTION, json.dumps(state, indent=1))
             progress.update(len(images))
 
 
-def _begun(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The description in the folder, written now if it is not there: what is wanted, and how many
-    pictures took how many seconds.
+def _open(folder: Path, requested: dict[str, Any]) -> dict[str, Any]:
+    """The state of the folder: "wanted", which must equal `requested`, and how many images were
+    "made" in how many "seconds". A new folder gets a new state.
     """
     path, remedy = folder / DESCRIPTION, "name another folder with --pictures, or delete this one"
     if not path.exists():
         if list_images(folder):
-            raise UserError(f"{folder} holds pictures that were not made here: {remedy}")
-        _write(path, json.dumps({"wanted": wanted, "made": 0, "seconds": 0.0}, indent=1))
+            raise UserError(f"{folder} holds images that vqd did not generate: {remedy}")
+        _write(path, json.dumps({"wanted": requested, "made": 0, "seconds": 0.0}, indent=1))
     try:
-        done = json.loads(path.read_text(encoding="utf-8"))
-        found, _ = done["wanted"], (done["made"] + 0, done["seconds"] + 0.0)
-        differences = [key for key in wanted if found[key] != wanted[key]]
+        state = json.loads(path.read_text(encoding="utf-8"))
+        stored, _ = state["wanted"], (state["made"] + 0, state["seconds"] + 0.0)
+        differences = [key for key in requested if stored[key] != requested[key]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}): delete it with its pictures"
+            f"{path} is damaged ({type(error).__name__}): delete it with its images"
         ) from error
     if differences:
         key = differences[0]
-        values = "" if key in ("model", "prompts") else f" ({found[key]} there, {wanted[key]} here)"
-        raise UserError(f"the pictures in {folder} are of another {key}{values}: {remedy}")
-    if done["made"]:
-        logging.info("going on with the pictures in %s", folder)
-    return done
+        values = f" ({stored[key]} there, {requested[key]} requested)"
+        if key in ("model", "prompts"):
+            values = ""
+        raise UserError(f"the images in {folder} have another {key}{values}: {remedy}")
+    if state["made"]:
+        logging.info("continuing with the images in %s", folder)
+    return state
 
 
 def _sha256(content: bytes) -> str:

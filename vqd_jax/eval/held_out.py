@@ -1,26 +1,25 @@
-"""What happens around the loop for each stage: its examples, its evaluation on held-out data, and
-its pictures.
+"""Evaluation on held-out data during training: numbers and images of each stage.
 
-All devices of all processes share the rows of an evaluation: every process calls it, and gets the
-same numbers.
+Collective: the rows are sharded over the devices of all processes, and every process gets the same
+numbers.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from vqd_jax.core.files import atomic_write
 from vqd_jax.core.image_grid import grid, save_png, side_by_side
+from vqd_jax.core.shapes import Params
 from vqd_jax.data.batches import ROWS, evaluation_records, indices, spread
 from vqd_jax.data.loader import sequential
 from vqd_jax.data.source import Source
 from vqd_jax.data.text.load import Tokenizer
-from vqd_jax.eval.metrics import bits, codebook_use, psnr
-from vqd_jax.eval.ssim import WINDOW, ssim
+from vqd_jax.eval.reconstruction import WINDOW, codebook_use, psnr, ssim
 from vqd_jax.runtime.devices import all_devices, replicate
 from vqd_jax.runtime.workdir import StageFolder
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
@@ -31,13 +30,21 @@ from vqd_jax.stages.token_stage import Conditioning, TokenStage
 from vqd_jax.stages.vqvae import VQVAEStage
 
 
+def bits(nats: float) -> float:
+    return nats / math.log(2)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecEvaluation:
-    """PSNR, SSIM, LPIPS, codes in use and perplexity on held-out images; originals above
-    reconstructions as a picture, and in codes-*.npy how often each code was chosen (k,).
+    """PSNR, SSIM, LPIPS, codebook use and perplexity on held-out images. Also writes an image of
+    originals above reconstructions and codes-STEP.npy, how often each code was used (k,).
 
-    `folder` None leaves out the files; `lpips` has the networks of the perceptual distance: vgg,
-    alex, both or none. Images too small for SSIM's window have none.
+    Attributes:
+      folder: for the files; None writes none.
+      lpips: networks of the perceptual distance: vgg, alex, both or none.
+      examples: at most.
+
+    Images smaller than SSIM's window have no SSIM.
     """
 
     stage: VQVAEStage
@@ -47,7 +54,7 @@ class CodecEvaluation:
     lpips: tuple[str, ...]
     examples: int
 
-    def __call__(self, step: int, weights: Any) -> dict[str, float]:
+    def __call__(self, step: int, weights: Params) -> dict[str, float]:
         chosen = spread(
             indices(self.source, "held_out_cells", "held_out_items")
             or indices(self.source, "train"),
@@ -57,24 +64,25 @@ class CodecEvaluation:
             return {}
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
         images, outputs, tokens, distances = [], [], [], {net: [] for net in self.lpips}
-        weights = replicate(weights, devices := all_devices())
+        devices = all_devices()
+        weights = replicate(weights, devices)
         for batch, valid in sequential(chosen, ROWS, load):
             z = jitted.encode(self.stage, weights, batch["image"], devices=devices)
             output = jitted.decode(self.stage, weights, z, devices=devices)
-            for net, kept in distances.items():
+            for net, values in distances.items():
                 distance = jitted.lpips(
                     net, jitted.lpips_params(net, devices), batch["image"], output, devices=devices
                 )
-                kept.append(np.asarray(distance)[:valid])
-            for kept, value in ((tokens, z), (outputs, output), (images, batch["image"])):
-                kept.append(np.asarray(value)[:valid])
+                values.append(np.asarray(distance)[:valid])
+            for values, value in ((tokens, z), (outputs, output), (images, batch["image"])):
+                values.append(np.asarray(value)[:valid])
         images, outputs, tokens = map(np.concatenate, (images, outputs, tokens))
         values = {"psnr": float(np.mean(psnr(images, outputs)))}
         if min(images.shape[1:3]) >= WINDOW:
             values["ssim"] = float(np.mean(ssim(images, outputs)))
         values |= {
-            "lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(kept).mean())
-            for net, kept in distances.items()
+            "lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(distance).mean())
+            for net, distance in distances.items()
         }
         values["perplexity"], values["codes_in_use"] = codebook_use(
             tokens, self.stage.codebook.codes
@@ -95,22 +103,27 @@ class CodecEvaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """The variational bound, or the exact value, of -log p of chosen records with their first
-    captions, in nats per token; the same noise every time.
+    """-log p of records given their first captions, in nats per token: the variational bound, with
+    the same noise every time, or the exact value of an autoregressive model.
+
+    Attributes:
+      tokens: of all records, or of those to evaluate by index.
+      draws: times per record at which the bound is estimated.
     """
 
     stage: TokenStage
     source: Source
-    tokens: np.ndarray | dict[int, np.ndarray]  # of all records, or of those that are asked for
+    tokens: np.ndarray | dict[int, np.ndarray]
     tokenizer: Tokenizer
     draws: int
 
-    def __call__(self, weights: Any, chosen: list[int]) -> float:
+    def __call__(self, weights: Params, chosen: list[int]) -> float:
         load = lambda i, rng: {
             "tokens": self.tokens[i],
             "text": self.tokenizer(self.source.records[i].captions[:1])[0],
         }
-        nats, weights = [], replicate(weights, devices := all_devices())
+        devices = all_devices()
+        nats, weights = [], replicate(weights, devices)
         for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
             key = jax.random.fold_in(jax.random.key(0), j)
             value = jitted.bound(
@@ -128,20 +141,21 @@ class Bound:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenEvaluation:
-    """The bound in nats and bits per token on each split, and a grid of samples for fixed prompts
-    and noise.
+    """The bound in nats and bits per token on each split; also writes an image of samples for
+    fixed prompts and noise.
     """
 
     bound: Bound
-    codec: Any
+    codec: Params
     folder: Path
     examples: int
     prompts: tuple[str, ...]
     sampler: Sampler | AutoregressiveSampler
     guidance_config: GuidanceConfig
 
-    def __call__(self, step: int, weights: Any) -> dict[str, float]:
-        values, stage, weights = {}, self.bound.stage, replicate(weights, devices := all_devices())
+    def __call__(self, step: int, weights: Params) -> dict[str, float]:
+        devices = all_devices()
+        values, stage, weights = {}, self.bound.stage, replicate(weights, devices)
         for name, chosen in evaluation_records(self.bound.source, self.examples).items():
             if chosen:
                 nats = self.bound(weights, chosen)

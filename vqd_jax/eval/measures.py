@@ -1,20 +1,19 @@
-"""The measures of a protocol by name, on what was gathered of generated and real pictures.
+"""The measures of a protocol by name, from the collected features of generated and real images.
 
-A distance is called FID or KID only with the features of InceptionV3; with others it is named after
-those.
+A distance is called FID or KID only with the features of InceptionV3; otherwise its name says which
+features it has.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.checks import blocks
 from vqd_jax.eval.collect import Collected
-from vqd_jax.eval.frechet import frechet_distance
-from vqd_jax.eval.metrics import kid_values
+from vqd_jax.eval.frechet import Statistics, frechet_distance
+from vqd_jax.eval.kernels import kid_subsets
 from vqd_jax.eval.neighbours import neighbourhoods
 
 FRECHET = {
@@ -31,86 +30,49 @@ KERNEL = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Statistics:
-    """Mean and covariance of features, as others publish them of real pictures; `path` is their
-    file.
-    """
-
-    path: Path
-    mean: Float[np.ndarray, " d"]
-    covariance: Float[np.ndarray, "d d"]
-
-    @classmethod
-    def read(cls, path: Path) -> "Statistics":
-        """`mu` and `sigma` of a .npz file, as pytorch-fid and guided-diffusion write them;
-        UserError if they are not there.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                mean, covariance = (
-                    np.asarray(stored[name], np.float64) for name in ("mu", "sigma")
-                )
-        except Exception as error:  # damaged archives raise nearly anything
-            raise UserError(
-                f"{path} does not hold statistics, mu and sigma in a .npz file "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(
-                f"{path} has statistics of shapes {mean.shape} and {covariance.shape} instead of "
-                "(d,) and (d, d)"
-            )
-        return cls(path=path, mean=mean, covariance=covariance)
+def frechet_measure(
+    features: str, generated: Collected, real: Collected | Statistics
+) -> dict[str, float]:
+    """The Fréchet distance under the name that its features have."""
+    a, b = generated.moments, real if isinstance(real, Statistics) else real.moments
+    return {FRECHET[features]: frechet_distance(a.mean, a.covariance, b.mean, b.covariance)}
 
 
-def frechet(features: str, made: Collected, real: Collected | Statistics) -> dict[str, float]:
-    mean, covariance = (
-        (real.mean, real.covariance)
-        if isinstance(real, Statistics)
-        else (real.moments.mean, real.moments.covariance)
-    )
-    return {
-        FRECHET[features]: frechet_distance(
-            made.moments.mean, made.moments.covariance, mean, covariance
-        )
-    }
-
-
-def kernel(
-    made: Collected, real: Collected, *, subsets: int, subset_size: int, seed: int
-) -> np.ndarray:
-    """The kernel distance of each subset; a subset has at most half of the pictures."""
-    size = min(subset_size, len(made.features) // 2, len(real.features) // 2)
+def kernel_distances(
+    generated: Collected, real: Collected, *, subsets: int, subset_size: int, seed: int
+) -> Float[np.ndarray, " subsets"]:
+    """The kernel distance of each subset; a subset has at most half of the images."""
+    a, b = generated.features, real.features
+    size = min(subset_size, len(a) // 2, len(b) // 2)
     if size < 2:
         raise UserError(
-            f"a kernel distance needs at least 4 pictures of each kind, got {len(made.features)} "
-            f"and {len(real.features)}"
+            "a kernel distance needs at least 4 generated and 4 real images, got "
+            f"{len(a)} and {len(b)}"
         )
-    return kid_values(made.features, real.features, subsets=subsets, subset_size=size, seed=seed)
+    return kid_subsets(a, b, subsets=subsets, subset_size=size, seed=seed)
 
 
-def knn(made: Collected, real: Collected, k: int) -> dict[str, float]:
+def neighbour_measures(generated: Collected, real: Collected, k: int) -> dict[str, float]:
     """Precision, recall, density and coverage."""
-    return asdict(neighbourhoods(real.features, made.features, k=k))
+    return asdict(neighbourhoods(real.features, generated.features, k=k))
 
 
-def nearest_distance(
+def most_similar(
     a: Float[np.ndarray, "n d"],
     b: Float[np.ndarray, "m d"],
     labels: tuple[np.ndarray, np.ndarray] | None = None,
     block: int = 1024,
-) -> tuple[Float[np.ndarray, " n"], np.ndarray]:
-    """The cosine similarity of each row of `a` with the most similar row of `b` (of the same
-    label), and where that is.
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """For each row of `a`, the largest cosine similarity with a row of `b` (with the same label, if
+    there are labels), and the index of that row.
     """
-    scaled = lambda x: (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(
-        np.float32
-    )
-    a, b, out = scaled(a), scaled(b), []
+    scale = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    a, b = scale(a).astype(np.float32), scale(b).astype(np.float32)
+    values, nearest = [], []
     for rows in blocks(len(a), block):
         cosines = a[rows] @ b.T
         if labels:
             cosines = np.where(labels[0][rows, None] == labels[1][None], cosines, -np.inf)
-        out.append((cosines.max(axis=1), cosines.argmax(axis=1)))
-    return tuple(map(np.concatenate, zip(*out, strict=True)))
+        values.append(cosines.max(axis=1))
+        nearest.append(cosines.argmax(axis=1))
+    return np.concatenate(values), np.concatenate(nearest)

@@ -1,8 +1,6 @@
-"""How much of one set of features lies in the neighbourhoods of another, by distances to k-th
-nearest neighbours, in float64.
-
-Precision and recall are of Kynkäänniemi et al. 2019 (arXiv:1904.06991), density and coverage of
-Naeem et al. 2020 (arXiv:2002.09797).
+"""Measures from k-nearest-neighbour balls around features, in float64: precision and recall
+(Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020,
+arXiv:2002.09797).
 """
 
 from dataclasses import dataclass
@@ -11,18 +9,21 @@ import numpy as np
 from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.checks import blocks, two_sets
+from vqd_jax.eval.checks import blocks, check_pair
 
-# squared distances that differ by less, in units of the largest squared length, count as equal
+# squared distances closer than this, relative to the largest squared norm, count as equal
 _TIE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbourhoods:
-    """precision: generated images in the ball of a real one; recall: real images in the ball of a
-    generated one; density: balls of real images around a generated one, / k; coverage: real images
-    with a generated one in their ball. Fractions, but density, whose expectation is 1 for sets of
-    one distribution.
+    """Fractions of images; density is 1 in expectation for two sets of one distribution.
+
+    Attributes:
+      precision: generated images inside the ball of a real one.
+      recall: real images inside the ball of a generated one.
+      density: mean number of balls of real images around a generated one, divided by k.
+      coverage: real images with a generated one in their ball.
     """
 
     precision: float
@@ -38,21 +39,21 @@ def neighbourhoods(
     k: int,
     block: int = 4096,
 ) -> Neighbourhoods:
-    """An image's ball reaches to its k-th nearest other image of its own set, which is outside, as
-    in the authors' `prdc`.
+    """Measures with balls that reach up to, but exclude, the k-th nearest other image of the same
+    set, as in the authors' `prdc`.
 
-    The papers take k = 3 for precision and recall and k = 5 for density and coverage. Only `block`
-    x `block` distances are held at a time, of which the result does not depend. UserError unless
-    both sets have more than k images of finite features of one width.
+    The papers use k = 3 for precision and recall and k = 5 for density and coverage. Only `block` x
+    `block` distances are in memory at a time. UserError unless both sets have more than k images
+    with finite features of one width.
     """
     if k < 1:
         raise UserError(f"neighbours are counted from k = 1, got {k}")
-    real, generated = two_sets(real, generated, ("real images", "generated images"), least=k + 1)
+    real, generated = check_pair(real, generated, ("real images", "generated images"), least=k + 1)
     centre = real.mean(axis=0)
-    real, generated = real - centre, generated - centre  # short vectors lose the fewest digits
+    real, generated = real - centre, generated - centre  # short vectors lose fewer digits
     tie = _TIE * max(np.einsum("nd,nd->n", x, x).max() for x in (real, generated))
     real_ball, generated_ball = (_squared_radii(x, k, block) - tie for x in (real, generated))
-    balls = np.zeros(len(generated), np.int64)  # of real images, around each
+    balls = np.zeros(len(generated), np.int64)  # number of real balls around each generated image
     recalled, covered = np.zeros((2, len(real)), bool)
     for i in blocks(len(real), block):
         for j in blocks(len(generated), block):
@@ -70,19 +71,19 @@ def neighbourhoods(
 
 
 def _squared_radii(x: Float[np.ndarray, "n d"], k: int, block: int) -> Float[np.ndarray, " n"]:
-    """Of the k + 1 nearest to each, itself included, the squared distance of the last."""
+    """Squared distance of each row to its k-th nearest other row."""
     nearest = np.full((len(x), k + 1), np.inf)
 
-    def see(rows, distance):
+    def update(rows, distance):
         both = np.concatenate([nearest[rows], distance], axis=1)
         nearest[rows] = np.partition(both, k, axis=1)[:, : k + 1]
 
     for i in blocks(len(x), block):
         for j in blocks(i.stop, block):  # each pair once
             distance = _squared_distances(x[i], x[j])
-            see(i, distance)
+            update(i, distance)
             if i != j:
-                see(j, distance.T)
+                update(j, distance.T)
     return nearest.max(axis=1)
 
 

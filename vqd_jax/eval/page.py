@@ -1,5 +1,5 @@
-"""What an evaluation shows: its measures, as a table, a page with the best, the worst and random
-pictures above real ones, and plots.
+"""Output of an evaluation for people: a table of measures, a sheet of the best, worst and random
+images above real ones, and histograms.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from vqd_jax.core.image_grid import Sheet, grid, save_figure
-from vqd_jax.eval.judge import Scored
+from vqd_jax.eval.evaluator import Scored
 
 COLUMNS = 8
-SHARES = (
+PERCENTAGES = (
     "retrieval@1",
     "retrieval@5",
     "style_accuracy",
@@ -24,9 +24,9 @@ SHARES = (
 
 
 def table(result: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """The measures of each part, with their ceilings."""
+    """The measures of each part and their ceilings as text."""
     lines = []
-    for part, row, shown in measured(result, parts):
+    for part, row, shown in result_rows(result, parts):
         title = f"{part} ({result[part]['images']:,})" if row == "generated" else "  ceiling"
         lines.append(f"{title:26}" + "  ".join(f"{name} {text}" for name, text in shown.items()))
     lines += [
@@ -41,30 +41,30 @@ def table(result: Mapping[str, Any], parts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def measured(
+def result_rows(
     result: Mapping[str, Any], parts: Sequence[str]
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(part, "generated" or "ceiling", measure → number as text) of what was measured."""
+    """(part, "generated" or "ceiling", measure -> value as text) of each measured row."""
     for part in parts:
         for row in ("generated", "ceiling"):
-            numbers = {
-                k: v for k, v in result[part].get(row, {}).items() if not k.startswith("chance@")
-            }
+            values = result[part].get(row, {})
             shown = {
-                k: f"{v:.1%}"
-                if k in SHARES
-                else f"{v:.4f}" + (f" ± {numbers[f'{k}_std']:.4f}" if f"{k}_std" in numbers else "")
-                for k, v in numbers.items()
-                if not k.endswith("_std")
+                name: _formatted(name, value, values.get(f"{name}_std"))
+                for name, value in values.items()
+                if not name.startswith("chance@") and not name.endswith("_std")
             }
             if shown:
                 yield part, row, shown
 
 
+def _formatted(name: str, value: float, std: float | None) -> str:
+    if name in PERCENTAGES:
+        return f"{value:.1%}"
+    return f"{value:.4f}" if std is None else f"{value:.4f} ± {std:.4f}"
+
+
 def page(scored: Mapping[str, Scored], seed: int) -> Sheet:
-    """For each part the pictures that are most and least like real ones, and random ones, each
-    above its closest real one.
-    """
+    """For each part the best, worst and random images, each above its nearest real image."""
     sheets = [_rows(name, part, seed) for name, part in scored.items()]
     width = max(sheet.shape[1] for sheet in sheets)
     return np.concatenate(
@@ -76,50 +76,46 @@ def page(scored: Mapping[str, Scored], seed: int) -> Sheet:
 
 
 def _rows(name: str, part: Scored, seed: int) -> Sheet:
-    columns = min(COLUMNS, len(part.pictures))
-    random = np.sort(np.random.default_rng(seed).choice(len(part.pictures), columns, replace=False))
-    rows = {"random": random}
-    if like := part.likeness:
-        order = np.argsort(-like.value, kind="stable")
+    columns = min(COLUMNS, len(part.images))
+    random = np.random.default_rng(seed).choice(len(part.images), columns, replace=False)
+    rows = {"random": np.sort(random)}
+    similarity = part.similarity
+    if similarity:
+        order = np.argsort(-similarity.values, kind="stable")
         rows = {"best": order[:columns], "worst": order[::-1][:columns], **rows}
     images, captions = [], []
-    for kind, numbers in rows.items():
-        images += [part.pictures[int(i)] for i in numbers]
-        title = f"{name.replace('_', ' ')}, {kind}"
-        captions += [f"{title} {like.value[i]:.2f}" if like else title for i in numbers]
-        if any(part.texts):
-            captions[-len(numbers) :] = [
-                f"{caption}: {part.texts[i]}"
-                for caption, i in zip(captions[-len(numbers) :], numbers)
-            ]
-        if like:
-            height, width = images[0].shape[:2]
-            real = [Image.fromarray(like.pictures[like.closest[i]]) for i in numbers]
-            images += [
-                np.asarray(
-                    image if image.size == (width, height) else image.resize((width, height))
-                )
-                for image in real
-            ]
-            captions += ["nearest real picture"] * len(real)
+    for kind, chosen in rows.items():
+        images += [part.images[int(i)] for i in chosen]
+        height, width = images[0].shape[:2]
+        for i in chosen:
+            caption = f"{name.replace('_', ' ')}, {kind}"
+            if similarity:
+                caption += f" {similarity.values[i]:.2f}"
+            if any(part.prompts):
+                caption += f": {part.prompts[i]}"
+            captions.append(caption)
+        if similarity:
+            for i in chosen:
+                real = Image.fromarray(similarity.images[similarity.nearest[i]])
+                if real.size != (width, height):
+                    real = real.resize((width, height))
+                images.append(np.asarray(real))
+                captions.append("nearest real image")
     return grid(np.stack(images), columns, captions=captions)
 
 
 def plot(scored: Mapping[str, Scored], out: Path) -> None:
-    """Histograms of the likeness, and of the kernel distance over subsets. ImportError without
+    """Histograms of the similarities and of the kernel distance over subsets. ImportError without
     matplotlib.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    likeness = {name: part.likeness for name, part in scored.items() if part.likeness}
+    similarity = {name: part.similarity for name, part in scored.items() if part.similarity}
     panels = [
         (
-            {name: like.value for name, like in likeness.items()},
-            "".join({like.meaning for like in likeness.values()}),
-            "pictures",
+            {name: report.values for name, report in similarity.items()},
+            "".join({report.meaning for report in similarity.values()}),
+            "images",
         ),
         (
             {name: part.kernel for name, part in scored.items() if len(part.kernel)},
@@ -130,9 +126,8 @@ def plot(scored: Mapping[str, Scored], out: Path) -> None:
     panels = [panel for panel in panels if panel[0]]
     if not panels:
         return
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.6 * len(panels), 3.6), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(5.6 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (lines, label, unit) in zip(axes[0], panels):
         edges = np.histogram_bin_edges(np.concatenate([*lines.values()]), 40)
         for color, (name, values) in zip(
@@ -152,13 +147,10 @@ def plot(scored: Mapping[str, Scored], out: Path) -> None:
         axis.grid(alpha=0.3, linewidth=0.5)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
-    try:
-        save_figure(figure, out)
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, out)
 
 
 def _folded(text: str) -> str:
-    """On two lines, if it is long."""
+    """Breaks a long text into two lines."""
     half = text.find(" ", len(text) // 2)
     return text if len(text) < 60 or half < 0 else f"{text[:half]}\n{text[half + 1 :]}"

@@ -1,8 +1,7 @@
-"""How pictures are measured, by name: whose captions, how many pictures, which real ones, which
-features, resizing and numbers.
+"""Evaluation protocols by name: prompts, number of images, real images, features and measures.
 
-Neither paper states all of this, so that its figures cannot be compared with others'; here a result
-carries its whole protocol.
+Neither paper states all of these, so its figures cannot be reproduced exactly. A result of ours
+therefore contains its whole protocol.
 """
 
 import dataclasses
@@ -30,32 +29,32 @@ TEST, ALL = "held_out_items", "train"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is measured, on how much; copied into the result.
+    """What is measured, and on how many images; copied into the result file.
 
     Attributes:
       name: of the protocol.
-      parts: name in the result → split of the data set whose pictures give the prompts.
-      images: generated pictures of each part. A split with more pictures gives evenly spaced ones;
-        one with fewer is gone through again and again if `repeat` is set, and otherwise gives one
-        prompt a picture.
-      captions: of each of these pictures the "first" caption, or a "random" one, drawn by the seed
-      and the number of the prompt.
+      parts: name in the result -> split of the data set whose images give the prompts.
+      images: generated images of each part. Of a split with more images, evenly spaced ones give
+        the prompts. A split with fewer is repeated if `repeat` is set, and otherwise gives one
+        prompt per image.
+      captions: the "first" caption of each image, or a "random" one, drawn by the seed and the
+        index of the prompt.
       classes: class models draw all classes "even"ly in turn, or at their "frequency": those of
-      these pictures.
-      reference: the real pictures: the "own" ones of the prompts, each as often as it gave one, or
-      a split, all of it.
-      held: features of the real pictures that are kept for what needs more than their mean and
-        covariance, evenly spaced; 0 is all. Each picture counts once there.
-      sampling: keys of the config's section `sampling` that belong to the protocol.
-      features: of the Fréchet and kernel distances and the neighbourhoods. resizing: how pictures
-      come to InceptionV3's 299 pixels.
-      clip: which CLIP, a name on the Hugging Face hub.
-      measures: of MEASURES. "ceiling" measures encoded and decoded real pictures, too; it and what
-      follows need a data set and a model.
+        the images.
+      reference: the real images: "own" for those of the prompts, each counted once per prompt, or
+        the name of a split for all of its images.
+      held: features of real images kept for measures that need more than mean and covariance,
+        evenly spaced; 0 keeps all. Each image counts once there.
+      sampling: keys of the config section `sampling` that the protocol fixes.
+      features: of Fréchet and kernel distances and neighbourhoods.
+      resizing: convention of the resize to InceptionV3's 299 pixels, see `eval.resizing`.
+      clip: name of the CLIP on the Hugging Face hub.
+      measures: some of MEASURES. "ceiling" also measures encoded and decoded real images; it and
+        those after it need a model and its data set.
       neighbours: k of precision, recall, density and coverage.
-      subsets, subset_size: of the kernel distance; a subset has at most half of the pictures.
-      bound_images, draws: images per split and times per image of the bound.
-      seed: of the captions, the pictures' noise and the subsets.
+      subsets, subset_size: of the kernel distance; a subset has at most half of the images.
+      bound_images, draws: images per split, and times per image, for the bound.
+      seed: of captions, sampling noise and subsets.
     """
 
     name: str
@@ -79,7 +78,7 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self):
-        for what, value, known in (
+        for field, value, known in (
             ("captions", self.captions, ("first", "random")),
             ("classes", self.classes, ("even", "frequency")),
             ("features", self.features, FEATURES),
@@ -87,7 +86,7 @@ class Protocol:
         ):
             if value not in known:
                 raise UserError(
-                    f"{what} of the protocol {self.name} must be one of {', '.join(known)}, got "
+                    f"{field} of the protocol {self.name} must be one of {', '.join(known)}, got "
                     f"{value!r}"
                 )
         if unknown := [measure for measure in self.measures if measure not in MEASURES]:
@@ -98,16 +97,16 @@ class Protocol:
         for measure, features in (("inception_score", "inception"), ("cmmd", "clip")):
             if measure in self.measures and self.features != features:
                 raise UserError(
-                    f"the measure {measure} of the protocol {self.name} is one of {features} "
-                    f"features, not of {self.features}"
+                    f"the measure {measure} of the protocol {self.name} needs {features} features, "
+                    f"got {self.features}"
                 )
         if (
             min(self.images, self.neighbours, self.subsets, self.bound_images, self.draws) < 1
             or self.subset_size < 2
         ):
             raise UserError(
-                f"the numbers of the protocol {self.name} must be at least 1, that of pictures in "
-                "a subset 2"
+                f"the numbers of the protocol {self.name} must be at least 1, its subset_size at "
+                "least 2"
             )
         if min(self.held, self.seed) < 0:
             raise UserError(f"held and seed of the protocol {self.name} must not be negative")
@@ -139,17 +138,17 @@ PROTOCOLS = {
             subsets=50,
             subset_size=200,
         ),
-        # 30,000 pictures against as many real ones, of which smaller sets have too few: they are
-        # over-sampled (the authors, in a thread)
+        # 30,000 images against as many real ones; smaller sets are over-sampled (the authors, in a
+        # GitHub issue)
         _CUB,
         dataclasses.replace(_CUB, name="vqdiffusion-flowers"),
         dataclasses.replace(_CUB, name="vqdiffusion-coco"),
-        # 50,000 pictures against all of training; the truncation is what the authors found for
-        # ImageNet, that for FFHQ they did not say
+        # 50,000 images against the training set; the authors state the truncation for ImageNet, not
+        # for FFHQ
         _IMAGENET,
         dataclasses.replace(_IMAGENET, name="vqdiffusion-ffhq", sampling={}),
         # openai/guided-diffusion: TensorFlow's graph and resizing, precision and recall with k = 3
-        # against 10,000 real pictures
+        # against 10,000 real images
         Protocol(
             name="adm",
             images=50_000,
@@ -159,7 +158,7 @@ PROTOCOLS = {
             neighbours=3,
             measures=("frechet", "neighbours", "inception_score"),
         ),
-        # GaParmar/clean-fid: antialiased resizing, all real pictures, 100 subsets of 1,000 for the
+        # GaParmar/clean-fid: antialiased resizing, all real images, 100 subsets of 1,000 for the
         # kernel distance
         Protocol(
             name="clean",
@@ -169,7 +168,7 @@ PROTOCOLS = {
             resizing="clean",
             measures=("frechet", "kid"),
         ),
-        # Jayasumana et al. 2024 (arXiv:2401.09603): 30,000 pictures for captions of held-out ones
+        # Jayasumana et al. 2024 (arXiv:2401.09603): 30,000 images for captions of held-out ones
         Protocol(
             name="cmmd",
             images=30_000,
@@ -179,13 +178,12 @@ PROTOCOLS = {
         ),
     )
 }
-FORMER = {"cells": "emoji"}  # names in the configs of old workdirs
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol of that name; UserError if there is none."""
-    if (name := FORMER.get(name, name)) not in PROTOCOLS:
-        raise UserError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    """The protocol of that name. UserError if there is none."""
+    if name not in PROTOCOLS:
+        raise UserError(f"there is no protocol {name!r}, only {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
@@ -199,7 +197,7 @@ def with_overrides(
     subset_size: int = 0,
     seed: int = 0,
 ) -> Protocol:
-    """The named protocol with some of its numbers replaced; 0 leaves one as it is."""
+    """The named protocol with some numbers replaced; 0 keeps the protocol's."""
     numbers = dict(
         images=images,
         bound_images=bound_images,

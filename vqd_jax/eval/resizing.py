@@ -1,12 +1,15 @@
-"""Resizing as other people's metrics do it, to the last pixel: published FID values differ by the kernel alone (Parmar et al. 2022).
+"""Resizing exactly as published metrics do it; FID values differ by the kernel alone (Parmar et al.
+2022).
 
-Every kernel is separable, out = R x C^T for each channel, so that one is a pair of small matrices.
+All kernels are separable: out = R x C^T for each channel, with two small matrices R and C.
 
 | convention | kernel | used by |
 |---|---|---|
-| pytorch-fid | bilinear, half-pixel centres, no antialiasing: `F.interpolate(align_corners=False)` | pytorch-fid |
-| tf-legacy | bilinear, corner at corner, no antialiasing: TensorFlow 1's `resize_bilinear` | the original FID, torch-fidelity |
-| clean | bicubic with antialiasing on float32, clipped to [0, 255]: Pillow's mode F | clean-fid |
+| pytorch-fid | bilinear, half-pixel centres, not antialiased | pytorch-fid |
+| tf-legacy | bilinear, aligned at the first corner, not antialiased | torch-fidelity, first FID |
+| clean | bicubic, antialiased, on float32, clipped to [0, 255] | clean-fid |
+
+They are `F.interpolate(align_corners=False)`, TensorFlow 1's `resize_bilinear` and Pillow's mode F.
 """
 
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
 
-_BITS = 22  # of the fraction of Pillow's weights for bytes
+_BITS = 22  # fraction bits of Pillow's fixed-point weights
 
 Matrix = Float[np.ndarray, "new old"]
 
@@ -26,8 +29,8 @@ Matrix = Float[np.ndarray, "new old"]
 def resize(
     images: Float[Array, "b H W c"], size: tuple[int, int], convention: str
 ) -> Float[Array, "b _ _ c"]:
-    """Images of any scale, or in [0, 255] for `clean`, which clips, to (height, width) = size,
-    float32.
+    """Resizes to (height, width) = size, float32. Values may have any range, but `clean` clips them
+    to [0, 255].
     """
     if convention not in CONVENTIONS:
         raise UserError(
@@ -45,8 +48,8 @@ def resize(
 def bicubic_bytes(
     images: UInt8[Array, "b H W c"], size: tuple[int, int]
 ) -> UInt8[Array, "b _ _ c"]:
-    """Pillow's `resize(size, BICUBIC)` of images of bytes, bit by bit: fixed-point weights, rounded
-    to bytes after each direction.
+    """Equals Pillow's `resize(size, BICUBIC)` of uint8 images bit for bit: fixed-point weights, and
+    rounding to uint8 after each direction.
     """
     x = images
     for axis, (old, new) in ((2, (images.shape[2], size[1])), (1, (images.shape[1], size[0]))):
@@ -59,9 +62,9 @@ def bicubic_bytes(
     return x
 
 
-def middle_square(images: UInt8[Array, "b H W c"], size: int) -> UInt8[Array, "b _ _ c"]:
-    """CLIP's transform, as OpenAI published it: Pillow's bicubic to `size` pixels on the shorter
-    side, then the middle of the longer.
+def clip_transform(images: UInt8[Array, "b H W c"], size: int) -> UInt8[Array, "b _ _ c"]:
+    """CLIP's transform as published by OpenAI: Pillow's bicubic resize of the shorter side to
+    `size` pixels, then a centre crop.
     """
     short = min(images.shape[1:3])
     height, width = (int(size * side / short) for side in images.shape[1:3])
@@ -83,7 +86,7 @@ def tensorflow_bilinear(old: int, new: int) -> Matrix:
 
 
 def pillow_bicubic(old: int, new: int) -> Matrix:
-    """The cubic with a = -1/2, as wide as an output pixel where that is larger than an input pixel."""
+    """The cubic kernel with a = -1/2, stretched to the width of an output pixel when shrinking."""
     scale = old / new
     wide = max(scale, 1.0)
     centres = (np.arange(new)[:, None] + 0.5) * scale

@@ -1,7 +1,7 @@
-"""Does a generated image show what its prompt asked for? Its nearest real images, by pretrained
-features, answer.
+"""Retrieval: whether the nearest real images of a generated image, by pretrained features, show
+what its prompt asked for.
 
-Images carry a group (what is drawn; variants such as skin tones share it) and a style (how).
+Images have a group (what is drawn; variants such as skin tones share one) and a style (how).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
 
-_TIE = 1e-9  # cosine distances closer than this count as equal
+_TIE = 1e-9  # cosine distances closer than this are equal
 
 
 def retrieval(
@@ -24,33 +24,33 @@ def retrieval(
     *,
     ranks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Score generated images, whose prompts asked for `groups` in `styles`, against a gallery of
-    real images.
+    """Scores generated images, whose prompts asked for `groups` in `styles`, against a gallery of
+    real images. All scores are means over images, in [0, 1].
 
-    retrieval@k: among the gallery's images of the prompt's style, the prompted group is one of the
-    k nearest groups, a group being as near as its nearest image. style_accuracy: the nearest image
-    of the whole gallery has the prompted style. chance@k: what an image unrelated to its prompt
-    would score. Distances are cosine distances: on softened and noisy emoji they found more than
-    Euclidean, standardised or centred ones. Ties count as if broken at random. All are means over
-    images, in [0, 1]. The gallery should have the resolution of the generated images. Raises
-    UserError if the gallery lacks a prompted (group, style).
+    retrieval@k: the prompted group is one of the k nearest groups among the gallery's images of the
+    prompted style; the distance of a group is that of its nearest image. style_accuracy: the
+    nearest image of the gallery has the prompted style. chance@k: expected score of an image
+    unrelated to its prompt.
+
+    Distances are cosine distances, which worked better on blurred and noisy emoji than Euclidean,
+    standardised or centred ones. Ties are broken at random in expectation. The gallery should have
+    the resolution of the generated images. UserError if it lacks a prompted (group, style).
     """
     groups, styles = np.asarray(groups), np.asarray(styles)
     gallery_groups, gallery_styles = np.asarray(gallery_groups), np.asarray(gallery_styles)
-    for what, rows, *labels in (
+    for name, rows, *labels in (
         ("generated", features, groups, styles),
         ("gallery", gallery, gallery_groups, gallery_styles),
     ):
         if not len(rows) or any(len(rows) != len(a) for a in labels):
             raise UserError(
-                f"retrieval needs one group and one style for each {what} image, got {len(rows)} "
-                "images, "
-                f"{len(labels[0])} groups and {len(labels[1])} styles"
+                f"retrieval needs one group and one style for each {name} image, got {len(rows)} "
+                f"images, {len(labels[0])} groups and {len(labels[1])} styles"
             )
     if min(ranks) < 1:
         raise UserError(f"retrieval ranks start at 1, got {tuple(ranks)}")
     distance = 1 - _unit(features) @ _unit(gallery).T
-    found, chance = ({k: np.zeros(len(features)) for k in ranks} for _ in range(2))
+    hits, chance = ({k: np.zeros(len(features)) for k in ranks} for _ in range(2))
     all_styles = np.unique(gallery_styles)
     to_style = np.empty((len(features), len(all_styles)))
     for s, style in enumerate(all_styles):
@@ -64,10 +64,10 @@ def retrieval(
         wanted = _positions(groups[rows], names, str(style))
         credit = _credit(to_group, wanted, ranks)
         for k in ranks:
-            found[k][rows], chance[k][rows] = credit[k], min(1, k / len(names))
+            hits[k][rows], chance[k][rows] = credit[k], min(1, k / len(names))
     right_style = _credit(to_style, _positions(styles, all_styles, "any"), (1,))[1]
     return {
-        **{f"retrieval@{k}": float(found[k].mean()) for k in ranks},
+        **{f"retrieval@{k}": float(hits[k].mean()) for k in ranks},
         **{f"chance@{k}": float(chance[k].mean()) for k in ranks},
         "style_accuracy": float(right_style.mean()),
     }
@@ -76,12 +76,12 @@ def retrieval(
 def _credit(
     distance: Float[np.ndarray, "q r"], wanted: np.ndarray, ranks: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """Probability that column `wanted` of each row is among the k smallest, if ties are broken at
+    """Probability that column `wanted` of each row is among the k smallest, with ties broken at
     random.
     """
-    own = np.take_along_axis(distance, wanted[:, None], axis=1)
-    nearer = (distance < own - _TIE).sum(axis=1)
-    tied = (np.abs(distance - own) <= _TIE).sum(axis=1)
+    reference = np.take_along_axis(distance, wanted[:, None], axis=1)
+    nearer = (distance < reference - _TIE).sum(axis=1)
+    tied = (np.abs(distance - reference) <= _TIE).sum(axis=1)
     return {k: np.clip((k - nearer) / tied, 0, 1) for k in ranks}
 
 

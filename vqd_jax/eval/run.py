@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.captioned_folder import captions_of
 from vqd_jax.data.image_folder import ImageFolder
-from vqd_jax.eval import judge as judging
 from vqd_jax.eval import protocols
 from vqd_jax.eval.collect import evenly_spaced
-from vqd_jax.eval.evaluation import Evaluation, cache
-from vqd_jax.eval.judge import Scored
+from vqd_jax.eval.evaluation import Evaluation, cache_folder
+from vqd_jax.eval.evaluator import Scored, make_evaluator, without_model
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.inference import pipeline
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -73,18 +72,18 @@ def evaluate_model(
     protocol = choice.applied(protocol)
     settings = dict(model.config.sampling) | dict(protocol.sampling) | sampling
     model.settings(**settings)  # UserError for impossible ones, before hours of sampling
-    judge = judging.make_evaluator(protocol, inception=choice.inception, clip=choice.clip)
+    evaluator = make_evaluator(protocol, inception=choice.inception, clip=choice.clip)
     print(f"generated images go to {folder}", flush=True)
     evaluation = Evaluation(
         model=model,
-        judge=judge,
-        cache=cache(choice.cache, workdir),
+        evaluator=evaluator,
+        cache=cache_folder(choice.cache, workdir),
         settings=settings,
-        real=judge.reference(Path(choice.reference)) if choice.reference else None,
+        real=evaluator.reference(Path(choice.reference)) if choice.reference else None,
     )
     several = len(protocol.parts) > 1
     parts = {
-        name: evaluation.part(split, folder / name if several else folder, batch)
+        name: evaluation.evaluate_split(split, folder / name if several else folder, batch)
         for name, split in protocol.parts.items()
     }
     scored = {name: part for name, part in parts.items() if part}
@@ -109,11 +108,12 @@ def evaluate_model(
 def evaluate_folder(folder: Path, choice: Choice) -> Result:
     """Evaluates a folder of generated images, with `choice.protocol` against `choice.reference`."""
     protocol = choice.applied(protocols.get_protocol(choice.protocol))
-    judge = judging.make_evaluator(
-        judging.without_model(protocol), inception=choice.inception, clip=choice.clip
+    evaluator = make_evaluator(
+        without_model(protocol), inception=choice.inception, clip=choice.clip
     )
-    if left := [measure for measure in protocol.measures if measure not in judge.protocol.measures]:
-        print(f"left out, since there is no model: {', '.join(left)}")
+    left_out = [name for name in protocol.measures if name not in evaluator.protocol.measures]
+    if left_out:
+        print(f"left out, since there is no model: {', '.join(left_out)}")
     images = ImageFolder(folder)
     captions, _ = captions_of(images.path, images.files)
     if choice.images:
@@ -132,9 +132,9 @@ def evaluate_folder(folder: Path, choice: Choice) -> Result:
                 "clip_score"
             )
         texts = []
-    scored = judge.score(images, texts, judge.reference(Path(choice.reference)))
+    scored = evaluator.score(images, texts, evaluator.reference(Path(choice.reference)))
     result = {
-        "protocol": dataclasses.asdict(judge.protocol),
+        "protocol": dataclasses.asdict(evaluator.protocol),
         "provenance": provenance(None) | {"folder": str(images.path)},
         "pictures": scored.result,
     }

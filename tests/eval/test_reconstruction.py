@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from scipy.signal import convolve2d
+from scipy.stats import entropy
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.ssim import ssim
+from vqd_jax.eval.reconstruction import codebook_use, psnr, ssim
 
 
 def by_definition(x, y):
@@ -62,3 +65,26 @@ def test_bad_input_is_an_error():
         ssim(x[:, :10], x[:, :10])
     with pytest.raises(UserError, match="two sets"):
         ssim(x[:0], x[:0])
+
+
+def test_psnr_of_known_errors():
+    x = np.full((3, 4, 4, 3), 100, np.uint8)
+    y = x.copy()
+    y[1] += 1
+    y[2] = 255
+    assert psnr(x, y).tolist() == pytest.approx(
+        [math.inf, 20 * math.log10(255), 20 * math.log10(255 / 155)]
+    )
+    assert psnr(x, y).tolist() == psnr(y, x).tolist()  # no wrap-around of bytes
+
+
+def test_codebook_use():
+    tokens = np.array([[0, 0, 1], [3, 3, 3]])
+    perplexity, used = codebook_use(tokens, codes=8)
+    assert perplexity == pytest.approx(math.exp(entropy([2, 1, 3]))) and used == 3 / 8
+    assert codebook_use(np.arange(8), codes=8) == (pytest.approx(8), 1.0)
+
+
+def test_codebook_use_of_other_tokens_is_an_error():
+    with pytest.raises(UserError, match=r"\[0, 4\)"):
+        codebook_use(np.array([4]), codes=4)

@@ -1,9 +1,9 @@
-"""Structural similarity of images (Wang, Bovik, Sheikh, Simoncelli 2004,
-doi:10.1109/TIP.2003.819861), in float64.
+"""Quality of reconstructions, in float64: PSNR, SSIM (Wang, Bovik, Sheikh, Simoncelli 2004,
+doi:10.1109/TIP.2003.819861) and the use of the codebook.
 """
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
 
@@ -11,16 +11,24 @@ WINDOW, SIGMA = 11, 1.5  # pixels
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
+def psnr(
+    x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]
+) -> Float[np.ndarray, " n"]:
+    """Peak signal-to-noise ratio of each pair in dB; inf for equal images."""
+    error = np.mean(np.square(x.astype(np.float64) - y.astype(np.float64)), axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255.0**2 / error)
+
+
 def ssim(
     x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "m h w d"]
 ) -> Float[np.ndarray, " n"]:
-    """Of each pair, in [-1, 1], 1 for equal images: the mean over channels, and over the pixels
-    whose whole window is in the image.
+    """SSIM of each pair, in [-1, 1], 1 for equal images: the mean over channels and over pixels
+    whose window lies inside the image.
 
-    Local means, variances and covariances have Gaussian weights that sum to 1. Images keep their
-    size: they are not made smaller first, as the authors' program does with large ones, and colours
-    not turned to grey. UserError unless both sets are uint8 of one shape with at least 11 x 11
-    pixels.
+    Local means, variances and covariances have Gaussian weights that sum to 1. Unlike the authors'
+    program, large images are not downsampled and colours not converted to grey. UserError unless
+    both sets are uint8 of one shape with at least 11 x 11 pixels.
     """
     if (
         x.shape != y.shape
@@ -31,8 +39,7 @@ def ssim(
     ):
         raise UserError(
             "SSIM needs two sets of uint8 images of one shape (n, height, width, channels), got "
-            f"{x.dtype} {x.shape} "
-            f"and {y.dtype} {y.shape}"
+            f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
         )
     if min(x.shape[1:3]) < WINDOW:
         raise UserError(
@@ -52,7 +59,7 @@ def _ssim(x: Float[np.ndarray, "H W c"], y: Float[np.ndarray, "H W c"]) -> float
 
 
 def _local_means(maps: Float[np.ndarray, "k H W c"]) -> Float[np.ndarray, "k h w c"]:
-    """Over the windows that are inside."""
+    """Weighted means over all windows inside the image."""
     weights = np.exp(-0.5 * (np.arange(WINDOW) - WINDOW // 2) ** 2 / SIGMA**2)
     weights /= weights.sum()
     for axis in (1, 2):
@@ -62,3 +69,12 @@ def _local_means(maps: Float[np.ndarray, "k H W c"]) -> Float[np.ndarray, "k h w
             for i, weight in enumerate(weights)
         )
     return maps
+
+
+def codebook_use(tokens: Int[np.ndarray, "..."], codes: int) -> tuple[float, float]:
+    """Perplexity exp(H) of the token frequencies, in [1, codes], and the fraction of used codes."""
+    if not tokens.size or tokens.min() < 0 or tokens.max() >= codes:
+        raise UserError(f"codebook use needs at least one token, all in [0, {codes})")
+    p = np.bincount(tokens.ravel(), minlength=codes) / tokens.size
+    used = p[p > 0]
+    return float(np.exp(-np.sum(used * np.log(used)))), len(used) / codes
