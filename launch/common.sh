@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the scripts here share; they source it.
+# Functions that the scripts in this folder share. They source this file.
 
-fail() { # SENTENCE [STATUS]
+fail() { # MESSAGE [STATUS]
   echo "error: $1" >&2
   exit "${2:-2}"
 }
 
-quoted() { # the words as they could be typed
+quoted() { # the words as one command line, quoted for a shell
   local word line=
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
@@ -15,6 +15,6 @@ quoted() { # the words as they could be typed
   echo "${line:1}"
 }
 
-explain() { # SCRIPT: the comment at its head
+explain() { # SCRIPT: print the comment at its top
   sed -n '2,/^set /{/^#SBATCH/d;/^# shellcheck/d;/^#/s/^# \{0,1\}//p;}' "$1"
 }

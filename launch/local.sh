@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on this machine, on all of its devices:
+# Train on this machine, on all of its devices:
 #
 #   launch/local.sh [--detach] [--log=FILE] [--dry-run] ARGUMENTS of python -m vqd_jax.main
 #
@@ -8,14 +8,16 @@
 #   launch/local.sh --detach --log=emoji.log --config=configs/emoji.py --workdir=runs/emoji
 #
 #   --detach    run in the background under nohup, and return
-#   --log=FILE  where a detached run writes its output (appended); runs/local-DATE.log by default
+#   --log=FILE  log file of a detached run (appended to); runs/local-DATE.log by default
 #   --dry-run   print the command and do nothing
 #
-# It runs in the checkout, so relative paths are relative to it. From the environment:
+# Training runs in the checkout, so relative paths are relative to it. Environment variables:
 #   PYTHON                     the interpreter, `python` by default
-#   JAX_COMPILATION_CACHE_DIR  compiled programs are kept there; ~/.cache/vqd_jax/xla by default
-#   XLA_FLAGS and other JAX settings are passed on as they are; none is set, as no flag is known to help here.
-# Starting the same command again goes on from the last checkpoint.
+#   JAX_COMPILATION_CACHE_DIR  folder of compiled programs; ~/.cache/vqd_jax/xla by default
+# XLA_FLAGS and other settings of JAX are passed on unchanged.
+#
+# The status is that of training: 143 after SIGTERM, 130 after Ctrl-C, which save a checkpoint first.
+# The same command resumes from the last checkpoint.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,7 +32,7 @@ for argument in "$@"; do
     --detach) detach=true ;;
     --dry-run) dry_run=true ;;
     --log=?*) log=${argument#--log=} ;;
-    --log | --log=) fail "--log needs a file, written --log=FILE" ;;
+    --log | --log=) fail "--log needs a file: write --log=FILE" ;;
     -h | --help)
       explain "${BASH_SOURCE[0]}"
       exit 0
@@ -53,9 +55,9 @@ $dry_run && exit 0
 
 cd "$root"
 command -v "$python" >/dev/null ||
-  fail "there is no $python here: activate the environment, or name an interpreter in PYTHON"
+  fail "there is no $python on this machine: activate its environment, or set PYTHON to an interpreter"
 $detach || exec "${command[@]}"
 
-{ mkdir -p "$(dirname "$log")" && touch "$log"; } 2>/dev/null || fail "the log $log cannot be written"
+{ mkdir -p "$(dirname "$log")" && touch "$log"; } 2>/dev/null || fail "the log $log cannot be written: choose another --log=FILE"
 nohup "${command[@]}" >>"$log" 2>&1 </dev/null &
-echo "process $!; follow it with: tail -f $(quoted "$log"); stop it with: kill $!"
+echo "process $!: follow it with tail -f $(quoted "$log"), stop it with kill $!"

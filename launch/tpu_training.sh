@@ -1,11 +1,11 @@
 # shellcheck shell=bash disable=SC2016,SC2034,SC2154  # what stands in single quotes is expanded on the VM; the variables are those of tpu_vm.sh
-# The half of launch/tpu_vm.sh that is about what runs on a TPU VM; the other one is about the VM itself. It is sourced there.
+# The part of launch/tpu_vm.sh that handles training on a TPU VM; tpu_vm.sh, which sources it, handles the VM itself.
 
 archive=$root/build/vqd_jax.tar.gz # build/ is ignored by git
 worker='bash vqd_jax/launch/tpu_worker.sh'
 follower='' reached=false
 
-reach() { # a VM that was just made takes a while until it lets anyone in
+reach() { # wait until ssh works: a new VM takes a while
   local reason="$name does not answer to ssh" try
   ! $reached || return 0
   reached=true
@@ -19,7 +19,7 @@ reach() { # a VM that was just made takes a while until it lets anyone in
   remote "$reason" all true
 }
 
-busy() { # whether every worker trains
+busy() { # whether training runs on every worker
   local ask=(gcloud compute tpus tpu-vm ssh "$name" --worker=all '--command=tmux has-session -t =vqd_jax 2>/dev/null' "${where[@]}")
   show "${ask[@]}"
   ! $dry_run && "${ask[@]}" 2>/dev/null
@@ -27,7 +27,7 @@ busy() { # whether every worker trains
 
 push() {
   reach
-  remote "training is running on $name, or it cannot be told: stop it before pushing" all '! tmux has-session -t =vqd_jax 2>/dev/null'
+  remote "training is running on $name, or its state is unknown: stop it before pushing" all '! tmux has-session -t =vqd_jax 2>/dev/null'
   idle=true
   $dry_run || mkdir -p "${archive%/*}"
   call "this checkout could not be packed" tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./runs \
@@ -52,17 +52,17 @@ push() {
 }
 
 start() {
-  remote "training is already running on $name, or it cannot be told: follow it with logs, or stop it" all \
+  remote "training is already running on $name, or its state is unknown: follow it with logs, or stop it" all \
     '! tmux has-session -t =vqd_jax 2>/dev/null'
   idle=false
   remote "training could not be started on $name: was it pushed?" all "$worker start $(quoted "${arguments[@]}")"
 }
 
-follow() { # LINES: the output of the first worker, in the background
+follow() { # LINES: show the output of the first worker, in the background
   local tail=(gcloud compute tpus tpu-vm ssh "$name" --worker=0 "--command=$worker log $1" "${where[@]}")
   show "${tail[@]}"
   $dry_run && return
-  set -m # in a process group of its own, which can be ended with all of its ssh
+  set -m # in its own process group, so that it can be killed together with ssh
   "${tail[@]}" </dev/null &
   follower=$!
   set +m
@@ -91,30 +91,32 @@ logs() {
       grep -q running <<<"$states" || break
       kill -0 "$follower" 2>/dev/null || follow 0
     elif ((++lost == 1 || lost % 5 == 0)); then
-      preempted && give_up "$name was preempted, and its disk is lost: run makes it again and goes on by itself if the workdir is in a\
- bucket, --workdir=gs://BUCKET/FOLDER"
-      ((lost < 10)) || give_up "$name does not answer to ssh any more; it still costs money, and may be training: try logs, or delete it"
+      preempted && give_up "$name was preempted, and its disk is lost: with a workdir in a bucket, --workdir=gs://BUCKET/FOLDER,\
+ run creates it again and resumes"
+      ((lost < 10)) || give_up "$name no longer answers to ssh; it still costs money, and may be training: try logs, or delete it"
     fi
     sleep 30
   done
   idle=true
-  for _ in {1..20}; do # for the end of the output
+  for _ in {1..20}; do # until the output is complete
     kill -0 "$follower" 2>/dev/null || break
     sleep 1
   done
 }
 
-end_all() { # STATES BAD: one worker, in the state BAD, does not train any more, so that none shall
+end_all() { # STATES BAD: stop all workers, as one, in the state BAD, no longer trains
   local number status
   read -r _ _ number _ status _ <<<"$2"
   unfollow
+  [[ $status != 143 ]] || terminated=true
   if grep -q running <<<"$1"; then stop; fi
   idle=true
   remote "the output of worker $number of $name cannot be read" "$number" "$worker log 40"
   case $status in
     '') give_up "training is gone on worker $number of $name, as after a restart of the machine: start it again" ;;
     130) give_up "training on $name was stopped" ;;
-    *) give_up "training failed on worker $number of $name, with status $status: its last lines are above, no worker trains any more" ;;
+    143) give_up "training on worker $number of $name got SIGTERM, as when the machine shuts down: start resumes it" ;;
+    *) give_up "training failed on worker $number of $name, with status $status: its last lines are above, all workers are stopped" ;;
   esac
 }
 
@@ -127,7 +129,7 @@ status() {
 fetch() {
   local packed=$root/build/vqd_runs.tar.gz target=$root/runs/$name
   remote "there are no workdirs on $name, or they could not be packed" 0 \
-    'test -d vqd_jax/runs && { tar -czf vqd_runs.tar.gz -C vqd_jax/runs . || test $? -eq 1; }' # 1: written to meanwhile
+    'test -d vqd_jax/runs && { tar -czf vqd_runs.tar.gz -C vqd_jax/runs . || test $? -eq 1; }' # 1: files changed meanwhile
   $dry_run || mkdir -p "${packed%/*}" "$target"
   tpu "the workdirs could not be copied from $name" scp "$name:vqd_runs.tar.gz" "$packed" --worker=0
   call "the workdirs could not be unpacked into $target" tar -xzf "$packed" -C "$target"

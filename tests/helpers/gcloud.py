@@ -1,11 +1,11 @@
-"""Stands in for gcloud: records every call, fails as it is told, and keeps a TPU VM and buckets as
+"""A stand-in for gcloud that records every call, fails on request, and has a TPU VM and buckets as
 folders.
 
-In $CLOUD: `calls` and `storage`, a JSON line for each call, with its arguments and what came on
-stdin; `state`, the node's state and type, absent without a node; `worker0`, `worker1`, … the home
-folders of the workers, in which remote commands run; `buckets`. `failures` is a JSON list of
-[regular expression over the call, times, what gcloud says, and optionally the node's next state]:
-the first one that fits and still has times left makes the call fail.
+In $CLOUD: `calls` and `storage`, a JSON line for each call, with its arguments and its stdin;
+`state`, the node's state and type, absent without a node; `worker0`, `worker1`, … the home folders
+of the workers, in which remote commands run; `buckets`. `failures` is a JSON list of [regular
+expression over the call, times, output of gcloud, and optionally the node's next state]: the first
+one that matches and has times left makes the call fail.
 """
 
 import json
@@ -28,7 +28,7 @@ def flag(name, default=None):
     return next((w.split("=", 1)[1] for w in words if w.startswith(f"--{name}=")), default)
 
 
-def fail_as_told():
+def fail_on_request():
     file = cloud / "failures"
     failures = json.loads(file.read_text()) if file.exists() else []
     for failure in failures:
@@ -54,7 +54,7 @@ def node(verb):
         if not state.exists():
             end("NOT_FOUND: Resource 'projects/p/locations/z/nodes/n' was not found")
         state.unlink()
-        for home in cloud.glob("worker*"):  # what runs there and the disks go, too
+        for home in cloud.glob("worker*"):  # with its processes and its disk
             subprocess.run(["tmux", "kill-server"], env=as_worker(home), stderr=subprocess.DEVNULL)
             shutil.rmtree(home)
             home.mkdir()
@@ -74,10 +74,8 @@ def node(verb):
     elif verb == "scp":
         source, target = words[4:6]
         for home in workers():
-            place = lambda path: (
-                path.split(":", 1)[1] and home / path.split(":", 1)[1] if ":" in path else path
-            )
-            shutil.copy(place(source), place(target))
+            on_disk = lambda path: home / path.split(":", 1)[1] if ":" in path else path
+            shutil.copy(on_disk(source), on_disk(target))
 
 
 def as_worker(home):
@@ -148,7 +146,7 @@ if __name__ == "__main__":
     asked = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     with (cloud / ("storage" if words[0] == "storage" else "calls")).open("a") as calls:
         calls.write(json.dumps({"words": words, "stdin": asked}) + "\n")
-    fail_as_told()
+    fail_on_request()
     if words[:3] == ["compute", "tpus", "tpu-vm"]:
         node(words[3])
     elif words[0] == "storage":

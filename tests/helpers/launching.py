@@ -1,5 +1,5 @@
-"""What the tests of launch/ share: a shell with a private home and stand-ins first on PATH, also
-one that has a TPU VM.
+"""Helpers of the tests of launch/: a shell with its own home folder and stand-ins first on PATH, and
+one with a TPU VM.
 """
 
 import contextlib
@@ -25,12 +25,14 @@ AWKWARD = [
 ]
 
 PYTHON = """#!/bin/bash
-# Stands in for python: writes its arguments and what it was given of the environment, then obeys BEHAVE.
+# Stands in for python: records its arguments and environment, then runs BEHAVE. On signals it ends as training does.
+trap 'echo saved; exit 143' TERM
+trap 'echo interrupted; exit 130' INT
 printf '%s\\0' "$@" >"$RECORD"
 echo "cache $JAX_COMPILATION_CACHE_DIR in $PWD"
 eval "${BEHAVE:-true}"
 """
-GATE = "until [[ -f $HOME/go ]]; do sleep 0.1; done"
+GATE = "until [[ -f $HOME/go ]]; do sleep 0.1; done"  # trains until the test creates the file
 
 
 def wait_for(condition):
@@ -48,7 +50,7 @@ def executable(path, text):
 
 
 class Shell:
-    """Runs scripts with a private home and stand-ins first on PATH."""
+    """Runs scripts with their own home folder and stand-ins first on PATH."""
 
     def __init__(self, folder):
         self.folder, self.bin, self.record = folder, folder / "bin", folder / "record"
@@ -77,9 +79,7 @@ class Shell:
 
 
 def sentence(done, status, said):
-    """The run ended with the status and with one line that begins with "error:" and holds what was
-    to be said.
-    """
+    """The run ended with the status, and its one line that begins with "error: " contains `said`."""
     assert done.returncode == status, done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:] and said in lines[
@@ -88,7 +88,7 @@ def sentence(done, status, said):
 
 
 class Cloud(Shell):
-    """tpu_vm.sh in a small checkout, and what the stand-in for gcloud keeps; see gcloud.py."""
+    """tpu_vm.sh in a small checkout, and the files of the stand-in for gcloud; see gcloud.py."""
 
     def __init__(self, folder, sockets, workers):
         super().__init__(folder)
@@ -132,7 +132,7 @@ class Cloud(Shell):
         return self("bash", self.checkout / "launch" / "tpu_vm.sh", action, zone, *options, **kw)
 
     def calls(self):
-        """The arguments of gcloud, without what every call ends or begins with."""
+        """The arguments of gcloud, without those that every call begins or ends with."""
         out = []
         for line in (
             (self.cloud / "calls").read_text().splitlines()
@@ -149,7 +149,7 @@ class Cloud(Shell):
         return out
 
     def storage(self):
-        """What the workers asked of gcloud storage."""
+        """The arguments of the workers' calls of gcloud storage."""
         return [
             json.loads(line)["words"][1:]
             for line in (self.cloud / "storage").read_text().splitlines()
@@ -159,7 +159,7 @@ class Cloud(Shell):
         return [call[0] for call in self.calls()]
 
     def commands(self):
-        """(worker, command) of each ssh, those that only ask once."""
+        """(worker, command) of each ssh, without repetitions."""
         return list(
             dict.fromkeys(
                 (call[2].removeprefix("--worker="), call[3].removeprefix("--command="))
@@ -188,7 +188,7 @@ class Cloud(Shell):
 
 @contextlib.contextmanager
 def clouded(folder, workers):
-    """A Cloud with so many workers; what runs on them ends with it."""
+    """A Cloud with `workers`, whose processes end with it."""
     if not shutil.which("tmux"):
         pytest.skip("needs tmux")
     with tempfile.TemporaryDirectory(dir="/tmp") as sockets:  # a socket's path must be short

@@ -88,6 +88,9 @@ def test_its_command_is_one_of_local_sh(tmp_path, parts):
     interpreter, script = parts["container"]["command"]
     shell(interpreter, ROOT / script, *arguments, ok=True)
     assert shell.arguments() == ["-m", "vqd_jax.main", *arguments]
+    # of a drained node: a pod that fails, so that the JobSet starts all again
+    done = shell(interpreter, ROOT / script, *arguments, BEHAVE="kill -TERM $$")
+    assert done.returncode == 143 and parts["failurePolicy"]["maxRestarts"] > 0
 
 
 def test_it_is_small():

@@ -63,6 +63,7 @@ def test_local_passes_arguments_and_status_through(shell, local):
     assert shell.arguments() == ["-m", "vqd_jax.main", *AWKWARD]
     assert done.stdout.splitlines()[-1] == f"cache {shell.folder}/.cache/vqd_jax/xla in {ROOT}"
     assert local(BEHAVE="exit 7").returncode == 7
+    assert local(BEHAVE="kill -TERM $$").returncode == 143  # not done
     assert "cache /elsewhere" in local(JAX_COMPILATION_CACHE_DIR="/elsewhere", ok=True).stdout
 
 
@@ -97,6 +98,6 @@ def test_local_detaches_and_logs(shell, local):
 
 def test_local_says_what_is_wrong(shell, local):
     sentence(local("--log="), 2, "--log needs a file")
-    sentence(local(PYTHON="/no/python"), 2, "there is no /no/python here")
+    sentence(local(PYTHON="/no/python"), 2, "there is no /no/python on this machine")
     (shell.folder / "file").write_text("")
     sentence(local("--detach", f"--log={shell.folder}/file/log"), 2, "cannot be written")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.commands import TINY
-from helpers.launching import AWKWARD, LAUNCH, PYTHON, ROOT, Shell, executable, sentence
+from helpers.launching import AWKWARD, GATE, LAUNCH, PYTHON, ROOT, Shell, executable, sentence
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
 
@@ -71,11 +71,33 @@ def test_slurm_trains_and_gives_back_the_status(shell, slurm):
     assert "sbatch --nodes=2 --gpus-per-node=4" in slurm("--help", ok=True).stdout
 
 
+# The real program instead of the stand-in, in training's place: it has a step to finish.
+REAL = f"""#!/bin/bash
+exec {sys.executable} -c '
+import os, sys, time
+from vqd_jax.cli import runner
+from vqd_jax.runtime import signals
+def main():
+    with signals.deferred() as received:
+        os.kill(os.getppid(), int(os.environ["NUMBER"]))
+        while not received():
+            time.sleep(0.05)
+        print("saved")
+signals.install_handlers()
+sys.exit(runner.status(main))
+'
+"""
+
+
+@pytest.mark.parametrize("program", ["stand-in", "real"])
 @pytest.mark.parametrize("number,requeued", [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_goes_back_into_the_queue_when_time_is_up(shell, slurm, number, requeued):
-    # the batch script is the parent of what it starts
-    warn = f"kill -{int(number)} $PPID; exec sleep 20"
-    assert slurm("--config=x", BEHAVE=warn).returncode == 128 + signal.SIGTERM
+def test_slurm_requeues_when_time_is_up(shell, slurm, number, requeued, program):
+    """At the time limit training saves and ends with 143. The batch script is its parent."""
+    if program == "real":
+        executable(shell.bin / "python", REAL)
+    warn = f"kill -{int(number)} $PPID; {GATE}"
+    done = slurm("--config=x", BEHAVE=warn, NUMBER=str(int(number)), PYTHONPATH=str(ROOT))
+    assert done.returncode == 143 and "saved" in done.stdout.split(), done.stdout + done.stderr
     assert (shell.folder / "scontrol").exists() == requeued
     if requeued:
         assert (shell.folder / "scontrol").read_text() == "requeue 17\n"

@@ -247,7 +247,7 @@ def test_failures_of_single_commands(cloud, action, step):
     [
         (["create", "--type=large"], "--type=large: a type is a generation and a size"),
         (["create", "--tries=0"], "--tries must be a positive number, got 0"),
-        (["run"], "what to train is missing"),
+        (["run"], "the arguments of training are missing"),
         (["run", "--", "--workdir=gs://bucket"], "--workdir=gs://bucket: write gs://BUCKET/FOLDER"),
         (["push", *TRAIN], "push takes no arguments"),
         (["push", "start", *TRAIN], "one command, not push and start"),
@@ -443,6 +443,30 @@ def test_a_preempted_vm_is_made_again_and_training_resumes_from_the_bucket(cloud
     )
 
 
+@two
+def test_training_that_got_sigterm_is_started_again(cloud):
+    """As when a machine shuts down: training saved and ended with status 143, which is not done."""
+    cloud.env["BEHAVE"] = (
+        "[[ -f $HOME/again ]] && { echo resumed; exit; }; touch $HOME/again; "
+        f"[[ $WORKER == 1 ]] && kill -TERM $$; {GATE}"
+    )
+    done = cloud.tpu("run", "--delete", *BUCKET, ok=True)
+    assert (
+        "training on vqd-jax got SIGTERM: starting again" in done.stderr
+        and {"saved", "resumed"} <= {*done.stdout.split()}
+        and "error: " not in done.stderr
+    )
+    assert cloud.verbs().count("create") == cloud.verbs().count("delete") == 1
+
+
+def test_a_follower_says_that_training_got_sigterm(cloud):
+    cloud.pushed()
+    cloud.env["BEHAVE"] = "kill -TERM $$"
+    cloud.tpu("start", *TRAIN, ok=True)
+    wait_for((cloud.homes[0] / "vqd_jax.exit").exists)
+    sentence(cloud.tpu("logs"), 1, "training on worker 0 of vqd-jax got SIGTERM, as when")
+
+
 def test_a_preempted_vm_without_a_bucket_is_not_made_again(cloud):
     cloud.env["BEHAVE"] = GATE
     cloud.failing(["tpu_worker.sh state", 1, "the connection was closed", "PREEMPTED\tv5litepod-8"])
@@ -458,7 +482,7 @@ def test_a_lost_connection_is_tried_again_and_is_not_the_end_of_training(cloud):
     sentence(
         cloud.tpu("logs"),
         1,
-        "does not answer to ssh any more; it still costs money, and may be training",
+        "no longer answers to ssh; it still costs money, and may be training",
     )
 
 
@@ -471,9 +495,7 @@ def test_run_follows_what_trains_already_and_never_deletes_it_unasked(cloud):
     assert set(cloud.verbs()) == {"describe", "ssh"} and (cloud.cloud / "state").exists()
     cloud.failing()
     threading.Timer(1, (cloud.homes[0] / "go").touch).start()
-    assert "it trains already" in cloud.tpu("run", *BUCKET, ok=True).stderr.replace(
-        "vqd-jax trains", "it trains"
-    )
+    assert "training already runs on vqd-jax" in cloud.tpu("run", *BUCKET, ok=True).stderr
     assert not [call for call in cloud.calls() if call[0] == "scp" or "start" in call[-1].split()]
 
 
@@ -515,7 +537,7 @@ def test_ctrl_c_leaves_training_running_and_says_so(cloud, action):
     said = process.communicate(timeout=30)[1]
     assert (
         process.returncode == 130
-        and "interrupted; if vqd-jax is there it costs money, and may be training" in said
+        and "interrupted; if vqd-jax exists it costs money, and may be training" in said
     )
     assert "vqd_jax worker 0 running" in cloud.tpu("status", ok=True).stdout
 
