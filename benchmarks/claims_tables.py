@@ -33,13 +33,19 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """`flags`: of the config. `calls`: numbers of network calls for pictures. `group`: those of a
-    lower one are run first.
+    """A training run of the comparison.
+
+    Attributes:
+      flags: keys of the config and their values.
+      calls: the numbers of network calls that images are sampled with.
+      group: variants of a lower group run first.
+      previous_state: the network predicts z_{t-1} (`previous_state.py`), not x_0.
     """
 
     flags: dict[str, Any] = dataclasses.field(default_factory=dict)
     calls: tuple[int, ...] = (25,)
     group: int = 1
+    previous_state: bool = False
 
 
 VARIANTS = {
@@ -47,7 +53,7 @@ VARIANTS = {
     "uniform": Variant({"process.schedule": "uniform"}, group=0),
     "absorbing": Variant({"process.schedule": "absorbing"}, group=0),
     "previous": Variant(
-        {"denoiser.predict": "previous", "diffusion_loss.auxiliary": 0.0}, calls=(100,), group=0
+        {"diffusion_loss.auxiliary": 0.0}, calls=(100,), group=0, previous_state=True
     ),
     "no auxiliary": Variant({"diffusion_loss.auxiliary": 0.0}, calls=(25, 100), group=0),
     "mask 0.5": Variant({"process.final_mask": 0.5}),

@@ -445,7 +445,7 @@ BAD = [
     (["sample", "--workdir={workdir}", "--prompt=x", "--sampler=best"], "--sampler=best"),
     (
         ["sample", "--workdir={workdir}", "--prompt=x", "--sampler=autoregressive"],
-        "the sampler autoregressive is for such models",
+        "the sampler autoregressive is for autoregressive models",
     ),
     (
         ["sample", "--workdir={workdir}", "--prompt=x", "--stage=autoregressive"],

@@ -14,7 +14,6 @@ SAMPLERS = (
     "released_fast",
     "prior_rule",
     "autoregressive",
-    "previous",
 )
 SAMPLING = (
     "sampler",

@@ -39,9 +39,7 @@ from vqd_jax.models.weights.hub import local_folder
 from vqd_jax.samplers.ancestral import Ancestral, Remask
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler
-from vqd_jax.samplers.call_planner import best_counts, fixed_order_cost, random_order_cost
 from vqd_jax.samplers.counts import Counts
-from vqd_jax.samplers.direct import DirectSampler
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
 from vqd_jax.stages.autoregressive import AutoregressiveStage
@@ -164,14 +162,14 @@ def sampling(
     *,
     entropy: dict[str, np.ndarray] | None = None,
     options: dict[str, Any] | None = None,
-    from_noise: bool = True,
+    t_start: int | None = None,
     **guidance_config: Any,
 ) -> tuple[Sampler | AutoregressiveSampler, GuidanceConfig]:
     """The sampler of that name and its guidance config, from the keys of config.sampling.
 
     `options` replace keys of the sampler's own section. `entropy` is the measurement of `vqd plan`
-    for each order of `counts`; counts="planned" needs it, and "auto" uses it if there is one and
-    the image is sampled from t = T (`from_noise`).
+    for each order of `counts`; counts="planned" needs it, and "auto" uses it if there is one. The
+    counts are planned from the time `t_start`, by default T.
     """
     make, section = choose(
         "sampling.sampler",
@@ -183,7 +181,6 @@ def sampling(
             "remask": (Remask, config.remask),
             "prior_rule": (PriorRule, config.prior_rule),
             "autoregressive": (lambda calls: AutoregressiveSampler(), {}),
-            "previous": (lambda calls: DirectSampler(), {}),
         },
     )
     fields = dict(section)
@@ -194,24 +191,29 @@ def sampling(
                 + (f", only {', '.join(fields)}" if fields else "")
             )
         fields[key] = _like(fields[key], value, f"the option {key} of {sampler}")
-    if fields.get("counts") == "auto":
-        planned = from_noise and entropy and fields["order"] in entropy
-        fields["counts"] = "planned" if planned else "uniform"
-    if fields.get("counts") == "planned":
-        fields["counts"] = planned_counts(fields["order"], calls - fields["polish"], entropy)
-    return make(calls=calls, **_tuples(fields)), GuidanceConfig(**guidance_config)
+    fields = _tuples(fields)
+    counts = fields.get("counts")
+    if counts in ("auto", "planned"):
+        fields["counts"] = "uniform"
+    chosen = make(calls=calls, **fields)
+    if counts == "planned" or counts == "auto" and chosen.order in (entropy or {}):
+        chosen = planned_counts(chosen, process(config), entropy or {}, t_start)
+    return chosen, GuidanceConfig(**guidance_config)
 
 
 def planned_counts(
-    order: str, calls: int, entropy: dict[str, np.ndarray] | None
-) -> tuple[int, ...]:
-    """The best number of tokens for each call. UserError if the order was not measured."""
-    if not entropy or order not in entropy:
+    sampler: Counts,
+    process: MaskAndReplace,
+    entropy: dict[str, np.ndarray],
+    t_start: int | None = None,
+) -> Counts:
+    """The sampler with planned counts. UserError if its order was not measured."""
+    if sampler.order not in entropy:
         raise UserError(
-            f"there is no plan for the order {order!r} in this workdir: make one with vqd plan"
+            f"there is no plan for the order {sampler.order!r} in this workdir: make one with "
+            "vqd plan"
         )
-    cost = fixed_order_cost if entropy[order].ndim == 2 else random_order_cost
-    return best_counts(cost(entropy[order]), calls)[0]
+    return sampler.planned(process, entropy[sampler.order], t_start or process.T)
 
 
 def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
@@ -305,7 +307,7 @@ def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> Autoregres
             "the autoregressive stage needs denoiser.mlp fc: a 3x3 convolution would see later "
             "tokens"
         )
-    denoiser_only = ("time", "positions", "predict", "attention")
+    denoiser_only = ("time", "positions", "attention")
     sizes = {key: value for key, value in sizes.items() if key not in denoiser_only}
     return AutoregressiveStage(
         network=Autoregressive(**_tokens_and_condition(config), **sizes),

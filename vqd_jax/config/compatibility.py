@@ -7,6 +7,7 @@ from vqd_jax.core.errors import UserError
 
 # Removed keys, with the value at which they had no effect
 REMOVED: dict[tuple[str, str], Any] = {
+    ("denoiser", "predict"): "x0",
     ("diffusion_loss", "antithetic"): False,
     ("diffusion_loss", "continuous"): False,
 }

@@ -150,8 +150,6 @@ def defaults() -> ConfigDict:
         positions=(),  # sizes of the position tables; () for the grid's own
         time="learned",  # learned (a table per AdaLN) | sinusoidal
         head="linear",  # linear (as published) | tied (to the token embedding; trains faster)
-        # x0 | previous (z_{t-1} itself, which needs diffusion_loss.auxiliary=0)
-        predict="x0",
         init_std=0.02,  # of all weights
         dropout=0.0,
         # full | chunked (a few heads at a time, in the CPU's cache) | auto (chunked on CPUs)
@@ -212,8 +210,7 @@ def defaults() -> ConfigDict:
 
     c.sampling = _section(  # what sample, demo and previews use by default
         # ancestral | counts | remask | released_fast | prior_rule; their options are below.
-        # autoregressive models, and denoisers with predict=previous, have one sampler each:
-        # autoregressive, previous
+        # autoregressive models have one sampler: autoregressive
         sampler="ancestral",
         calls=25,  # network calls (steps)
         guidance=2.0,  # classifier-free guidance scale; 1 is no guidance

@@ -195,23 +195,20 @@ class TextToImage:
             return chosen["sampler"], GuidanceConfig(**guidance)
         for name, value in fixed.items():
             if chosen[name] != value:
-                kind = (
-                    "autoregressive model"
-                    if fixed["sampler"] == "autoregressive"
-                    else "model, which predicts the previous state,"
+                raise UserError(
+                    f"for this autoregressive model {name} can only be {value}, got {chosen[name]}"
                 )
-                raise UserError(f"for this {kind} {name} can only be {value}, got {chosen[name]}")
-        if not fixed and chosen["sampler"] in ("autoregressive", "previous"):
+        if not fixed and chosen["sampler"] == "autoregressive":
             raise UserError(
-                f"the sampler {chosen['sampler']} is for {chosen['sampler']} models, and this is a "
-                "diffusion model that predicts x_0"
+                "the sampler autoregressive is for autoregressive models, and this is a diffusion "
+                "model"
             )
         if not fixed and chosen["sampler"] != "counts":
             if not 1 <= chosen["calls"] <= self.process.T:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
             chosen["calls"] = min(chosen["calls"], t_start or self.process.T)
         return build.sampling(
-            self.config, entropy=self.entropy, options=options, from_noise=t_start is None, **chosen
+            self.config, entropy=self.entropy, options=options, t_start=t_start, **chosen
         )
 
     def prompts(self, prompts: Sequence[str], *, labels: bool = False) -> list[str]:

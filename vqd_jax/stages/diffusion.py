@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
-from vqd_jax.diffusion.direct import bound_of_previous
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
 from vqd_jax.models.dropout import STREAM
 from vqd_jax.runtime.rows import Rows
@@ -53,13 +51,6 @@ class DiffusionStage(DiffusionSampling):
     weights: DiffusionLoss
 
     watched = "loss"  # the metric that must not spike
-
-    def __post_init__(self):
-        if self.direct and self.weights.auxiliary:
-            raise UserError(
-                "a denoiser that predicts the previous state has no x_0: diffusion_loss needs "
-                "auxiliary 0"
-            )
 
     def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], LossAwareTimes]:
         """Random (params, extra) for batches like this one."""
@@ -131,7 +122,7 @@ class DiffusionStage(DiffusionSampling):
             "loss": loss,
             "bound": (bound * correction).mean(),
             "auxiliary": (auxiliary * correction).mean() / T,
-            "accuracy": (logits[..., : self.process.k].argmax(-1) == z_0).mean(),
+            "accuracy": (logits.argmax(-1) == z_0).mean(),
         }
         return loss, ({"t": t, "bound": jax.lax.stop_gradient(bound)}, metrics)
 
@@ -143,11 +134,8 @@ class DiffusionStage(DiffusionSampling):
     def terms(
         self, logits: Float[Array, "b n k"], z_0: Tokens, z_t: Tokens, t: Times
     ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
-        """(bound, -log p(x_0)) of each token at t in nats; without x_0 the latter is 0."""
-        if not self.direct:
-            return bound_and_auxiliary(self.process, logits, z_0, z_t, t)
-        bound = bound_of_previous(self.process, logits, z_0, z_t, t)
-        return bound, jnp.zeros_like(bound)
+        """(bound, -log p(x_0)) of each token at t in nats."""
+        return bound_and_auxiliary(self.process, logits, z_0, z_t, t)
 
     def predict(
         self,

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.core.chunking import map_chunks
 from vqd_jax.core.shapes import DenoiseFn, Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
-from vqd_jax.diffusion.direct import log_previous, with_codes
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.runtime.devices import Devices, local_devices, map_rows
@@ -241,13 +240,8 @@ class DiffusionSampling:
         return math.prod(self.denoiser.grid)
 
     @property
-    def direct(self) -> bool:
-        """Whether the network predicts z_{t-1} and not x_0."""
-        return self.denoiser.predict == "previous"
-
-    @property
     def fixed_sampling(self) -> dict[str, Any]:
-        return {"sampler": "previous", "calls": self.process.T} if self.direct else {}
+        return {}
 
     def calls(self, sampler: Sampler, t_start: int | None = None) -> int:
         return len(call_times(sampler, self.process, self.tokens, t_start))
@@ -340,8 +334,7 @@ class DiffusionSampling:
     ) -> DenoiseFn:
         """`(z_t, t) -> logits` of x_0 after guidance, temperature and truncation.
 
-        The prompts are encoded once, here. A network that predicts z_{t-1} is treated likewise over
-        the codes; [MASK] keeps the probability that the prompt gives it.
+        The prompts are encoded once, here.
         """
         ids, drop = conditions.ids, conditions.drop
         ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
@@ -370,13 +363,10 @@ class DiffusionSampling:
                 least=2 // prompts,
             )
             logits = logits.swapaxes(0, 1)
-            codes = static_guidance.combine(
-                logits[..., : self.process.k], dynamic["scales"], unmasked[t], guided=guided
+            logits = static_guidance.combine(
+                logits, dynamic["scales"], unmasked[t], guided=guided
             )
-            codes = static_guidance.shape(codes, dynamic["temperature"], dynamic["top_p"])
-            if not self.direct:
-                return codes
-            return with_codes(log_previous(self.process, logits[0], z_t, t), codes)
+            return static_guidance.shape(logits, dynamic["temperature"], dynamic["top_p"])
 
         return denoise
 
