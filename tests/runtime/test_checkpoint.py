@@ -2,6 +2,7 @@
 checkpoint.
 """
 
+import logging as stdlib_logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from helpers import ROOT
 from vqd_jax.core.checksums import CHECKSUMS
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.orbax_io import quiet_orbax
 
 
 def params(seed=0):
@@ -197,7 +199,9 @@ def test_damage_is_found_in_the_item_that_is_read_and_only_there(saved, damage, 
 @pytest.mark.parametrize("text", ["", "[]", '{"state/_METADATA": 1'])
 def test_damaged_sums(saved, text):
     (saved / "2" / CHECKSUMS).write_text(text)
-    with pytest.raises(UserError, match=f"step 2 in {saved} is damaged: {CHECKSUMS} is not readable"):
+    with pytest.raises(
+        UserError, match=f"step 2 in {saved} is damaged: {CHECKSUMS} is not readable"
+    ):
         Checkpoints(saved, read_only=True).restore("state", step=2)
 
 
@@ -225,8 +229,7 @@ def test_the_newest_whole_step_is_the_latest_and_damaged_ones_are_named(
     if not unseen:
         with pytest.raises(
             UserError,
-            match=r"step 2 .* is damaged: .*; checkpoint step 1 .* is damaged: .*; no other is "
-            r"there",
+            match=r"step 2 .* is damaged: .*; checkpoint step 1 .* is damaged: .*; there is no other",
         ):
             checkpoints.latest_step()
 
@@ -340,7 +343,11 @@ def test_keys_are_refused(tmp_path):
         checkpoints.save(1, {"state": {"rng": {"dropout": jax.random.key(0)}}})
 
 
-def test_saving_and_restoring_say_nothing_but_warnings(tmp_path, caplog):
+def test_saving_and_restoring_log_only_warnings(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    for logger in (logging.get_absl_logger(), stdlib_logging.getLogger("asyncio")):
+        monkeypatch.setattr(logger, "filters", [*logger.filters])
+    quiet_orbax()
     with caplog.at_level("INFO"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"state": params()})
         checkpoints.restore("state")

@@ -1,5 +1,5 @@
-"""Checkpoints that two processes write together: each its own parts, read again on any number of
-processes and devices.
+"""Checkpoints that two processes write together, each its own shards, and that any number of
+processes and devices read.
 """
 
 import os
@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from vqd_jax.runtime import orbax_io as storage
+from vqd_jax.runtime import orbax_io
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.core.errors import UserError
 me, folder = int(sys.argv[2]), Path(sys.argv[3])
@@ -38,8 +38,8 @@ state = lambda n: {"rows": make(n * value, "x"), "columns": make(n * value, None
                    "local": jax.numpy.full(3, n), "host": np.full(5, n), "examples": n}
 """
 TOGETHER = """
-whole = storage.multihost_utils.process_allgather
-storage.multihost_utils.process_allgather = None  # nobody needs the whole
+whole = orbax_io.multihost_utils.process_allgather
+orbax_io.multihost_utils.process_allgather = None  # nobody needs the whole
 add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
 with Checkpoints(folder / "together", shared=True) as checkpoints:
     for n in (1, 2, 3):
@@ -49,7 +49,7 @@ with Checkpoints(folder / "together", shared=True) as checkpoints:
         tree["host"][:] = -1
     checkpoints.save(20, {"state": state(2), "config": {"n": 2}})  # a run that was rewound
 assert checkpoints.steps() == [20]  # closed, it is finished in every process
-storage.multihost_utils.process_allgather = whole
+orbax_io.multihost_utils.process_allgather = whole
 with Checkpoints(folder / "first", shared=False) as checkpoints:
     checkpoints.save(20, {"state": state(2), "config": {"n": 2}})
 jax.experimental.multihost_utils.sync_global_devices("saved")

@@ -24,7 +24,9 @@ def test_the_key_of_an_example_does_not_depend_on_the_devices():
     assert len(np.unique(alone, axis=0)) == 8
     for devices in (2, 4):
         split = jax.pmap(
-            lambda _: jax.random.key_data(Rows.of_device(8 // devices, AXIS).keys(jax.random.key(3))),
+            lambda _: jax.random.key_data(
+                Rows.of_device(8 // devices, AXIS).keys(jax.random.key(3))
+            ),
             axis_name=AXIS,
             devices=jax.local_devices()[:devices],
         )(jnp.zeros(devices))
@@ -63,14 +65,20 @@ def test_a_compiled_step_sees_slices_of_the_batch_and_one_state(devices):
     assert parallel.unreplicate(state).shape == ()
     np.testing.assert_allclose(parallel.unreplicate(state), 1 + (2 * x + noise).mean(), rtol=1e-6)
     state, _ = run(state, frozen, batch, jax.random.key(0))
-    np.testing.assert_allclose(parallel.unreplicate(state), 1 + 2 * (2 * x + noise).mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        parallel.unreplicate(state), 1 + 2 * (2 * x + noise).mean(), rtol=1e-6
+    )
 
 
 def test_every_kind_of_leaf_is_replicated():
     parallel = parallelism(devices=2)
     tree = {"a": np.arange(3), "step": np.zeros((), np.int32), "none": None}
     replicas = parallel.device_put(tree)
-    assert replicas["none"] is None and replicas["a"].shape == (2, 3) and replicas["step"].shape == (2,)
+    assert (
+        replicas["none"] is None
+        and replicas["a"].shape == (2, 3)
+        and replicas["step"].shape == (2,)
+    )
     for name in ("a", "step"):
         assert {s.device for s in replicas[name].addressable_shards} == set(jax.local_devices()[:2])
         np.testing.assert_array_equal(parallel.unreplicate(replicas)[name], tree[name])

@@ -1,8 +1,7 @@
-"""Checkpoints: one folder per step, written by Orbax, each with the SHA-256 sums of its files.
+"""Checkpoints: one folder per step, written by Orbax, each with the SHA-256 checksums of its files.
 
-A step holds named items that are restored one at a time, on any number of devices and processes:
-trees of arrays, and anything JSON can hold. The sums are written last: a step without them was
-never finished.
+A step holds named items, which are restored one at a time, on any number of devices and processes:
+trees of arrays, and JSON values. The checksums are written last: a step without them is unfinished.
 """
 
 import concurrent.futures
@@ -12,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,20 @@ from vqd_jax.runtime import orbax_io
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints in `folder`, a local path. Saving runs in the background: end with `close()`,
-    or use `with`.
+    """The checkpoints in a folder. Saving runs in the background: end with `close()`, or `with`.
 
     Args:
-      folder: made if need be; one subfolder per step.
-      keep: how many of the newest steps stay.
-      read_only: write nothing at all, as for a shipped checkpoint or one that another process is
-        still training; otherwise what killed saves left behind is removed now.
-      shared: whether all processes see the same files in `folder`; then each writes its own parts
-      of arrays that are cut over them.
+      folder: a local path, created if need be, with one subfolder per step.
+      keep: the number of newest steps to keep.
+      read_only: never write, as for a shipped checkpoint or one of a run in progress. Otherwise the
+        leftovers of killed saves are removed now.
+      shared: whether all processes see the same files in `folder`. If so, each writes its own
+        shards of arrays that are sharded over processes.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         *,
         keep: int = 2,
         read_only: bool = False,
@@ -55,12 +53,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.keep = keep
         self.read_only = read_only
         self.shared = shared
-        self._worker = None  # started by the first save
-        self._pending = None
+        self._worker: concurrent.futures.ThreadPoolExecutor | None = None  # since the first save
+        self._pending: concurrent.futures.Future[None] | None = None
         if not read_only and jax.process_index() == 0:
             with _readable_errors(f"cannot write checkpoints to {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._clean()
+                self._remove_leftovers()
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -69,100 +67,90 @@ class Checkpoints(contextlib.AbstractContextManager):
         """The finished steps, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(
-            int(d.name) for d in self.folder.iterdir() if _is_step(d) and (d / CHECKSUMS).is_file()
-        )
+        folders = filter(_is_step, self.folder.iterdir())
+        return sorted(int(d.name) for d in folders if (d / CHECKSUMS).is_file())
 
     def latest_step(self) -> int | None:
-        """The newest step that is as it was written, None if there is none at all; who only reads
-        does not look at its "state".
+        """Latest step whose checksums match, or None. Read-only instances do not verify `state`.
 
-        Newer ones that are damaged are named in a warning. UserError if all are damaged.
+        Warns about later steps that are damaged. UserError if all are damaged.
         """
-        finished, damaged = self.steps(), []
-        for step in reversed(finished):
-            wrong = _damage(self.folder / str(step), ("state",) if self.read_only else ())
+        damaged = []
+        for step in reversed(self.steps()):
+            wrong = mismatch(self._directory(step), ignore=("state",) if self.read_only else ())
             if not wrong:
-                if damaged and (self.folder, step) not in _WARNED:
-                    _WARNED.add((self.folder, step))
-                    logging.warning("%s; step %d is used", "; ".join(damaged), step)
+                if damaged:
+                    _warn_once(f"{'; '.join(damaged)}; step {step} is used")
                 return step
             damaged.append(f"checkpoint step {step} in {self.folder} is damaged: {wrong}")
         if damaged:
             raise UserError(
-                f"{'; '.join(damaged)}; no other is there: begin in another workdir, or delete them"
+                f"{'; '.join(damaged)}; there is no other: delete them, or use another workdir"
             )
         return None
 
     def has(self, item: str, step: int | None = None) -> bool:
         """Whether the step (default: the latest) holds the item."""
         step = self.latest_step() if step is None else step
-        return step in self.steps() and (self.folder / str(step) / item).is_dir()
+        return step in self.steps() and (self._directory(step) / item).is_dir()
 
     def save(self, step: int, items: Mapping[str, Any], *, wait: bool = False) -> None:
-        """Save trees of arrays and JSON-able values (None: left out) as `step`, replacing what the
-        step held.
+        """Saves trees of arrays and JSON values (not those that are None) as `step`, replacing an
+        existing one. Collective.
 
-        Every process calls it; the first one writes, or all do where they share the folder and the
-        arrays. It copies the arrays, which may then be donated, or waits until all is written.
-        `step` becomes the latest: once it is safe, later steps, of a run that was rewound, go. A
-        failure to write is raised by the next `save`, `wait` or `close`.
+        Process 0 writes, or all processes if they share the folder and the arrays. Arrays are
+        copied, so that they may be donated, unless `wait` until everything is written.
+        `step` becomes the latest: later steps, of a run that was rewound, are removed once it is
+        written. The next `save`, `wait` or `close` raises the error if writing failed.
         """
         if self.read_only:
             raise ValueError(f"the checkpoints in {self.folder} were opened read-only")
         self.wait()
-        together, directory = self.shared and orbax_io.is_sharded(items), self.folder / str(step)
+        sharded, directory = self.shared and orbax_io.is_sharded(items), self._directory(step)
         items = {
-            name: orbax_io.to_host(value, copy=not wait, together=together)
+            name: orbax_io.to_host(value, copy=not wait, sharded=sharded)
             for name, value in items.items()
             if value is not None
         }
-        if not together and jax.process_index() != 0:
+        if not sharded and jax.process_index() != 0:
             return
         with self._writing(step):
             if jax.process_index() == 0 and directory.exists():
                 directory.rename(self._replaced(step))
-            write = (
-                orbax_io.write_sharded(directory, items)
-                if together
-                else functools.partial(orbax_io.write, directory, items)
-            )
+            finish = functools.partial(orbax_io.write, directory, items)
+            if sharded:
+                finish = orbax_io.write_sharded(directory, items)
         self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending = self._worker.submit(self._write, step, write)
+        self._pending = self._worker.submit(self._write, step, finish)
         if wait:
             self.wait()
 
     def restore(self, item: str, like: Any = None, step: int | None = None) -> Any:
-        """One item of a step (default: the latest that is whole), after its files have been checked
-        against their sums.
+        """One item of a step (default: `latest_step`), after its checksums were verified.
 
         With `like`, a tree of arrays or `jax.ShapeDtypeStruct`s, the result has its structure and
-        its shardings; without, it is as stored: nested dicts of NumPy arrays, or the JSON value.
+        shardings. Without, it is as stored: nested dicts of NumPy arrays, or the JSON value.
         """
         self.wait()
-        finished, latest = self.steps(), step is None
+        finished = self.steps()
         if not finished or (step is not None and step not in finished):
             which = "finished checkpoint" if step is None else f"finished checkpoint of step {step}"
             found = f"only steps {', '.join(map(str, finished))}" if finished else "none at all"
             raise UserError(f"there is no {which} in {self.folder}, {found}")
         step = self.latest_step() if step is None else step
-        place = f"checkpoint step {step} in {self.folder}"
-        directory = self.folder / str(step)
-        if (
-            wrong := None
-            if latest and not (self.read_only and item == "state")
-            else mismatch(directory, item)
-        ):  # else it was looked at
+        name, directory = f"checkpoint step {step} in {self.folder}", self._directory(step)
+        if wrong := mismatch(directory, item):
             raise UserError(
-                f"{place} is damaged: {wrong}; delete {directory} to use an earlier step"
+                f"{name} is damaged: {wrong}; delete {directory} to use an earlier step"
             )
         if not self.has(item, step):
-            raise UserError(f"{place} has no {item!r}, only {', '.join(_items(directory))}")
-        stored = orbax_io.read(directory, item, like)
-        return stored if like is None else fit(stored, like, f"{item!r} of {place}")
+            stored = sorted(d.name for d in directory.iterdir() if d.is_dir())
+            raise UserError(f"{name} has no {item!r}, only {', '.join(stored)}")
+        value = orbax_io.read(directory, item, like)
+        return value if like is None else fit(value, like, f"{item!r} of {name}")
 
     def wait(self) -> None:
-        """Return once what was saved is on disk."""
+        """Returns once the last save is on disk."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -175,76 +163,56 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._worker.shutdown()
                 self._worker = None
 
-    def _write(self, step: int, write: Callable[[Callable[[], None]], None]) -> None:
+    def _write(self, step: int, finish: orbax_io.Finish) -> None:
         with self._writing(step):
-            write(functools.partial(self._seal, step))
+            finish(functools.partial(self._finish, step))
 
-    def _seal(self, step: int) -> None:
-        """When all is written: adds the sums, and removes what is superseded."""
-        directory = self.folder / str(step)
-        for marker in directory.rglob(
-            "commit_success.txt"
-        ):  # for object stores; tells nothing here but paths
+    def _finish(self, step: int) -> None:
+        """Once everything is written: writes the checksums and removes superseded steps."""
+        directory = self._directory(step)
+        for marker in directory.rglob("commit_success.txt"):  # for object stores, with local paths
             marker.unlink()
         write_checksums(directory)
         _remove(self._replaced(step))
         steps = self.steps()
-        for old in [s for s in steps if s > step] + [s for s in steps if s <= step][: -self.keep]:
-            _remove(self.folder / str(old))
+        kept = [s for s in steps if s <= step][-self.keep :]
+        for old in set(steps) - set(kept):
+            _remove(self._directory(old))
 
     def _writing(self, step: int) -> contextlib.AbstractContextManager:
         return _readable_errors(f"cannot write checkpoint step {step} to {self.folder}")
 
+    def _directory(self, step: int) -> Path:
+        return self.folder / str(step)
+
     def _replaced(self, step: int) -> Path:
         return self.folder / f"{step}.replaced"
 
-    def _clean(self) -> None:
-        for leftover in [
-            *self.folder.glob("*.orbax-checkpoint-tmp*"),
-            *self.folder.glob("*.deleted"),
-        ]:
-            shutil.rmtree(leftover)
-        for directory in list(filter(_is_step, self.folder.iterdir())):
-            finished = (directory / CHECKSUMS).is_file()
-            if not finished and (
-                (directory / "_CHECKPOINT_METADATA").is_file() or not any(directory.iterdir())
-            ):
+    def _remove_leftovers(self) -> None:
+        """Removes what killed saves left."""
+        for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
+            for leftover in self.folder.glob(pattern):
+                shutil.rmtree(leftover)
+        for directory in [*filter(_is_step, self.folder.iterdir())]:
+            written = (directory / "_CHECKPOINT_METADATA").is_file() or not any(directory.iterdir())
+            if written and not (directory / CHECKSUMS).is_file():
                 _remove(directory)
-        for replaced in self.folder.glob(
-            "*.replaced"
-        ):  # a save over an existing step was cut short
+        for replaced in self.folder.glob("*.replaced"):  # of a save over an existing step
             step = replaced.with_suffix("")
             _remove(replaced) if step.exists() else replaced.rename(step)
 
 
-_WARNED: set[tuple[Path, int]] = set()
-
-
-def _damage(directory: Path, but: tuple[str, ...]) -> str | None:
-    """What is wrong with a step; looked for again only when one of its files changes."""
-    stat = lambda f: (str(f), f.stat().st_size, f.stat().st_mtime_ns)
-    return _look(
-        directory, but, tuple(stat(f) for f in sorted(directory.rglob("*")) if f.is_file())
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _look(
-    directory: Path, but: tuple[str, ...], files: tuple[tuple[str, int, int], ...]
-) -> str | None:
-    return mismatch(directory, but=but)
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
 
 
 def _is_step(path: Path) -> bool:
     return path.name.isdecimal() and path.is_dir()
 
 
-def _items(directory: Path) -> list[str]:
-    return sorted(d.name for d in directory.iterdir() if d.is_dir())
-
-
 def _remove(directory: Path) -> None:
-    """Renaming first: a kill halfway never leaves something that looks like a step."""
+    """Renames the folder first, so that a kill halfway leaves nothing that looks like a step."""
     if directory.exists():
         shutil.rmtree(directory.rename(directory.with_name(directory.name + ".deleted")))
 
@@ -255,48 +223,46 @@ def _readable_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{doing}: {error.strerror or error}") from error
-    except ValueError as error:  # so tensorstore says it
-        if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+    except ValueError as error:  # by which tensorstore reports errors of the system
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if not code:
             raise
         raise UserError(f"{doing}: {os.strerror(int(code[1]))}") from error
 
 
 def fit(stored: Any, like: Any, what: str) -> Any:
-    """The stored leaves in the structure and on the devices of `like`."""
-    stored, wanted = orbax_io.by_path(stored), orbax_io.by_path(like)
-    form = lambda x: (
-        tuple(np.shape(x)),
-        np.dtype(x.dtype) if hasattr(x, "dtype") else np.asarray(x).dtype,
-    )
-    text = lambda x: f"{form(x)[1]}{list(form(x)[0])}"
-    problems = {
+    """The stored leaves in the structure and with the shardings of `like`. UserError if names,
+    shapes or dtypes differ; `what` names the tree in it.
+    """
+    stored, wanted = orbax_io.leaves_by_path(stored), orbax_io.leaves_by_path(like)
+    dtype = lambda x: np.dtype(x.dtype) if hasattr(x, "dtype") else np.asarray(x).dtype
+    text = lambda x: f"{dtype(x)}{list(np.shape(x))}"
+    differences = {
         "missing": ["/".join(p) for p in wanted if p not in stored],
         "not expected": ["/".join(p) for p in stored if p not in wanted],
         "different": [
             f"{'/'.join(p)} is {text(stored[p])} but {text(x)} is expected"
             for p, x in wanted.items()
-            if p in stored and form(stored[p]) != form(x)
+            if p in stored and text(stored[p]) != text(x)
         ],
     }
-    if any(problems.values()):
-        listed = (
-            f"{kind}: {', '.join(names[:5])}"
-            + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            for kind, names in problems.items()
-            if names
-        )
+    listed = []
+    for kind, names in differences.items():
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            listed.append(f"{kind}: {', '.join(names[:5])}{more}")
+    if listed:
         raise UserError(f"{what} does not fit this model ({'; '.join(listed)})")
-    return jax.tree.unflatten(
-        jax.tree.structure(like), [_place(stored[p], x) for p, x in wanted.items()]
-    )
+    leaves = [_with_sharding(stored[path], leaf) for path, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _place(value: Any, like: Any) -> Any:
+def _with_sharding(value: Any, like: Any) -> Any:
+    """The value as a Python scalar, or with the sharding of `like`."""
     if isinstance(like, (bool, int, float)):
         return np.asarray(value).item()
-    if (sharding := getattr(like, "sharding", None)) is None or isinstance(
-        value, jax.Array
-    ):  # where it was read to
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or isinstance(value, jax.Array):  # which was read with its sharding
         return value
     return jax.make_array_from_callback(np.shape(value), sharding, lambda index: value[index])
 

@@ -57,8 +57,8 @@ def replicate(tree: Tree, devices: Devices) -> Tree:
 
 
 def map_rows(function: Callable[..., Tree], devices: Devices, replicated: Any, *rows: Any) -> Tree:
-    """`function(replicated, *rows)` with `rows` sharded over `devices` and the result replicated. To
-    be called within jit.
+    """`function(replicated, *rows)` with `rows` sharded over `devices`, and the result replicated.
+    To be called within jit.
 
     Rows lie along the first axis of every array in `rows` and in the result. If the devices do not
     divide them, the last row is computed more than once.

@@ -1,8 +1,8 @@
-"""The items of one checkpoint as files, by Orbax: written by one process, or by all of those over
-which their arrays are cut.
+"""The items of one checkpoint as files, by Orbax: written by one process, or by all processes over
+which their arrays are sharded.
 
-An item is a tree of arrays, kept as nested dicts, or anything JSON can hold. Whatever wrote it, any
-number of processes can read it.
+An item is a tree of arrays, stored as nested dicts, or a JSON value. Any number of processes can
+read it, however it was written.
 """
 
 import contextlib
@@ -18,41 +18,35 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-PATIENCE = (
-    1200  # seconds in which the first process does what comes last, as Orbax gives each to write
-)
-_NUMBERS = itertools.count()
+TIMEOUT = 1200  # seconds for the last work of process 0; as long as Orbax gives each to write
+_saves = itertools.count()
+Finish = Callable[[Callable[[], None]], None]
 
 
-def by_path(tree: Any) -> dict[tuple[str, ...], Any]:
-    """The leaves of a tree by the names on the way to them."""
+def leaves_by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The leaves of a tree, by the names on the path to them."""
     name = lambda key: jax.tree_util.keystr((key,), simple=True)
-    return {
-        tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(map(name, path)): leaf for path, leaf in leaves}
 
 
 def is_sharded(items: Any) -> bool:
-    """Whether no process has the whole of some array."""
-    cut = lambda x: (
-        isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-    )
-    return any(map(cut, jax.tree.leaves(items)))
+    """Whether some array is sharded over processes, so that none of them has all of it."""
+    arrays = [x for x in jax.tree.leaves(items) if isinstance(x, jax.Array)]
+    return any(not (x.is_fully_addressable or x.is_fully_replicated) for x in arrays)
 
 
-def to_host(value: Any, *, copy: bool, together: bool) -> Any:
-    """An item as `write` (`together`: as `write_sharded`) takes it: nested dicts of leaves on the host,
-    copied if need be, or what JSON gives back.
+def to_host(value: Any, *, copy: bool, sharded: bool) -> Any:
+    """An item in the form that `write` takes, or `write_sharded` if `sharded`: nested dicts of
+    NumPy arrays, copied if `copy`, or a JSON value. Collective.
 
-    Every process calls it. `together`, arrays of several processes stay where they are; otherwise
-    the first process gets the whole of them, and the others nothing.
+    With `sharded`, arrays of several processes stay on their devices. Otherwise process 0 gets them
+    in full, and the other processes get an empty dict.
     """
     if not _has_arrays(value):
         return json.loads(json.dumps(value, default=lambda x: x.item()))
-    leaves, stays = (
-        by_path(value),
-        lambda x: together and isinstance(x, jax.Array) and not x.is_fully_addressable,
-    )
+    leaves = leaves_by_path(value)
+    stays = lambda x: sharded and isinstance(x, jax.Array) and not x.is_fully_addressable
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array) or stays(leaf):
             continue
@@ -65,78 +59,73 @@ def to_host(value: Any, *, copy: bool, together: bool) -> Any:
         else:
             leaf.copy_to_host_async()
     tree: dict[str, Any] = {}
-    for path, leaf in leaves.items() if together or jax.process_index() == 0 else ():
+    if not sharded and jax.process_index() != 0:
+        return tree
+    for path, leaf in leaves.items():
         branch = tree
         for name in path[:-1]:
             branch = branch.setdefault(name, {})
-        # On the CPU a view would keep the buffer from being donated.
+        # On the CPU, a view would keep the buffer from being donated.
         branch[path[-1]] = leaf if stays(leaf) else np.array(leaf, copy=copy or None)
     return tree
 
 
-def write(directory: Path, items: Mapping[str, Any], last: Callable[[], None]) -> None:
-    """Writes prepared items in this process alone, and then does what comes last."""
+def write(directory: Path, items: Mapping[str, Any], callback: Callable[[], None]) -> None:
+    """Writes items of `to_host` in this process alone, and then calls `callback`."""
     with _checkpointer() as checkpointer:
         checkpointer.save(directory, args=_args(items))
-    last()
+    callback()
 
 
-def write_sharded(
-    directory: Path, items: Mapping[str, Any]
-) -> Callable[[Callable[[], None]], None]:
-    """Begins to write prepared items in all processes, each its own parts of arrays, which may be
-    donated when this returns.
+def write_sharded(directory: Path, items: Mapping[str, Any]) -> Finish:
+    """Starts to write items of `to_host` in all processes, each its own shards of arrays, which may
+    be donated afterwards. Collective.
 
-    Every process calls it, and then what it returns, in any thread, with what the first process is
-    to do last, when all have written; that returns when this is done, too. They agree through the
-    coordination service, never by a computation that the training's could get in the way of.
+    Returns `finish(callback)`, which every process must call, from any thread. Process 0 runs
+    `callback` once all have written, and `finish` then returns. The processes synchronise through
+    the coordination service, as a computation could interfere with those of training.
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    everyone, name = set(range(jax.process_count())), f"save_{next(_NUMBERS)}"
+    processes, name = set(range(jax.process_count())), f"save_{next(_saves)}"
     checkpointer = _checkpointer(
-        ocp.AsyncCheckpointer, active_processes=everyone, barrier_sync_key_prefix=name
+        ocp.AsyncCheckpointer, active_processes=processes, barrier_sync_key_prefix=name
     )
     checkpointer.save(directory, args=_args(items))
 
-    def finish(last: Callable[[], None]) -> None:
+    def finish(callback: Callable[[], None]) -> None:
         with contextlib.closing(checkpointer):
             checkpointer.wait_until_finished()
         if jax.process_index() == 0:
-            last()
-        ocp.multihost.sync_global_processes(f"{name}_last", timeout=PATIENCE, processes=everyone)
+            callback()
+        ocp.multihost.sync_global_processes(f"{name}_last", timeout=TIMEOUT, processes=processes)
 
     return finish
 
 
 def read(directory: Path, item: str, like: Any = None) -> Any:
-    """An item as nested dicts of NumPy arrays, or the JSON value; of arrays that in `like` lie on
-    devices of several processes only the parts of this one are read, to there.
+    """An item as nested dicts of NumPy arrays, or the JSON value. Arrays that in `like` are sharded
+    over devices of several processes are read onto those devices, each process its own shards.
     """
     import orbax.checkpoint as ocp
 
-    if not (directory / item / "_METADATA").is_file():
-        args = ocp.args.JsonRestore()
-    else:
+    args = ocp.args.JsonRestore()
+    if (directory / item / "_METADATA").is_file():
         stored = ocp.PyTreeCheckpointHandler().metadata(directory / item).tree
-        wanted = {} if like is None else by_path(like)
+        wanted = {} if like is None else leaves_by_path(like)
 
-        def how(path: Any, meta: Any) -> Any:
+        def restore_args(path: jax.tree_util.KeyPath, meta: Any) -> ocp.RestoreArgs:
             if isinstance(meta, ocp.metadata.ScalarMetadata):
                 return ocp.RestoreArgs()
             leaf = wanted.get(tuple(jax.tree_util.keystr((key,), simple=True) for key in path))
             sharding = getattr(leaf, "sharding", None)
-            if (
-                sharding is None
-                or sharding.is_fully_addressable
-                or tuple(np.shape(leaf)) != tuple(meta.shape)
-            ):
+            fits = tuple(np.shape(leaf)) == tuple(meta.shape)
+            if sharding is None or sharding.is_fully_addressable or not fits:
                 return ocp.RestoreArgs(restore_type=np.ndarray)
             return ocp.ArrayRestoreArgs(sharding=sharding)
 
-        args = ocp.args.PyTreeRestore(
-            item=stored, restore_args=jax.tree_util.tree_map_with_path(how, stored)
-        )
+        restore = jax.tree_util.tree_map_with_path(restore_args, stored)
+        args = ocp.args.PyTreeRestore(item=stored, restore_args=restore)
     with _checkpointer() as checkpointer:
         return checkpointer.restore(directory, args=ocp.args.Composite(**{item: args}))[item]
 
@@ -148,27 +137,24 @@ def _has_arrays(value: Any) -> bool:
 def _args(items: Mapping[str, Any]) -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.args.Composite(
-        **{
-            name: ocp.args.StandardSave(value) if _has_arrays(value) else ocp.args.JsonSave(value)
-            for name, value in items.items()
-        }
-    )
+    save = lambda x: ocp.args.StandardSave(x) if _has_arrays(x) else ocp.args.JsonSave(x)
+    return ocp.args.Composite(**{name: save(value) for name, value in items.items()})
 
 
-def _checkpointer(make: Any = None, **several: Any) -> Any:
-    """Orbax, for this process alone: the others neither write nor wait; or for `several`."""
+def _checkpointer(make: Callable[..., Any] | None = None, **shared: Any) -> Any:
+    """An Orbax checkpointer of this process alone, for which the others need not wait, or one with
+    the options `shared` by several processes.
+    """
     import orbax.checkpoint as ocp
 
-    me = jax.process_index()
-    alone = {
-        "primary_host": me,
-        "active_processes": {me},
-        "barrier_sync_key_prefix": f"process_{me}",
-    }
-    options = ocp.options.MultiprocessingOptions(
-        **several or (alone if jax.process_count() > 1 else {})
-    )
+    if not shared and jax.process_count() > 1:
+        me = jax.process_index()
+        shared = {
+            "primary_host": me,
+            "active_processes": {me},
+            "barrier_sync_key_prefix": f"process_{me}",
+        }
+    options = ocp.options.MultiprocessingOptions(**shared)
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=options)
     )

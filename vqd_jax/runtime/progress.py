@@ -1,7 +1,5 @@
-"""A progress bar with rate, loss and time left, which turns into a line every ten seconds where
-there is no terminal.
-
-It is tqdm on standard error; the lines keep the logs of batch jobs readable.
+"""A progress bar with rate, loss and remaining time: tqdm on standard error, or, without a terminal,
+a line every ten seconds, which keeps the logs of batch jobs readable.
 """
 
 import contextlib
@@ -18,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Bar(contextlib.AbstractContextManager):
-    """Counts up to `total`; close it, or use it with `with`."""
+    """A bar that counts up to `total`. Close it, or use `with`."""
 
     def __init__(
         self, total: int, initial: int, description: str, unit: str, stream: io.TextIOBase
@@ -44,7 +42,7 @@ class Bar(contextlib.AbstractContextManager):
         )
 
     def update(self, n: int = 1, **values: Any) -> None:
-        """Advance by `n`; numbers such as loss=… are shown behind the rate until the next ones."""
+        """Advances by `n`. Numbers such as loss=… are shown after the rate until the next ones."""
         if values:
             self._tqdm.set_postfix(
                 {key: f"{float(value):.4g}" for key, value in values.items()}, refresh=False
@@ -59,14 +57,14 @@ class Bar(contextlib.AbstractContextManager):
 
 
 def bar(total: int, initial: int = 0, description: str = "", unit: str = "step") -> Bar:
-    """A bar from `initial` to `total` on standard error; `initial` > 0 for a resumed run, not
-    counted in the rate.
+    """A bar on standard error. `initial` is the start of a resumed run; it does not count in the
+    rate.
     """
     return Bar(total, initial, description, unit, sys.stderr)
 
 
 def track(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
-    """The items, with a bar that counts them."""
+    """Yields the items, with a bar that counts them."""
     with bar(total, description=description, unit=unit) as progress:
         for item in items:
             yield item
@@ -74,7 +72,7 @@ def track(items: Iterable[Item], total: int, description: str, unit: str) -> Ite
 
 
 class _Lines:
-    """What tqdm draws over itself, one line each."""
+    """A stream that writes each refresh of tqdm as a line."""
 
     def __init__(self, stream: io.TextIOBase):
         self._stream = stream
