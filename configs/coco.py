@@ -1,27 +1,26 @@
-"""MS-COCO 2014: five captions for each of 82,783 pictures, 256 px.
+"""MS-COCO 2014: 82,783 training images with five captions each, 256 px.
 
-  python -m vqd_jax.main --config=configs/coco.py                   VQ-Diffusion-B, 389 million
-                                                                 parameters, codec first python -m
-                                                                 vqd_jax.main
-                                                                 --config=configs/coco.py:small
-                                                                 VQ-Diffusion-S, 36 million python
-                                                                 -m vqd_jax.main
-                                                                 --config=configs/coco.py:released
-                                                                 --config.init_from=DIR goes on from
-                                                                 published weights that
-                                                                 vqd_jax.models.weights put into DIR
+  python -m vqd_jax.main --config=configs/coco.py            VQ-Diffusion-B, 389 million parameters
+  python -m vqd_jax.main --config=configs/coco.py:small      VQ-Diffusion-S, 36 million parameters
+  python -m vqd_jax.main --config=configs/coco.py:released --config.init_from=DIR
+                                                             fine-tunes published weights, which
+                                                             `vqd convert` put into DIR
 
 Data: data/coco with annotations/captions_{train,val}2014.json, train2014/ and val2014/
-(cocodataset.org). CLIP's text tower comes from the Hugging Face hub, or from the folder that
---config.clip_text.folder names.
+(cocodataset.org). CLIP's text encoder comes from the Hugging Face hub, or from the folder
+--config.clip_text.folder.
 
-Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null, as
-  in Tang et al. 2022. Expected on one H100, estimated from counted FLOPs at 40 % of its peak and
-  never run: denoiser 78 hours (414,113 captions, 100 epochs), small 14, layers computed again in
-  the backward pass; codec about 15 more. Published FID (Gu et al. 2022): S 30.17, B 19.75, B after
-  pre-training on Conceptual Captions 13.86; with a learned null 8.44 (Tang et al. 2022). Protocol,
-  as far as it is known: 30,000 pictures from validation captions against 30,000 real ones: vqd
-  evaluate --workdir=runs/coco --protocol=vqdiffusion-coco
+Method: schedule `paper` (`released`: the schedule of the released code), guidance with a learned
+null as in Tang et al. 2022, layers recomputed in the backward pass.
+
+Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
+denoiser 78 (414,113 captions, 100 epochs), small 14, codec about 15 more.
+
+Expected metric: FID of Gu et al. 2022: S 30.17, B 19.75, B pre-trained on Conceptual Captions
+13.86; of Tang et al. 2022, with a learned null, 8.44 (not reproduced here). Protocol as far as it
+is known: 30,000 images for validation captions against 30,000 real ones:
+
+  vqd evaluate --workdir=runs/coco --protocol=vqdiffusion-coco
 """
 
 from vqd_jax.config import paper

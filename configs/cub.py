@@ -1,28 +1,26 @@
-"""CUB-200-2011: birds with ten captions each, 256 px.
+"""CUB-200-2011: 8,855 training images of birds with ten captions each, 256 px.
 
-  python -m vqd_jax.main --config=configs/cub.py                   VQ-Diffusion-B, 389 million
-                                                                 parameters, codec first python -m
-                                                                 vqd_jax.main
-                                                                 --config=configs/cub.py:small
-                                                                 VQ-Diffusion-S, 36 million python
-                                                                 -m vqd_jax.main
-                                                                 --config=configs/cub.py:released
-                                                                 --config.init_from=DIR goes on from
-                                                                 published weights that
-                                                                 vqd_jax.models.weights put into DIR
+  python -m vqd_jax.main --config=configs/cub.py             VQ-Diffusion-B, 389 million parameters
+  python -m vqd_jax.main --config=configs/cub.py:small       VQ-Diffusion-S, 36 million parameters
+  python -m vqd_jax.main --config=configs/cub.py:released --config.init_from=DIR
+                                                             fine-tunes published weights, which
+                                                             `vqd convert` put into DIR
 
 Data: data/CUB-200 with images/<class>/<image>.jpg (Caltech CUB-200-2011) and
-text/<class>/<image>.txt (the captions of StackGAN and DF-GAN). CLIP's text tower comes from the
-Hugging Face hub, or from the folder that --config.clip_text.folder names.
+text/<class>/<image>.txt (the captions of StackGAN and DF-GAN). CLIP's text encoder comes from the
+Hugging Face hub, or from the folder --config.clip_text.folder.
 
-Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null, as
-  in Tang et al. 2022. Expected on one H100, estimated from counted FLOPs at 40 % of its peak and
-  never run: denoiser 6 hours (8,855 pictures, 400 epochs), small 3 (800 epochs), layers computed
-  again in the backward pass; codec about 7 more. Published FID (Gu et al. 2022): S 12.97, B 11.94,
-  B after pre-training on Conceptual Captions 10.32. Protocol, as far as it is known: 30,000
-  pictures from captions of the test part against 30,000 real ones, over-sampled; the best of the
-  evaluations at every 30 epochs is reported. One of them is vqd evaluate --workdir=runs/cub
-  --protocol=vqdiffusion-cub
+Method: schedule `paper` (`released`: the schedule of the released code), guidance with a learned
+null as in Tang et al. 2022, layers recomputed in the backward pass.
+
+Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
+denoiser 6 (400 epochs), small 3 (800 epochs), codec about 7 more.
+
+Expected metric: FID of Gu et al. 2022: S 12.97, B 11.94; B pre-trained on Conceptual Captions 10.32
+(not reproduced here). Protocol as far as it is known: 30,000 images for test captions against
+30,000 real ones, oversampled; the best of the evaluations at every 30 epochs is reported:
+
+  vqd evaluate --workdir=runs/cub --protocol=vqdiffusion-cub
 """
 
 from vqd_jax.config import paper

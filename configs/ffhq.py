@@ -1,20 +1,23 @@
 """FFHQ: 70,000 faces, unconditional, 256 px.
 
-  python -m vqd_jax.main --config=configs/ffhq.py                   the unconditional model, 411
-                                                                 million parameters, codec first
-                                                                 python -m vqd_jax.main
-                                                                 --config=configs/ffhq.py:released
-                                                                 --config.init_from=DIR goes on from
-                                                                 published weights that
-                                                                 vqd_jax.models.weights put into DIR
+  python -m vqd_jax.main --config=configs/ffhq.py            the unconditional model, 411 million
+                                                             parameters
+  python -m vqd_jax.main --config=configs/ffhq.py:released --config.init_from=DIR
+                                                             fine-tunes published weights, which
+                                                             `vqd convert` put into DIR
 
-Data: data/ffhq, a folder of pictures (github.com/NVlabs/ffhq-dataset).
+Data: data/ffhq, a folder of images (github.com/NVlabs/ffhq-dataset).
 
-Schedule `paper`; `released` has the schedule of the released code. There is no condition, so no
-  guidance. Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run:
-  denoiser 12 hours (70,000 pictures, 300 epochs), codec about 10 more. Published FID: 6.33 (Gu et
-  al. 2022). Protocol, as far as it is known: 50,000 pictures against all training pictures, after a
-  search for the truncation: vqd evaluate --workdir=runs/ffhq --protocol=vqdiffusion-ffhq
+Method: schedule `paper` (`released`: the schedule of the released code). There is no condition, so
+there is no guidance.
+
+Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
+denoiser 12 (300 epochs), codec about 10 more.
+
+Expected metric: FID of Gu et al. 2022: 6.33 (not reproduced here). Protocol as far as it is known:
+50,000 images against all training images, after a search for the truncation:
+
+  vqd evaluate --workdir=runs/ffhq --protocol=vqdiffusion-ffhq
 """
 
 from vqd_jax.config import paper

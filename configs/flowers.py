@@ -1,27 +1,27 @@
-"""Oxford-102: flowers with ten captions each, 256 px.
+"""Oxford-102: 7,034 training images of flowers with ten captions each, 256 px.
 
-  python -m vqd_jax.main --config=configs/flowers.py                   VQ-Diffusion-B, 389 million
-                                                                 parameters, codec first python -m
-                                                                 vqd_jax.main
-                                                                 --config=configs/flowers.py:small
-                                                                 VQ-Diffusion-S, 36 million python
-                                                                 -m vqd_jax.main
-                                                                 --config=configs/flowers.py:released
-                                                                 --config.init_from=DIR goes on from
-                                                                 published weights that
-                                                                 vqd_jax.models.weights put into DIR
+  python -m vqd_jax.main --config=configs/flowers.py         VQ-Diffusion-B, 389 million parameters
+  python -m vqd_jax.main --config=configs/flowers.py:small   VQ-Diffusion-S, 36 million parameters
+  python -m vqd_jax.main --config=configs/flowers.py:released --config.init_from=DIR
+                                                             fine-tunes published weights, which
+                                                             `vqd convert` put into DIR
 
 Data: data/flowers with jpg/image_00001.jpg (robots.ox.ac.uk/~vgg/data/flowers/102) and
-text_c10/class_00001/image_00001.txt (the captions of reedscot/cvpr2016). CLIP's text tower comes
-from the Hugging Face hub, or from the folder that --config.clip_text.folder names.
+text_c10/class_00001/image_00001.txt (the captions of reedscot/cvpr2016). CLIP's text encoder comes
+from the Hugging Face hub, or from the folder --config.clip_text.folder.
 
-No config was released for this set, CUB's is taken. Schedule `paper`; `released` has the schedule
-  of the released code. Guidance by a learned null, as in Tang et al. 2022. Expected on one H100,
-  estimated from counted FLOPs at 40 % of its peak and never run: denoiser 5 hours (7,034 pictures,
-  400 epochs), small 3 (800 epochs), layers computed again in the backward pass; codec about 7 more.
-  Published FID (Gu et al. 2022): S 14.95, B 14.88, B after pre-training on Conceptual Captions
-  14.10. Protocol, as far as it is known: 30,000 pictures from captions of the test part against
-  30,000 real ones, over-sampled: vqd evaluate --workdir=runs/flowers --protocol=vqdiffusion-flowers
+Method: no config was released for this data set, so the one for CUB is used. Schedule `paper`
+(`released`: the schedule of the released code), guidance with a learned null as in Tang et al.
+2022, layers recomputed in the backward pass.
+
+Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
+denoiser 5 (400 epochs), small 3 (800 epochs), codec about 7 more.
+
+Expected metric: FID of Gu et al. 2022: S 14.95, B 14.88; B pre-trained on Conceptual Captions 14.10
+(not reproduced here). Protocol as far as it is known: 30,000 images for test captions against
+30,000 real ones, oversampled:
+
+  vqd evaluate --workdir=runs/flowers --protocol=vqdiffusion-flowers
 """
 
 from vqd_jax.config import paper

@@ -1,22 +1,24 @@
-"""ImageNet: 1,000 classes, 256 px.
+"""ImageNet: 1.28 million training images of 1,000 classes, 256 px.
 
-  python -m vqd_jax.main --config=configs/imagenet.py                   the class model, 518 million
-                                                                 parameters, codec first python -m
-                                                                 vqd_jax.main
-                                                                 --config=configs/imagenet.py:released
-                                                                 --config.init_from=DIR goes on from
-                                                                 published weights that
-                                                                 vqd_jax.models.weights put into DIR
+  python -m vqd_jax.main --config=configs/imagenet.py        the class model, 518 million parameters
+  python -m vqd_jax.main --config=configs/imagenet.py:released --config.init_from=DIR
+                                                             fine-tunes published weights, which
+                                                             `vqd convert` put into DIR
 
-Data: data/imagenet with train/ and val/, a folder for each synset (image-net.org).
+Data: data/imagenet with train/ and val/, each with a folder per synset (image-net.org).
 
-Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null
-  class. Expected on one H100, estimated from counted FLOPs at 40 % of its peak and never run:
-  denoiser 80 hours (1.28 million pictures, 100 epochs), codec about 15 more. Published FID: 11.89
-  (Gu et al. 2022), 5.32 with classifier rejection at an acceptance rate of 0.05; 4.83 with a
-  learned null (Tang et al. 2022). Users measured 20 with the released weights. Protocol, as far as
-  it is known: 50,000 pictures against all training pictures, after a search for the truncation (r =
-  0.869): vqd evaluate --workdir=runs/imagenet --protocol=vqdiffusion-imagenet
+Method: schedule `paper` (`released`: the schedule of the released code), guidance with a learned
+null class.
+
+Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
+denoiser 80 (100 epochs), codec about 15 more.
+
+Expected metric: FID of Gu et al. 2022: 11.89, with classifier rejection at an acceptance rate of
+0.05 5.32; of Tang et al. 2022, with a learned null, 4.83 (not reproduced here; users of the
+released weights measured 20). Protocol as far as it is known: 50,000 images against all training
+images, after a search for the truncation (r = 0.869):
+
+  vqd evaluate --workdir=runs/imagenet --protocol=vqdiffusion-imagenet
 """
 
 from vqd_jax.config import paper

@@ -1,22 +1,23 @@
-"""The largest published model on your own captioned pictures, 256 px: that of Tang et al. 2022 for
-200 million of them (ITHQ).
+"""The largest published model, of Tang et al. 2022, on your own captioned images, 256 px.
 
-  python -m vqd_jax.main --config=configs/ithq.py --config.folder.path=DIR                 1.36
-                                                                 thousand million parameters, codec
-                                                                 first python -m vqd_jax.main
-                                                                 --config=configs/ithq.py:released
-                                                                 --config.init_from=DIR goes on from
-                                                                 microsoft/vq-diffusion-ithq,
-                                                                 converted into DIR
+  python -m vqd_jax.main --config=configs/ithq.py --config.folder.path=DIR
+                                                             1.36 billion parameters
+  python -m vqd_jax.main --config=configs/ithq.py:released --config.init_from=DIR
+                                                             fine-tunes microsoft/vq-diffusion-ithq,
+                                                             which `vqd convert` put into DIR
 
-Data: a folder of captioned pictures, as in configs/folder.py; ITHQ itself was not published.
+Data: a folder of captioned images, as for configs/folder.py. ITHQ itself, 200 million images with
+captions, was not published.
 
-Schedule `paper`; `released` has the schedule of the released code. Guidance by a learned null.
-Expected, estimated from counted FLOPs and never run: 7 TFLOP for each picture seen; for the
-published 400 million that is 2,000 hours on one H100 at 40 % of its peak. Here: 10 million, 65
-hours: layers are computed again in the backward pass, and a batch in eight parts, so that a step
-fits into one H100 (the memory, compiled for a CPU in float32, is in results/full_size.json).
-Published FID 11.89 on its own data, which nobody else can measure.
+Method: schedule `paper` (`released`: the schedule of the released code), guidance with a learned
+null. Layers are recomputed in the backward pass and a batch is split into eight micro-batches, so
+that a step fits into one H100; results/full_size.json has the memory, compiled for a CPU in
+float32.
+
+Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs (7 TFLOP per image) at 40 % of its
+peak, never run: 65 for the 10 million images here, 2,000 for the published 400 million.
+
+Expected metric: the published FID of 11.89 is for ITHQ, so nobody else can measure it.
 """
 
 from vqd_jax.config import paper

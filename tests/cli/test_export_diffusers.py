@@ -12,7 +12,7 @@ import pytest
 from helpers.workdirs import FITTING, TABLES, settings
 from vqd_jax.config import build
 from vqd_jax.models.weights import clip, denoiser, diffusers, vqgan
-from vqd_jax.models.weights.rules import Rule, back, conv, convert, invert, linear, pointwise
+from vqd_jax.models.weights.rules import Rule, inverse, conv, convert, invert, linear, pointwise
 
 REASONS = [
     ({"condition.kind": "class"}, "condition.kind is 'class' and not 'text'"),
@@ -42,7 +42,7 @@ REASONS = [
 @pytest.mark.parametrize("change,reason", REASONS, ids=[reason[:40] for _, reason in REASONS])
 def test_a_model_that_diffusers_cannot_hold_has_a_reason(change, reason):
     config = settings(FITTING | change)
-    (found,) = diffusers.reasons(config.to_dict(), build.process(config), {})
+    (found,) = diffusers.unsupported(config.to_dict(), build.process(config), {})
     assert reason in found
 
 
@@ -62,9 +62,9 @@ def test_a_model_that_diffusers_cannot_hold_has_a_reason(change, reason):
 )
 def test_a_model_that_diffusers_can_hold_has_none(change):
     config = settings(FITTING | change)
-    assert diffusers.reasons(config.to_dict(), build.process(config), {}) == []
+    assert diffusers.unsupported(config.to_dict(), build.process(config), {}) == []
     converted = {"codes": 0, "remap": 0, "inverse": 0, "projection": 0}
-    assert diffusers.reasons(config.to_dict(), build.process(config), converted) == [
+    assert diffusers.unsupported(config.to_dict(), build.process(config), converted) == [
         "its codec has a remap",
         "its codec has a projection",
     ]
@@ -80,7 +80,7 @@ def test_a_model_that_diffusers_can_hold_has_none(change):
     ],
 )
 def test_a_pattern_is_read_backwards(pattern, template, ours, theirs):
-    backwards, name = back(pattern, template)
+    backwards, name = inverse(pattern, template)
     assert re.fullmatch(backwards, ours).expand(name) == theirs
     assert re.sub(pattern, template, theirs) == ours
     assert not re.fullmatch(backwards, ours.replace(".", "_").replace("-", "_").replace("/", "_"))
@@ -138,7 +138,7 @@ def test_inverted_rules_give_the_source():
 )
 def test_every_rule_accepts_the_name_that_it_gives_back(rules):
     for rule in rules:
-        pattern, name = back(rule.source, rule.target)
+        pattern, name = inverse(rule.source, rule.target)
         numbered = lambda template: re.sub(
             r"\\\d", "decoder" if "(encoder|decoder)" in rule.source else "3", template
         )

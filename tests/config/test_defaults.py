@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from helpers import ROOT
 from vqd_jax.config import build
-from vqd_jax.config.defaults import defaults
+from vqd_jax.config.compatibility import REMOVED, RENAMED_VALUES
+from vqd_jax.config.defaults import complete, defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.coco import coco
@@ -32,7 +33,9 @@ from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
+from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.parallel import parallelism
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.ancestral import Remask
 from vqd_jax.samplers.counts import Counts
 from vqd_jax.samplers.guidance import GuidanceConfig
@@ -121,7 +124,7 @@ def test_what_is_read_key_by_key_is_all_read():
         f"{section}.{key}"
         for section in READ
         for key in defaults()[section]
-        if not any(f"config.{section}.{key}" in text for text in SOURCES.values())
+        if not any(re.search(rf"\b{section}\.{key}\b", text) for text in SOURCES.values())
     ]
     assert not unread
     for key in ("seed", "stages", "init_from"):
@@ -146,7 +149,7 @@ def test_nothing_can_be_added_or_change_its_type():
 )
 def test_an_unknown_key_is_refused_by_the_constructor(section):
     make, given, elsewhere = CONSUMERS[section]
-    others = dict(size=8, codes=4, grid=(1, 1), T=2, calls=8)
+    others = dict(size=8, codes=4, grid=(1, 1), T=2, calls=8, code_width=8, vocabulary=9, length=3)
     fields = {k: v for k, v in defaults()[section].items() if k not in elsewhere} | {
         k: others[k] for k in given & others.keys()
     }
@@ -156,6 +159,81 @@ def test_an_unknown_key_is_refused_by_the_constructor(section):
     make(**fields)
     with pytest.raises(TypeError, match="misspelt"):
         make(**fields, misspelt=1)
+
+
+@pytest.mark.parametrize("section", CONSUMERS)
+def test_a_key_has_one_default(section):
+    """A constructor has the default of config/defaults.py, or none. Exceptions: `build` resolves
+    "auto", and without a config there is no guidance.
+    """
+    make, given, _ = CONSUMERS[section]
+    parameters = inspect.signature(make).parameters
+    config = defaults()[section]
+    different = {
+        key: (parameters[key].default, config[key])
+        for key in config
+        if key in parameters and parameters[key].default is not inspect.Parameter.empty
+        if parameters[key].default != config[key] and config[key] != "auto"
+    }
+    assert different == ({"guidance": (1.0, 2.0)} if section == "sampling" else {})
+
+
+OLD = {  # as an early version stored it: keys are missing, removed, or have values with other names
+    "seed": 3,
+    "denoiser": {"layers": 5, "attention": "parts"},
+    "diffusion_loss": {"auxiliary": 0.25, "antithetic": False, "continuous": False},
+    "evaluation": {"name": "cells", "images": 7},
+}
+
+
+def test_a_config_of_an_earlier_version_is_read():
+    before = json.loads(json.dumps(OLD))
+    config = complete(OLD)
+    assert before == OLD and config.seed == 3 and set(config) == set(defaults())
+    assert (config.denoiser.layers, config.denoiser.attention) == (5, "chunked")
+    assert config.denoiser.width == defaults().denoiser.width
+    assert config.diffusion_loss.auxiliary == 0.25 and "continuous" not in config.diffusion_loss
+    assert protocols.with_overrides(**config.evaluation).name == "emoji"
+    assert complete(json.loads(config.to_json())).to_json() == config.to_json()
+
+
+def test_the_tables_of_compatibility_are_of_this_version():
+    """Removed keys do not exist, keys with renamed values do, and new names are not renamed."""
+    for section, key in REMOVED:
+        assert key not in defaults().get(section, {})
+    for (section, key), names in RENAMED_VALUES.items():
+        assert key in defaults()[section] and not names.keys() & {*names.values()}
+
+
+@pytest.mark.parametrize(
+    "changes,sentence",
+    [
+        (
+            {"diffusion_loss": {"continuous": True}},
+            "has diffusion_loss.continuous=True, which this version no longer supports",
+        ),
+        ({"vqvae": {"newer": 1}}, "has a section or key in 'vqvae' that this version does not"),
+        ({"newer": 1}, "has a section or key in 'newer' that this version does not know"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_a_sentence(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        complete(changes)
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "diffusion"])
+def test_the_config_of_the_shipped_model_is_read(stage):
+    folder = Workdir(ROOT / "pretrained" / "emoji").checkpoints(stage)
+    stored = Checkpoints(folder, read_only=True).restore("config")
+    config = complete(stored)
+    for section, values in stored.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            renamed = RENAMED_VALUES.get((section, key), {})
+            if (section, key) not in REMOVED and not renamed:
+                assert json.loads(json.dumps(config[section][key])) == value, (section, key)
+    assert stored["evaluation"]["name"] == "cells" and config.evaluation.name == "emoji"
+    vqvae = build.vqvae_stage(config)
+    assert vqvae.model.channels == stored["vqvae"]["channels"]
 
 
 CAPTIONS = [
@@ -262,9 +340,9 @@ def test_auto_is_float32_on_a_cpu(dtype, want):
 
 
 @pytest.mark.parametrize(
-    "attention,want", [("auto", "parts"), ("whole", "whole"), ("parts", "parts")]
+    "attention,want", [("auto", "chunked"), ("full", "full"), ("chunked", "chunked")]
 )
-def test_attention_is_in_parts_on_a_cpu(attention, want):
+def test_attention_is_chunked_on_a_cpu(attention, want):
     c = defaults()
     c.denoiser.attention = attention
     assert build.diffusion_stage(c, StubTokenizer(300, 16)).denoiser.attention == want

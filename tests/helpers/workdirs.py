@@ -1,14 +1,12 @@
 """Workdirs of tiny, randomly initialised models of every kind."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helpers import ROOT
+from helpers.commands import run_in_process
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.data.source import Record
@@ -135,23 +133,15 @@ def make_workdir(
                 wait=True,
             )
     if plan:
-        np.savez(Workdir(workdir).plan, random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4))
+        np.savez(
+            Workdir(workdir).plan, random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4)
+        )
     return workdir
 
 
-def command(name, *args):
-    return subprocess.run(
-        [sys.executable, "-m", "vqd_jax", name, *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-
-
 def made(name, *args):
-    done = command(name, *args)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What a command printed."""
+    return run_in_process(name, *args).stdout
 
 
 def items(workdir, stage):

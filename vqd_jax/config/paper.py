@@ -1,8 +1,8 @@
-"""The sizes and settings of the published models, for configs: Gu et al. 2022, Tang et al. 2022 and
-their released code.
+"""Sizes and settings of the published models: Gu et al. 2022, Tang et al. 2022 and their released
+code.
 
-Each function sets keys of a config. A codec that a config trains has as many codes as the released
-one has tokens, so that the denoisers have the published numbers of parameters.
+Each function sets keys of a config. A codec trained here has as many codes as the released one has
+tokens, so that the denoisers have the published numbers of parameters.
 """
 
 from ml_collections import ConfigDict
@@ -11,29 +11,21 @@ CLIP = "openai/clip-vit-base-patch32"  # on the Hugging Face hub, or a folder wi
 
 
 def codec(c: ConfigDict, factor: int, codes: int) -> None:
-    """The VQGAN with a down-factor of 8 or 16, here with a codebook by moving averages."""
+    """The VQGAN that downsamples by 8 or 16; here moving averages update its codebook."""
     c.data.image_size = 256
     c.vqvae.channels, c.vqvae.multipliers = 128, {8: (1, 1, 2, 4), 16: (1, 1, 2, 2, 4)}[factor]
-    c.vqvae.residual_blocks, c.vqvae.middle_attention, c.vqvae.attention_resolutions = (
-        2,
-        True,
-        (256 // factor,),
-    )
+    c.vqvae.residual_blocks, c.vqvae.middle_attention = 2, True
+    c.vqvae.attention_resolutions = (256 // factor,)
     c.vqvae.resampling, c.vqvae.patch_size, c.vqvae.latent_width = "conv", 1, 256
     c.codebook.codes, c.codebook.width = codes, 256
     c.vqvae_loss.l2, c.vqvae_loss.lpips, c.vqvae_loss.adversarial = 0.0, 1.0, 0.75
-    c.vqvae_optim.betas, c.vqvae_optim.weight_decay, c.vqvae_optim.learning_rate = (
-        (0.5, 0.9),
-        0.0,
-        1e-4,
-    )
+    c.vqvae_optim.betas, c.vqvae_optim.weight_decay = (0.5, 0.9), 0.0
+    c.vqvae_optim.learning_rate = 1e-4
     c.vqvae_train.batch_size = 32
 
 
 def ithq_codec(c: ConfigDict) -> None:
-    """The codec of the model for 200 million pictures with captions: half as wide, 4096 codes of
-    width 128.
-    """
+    """The codec of the ITHQ model: half as wide, 4096 codes of width 128."""
     codec(c, 8, 4096)
     c.vqvae.channels, c.vqvae.multipliers, c.codebook.width = 64, (1, 2, 4, 8), 128
 
@@ -41,17 +33,17 @@ def ithq_codec(c: ConfigDict) -> None:
 def denoiser(
     c: ConfigDict, *, layers: int, width: int, mlp_ratio: int = 4, mlp: str = "fc"
 ) -> None:
-    """A denoiser of that size with the released loss and optimiser."""
+    """A denoiser of the given size, with the released loss and optimiser."""
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads = layers, width, 16
     c.denoiser.mlp_ratio, c.denoiser.mlp = mlp_ratio, mlp
     c.diffusion_loss.adaptive_auxiliary = True
     c.diffusion_loss.auxiliary = 5e-4 if c.condition.kind == "text" else 1e-3
     c.diffusion_optim.learning_rate, c.diffusion_optim.decay = 4.5e-4, "cosine"
-    c.diffusion_train.ema = 0.9996  # 0.99 at every 25th step, as released
+    c.diffusion_train.ema = 0.9996  # the released 0.99 at every 25th step
 
 
 def text(c: ConfigDict) -> None:
-    """CLIP's text tower, frozen, and a learned null (Tang et al. 2022)."""
+    """CLIP's text encoder, frozen, and a learned null condition (Tang et al. 2022)."""
     c.condition.kind, c.condition.null = "text", "learned"
     c.text.encoder, c.clip_text.folder = "clip", CLIP
     c.sampling.guidance = 3.0
@@ -60,24 +52,24 @@ def text(c: ConfigDict) -> None:
 def small(c: ConfigDict) -> None:
     """VQ-Diffusion-S: 36 million parameters."""
     denoiser(c, layers=18, width=192, mlp_ratio=2, mlp="conv")
-    c.denoiser.remat = True  # 1024 tokens: the weights of all attentions would not fit
+    c.denoiser.remat = True  # the attention weights of 1024 tokens would not fit
 
 
 def base(c: ConfigDict) -> None:
-    """VQ-Diffusion-B: 389 million."""
+    """VQ-Diffusion-B: 389 million parameters."""
     denoiser(c, layers=19, width=1024)
     c.denoiser.remat = True
 
 
 def large(c: ConfigDict) -> None:
-    """The improved paper's largest: 1.36 thousand million."""
+    """The largest model of Tang et al. 2022: 1.36 billion parameters."""
     denoiser(c, layers=36, width=1408)
     c.denoiser.remat = True
 
 
 def imagenet(c: ConfigDict) -> None:
-    """The class model: 518 million, with a learned null class. Its 16x16 tokens are read through
-    position tables for 32x32.
+    """The class model: 518 million parameters, with a learned null class. Its 16x16 tokens use
+    position tables of 32x32, as released.
     """
     codec(c, 16, 974)
     c.condition.kind, c.condition.classes, c.condition.null = "class", 1000, "learned"
@@ -87,7 +79,7 @@ def imagenet(c: ConfigDict) -> None:
 
 
 def ffhq(c: ConfigDict) -> None:
-    """The unconditional model: 411 million, positions as for ImageNet."""
+    """The unconditional model: 411 million parameters; position tables as for ImageNet."""
     codec(c, 16, 1024)
     c.condition.kind = "none"
     denoiser(c, layers=20, width=512, mlp="conv")
@@ -98,9 +90,7 @@ def ffhq(c: ConfigDict) -> None:
 def lengths(
     c: ConfigDict, *, images: int, epochs: int, batch_size: int, warmup: int, codec_examples: int
 ) -> None:
-    """Lengths of both stages; `warmup` in steps. The logs and checkpoints of a codec that is
-    trained here come as often.
-    """
+    """Lengths of both stages, with `warmup` in steps; logs and checkpoints as often in both."""
     examples = images * epochs
     c.diffusion_train.examples, c.diffusion_train.batch_size = examples, batch_size
     c.diffusion_optim.warmup = warmup * batch_size
@@ -112,9 +102,7 @@ def lengths(
 
 
 def released(c: ConfigDict) -> None:
-    """As the released weights were trained, to go on from them: their schedule, and no learned
-    null.
-    """
+    """Settings for fine-tuning released weights: their schedule, and no learned null condition."""
     c.process.schedule = "released"
     c.condition.null = "empty"
     c.diffusion_loss.drop_caption = 0.0
