@@ -251,7 +251,7 @@ def shapes(c) -> argparse.Namespace:
         build.vqvae_stage(c),
         dry_run.shape,
     )
-    params, _ = dry_run.of_init(stage.init, {"text": shape(1, dry_run.CLIP[1], dtype="int32")})
+    params, _ = dry_run.eval_init(stage.init, {"text": shape(1, dry_run.CLIP[1], dtype="int32")})
     weights = dry_run.codec_weights(codec, {"image": shape(1, 256, 256, 3, dtype="uint8")})
     return argparse.Namespace(stage=stage, codec=codec, params=params, codec_weights=weights)
 

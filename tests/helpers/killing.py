@@ -1,5 +1,5 @@
-"""What test_kill.py, test_bad_state.py and benchmarks/kill.py share: commands that are struck at a
-chosen moment, and what must be left.
+"""Commands that are killed, or meet a full disk, at a chosen file operation; and comparisons of what
+they leave.
 """
 
 import contextlib
@@ -24,9 +24,11 @@ from vqd_jax.core.checksums import mismatch
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
+from vqd_jax.runtime.signals import SIGTERM_STATUS
 
 STAGES = ("vqvae", "diffusion")
 STEPS, SAVE = 18, 3
+GRACE = 30  # seconds from SIGTERM to the end
 SETTINGS = (
     """
     emoji.max_items=24 vqvae_loss.lpips=0.0 vqvae_optim.muon=0.0 vqvae.channels=8 vqvae.latent_width=8
@@ -48,11 +50,10 @@ SETTINGS = (
     ]
 )
 
-# Runs a module of vqd_jax in which the number-th operation on files that matches a pattern sends a
-# signal to the process, or, for
-# "full", lets every write from then on fail as on a full disk; "said" only says it. An operation is
-# "read PATH", "open PATH" (to write),
-# "os.rename A B" and so on, before it is done.
+# Runs a module of vqd_jax in which the number-th file operation that matches a pattern sends a signal
+# to the process, lets every later write fail as on a full disk ("full"), or only prints a line
+# ("said"). An operation is "read PATH", "open PATH" (to write), "os.rename A B" and so on, before it
+# is done.
 STRUCK = """
 import os, re, resource, runpy, signal, sys
 module, action, pattern, number = sys.argv[1:5]
@@ -79,7 +80,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def environment(cache: Path | None = None) -> dict[str, str]:
-    """Of a small command; `cache` is for compiled programs."""
+    """Environment of a small command; `cache` is for compiled programs."""
     env = os.environ | {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -103,8 +104,8 @@ def training(workdir: Path, *extra: str) -> list[str]:
 def struck(
     action: str | int, pattern: str, number: int, command: list[str], python: str = sys.executable
 ) -> list[str]:
-    """A command line like `python -m COMMAND…` that is struck at that operation on files; `action`
-    is "full", "said" or a signal.
+    """A command line like `python -m COMMAND…` in which that file operation triggers `action`:
+    "full", "said" or a signal.
     """
     return [
         python,
@@ -120,8 +121,8 @@ def struck(
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A signal so many seconds after the number-th operation on files that matches `pattern`, or
-    after the command has said its workdir.
+    """A signal `seconds` after the number-th file operation that matches `pattern`, or, without a
+    pattern, after the command has printed its workdir.
     """
 
     name: str
@@ -133,8 +134,12 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How one start of the training went. `reached`: the kill was sent. `grace`: seconds from the
-    kill to the end.
+    """How one start of the training went.
+
+    Attributes:
+      reached: the kill was sent.
+      landed: what training was doing then.
+      grace: seconds from the kill to the end.
     """
 
     kill: Kill | None
@@ -148,8 +153,8 @@ class Start:
 
 SAVING = r"checkpoints/[0-9]+(\.orbax-checkpoint-tmp|/(.*/)?commit_success|/\.sha256\.json\..*part)"
 CLOCK = "by the clock"
-# in the order of a training: an operation on files, how many of the first ones may be chosen, how
-# many seconds may pass then
+# In the order of a training: a pattern of file operations, of how many of the first ones to choose
+# one, and up to how many seconds to wait then.
 MOMENTS = {
     "while the data set is built": ("cache/emoji/partial", 7, 2.0),
     "at a file of the data set": ("cache/emoji/partial", 6, 0.0),
@@ -170,24 +175,17 @@ MOMENTS = {
     "writing the last pictures": (r"/\.samples\.", 2, 0.0),
     "writing the report": (r"/\.report\.", 2, 0.0),
 }
-ALWAYS = {
-    "in a step": -1,
-    "inside another save": -1,
-    "inside a save": 0,
-}  # beginning of a name: signal; else they take turns
-UNDIVIDED = (
-    "inside a save",
-    "between",
-    "before tokens",
-)  # after these, a kill by the clock could miss the next moment
+# Prefix of a moment's name: index of its signal; at other moments the signals alternate.
+ALWAYS = {"in a step": -1, "inside another save": -1, "inside a save": 0}
+# After these moments a kill by the clock could miss the next one.
+UNDIVIDED = ("inside a save", "between", "before tokens")
 
 
 def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list[Kill]:
-    """The kills of one training, in order: one at every moment in MOMENTS and more by the clock
-    among them.
+    """The kills of one training, in order: one at every moment in MOMENTS, and others by the clock
+    between them.
 
-    Metrics are to be taken back where the kill before it was inside a save and the first of
-    `signals`, which is to be SIGKILL.
+    The first of `signals` must be SIGKILL: metrics are only rewound after a save was killed by it.
     """
     rng, names = random.Random(seed), list(MOMENTS)
     places = [
@@ -215,8 +213,8 @@ def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list
 def start(
     workdir: Path, kill: Kill | None, cache: Path, python: str = sys.executable, limit: float = 900
 ) -> Start:
-    """Starts the training, sends the signal at its moment and waits for the end; `cache` is for
-    compiled programs.
+    """Starts the training, sends the signal at its moment and waits for the end. `cache` is for
+    compiled programs, `limit` in seconds.
     """
     line = [python, "-m", *training(workdir)]
     if kill and kill.pattern:
@@ -265,7 +263,7 @@ def start(
 
 
 def landing(workdir: Path, said: str) -> str:
-    """Where a process was that was killed by the clock, by what it left and what it said."""
+    """What a process that was killed by the clock was doing, by its files and its output."""
     called = {"vqvae": "the codec", "diffusion": "the denoiser"}
     if any(workdir.glob("cache/emoji/partial")):
         return "while the data set is built"
@@ -290,8 +288,41 @@ def landing(workdir: Path, said: str) -> str:
     )
 
 
+def train_killed(workdir: Path, kills: list[Kill], cache: Path) -> list[int]:
+    """Trains in `workdir` with these kills and then to the end, and returns the steps that only a
+    SIGTERM saved. Each start must go on from the newest checkpoint and end as its signal says.
+    """
+    extra = []
+    for kill in [*kills, None]:
+        before = {stage: saved(workdir, stage) for stage in STAGES}
+        done = start(workdir, kill, cache)
+        assert "Traceback" not in done.output, done.output
+        for stage, step in re.findall(r"^(\w+): (\d+) of \d+ steps", done.output, re.M):
+            assert int(step) == before[stage]
+        if kill is None:
+            assert done.status == 0, done.output
+            break
+        assert done.reached, (kill, done.output)
+        if kill.signal == signal.SIGKILL:
+            assert done.status == -signal.SIGKILL
+            continue
+        assert done.status == SIGTERM_STATUS and done.grace < GRACE, done.output
+        if "saving after this step" in done.output:
+            steps = [saved(workdir, stage) for stage in STAGES]
+            extra += [step for step in steps if 0 < step < STEPS and step % SAVE]
+    return extra
+
+
+def saved(workdir: Path, stage: str) -> int:
+    """The newest step that has its checksums."""
+    folder = workdir / stage / "checkpoints"
+    steps = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    finished = (int(name) for name in steps - {*unfinished(folder)} if name.isdecimal())
+    return max(finished, default=0)
+
+
 def unfinished(checkpoints: Path) -> list[str]:
-    """Steps without sums."""
+    """Names of the steps without checksums."""
     folders = checkpoints.iterdir() if checkpoints.is_dir() else ()
     return [
         folder.name
@@ -301,8 +332,8 @@ def unfinished(checkpoints: Path) -> list[str]:
 
 
 def differences(one: Path, two: Path) -> list[str]:
-    """What is not bit-identical, left over or damaged in finished workdirs of `training`, apart
-    from times.
+    """Lists what differs in bits, is left over or is damaged in two finished workdirs of
+    `training`, except for times.
     """
     out = [f"files: {sorted(names(one) ^ names(two))}"] if names(one) != names(two) else []
     for folder in [*one.glob("*/checkpoints/*"), *two.glob("*/checkpoints/*")]:
@@ -347,15 +378,15 @@ def differences(one: Path, two: Path) -> list[str]:
 
 
 def names(workdir: Path) -> set[str]:
-    """Of all files and folders, but those of checkpoints, and of TensorBoard's files, whose names
-    are times.
+    """All files and folders, without those in checkpoints and TensorBoard's, whose names are
+    times.
     """
     found = (path.relative_to(workdir).as_posix() for path in workdir.rglob("*"))
     return {name for name in found if not re.search(r"/tensorboard/|/checkpoints/", name)}
 
 
 def same(one: object, two: object) -> bool:
-    """Of trees of arrays and JSON values: structure, types and bits."""
+    """Whether trees of arrays and JSON values agree in structure, types and bits."""
     equal = lambda x, y: (
         np.asarray(x).dtype == np.asarray(y).dtype
         and np.asarray(x).tobytes() == np.asarray(y).tobytes()

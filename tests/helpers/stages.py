@@ -1,4 +1,4 @@
-"""One tiny stage of each kind, with batches for it."""
+"""A tiny stage of each kind, with dropout, and a batch for them."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from vqd_jax.stages.autoregressive import AutoregressiveStage
 from vqd_jax.stages.diffusion import DiffusionLoss, DiffusionStage
 from vqd_jax.stages.vqvae import VQVAELoss, VQVAEStage
 
-CODEC = VQVAEStage(  # small networks: compiling them is all that takes time here
+CODEC = VQVAEStage(  # small networks: most of the time is compilation
     model=VQVAE(
         channels=4,
         multipliers=(1,),
@@ -42,7 +42,9 @@ CODEC = VQVAEStage(  # small networks: compiling them is all that takes time her
 )
 DIFFUSION = DiffusionStage(
     process=schedules.paper(6, 6),
-    denoiser=Denoiser(codes=6, grid=(4, 4), T=6, layers=1, width=8, heads=2, mlp_ratio=2),
+    denoiser=Denoiser(
+        codes=6, grid=(4, 4), T=6, layers=1, width=8, heads=2, mlp_ratio=2, dropout=0.1
+    ),
     conditioner=Conditioner(
         encoder=LearnedText(vocabulary=9, length=5, width=8, layers=1, heads=2)
     ),
@@ -51,13 +53,15 @@ DIFFUSION = DiffusionStage(
         auxiliary=0.1, adaptive_auxiliary=True, importance=True, drop_caption=0.4
     ),
 )
-TWIN = AutoregressiveStage(
-    network=Autoregressive(codes=6, grid=(4, 4), layers=1, width=8, heads=2, mlp_ratio=2),
+AUTOREGRESSIVE = AutoregressiveStage(
+    network=Autoregressive(
+        codes=6, grid=(4, 4), layers=1, width=8, heads=2, mlp_ratio=2, dropout=0.1
+    ),
     conditioner=DIFFUSION.conditioner,
     codec=CODEC,
     drop_caption=0.4,
 )
-STAGES = {"vqvae": CODEC, "diffusion": DIFFUSION, "autoregressive": TWIN}
+STAGES = {"vqvae": CODEC, "diffusion": DIFFUSION, "autoregressive": AUTOREGRESSIVE}
 
 
 def batch():

@@ -83,7 +83,7 @@ def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkey
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_a_step_in_parts_has_these_products_and_no_others(parts):
     """The twin learns nothing beside its parameters, and this optimizer multiplies no matrices."""
-    stage, batch = step_stages.TWIN, jax.tree.map(jnp.asarray, step_stages.batch())
+    stage, batch = step_stages.AUTOREGRESSIVE, jax.tree.map(jnp.asarray, step_stages.batch())
     params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
     optimizer = optax.sgd(0.1)
     state = State(

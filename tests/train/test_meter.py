@@ -99,7 +99,7 @@ def test_a_killed_run_pays_for_what_it_lost(tmp_path, clock):
     rates = steps(resumed, clock, log, 10, 20)
     assert rates["goodput"] == pytest.approx(20 * 2 / (13 * 2 + 101 + 7 + 12 * 2))
     log.close()
-    assert meter.kept(read_metrics(tmp_path)) == (pytest.approx(40), 20)
+    assert meter.useful_seconds(read_metrics(tmp_path)) == (pytest.approx(40), 20)
 
 
 def test_a_run_killed_before_its_first_save_pays_too(tmp_path, clock):

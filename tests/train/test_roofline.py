@@ -31,7 +31,7 @@ def test_the_greater_of_compute_and_memory_and_then_the_exchange():
     assert f.communication == pytest.approx((1e9 + 4e9) / 400e9) and f.seconds == pytest.approx(
         0.05 + 5 / 400
     )
-    assert forecast(TPU, size, 20 * 10**12, [], parts=4).memory == pytest.approx(
+    assert forecast(TPU, size, 20 * 10**12, [], micro_batches=4).memory == pytest.approx(
         (70e9 + 8 * 15e9) / 2e12
     )
     assert forecast(TPU, size, 200 * 10**12, []).seconds == pytest.approx(0.2)

@@ -1,5 +1,5 @@
-"""One training step of each stage: its gradient and averages, and that 4 devices take the step of
-one.
+"""The training step of each stage: its gradient and averages; and 4 devices, or micro-batches, take
+the step of one device, with dropout.
 """
 
 import dataclasses
@@ -59,6 +59,17 @@ def setting(request):
     return make(request.param)
 
 
+def cases(layouts, quick):
+    """Pairs (stage, layout) as parameters; those that are not `quick`, which has every stage and
+    the layouts that differ most, are slow, as each compiles programs for many seconds.
+    """
+    return [
+        pytest.param(stage, layout, marks=() if (stage, layout) in quick else pytest.mark.slow)
+        for stage in STAGES
+        for layout in layouts
+    ]
+
+
 def close(a, b, tolerance):
     """A bias before a norm has a gradient of rounding errors alone: it is measured by the largest
     of the tree.
@@ -80,18 +91,21 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_four_devices_take_the_step_of_one(setting, layout, caplog):
-    stage, fresh, step = setting
+FOUR = [("vqvae", "pmap"), ("diffusion", "pmap"), ("diffusion", "both"), ("autoregressive", "fsdp")]
+
+
+@pytest.mark.parametrize("name,layout", cases(LAYOUTS, FOUR))
+def test_four_devices_take_the_step_of_one(name, layout, caplog):
+    stage, fresh, step = make(name)
     alone, metrics = step(fresh, {}, batch(), jax.random.key(1))
     parallel = parallelism(**LAYOUTS[layout])
     run = parallel.compile(make_step(stage, gradient_as_state(), 0.99))
     state, frozen = parallel.device_put(fresh), parallel.device_put({})
     shared, shared_metrics = run(state, frozen, parallel.shard(batch()), jax.random.key(1))
-    for x in jax.tree.leaves(shared):  # and copies stay equal
+    for x in jax.tree.leaves(shared):  # and replicas stay equal
         for shard in x.addressable_shards if layout == "pmap" else ():
             np.testing.assert_array_equal(shard.data, x.addressable_shards[0].data)
-    if layout in ("fsdp", "tensor", "both"):  # parameters are cut, and stay so
+    if layout in ("fsdp", "tensor", "both"):  # parameters are sharded, and stay so
         same = jax.tree.map(
             lambda x, want: x.sharding.is_equivalent_to(want, x.ndim),
             shared,
@@ -113,16 +127,21 @@ def test_four_devices_take_the_step_of_one(setting, layout, caplog):
     assert shared_metrics.keys() == metrics.keys() and (
         {"codes_in_use", "perplexity"} <= metrics.keys()
     ) == (stage is CODEC)
-    for name in metrics:
-        np.testing.assert_allclose(shared_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
+    for metric in metrics:
+        np.testing.assert_allclose(
+            shared_metrics[metric], metrics[metric], rtol=2e-5, err_msg=metric
+        )
     with jax.log_compiles():
         run(placed, frozen, parallel.shard(batch()), jax.random.key(1))
     assert "Compiling" not in caplog.text  # the second step is the program of the first
 
 
-@pytest.mark.parametrize("layout", ["one device", "pmap", "both"])
-def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
-    stage, fresh, _ = setting
+MICRO = [("vqvae", "one device"), ("diffusion", "pmap")]
+
+
+@pytest.mark.parametrize("name,layout", cases(["one device", "pmap", "both"], MICRO))
+def test_micro_batches_take_the_step_of_the_batch(name, layout):
+    stage, fresh, _ = make(name)
     if stage is CODEC:
         stage = dataclasses.replace(
             stage, weights=dataclasses.replace(stage.weights, adversarial_adaptive=False)
@@ -132,18 +151,23 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
     )
     parallel = parallelism(**LAYOUTS.get(layout, {"devices": 1}))
     run = parallel.compile(make_step(stage, gradient_as_state(), 0.99, accumulate=2))
-    parts = run(
-        parallel.device_put(fresh), parallel.device_put({}), parallel.shard(batch()), jax.random.key(1)
+    micro = run(
+        parallel.device_put(fresh),
+        parallel.device_put({}),
+        parallel.shard(batch()),
+        jax.random.key(1),
     )
-    parts, part_metrics = parallel.unreplicate(parts)
-    close(parts.opt_state, whole.opt_state, 1e-5)
-    close(parts.extra, whole.extra, 1e-5)
-    for name in metrics:
-        np.testing.assert_allclose(part_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
+    micro, micro_metrics = parallel.unreplicate(micro)
+    close(micro.opt_state, whole.opt_state, 1e-5)
+    close(micro.extra, whole.extra, 1e-5)
+    for metric in metrics:
+        np.testing.assert_allclose(
+            micro_metrics[metric], metrics[metric], rtol=2e-5, err_msg=metric
+        )
 
 
 @pytest.mark.parametrize(
-    "rows,tokens,parts",
+    "rows,tokens,count",
     [
         (128, 64, 8),
         (4, 1024, 4),
@@ -156,20 +180,20 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(setting, layout):
         (0, 9, 1),
     ],
 )
-def test_parts_for_the_cache_are_the_fewest_with_at_most_1024_tokens(rows, tokens, parts):
-    assert default_micro_batches(rows, tokens) == parts
+def test_micro_batches_for_the_cache_are_the_fewest_with_at_most_1024_tokens(rows, tokens, count):
+    assert default_micro_batches(rows, tokens) == count
 
 
-def test_an_accelerator_takes_the_batch_whole(monkeypatch):
+def test_an_accelerator_takes_the_whole_batch(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert default_micro_batches(128, 1024) == 1
 
 
-def test_a_balance_of_the_whole_batch_cannot_be_had_in_parts():
+def test_a_balance_of_the_whole_batch_is_refused_with_micro_batches():
     _, fresh, _ = make("vqvae")
     with pytest.raises(
         UserError,
-        match="vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch",
+        match="vqvae_loss.adversarial_adaptive needs the gradient of the whole batch",
     ):
         make_step(CODEC, gradient_as_state(), 0.99, accumulate=2)(
             fresh, {}, batch(), jax.random.key(1)

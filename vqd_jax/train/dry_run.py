@@ -1,38 +1,43 @@
-"""A training step from shapes alone: what `vqd_jax.main` would compile, without data, without
-weights and without room for them.
-"""
+"""The training step from shapes alone: what training would compile, without data or weights."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import DTypeLike, Int
+from ml_collections import ConfigDict
 
 from vqd_jax.config import build
+from vqd_jax.core.shapes import Params
+from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.runtime.parallel import Parallelism, bytes_per_device
+from vqd_jax.runtime.replicated import Pmap
+from vqd_jax.stages.vqvae import VQVAEStage
 from vqd_jax.train.cost import flops
 from vqd_jax.train.cost.compiled import Collective, Program
 from vqd_jax.train.cost.roofline import Bytes
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
+from vqd_jax.train.stage import Stage
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
 
-CLIP = (49408, 77)  # its vocabulary, and the tokens of a caption
+CLIP = (49408, 77)  # vocabulary of CLIP's tokenizer, tokens of a caption
 
 
 @dataclasses.dataclass(frozen=True)
 class StubTokenizer:
-    """Stands in for a tokenizer that takes data or a download: of the same size, it knows no words."""
+    """Has the sizes of a tokenizer that is built from captions or downloaded; its ids are 0."""
 
     vocabulary: int
     length: int
     pad: int = 0
 
-    def __call__(self, captions: Any) -> Any:
+    def __call__(self, captions: Sequence[str]) -> Int[np.ndarray, "b m"]:
         return np.zeros((len(captions), self.length), np.int32)
 
     def to_json(self) -> str:
@@ -41,24 +46,24 @@ class StubTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """A stage, its step (`train.step.make_step`) and the shapes of the whole of what it works on,
-    the batch of all devices included.
+    """A stage, its step (`train.step.make_step`) and the shapes of the step's arguments, with the
+    batch of all devices together.
     """
 
-    stage: Any
+    stage: Stage
     train: Train
-    step: Callable
+    step: Callable[..., Any]
     state: State
-    frozen: Any
+    frozen: Params
     batch: dict[str, Any]
 
     def flops(self) -> int:
-        """Operations of the model in one step, on all devices together; see `train.flops`."""
+        """Operations of the model in one step, on all devices together; see `train.cost.flops`."""
         example = jax.tree.map(lambda x: shape(*x.shape[1:], dtype=x.dtype), self.batch)
         return flops.of_step(self.stage, self.frozen, example, self.train.batch_size)
 
     def lower(self, parallel: Parallelism) -> jax.stages.Lowered:
-        """The step for those devices. UserError if they cannot share the batch."""
+        """The lowered step for these devices. UserError if they cannot share the batch."""
         parallel.check_batch(self.train.batch_size, self.train.accumulate)
         arguments = (
             parallel.device_put_shapes(self.state),
@@ -66,16 +71,14 @@ class DryRun:
             parallel.shard_shapes(self.batch),
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        if jax.process_count() > 1 and isinstance(parallel, Pmap):  # which then wants arrays
-            arguments, key = (
-                jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments),
-                jax.random.key(0),
-            )
+        if jax.process_count() > 1 and isinstance(parallel, Pmap):  # pmap then needs arrays
+            arguments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)
+            key = jax.random.key(0)
         return parallel.compile(self.step).lower(*arguments, key)
 
     def compile(self, parallel: Parallelism) -> "Compiled":
-        """What the compiler makes of it. The machine code, which nobody runs, is not optimised:
-        that takes half of the time.
+        """The compiled step, whose machine code is not optimised: that would take half of the time,
+        and nobody runs it.
         """
         program = self.lower(parallel).compile(
             {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -87,23 +90,28 @@ class DryRun:
             memory.alias_size_in_bytes,
             memory.temp_size_in_bytes,
         )
-        placed = parallel.device_put_shapes(self.state)
-        parts = {
-            "parameters": placed.params,
-            "optimizer": placed.opt_state,
-            "average": placed.ema,
-            "other state": (placed.extra, placed.step),
+        state = parallel.device_put_shapes(self.state)
+        trees = {
+            "parameters": state.params,
+            "optimizer": state.opt_state,
+            "average": state.ema,
+            "other state": (state.extra, state.step),
             "frozen": parallel.device_put_shapes(self.frozen),
             "batch": parallel.shard_shapes(self.batch),
         }
-        arguments = {name: bytes_per_device(tree) for name, tree in parts.items()}
+        arguments = {name: bytes_per_device(tree) for name, tree in trees.items()}
         return Compiled(size, arguments, text.products(), text.collectives(parallel.axes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A step as compiled: bytes of each device, by the compiler and by their purpose; FLOP of each
-    device; collectives.
+    """What a compiled step needs on each device.
+
+    Attributes:
+      size: bytes, by the compiler.
+      arguments: bytes of the arguments, by purpose.
+      products: FLOP of the matrix products and convolutions.
+      collectives: all exchanges with other devices.
     """
 
     size: Bytes
@@ -112,35 +120,22 @@ class Compiled:
     collectives: list[Collective]
 
 
-def dry_run(config: Any, name: str) -> DryRun:
-    """The stage of that name, as on accelerators where the config leaves it to the machine."""
-    config = config.copy_and_resolve_references()
-    for section in (config.vqvae, config.denoiser):
-        section.dtype = "bfloat16" if section.dtype == "auto" else section.dtype
-    for section in (config.vqvae_train, config.diffusion_train):
-        section.accumulate = section.accumulate or 1
-    config.denoiser.attention = (
-        "full" if config.denoiser.attention == "auto" else config.denoiser.attention
-    )
-    section = build.choose(
-        "stages", name, {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")
-    )
-    train, codec, side = (
-        Train(**config[f"{section}_train"]),
-        build.vqvae_stage(config),
-        config.data.image_size,
-    )
-    rows, images = (
-        train.batch_size,
-        {"image": shape(train.batch_size, side, side, 3, dtype="uint8")},
-    )
+def dry_run(config: ConfigDict, name: str) -> DryRun:
+    """The dry run of a stage. Where the config leaves a choice to the machine, the machine has
+    accelerators.
+    """
+    config = _for_accelerators(config)
+    sections = {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")
+    section = build.choose("stages", name, sections)
+    train, codec = Train(**config[f"{section}_train"]), build.vqvae_stage(config)
+    rows, side = train.batch_size, config.data.image_size
+    images = {"image": shape(rows, side, side, 3, dtype="uint8")}
+    frozen = {}
     if name == "vqvae":
         stage, batch = codec, images
-        frozen = (
-            {"lpips": of_init(LPIPS().init, *[shape(1, side, side, 3)] * 2)["params"]}
-            if config.vqvae_loss.lpips
-            else {}
-        )
+        if config.vqvae_loss.lpips:
+            image = shape(1, side, side, 3)
+            frozen = {"lpips": eval_init(LPIPS().init, image, image)["params"]}
     else:
         words = tokenizer(config)
         stage = build.TOKEN_STAGES[name](config, words)
@@ -148,12 +143,9 @@ def dry_run(config: Any, name: str) -> DryRun:
         if build.encodes_online(config):
             batch, frozen = batch | images, codec_weights(codec, images)
         else:
-            batch, frozen = (
-                batch
-                | {"tokens": shape(rows, (side // codec.model.downsampling) ** 2, dtype="int32")},
-                {},
-            )
-    params, extra = of_init(stage.init, batch)
+            count = (side // codec.model.downsampling) ** 2
+            batch |= {"tokens": shape(rows, count, dtype="int32")}
+    params, extra = eval_init(stage.init, batch)
     optimizer = Optim(**config[f"{section}_optim"]).build(train.steps, rows, stage.unchanged)
     state = State(
         step=shape(dtype="int32"),
@@ -162,32 +154,41 @@ def dry_run(config: Any, name: str) -> DryRun:
         extra=extra,
         opt_state=jax.eval_shape(optimizer.init, params),
     )
-    return DryRun(
-        stage, train, make_step(stage, optimizer, train.ema, train.accumulate), state, frozen, batch
-    )
+    step = make_step(stage, optimizer, train.ema, train.accumulate)
+    return DryRun(stage, train, step, state, frozen, batch)
 
 
-def tokenizer(config: Any) -> Any:
-    """One of the size that the config names; what captions teach may have fewer words."""
+def tokenizer(config: ConfigDict) -> Tokenizer | StubTokenizer:
+    """A tokenizer of the config's size; one that is built from captions may have fewer words."""
     if config.condition.kind != "text":
         return build.tokenizer(config, [])
     text = config.learned_text
-    return build.choose(
-        "text.encoder",
-        config.text.encoder,
-        {"clip": StubTokenizer(*CLIP), "learned": StubTokenizer(text.vocabulary, text.length)},
-    )
+    stubs = {"clip": StubTokenizer(*CLIP), "learned": StubTokenizer(text.vocabulary, text.length)}
+    return build.choose("text.encoder", config.text.encoder, stubs)
 
 
-def codec_weights(codec: Any, images: dict[str, Any]) -> Any:
-    """What a codec's checkpoint holds, as shapes."""
-    return of_init(lambda key, batch: codec.weights_of(*codec.init(key, batch)), images)
+def codec_weights(codec: VQVAEStage, images: dict[str, Any]) -> Params:
+    """The shapes of what a codec's checkpoint holds."""
+    return eval_init(lambda key, batch: codec.weights_of(*codec.init(key, batch)), images)
 
 
-def of_init(init: Callable, *arguments: Any) -> Any:
-    """What `init(key, *arguments)` returns, as shapes."""
+def eval_init(init: Callable[..., Any], *arguments: Any) -> Any:
+    """The shapes of `init(key, *arguments)`."""
     return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), *arguments)
 
 
-def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+def shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
+
+
+def _for_accelerators(config: ConfigDict) -> ConfigDict:
+    """A copy with the values that "auto" and 0 have on accelerators."""
+    config = config.copy_and_resolve_references()
+    for section in (config.vqvae, config.denoiser):
+        if section.dtype == "auto":
+            section.dtype = "bfloat16"
+    for section in (config.vqvae_train, config.diffusion_train):
+        section.accumulate = section.accumulate or 1
+    if config.denoiser.attention == "auto":
+        config.denoiser.attention = "full"
+    return config

@@ -1,5 +1,4 @@
-"""AdamW, or Muon on the matrices and NAdamW on the rest, with warm-up, decay and clipping by the
-global norm.
+"""AdamW, or Muon on matrices and NAdamW on the rest, with warm-up, decay and gradient clipping.
 
 Lengths are given in examples and converted to steps here.
 """
@@ -14,20 +13,24 @@ import optax
 from optax import contrib
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Attributes:
-    learning_rate: the peak. final: its share that is left at the end.
-    warmup: examples over which it rises from 0.
-    decay: "cosine", "linear" or "constant" after the warm-up.
-    betas, weight_decay: of AdamW; the decay acts on every parameter, as in the released training
-    code.
-    clip: largest global norm of the gradient; 0 for no limit.
-    muon: peak rate of Muon (Jordan et al. 2024) for the matrices between layers, scaled to updates
-      with AdamW's root mean square of 0.2 (Liu et al. 2025); it shares warm-up, decay and weight
-      decay, and what is not a matrix gets AdamW with Nesterov's momentum. 0: AdamW on everything.
+    """The optimizer of a stage.
+
+    Attributes:
+      learning_rate: the peak.
+      final: fraction of the peak that is left at the end.
+      warmup: examples over which the rate rises from 0.
+      decay: "cosine", "linear" or "constant" after the warm-up.
+      betas, weight_decay: of AdamW; the decay acts on every parameter, as in the released training
+        code.
+      clip: largest global norm of the gradient; 0 for no limit.
+      muon: peak rate of Muon (Jordan et al. 2024) for the matrices between layers, scaled to
+        AdamW's root mean square update of 0.2 (Liu et al. 2025). It shares warm-up, decay and
+        weight decay; other parameters get AdamW with Nesterov momentum. 0 uses AdamW everywhere.
     """
 
     learning_rate: float
@@ -52,8 +55,7 @@ class Optim:
         ):
             raise UserError(
                 "an optimizer needs warmup, final, weight_decay and clip of at least 0, and betas "
-                "from 0 to below 1, "
-                f"got {self}"
+                f"from 0 to below 1, got {self}"
             )
         if self.muon < 0:
             raise UserError(
@@ -62,7 +64,7 @@ class Optim:
             )
 
     def schedule(self, steps: int, batch_size: int, peak: float | None = None) -> optax.Schedule:
-        """Learning rate at each step; `peak` instead of `learning_rate`."""
+        """The learning rate at each step; `peak` replaces `learning_rate`."""
         peak = self.learning_rate if peak is None else peak
         warmup = min(max(self.warmup // batch_size, 1), steps)
         rest = max(steps - warmup, 1)
@@ -74,10 +76,10 @@ class Optim:
         return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
 
     def build(
-        self, steps: int, batch_size: int, frozen: Callable[[Any], Any] | None = None
+        self, steps: int, batch_size: int, frozen: Callable[[Params], Any] | None = None
     ) -> optax.GradientTransformation:
-        """The optimizer; `frozen` maps the parameters to a tree of bool that is True where none may
-        change.
+        """The optimizer. `frozen` maps the parameters to a tree of bool that is True for those that
+        must not change.
         """
         rate, decay = self.schedule(steps, batch_size), self.weight_decay
         if self.muon:
@@ -93,17 +95,16 @@ class Optim:
             )
         else:
             update = optax.adamw(rate, *self.betas, weight_decay=decay)
-        update = optax.chain(optax.clip_by_global_norm(self.clip), update) if self.clip else update
-        return (
-            optax.partition({False: update, True: optax.set_to_zero()}, frozen)
-            if frozen
-            else update
-        )
+        if self.clip:
+            update = optax.chain(optax.clip_by_global_norm(self.clip), update)
+        if frozen:
+            update = optax.partition({False: update, True: optax.set_to_zero()}, frozen)
+        return update
 
 
-def matrices(params: Any) -> Any:
-    """Marks what Muon is for: kernels of linear layers and convolutions, without the one that leads
-    to the logits.
+def matrices(params: Params) -> Any:
+    """Marks the parameters that Muon updates: kernels of linear layers and convolutions, except for
+    the head's.
     """
 
     def mark(path, x):

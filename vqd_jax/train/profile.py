@@ -1,6 +1,4 @@
-"""A trace of a few steps as XLA ran them: which operation took how long, and what the host did
-meanwhile.
-"""
+"""A profiler trace of a few training steps: the time of each operation, and what the host did."""
 
 import contextlib
 import dataclasses
@@ -12,13 +10,13 @@ import jax
 
 from vqd_jax.core.errors import UserError
 
-WARM_UP = 10  # steps before those that are traced; the first ones compile
+WARM_UP = 10  # steps before the traced ones; the first compiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
     """Attributes:
-    steps: so many are traced, in each stage and each start of it; 0 for none.
+    steps: how many to trace, each time that a stage starts or resumes; 0 for none.
     """
 
     steps: int
@@ -31,26 +29,26 @@ class Profile:
             )
 
     @contextlib.contextmanager
-    def tracer(self, folder: Path, first: int, last: int) -> Iterator[Callable]:
-        """`trace(step, f, *args)` is f(*args), and writes what happens in the chosen ones of the
-        steps first + 1 to last to `folder`.
+    def tracer(self, folder: Path, first: int, last: int) -> Iterator[Callable[..., Any]]:
+        """Yields `trace(step, f, *args)`, which returns f(*args) and traces some of the steps
+        first + 1 to last into `folder`.
 
-        Those follow a warm-up, which is shorter if few steps are left.
+        They follow a warm-up, which is shorter if few steps are left.
         """
-        begin = max(first + 1, min(first + 1 + WARM_UP, last + 1 - self.steps))
-        steps, traced = range(begin, min(begin + self.steps, last + 1)), []
+        start = max(first + 1, min(first + 1 + WARM_UP, last + 1 - self.steps))
+        steps, traced = range(start, min(start + self.steps, last + 1)), []
 
         def stop() -> None:
             jax.profiler.stop_trace()
             print(
                 f"\ntrace of steps {traced[0]} to {traced[-1]}: tensorboard --logdir={folder} "
-                "(pip install tensorboard xprof), or open "
-                "the *.trace.json.gz in it with https://ui.perfetto.dev",
+                "(pip install tensorboard xprof), or open the *.trace.json.gz in it with "
+                "https://ui.perfetto.dev",
                 flush=True,
             )
             traced.clear()
 
-        def trace(step: int, f: Callable, *args: Any) -> Any:
+        def trace(step: int, f: Callable[..., Any], *args: Any) -> Any:
             if step not in steps:
                 return f(*args)
             if not traced:
@@ -66,5 +64,5 @@ class Profile:
         try:
             yield trace
         finally:
-            if traced:  # the run ended in between
+            if traced:  # the run ended during the trace
                 stop()

@@ -1,10 +1,8 @@
-"""What a compiled program does on each device: its collectives and its matrix products, read from
-the text of its HLO.
+"""The collectives and matrix products of a compiled program, read from the text of its HLO.
 
-An instruction in the body of a loop counts as often as the loop runs. The program may be one for
-CPUs that stands for one for accelerators, whose compilers do two things that XLA's does not do for
-a CPU: they send bfloat16 as it is, not as float32, and make one reduce-scatter of an all-reduce of
-which each device keeps only its part. Both count here as an accelerator would do them.
+An instruction in the body of a loop counts as often as the loop runs. A program for CPUs is counted
+as accelerators would run it: their compilers send bfloat16 as it is and not as float32, and turn an
+all-reduce of which each device keeps only its part into a reduce-scatter.
 """
 
 import collections
@@ -27,7 +25,7 @@ KINDS = (
     "collective-broadcast",
 )
 HALF = {"bf16", "f16"}
-MOVES = {
+MOVES = {  # operations that change only the form of a value
     "bitcast",
     "copy",
     "transpose",
@@ -36,7 +34,7 @@ MOVES = {
     "dynamic-slice",
     "broadcast",
     "convert",
-}  # change no value, only its form
+}
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
 _CALLS = r"calls=%?([\w.\-]+)"
@@ -45,14 +43,15 @@ _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Collective:
-    """Equal exchanges of a program.
+    """Equal exchanges in a program.
 
     Attributes:
-      kind: one of KINDS. axes: of the mesh, along which the devices of a group lie. size: bytes
-      that a device has before it.
-      groups: the devices that exchange with each other, by their place in the mesh; of a
-      permutation the pairs (source, target).
-      count: how often in one run.
+      kind: one of KINDS.
+      axes: of the mesh, along which the devices of a group differ.
+      size: bytes of the operand on each device.
+      groups: positions in the mesh of the devices that exchange with each other; for a permutation
+        the pairs (source, target).
+      count: how often one run of the program does it.
     """
 
     kind: str
@@ -63,9 +62,10 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that each device sends, all `count` times together, around a ring of its group of
-        g: of an all-reduce 2 (g - 1) / g of what it has, of an all-gather g - 1 times, of the
-        others that scatter (g - 1) / g, of a permutation all.
+        """Bytes that each device sends in all `count` exchanges, around a ring of its group.
+
+        In a group of g an all-reduce sends 2 (g - 1) / g times the operand, an all-gather g - 1
+        times, a permutation or broadcast once, the others (g - 1) / g times.
         """
         g = len(self.groups[0])
         share = {
@@ -92,7 +92,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[str]]:
-        """Of each value that is used, by what."""
+        """Value -> the instructions that use it."""
         users = collections.defaultdict(list)
         for name, line in self.lines.items():
             for operand in dict.fromkeys(line.operands):
@@ -100,7 +100,7 @@ class Computation:
         return dict(users)
 
     def moved(self, name: str) -> str:
-        """What becomes of a value as long as nothing but its form changes."""
+        """The last value that is `name` in another form, following its only user."""
         while len(users := self.users.get(name, [])) == 1 and self.lines[users[0]].op in MOVES:
             name = users[0]
         return name
@@ -108,14 +108,14 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The computations of an HLO module by their names, and how often each of them runs."""
+    """The computations of an HLO module by name, and how often each of them runs."""
 
     computations: dict[str, Computation]
     runs: dict[str, int]
 
     @classmethod
     def read(cls, text: str) -> "Program":
-        """The text that `jax.stages.Compiled.as_text` gives."""
+        """Parses the result of `jax.stages.Compiled.as_text`."""
         computations, entry, here = {}, "", None
         for line in text.splitlines():
             if found := _LINE.match(line):
@@ -138,7 +138,7 @@ class Program:
         return cls(computations, dict(runs))
 
     def collectives(self, mesh: dict[str, int]) -> list[Collective]:
-        """All exchanges, equal ones together, the largest first. `mesh`: its axes and their sizes."""
+        """All exchanges, equal ones merged, largest first; `mesh` has its axes and their sizes."""
         counts = collections.Counter()
         for where, name, line in self._each(lambda op: op.removesuffix("-start") in KINDS):
             kind, groups, sizes = (
@@ -161,7 +161,7 @@ class Program:
         )
 
     def products(self) -> int:
-        """FLOP of the matrix products and convolutions, two for each multiply and add."""
+        """FLOP of the matrix products and convolutions; a multiply-add is two."""
         total = 0
         for where, _, line in self._each(lambda op: op in ("dot", "convolution")):
             shapes = [
@@ -180,7 +180,7 @@ class Program:
         return total
 
     def _each(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str, Instruction]]:
-        """(computation, name, instruction) of the operations wanted, where they run."""
+        """(computation, name, instruction) of every operation that is `wanted` and runs."""
         for where in self.runs:
             yield from (
                 (where, name, line)
@@ -189,9 +189,7 @@ class Program:
             )
 
     def _results(self, where: str, name: str) -> list[str]:
-        """The names of what a collective returns for each of its operands; "" where nothing takes
-        it.
-        """
+        """The names of a collective's results, one for each operand; "" if nothing uses it."""
         here = self.computations[where]
         if here.lines[name].op.endswith("-start"):
             name = next(
@@ -211,8 +209,8 @@ class Program:
         return [parts.get(i, "") for i in range(count)]
 
     def _ends(self, where: str, name: str, wanted: Callable[[Instruction], bool]) -> bool:
-        """Whether every way of a value leads to an instruction wanted, with nothing but its form
-        changed before.
+        """Whether every use of a value leads to a `wanted` instruction, through changes of form
+        only.
         """
         here = self.computations[where]
 
@@ -236,8 +234,8 @@ class Program:
         return name in here.users and all(map(leads, here.users[name]))
 
     def _size(self, where: str, operand: str, result: str, *, reduced: bool) -> int:
-        """Bytes of a collective's operand, as bfloat16 where its result is that at once or, if it
-        is only moved, it was that before.
+        """Bytes of a collective's operand. It counts as bfloat16 if its result is converted to that
+        at once or, when nothing is reduced, if it was that before.
         """
         (dtype, shape), *_ = _shapes(self.computations[where].lines[operand].type)
         rounded = lambda line: line.op == "convert" and _shapes(line.type)[0][0] in HALF
@@ -249,7 +247,7 @@ class Program:
         return math.prod(shape) * (2 if half else _width(dtype))
 
     def _dtypes(self, where: str, name: str) -> Iterator[str]:
-        """Of a value and of what it was made of by changing its form."""
+        """The dtypes of a value and of those whose form was changed to make it."""
         line = self.computations[where].lines[name]
         yield from (dtype for dtype, _ in _shapes(line.type)[:1])
         if line.op == "fusion":
@@ -260,7 +258,7 @@ class Program:
 
 
 def _calls(line: Instruction, computations: dict[str, Computation]) -> Iterator[tuple[str, int]]:
-    """(computation, how often) that an instruction runs; of a branch each once."""
+    """(computation, times) for each that an instruction runs; every branch counts once."""
     if line.op == "while":
         body, condition = (
             _attribute(rf"{key}=%?([\w.\-]+)", line.rest) for key in ("body", "condition")
@@ -287,7 +285,7 @@ def _attribute(pattern: str, text: str) -> str:
 
 @functools.cache
 def _shapes(type_: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of each array of a type."""
+    """(dtype, shape) of each array in an HLO type."""
     return [
         (dtype, tuple(int(n) for n in sizes.split(",") if n))
         for dtype, sizes in _ARRAY.findall(type_)
@@ -295,7 +293,7 @@ def _shapes(type_: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _width(dtype: str) -> int:
-    """Bytes of an element; of complex numbers, too, the name says the bits."""
+    """Bytes of an element; a dtype's name ends in its bits, also for complex numbers."""
     return 1 if dtype == "pred" else max(int(re.search(r"\d+", dtype)[0]) // 8, 1)
 
 
@@ -305,7 +303,7 @@ def _list(text: str) -> tuple[int, ...]:
 
 
 def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices of a collective's attributes, in any of the forms that XLA writes."""
+    """The groups of devices in a collective's attributes, in any of the forms that XLA writes."""
     if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text):
         groups = np.array(_list(found[1])).reshape(-1, 2)
     elif found := re.search(
@@ -330,9 +328,7 @@ def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _of_axes(sizes: dict[str, int], axes: str) -> np.ndarray:
-    """Groups along axes of a mesh; `'a':(2)4` stands for the part of size 4 of an axis, after one
-    of size 2.
-    """
+    """Groups along axes of a mesh; `'a':(2)4` is the sub-axis of size 4 after one of size 2."""
     shape, chosen = [], []
     parts = {
         name: (int(before or 1), int(size or 0))
@@ -350,9 +346,7 @@ def _of_axes(sizes: dict[str, int], axes: str) -> np.ndarray:
 
 
 def _axes(groups: tuple[tuple[int, ...], ...], mesh: dict[str, int]) -> tuple[str, ...]:
-    """The axes of the mesh along which the devices of a group differ, () if they are not all those
-    that differ along them.
-    """
+    """The axes of the mesh along which the devices of a group differ."""
     names, sizes = (
         [name for name, size in mesh.items() if size > 1],
         [size for size in mesh.values() if size > 1],

@@ -1,9 +1,7 @@
-"""How many operations a training step needs: those of the matrix products and convolutions of the
-loss and its gradient.
+"""FLOP of a training step: the matrix products and convolutions of the loss and its gradient.
 
-They are read from the traced program (a jaxpr), so they are what the model asks for and not what a
-compiler makes of it: what `remat` computes again counts once, and the optimizer's own products
-(Muon's) and those of moving averages not at all.
+They are counted in the jaxpr, so they are the model's and not the compiler's: what `remat` computes
+again counts once, and the products of the optimizer (Muon) and of moving averages do not count.
 """
 
 import dataclasses
@@ -21,8 +19,8 @@ from vqd_jax.runtime.rows import Rows
 
 
 def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
-    """Of the gradient of a stage's loss over `rows` examples like the one given, of which only
-    shapes and types count.
+    """FLOP of the gradient of a stage's loss over `rows` examples like `example`, of which only
+    shapes and dtypes matter.
     """
     repeat = lambda x: jnp.zeros((rows, *x.shape), x.dtype)
     batch = jax.eval_shape(functools.partial(jax.tree.map, repeat), example)
@@ -40,8 +38,8 @@ def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
 
 
 def _plain(module: Any) -> Any:
-    """The dataclass as it is traced best: where it or a part of it can, nothing is computed again
-    and layers are one program.
+    """A copy that traces fast and computes nothing twice: `scan` without `remat`, in all nested
+    dataclasses that have these fields.
     """
     fields = {
         f.name: getattr(module, f.name)
@@ -62,10 +60,10 @@ def _plain(module: Any) -> Any:
 
 
 def flops(jaxpr: Jaxpr) -> int:
-    """Of all matrix products and convolutions, those in the body of a scan as often as it runs; a
-    product and a sum are two.
+    """FLOP of all matrix products and convolutions; a multiply-add is two.
 
-    Of branches the costliest counts. ValueError for products in a loop whose length is not known.
+    The body of a scan counts as often as it runs, of branches the costliest. ValueError for
+    products in a while loop, whose length is not known.
     """
     return sum(map(_equation, jaxpr.eqns))
 
@@ -92,8 +90,8 @@ def _equation(eqn: JaxprEqn) -> int:
 
 
 def _convolution(eqn: JaxprEqn) -> int:
-    """Without the products with padding and, where the input is dilated (the gradient of a stride),
-    with the zeros between.
+    """FLOP of a convolution, without the products with padding and with the zeros of a dilated
+    input (in the gradient of a strided one).
     """
     params, spec, pairs = eqn.params, eqn.params["dimension_numbers"], 1
     (image, kernel), out = [v.aval.shape for v in eqn.invars], eqn.outvars[0].aval.shape
@@ -104,7 +102,7 @@ def _convolution(eqn: JaxprEqn) -> int:
     options = (
         params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     )
-    for n, k, places, stride, (low, _), spread, gap in zip(*sizes, *options, strict=True):
-        read = stride * np.arange(places)[:, None] + gap * np.arange(k)[None] - low
-        pairs *= int(((read >= 0) & (read <= spread * (n - 1)) & (read % spread == 0)).sum())
+    for n, k, outputs, stride, (low, _), dilation, gap in zip(*sizes, *options, strict=True):
+        read = stride * np.arange(outputs)[:, None] + gap * np.arange(k)[None] - low
+        pairs *= int(((read >= 0) & (read <= dilation * (n - 1)) & (read % dilation == 0)).sum())
     return 2 * pairs * out[spec.out_spec[0]] * out[spec.out_spec[1]] * kernel[spec.rhs_spec[1]]

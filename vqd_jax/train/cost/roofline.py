@@ -1,17 +1,15 @@
-"""How long a step would take on a chip if nothing stood in its way: the ceilings of its data sheet,
-and one ring for each collective.
+"""The roofline of a step on a chip: its time by the data sheet, with a ring for each collective.
 
   time          = max(compute, memory) + communication
-  compute       = FLOP of the matrix products of a device / peak
-  memory        = (arguments + outputs + 2 x temporaries x parts) / bandwidth: each byte of the
-                  state is read and written once, each byte of the temporaries, too, in each part of
-                  an accumulated batch
-  communication = the sum over the collectives of the bytes that a device sends / the speed of the
-  way they take
+  compute       = FLOP of a device's matrix products / peak
+  memory        = (arguments + outputs + 2 x temporaries x micro-batches) / bandwidth: each byte of
+                  the state is read and written once, each byte of the temporaries once in every
+                  micro-batch
+  communication = sum over the collectives of (bytes that a device sends / speed of its path)
 
-On a way inside a machine, and anywhere in a slice of TPUs, that is the chip's link. GPUs are taken
-to stand eight to a machine, each with a 400 Gbit/s adapter: a ring that leaves the machine has the
-adapters of all its members there, and at most the link.
+Inside a machine, and in a slice of TPUs, the path is the chip's link. GPUs are assumed to be eight
+to a machine, each with a 400 Gbit/s adapter: a ring that leaves the machine uses the adapters of
+all its members there, and is no faster than the link.
 """
 
 import collections
@@ -26,8 +24,8 @@ MACHINE, ADAPTER = 8, 50e9  # GPUs in one machine; bytes/s of a GPU's network ad
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """Of one device, by the compiler: what goes into a step, what comes out, how much of that is in
-    place, what is needed between.
+    """Memory of a step on one device, by the compiler; `in_place` are outputs that reuse the memory
+    of arguments.
     """
 
     arguments: int
@@ -42,7 +40,7 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """Seconds of a step on a chip, and whether its memory is enough."""
+    """Seconds of a step on a chip, and whether it fits into the chip's memory."""
 
     chip: Chip
     compute: float
@@ -56,10 +54,10 @@ class Forecast:
 
 
 def forecast(
-    chip: Chip, size: Bytes, products: int, collectives: list[Collective], parts: int = 1
+    chip: Chip, size: Bytes, products: int, collectives: list[Collective], micro_batches: int = 1
 ) -> Forecast:
-    """`products`: FLOP of a device in a step. `parts`: of the batch, one after the other."""
-    traffic = size.arguments + size.outputs + 2 * size.temporaries * parts
+    """The forecast for a step; `products` are its FLOP on each device."""
+    traffic = size.arguments + size.outputs + 2 * size.temporaries * micro_batches
     return Forecast(
         chip,
         products / chip.peak,
@@ -70,7 +68,7 @@ def forecast(
 
 
 def speed(chip: Chip, collective: Collective) -> float:
-    """Bytes/s at which a device sends to the others of its group."""
+    """Bytes/s at which a device sends to others of its group."""
     if chip.name.startswith("TPU"):
         return chip.link
     together = min(
