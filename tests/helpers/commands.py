@@ -94,12 +94,10 @@ def shared_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A cache folder with the built emoji set; VQD_TEST_CACHE lets several test runs share one."""
-    if os.environ.get("VQD_TEST_CACHE"):
-        return Path(os.environ["VQD_TEST_CACHE"])
-    folder = shared_folder(tmp_path_factory) / "cache"
+    folder = Path(os.environ.get("VQD_TEST_CACHE") or shared_folder(tmp_path_factory) / "cache")
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            shutil.copytree(emoji_cache(), folder)
+        if not (folder / "emoji").exists():
+            shutil.copytree(emoji_cache() / "emoji", folder / "emoji")
     return folder
 
 

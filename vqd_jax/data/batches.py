@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.loader import Loader
-from vqd_jax.data.source import Source
+from vqd_jax.data.source import Example, Source
 from vqd_jax.data.splits import SPLITS
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.data.transforms import Transform
@@ -93,6 +93,6 @@ class Resized:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> Example:
         example = self._source[i]
         return example | {"image": self._transform(example["image"], None)}

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any
+from typing import TypeVar
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits, tfds_sets
@@ -16,6 +16,8 @@ from vqd_jax.data.image_files import (
 )
 from vqd_jax.data.source import Record
 from vqd_jax.data.text.captions import lower_case
+
+Value = TypeVar("Value")
 
 ABOUT = (
     "MS-COCO 2014 is annotations/captions_{train,val}2014.json beside the image folders train2014 "
@@ -102,7 +104,7 @@ def _read_table(path: pathlib.Path) -> tuple[dict[int, str], list[tuple[int, int
     return names, captions
 
 
-def _typed(kind: type, value: Any) -> Any:
+def _typed(kind: type[Value], value: object) -> Value:
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value

@@ -7,6 +7,7 @@ The full set is built once and filtered on reading, so all configs share one bui
 import functools
 import hashlib
 import pathlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.data import array_record, emoji_art, splits
 from vqd_jax.data.emoji_captions import captions
 from vqd_jax.data.image_bytes import decode
-from vqd_jax.data.source import Items, Record, fingerprint
+from vqd_jax.data.source import Example, Items, Record, fingerprint
 from vqd_jax.data.transforms import Resize
 
 STYLES = emoji_art.STYLES
@@ -120,7 +121,7 @@ class Emoji:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> Example:
         record = self.records[i]
         if i not in self._images:
             self._images[i] = self._resize(decode(self._stored[self._indices[i]]["image"]))
@@ -172,7 +173,7 @@ def _subset(rows: list[_Row], count: int, styles: int) -> list[_Row]:
 
 
 def _build(cache: str) -> pathlib.Path:
-    def features(tfds: Any) -> dict[str, Any]:
+    def features(tfds: ModuleType) -> dict[str, Any]:
         text = {
             key: tfds.features.Text()
             for key in ("style", "item", "name", "aliases", "category", "subcategory")

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 
 # whatever the name of a file says; for some other formats Pillow would run a program
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-LARGEST = 89_478_485  # pixels, Pillow's own limit against decompression bombs
+LARGEST = 89_478_485  # pixels, Pillow's limit against decompression bombs
 LONGEST = 65_535  # pixels of a side, the limit of JPEG and GIF
 LARGE = 2**24  # pixels; larger images are decoded one at a time, to bound memory across threads
 UPRIGHT = {

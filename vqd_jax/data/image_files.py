@@ -11,19 +11,21 @@ import os
 import pathlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_bytes import decode, reason
-from vqd_jax.data.source import Record, fingerprint
+from vqd_jax.data.source import Example, Record, fingerprint
 from vqd_jax.runtime.progress import track
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TOLERATED = 0.01  # share of the images that may be broken
 THREADS = 16  # for many small reads, which wait for a disk or a network
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class ImageFiles:
@@ -62,7 +64,7 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> Example:
         return self.records[i].example(self.decoded(self.files[i])[1])
 
     def unique_files(self) -> list[str]:
@@ -204,8 +206,8 @@ def _file_size(path: str) -> int | None:
 
 
 def map_threads(
-    function: Callable[[Any], Any], items: list[Any], description: str, unit: str
-) -> list[Any]:
+    function: Callable[[Item], Result], items: list[Item], description: str, unit: str
+) -> list[Result]:
     """`[function(item) for item in items]` on several threads, with a progress bar."""
     if not items:
         return []
@@ -213,7 +215,9 @@ def map_threads(
         return list(track(pool.map(function, items), len(items), description, unit))
 
 
-def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
     """Yields `(item, function(item))` in order; threads compute a few items ahead."""
     workers = os.cpu_count() or 1
     waiting: collections.deque = collections.deque()

@@ -117,7 +117,7 @@ class Loader:
 class Batches:
     """An iterator over batches that owns loading threads."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: grain.DatasetIterator):
         self._source = source
 
     def __iter__(self) -> "Batches":

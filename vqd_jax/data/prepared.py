@@ -1,4 +1,4 @@
-"""What `vqd prepare` makes of a data set of image files: a few large files of checked images.
+"""Prepared data sets, which `vqd prepare` makes of image files: few large files of checked images.
 
 For the transform `resize` they hold the resized squares as PNG. Random crops need the original
 image, so for them they hold the bytes of the original files: this avoids millions of small reads,
@@ -21,7 +21,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.data import array_record
 from vqd_jax.data.image_bytes import decode, encode_png, reason
 from vqd_jax.data.image_files import ImageFiles, prefetch, printable, summarise
-from vqd_jax.data.source import fingerprint
+from vqd_jax.data.source import Example, fingerprint
 from vqd_jax.data.transforms import Resize
 from vqd_jax.runtime.progress import Bar, bar
 
@@ -50,7 +50,7 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> Example:
         row = self._rows[i]
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         with array_record.damage(self._shards[shard]):

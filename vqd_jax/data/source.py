@@ -1,16 +1,24 @@
-"""The interface of a data source: examples by index, and their metadata without decoding images.
-
-An example is {"image": uint8 (H, W, 3), "captions", "item", "style", "split", "label"}.
-"""
+"""The interface of a data source: examples by index, and their metadata without decoding images."""
 
 import dataclasses
 import hashlib
 import operator
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
+
+
+class Example(TypedDict):
+    """A decoded image with the fields of its `Record`."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    captions: tuple[str, ...]
+    item: str
+    style: str
+    split: str
+    label: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class Record:
     label: int = -1
     group: str = ""
 
-    def example(self, image: UInt8[np.ndarray, "H W 3"]) -> dict[str, Any]:
+    def example(self, image: UInt8[np.ndarray, "H W 3"]) -> Example:
         """The example of this record and its decoded image."""
         return {
             "image": image,
@@ -68,7 +76,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
+    def __getitem__(self, i: int) -> Example: ...
 
 
 def fingerprint(*parts: object, records: Iterable[Record] = ()) -> str:
