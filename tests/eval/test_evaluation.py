@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.commands import run_in_process
 from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_folder import ImageFolder
+from vqd_jax.eval import run
 from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.evaluation import Evaluation, RecordImages
 from vqd_jax.eval.evaluator import PRIMARY, Evaluator, without_model
@@ -303,6 +305,28 @@ def test_scores_of_single_pictures(over_sampled):
     assert "CLIP" in scored.similarity.meaning and evaluator.score(
         pictures, [], evaluator.collect_real(real)
     ).result["generated"].keys() == {"inception_score", "inception_score_std"}
+
+
+def test_an_evaluation_without_git_writes_its_result(tmp_path, monkeypatch):
+    """The commit is unknown then, and nothing is lost."""
+    for name, first in (("made", 0), ("real", 10)):
+        (tmp_path / name).mkdir()
+        for i in range(first, first + 5):
+            pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    toy = lambda protocol, **weights: Evaluator(protocol=protocol, networks={PRIMARY: network()})
+    monkeypatch.setattr(run, "make_evaluator", toy)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run_in_process(
+        "evaluate",
+        f"--pictures={tmp_path / 'made'}",
+        f"--reference={tmp_path / 'real'}",
+        "--protocol=emoji",
+        f"--out={tmp_path / 'r.json'}",
+    )
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["provenance"]["commit"] is None
+    assert result["pictures"]["generated"].keys() == {"vgg_kid", "vgg_kid_std"}
 
 
 def test_a_protocol_that_only_measures_models_is_one_sentence():

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.image_grid import save_png
@@ -86,8 +85,3 @@ EVALUATION = {
         "images": 1234,
     },
 }
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return fill(tmp_path_factory.mktemp("runs") / "a <b>run & more")

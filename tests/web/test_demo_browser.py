@@ -253,7 +253,7 @@ def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
     said = lambda: page.until(lambda: page.find("error").text)
     for id, value, sentence in (
         ("calls", 101, "Steps must be in 1..100, got 101."),
-        ("num", 17, "At most 16 pictures are drawn at once"),
+        ("num", 17, "At most 16 images are drawn at once"),
         ("prompt", " ", "A prompt is empty: write what the picture should show."),
         ("seed", "", "Seed must be a number."),
         ("temperature", 0, "positive"),

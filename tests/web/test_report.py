@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.report_folder import EVALUATION, EVIL, colours, entropy
+from helpers.report_folder import EVALUATION, EVIL, colours, entropy, fill
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.log import Log, read_metrics
@@ -56,6 +56,11 @@ class Parsed(html.parser.HTMLParser):
 
     def all(self, name):
         return [attributes for found, attributes in self.elements if found == name]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("runs") / "a <b>run & more")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def _evaluation(path: Path, name: Path, result: dict[str, Any]) -> str:
     parts = [
         part for part, found in result.items() if isinstance(found, dict) and "generated" in found
     ]
-    measured = [*page.measured(result, parts)]
+    measured = [*page.result_rows(result, parts)]
     columns = [*dict.fromkeys(measure for _, _, shown in measured for measure in shown)]
     rows = [
         (
