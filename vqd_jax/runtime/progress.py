@@ -1,5 +1,5 @@
-"""A progress bar with rate, loss and remaining time: tqdm on standard error, or, without a terminal,
-a line every ten seconds, which keeps the logs of batch jobs readable.
+"""A progress bar with rate, loss and remaining time: tqdm on standard error. Without a terminal it
+is a line every ten seconds, which keeps the logs of batch jobs readable.
 """
 
 import contextlib
