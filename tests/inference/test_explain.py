@@ -2,16 +2,13 @@
 network gives there.
 """
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT
+from helpers.commands import run_in_process
 from helpers.workdirs import MODELS, make_workdir
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import explain, explain_figure, pipeline, request
@@ -22,10 +19,18 @@ PROMPT = "a google style emoji of a red apple"
 @pytest.mark.parametrize(
     "prompt,settings",
     [
-        (PROMPT, {"calls": 4, "guidance": 3.0, "temperature": 0.9}),
-        (PROMPT, {"sampler": "counts", "calls": 3, "order": "confidence"}),
+        pytest.param(
+            PROMPT, {"calls": 4, "guidance": 3.0, "temperature": 0.9}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            PROMPT,
+            {"sampler": "counts", "calls": 3, "order": "confidence"},
+            marks=pytest.mark.slow,
+        ),
         ("a crab AND a dog :0.5", {"calls": 2, "negative_prompt": "a tree"}),
-        (PROMPT, {"sampler": "remask", "calls": 3, "guidance": 1.0}),
+        pytest.param(
+            PROMPT, {"sampler": "remask", "calls": 3, "guidance": 1.0}, marks=pytest.mark.slow
+        ),
     ],
     ids=["ancestral", "counts", "blend", "remask"],
 )
@@ -89,7 +94,14 @@ def test_what_became_of_each_token():
     ]
 
 
-@pytest.mark.parametrize("kind,asked", [("text", "apples $x$ 猫"), ("class", "2"), ("none", "")])
+@pytest.mark.parametrize(
+    "kind,asked",
+    [
+        ("text", "apples $x$ 猫"),
+        pytest.param("class", "2", marks=pytest.mark.slow),
+        pytest.param("none", "", marks=pytest.mark.slow),
+    ],
+)
 def test_models_of_every_condition_are_explained_and_drawn(tmp_path, kind, asked):
     model = pipeline.load(make_workdir(tmp_path / "model", MODELS[kind]))
     found = explain.explain(model, asked, seed=1)
@@ -121,22 +133,8 @@ def test_an_autoregressive_model_is_not_explained(tmp_path):
 
 def test_the_command_on_the_shipped_model(tmp_path):
     pytest.importorskip("matplotlib")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "vqd_jax",
-            "explain",
-            "--workdir=pretrained/emoji",
-            f"--prompt={PROMPT}",
-            "--calls=3",
-            "--sampler=counts",
-            f"--out={tmp_path / 'out.png'}",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0 and done.stdout == f"3 steps: {tmp_path / 'out.png'}\n", done.stderr
-    assert Image.open(tmp_path / "out.png").size[0] == 1680 and "Warning" not in done.stderr
+    out = tmp_path / "out.png"
+    arguments = ["--workdir=pretrained/emoji", f"--prompt={PROMPT}", "--calls=3"]
+    done = run_in_process("explain", *arguments, "--sampler=counts", f"--out={out}")
+    assert done.stdout == f"3 steps: {out}\n"
+    assert Image.open(out).size[0] == 1680 and "Warning" not in done.stderr

@@ -19,7 +19,12 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"sampler": "counts", "order": "confidence"}], ids=["ancestral", "counts"]
+    "settings",
+    [
+        {},
+        pytest.param({"sampler": "counts", "order": "confidence"}, marks=pytest.mark.slow),
+    ],
+    ids=["ancestral", "counts"],
 )
 def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypatch):
     """9 prompts, 2 at a time: on 4 devices, padded, and one after the other on one."""
@@ -45,6 +50,7 @@ def test_the_noise_of_an_image_does_not_know_the_batch(batch):
     assert len(np.unique(every, axis=0)) == 8 and (bits(4, 0, 8) != every).any()
 
 
+@pytest.mark.slow  # three programs; the test above has the promise without a trace
 def test_traces_and_states_are_shared_too(model):
     one = model.tokens(PROMPTS[:4], calls=3, trace=True)
     two = model.tokens(PROMPTS[:4], calls=3, trace=True, devices=2)
@@ -72,7 +78,14 @@ def test_watching_sees_what_the_scan_does(model):
     np.testing.assert_array_equal(seen[-1][1], model.decode(seen[-1][0]))
 
 
-@pytest.mark.parametrize("name,strength", [("ancestral", 1.0), ("counts", 0.5), ("remask", 0.5)])
+@pytest.mark.parametrize(
+    "name,strength",
+    [
+        ("counts", 0.5),
+        pytest.param("ancestral", 1.0, marks=pytest.mark.slow),
+        pytest.param("remask", 0.5, marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
     """From the tokens of a picture, with some of them kept, at another place in the noise."""
     image = model.tokens(PROMPTS[:3], calls=3)

@@ -58,7 +58,14 @@ def recipes(model):
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "option", "masked", "varied", "wider"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "varied",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("option", "masked", "wider")),
+    ],
+)
 def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path):
     asked = recipes[name]
     images = request.generate(model, asked)
@@ -75,14 +82,18 @@ def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path)
     assert len(images) == 1 or (images[0] != images[1]).any()
 
 
-@pytest.mark.parametrize("name", ["option", "masked", "varied"])
+@pytest.mark.parametrize(
+    "name",
+    ["varied", *(pytest.param(n, marks=pytest.mark.slow) for n in ("option", "masked"))],
+)
 def test_what_is_watched_ends_as_what_is_drawn(model, recipes, name):
     seen = list(request.watch(model, recipes[name]))
     assert len(seen) == request.calls(model, recipes[name]) == 3 and (seen[0] != seen[-1]).any()
     np.testing.assert_array_equal(seen[-1], request.generate(model, recipes[name]))
 
 
-def test_a_canvas_of_several_windows_is_watched_too(model, recipes):
+@pytest.mark.slow  # test_inpaint.py paints several windows
+def test_an_image_of_several_windows_is_watched_too(model, recipes):
     seen = list(request.watch(model, recipes["wider"]))
     np.testing.assert_array_equal(seen[-1], request.generate(model, recipes["wider"]))
     for images in seen:

@@ -1,5 +1,5 @@
-"""The autoregressive twin: a normalised distribution, cached calls equal to the whole pass, and
-draws from exactly what it says.
+"""The autoregressive baseline: a normalised distribution, cached calls equal to a full pass, and
+samples from exactly that distribution.
 """
 
 import functools
@@ -68,7 +68,13 @@ def random_params(stage, condition="text"):
 
 VARIANTS = pytest.mark.parametrize(
     "condition, head",
-    [("text", "linear"), ("text", "tied"), ("class", "linear"), ("none", "linear")],
+    [
+        ("text", "linear"),
+        *(
+            pytest.param(*variant, marks=pytest.mark.slow)
+            for variant in (("text", "tied"), ("class", "linear"), ("none", "linear"))
+        ),
+    ],
 )
 
 
@@ -237,10 +243,15 @@ def conditions():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"guidance": 1.0},
         {"guidance": 3.0, "temperature": 0.7, "top_k": 2},
-        {"guidance": 3.0, "ramp": True},
-        {"guidance": 3.0, "guidance_below": 0.5},
+        *(
+            pytest.param(settings, marks=pytest.mark.slow)
+            for settings in (
+                {"guidance": 1.0},
+                {"guidance": 3.0, "ramp": True},
+                {"guidance": 3.0, "guidance_below": 0.5},
+            )
+        ),
     ],
     ids=str,
 )
@@ -307,6 +318,7 @@ def test_known_tokens_stay_and_the_trace_and_the_watch_show_every_call(condition
     np.testing.assert_array_equal(watched, np.where(after[:, None], free[None], K))
 
 
+@pytest.mark.slow  # inference/test_pipeline.py has the same promise for diffusion
 def test_four_devices_and_another_batch_give_the_same_pictures(conditions):
     stage, guidance_config = make(), GuidanceConfig(guidance=2.0)
     params = random_params(stage)
@@ -342,6 +354,7 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
     assert abs(always - never) > 1e-2
 
 
+@pytest.mark.slow  # ten seconds each; the next test compares a scan bit for bit
 @pytest.mark.parametrize(
     "options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str
 )

@@ -113,7 +113,7 @@ def exact(params, chain):
     return tuple(map(np.array, (q, bound, nll)))
 
 
-@pytest.mark.parametrize("importance", [False, True])
+@pytest.mark.parametrize("importance", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_is_unbiased(importance, params, exact):
     """The mean over many rows of one image is the sum over t of expectations over z_t, whatever the
     times' weights.
@@ -140,7 +140,7 @@ def test_the_loss_is_unbiased(importance, params, exact):
     )  # by now the mean square at t = 1
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_auxiliary_term_and_its_adaptive_weight(adaptive, params):
     """Without a head it is log K for every token, times 2 - (t - 1) / T if adaptive; the counts
     tell which t were drawn.
@@ -206,7 +206,7 @@ def test_dropout_acts_with_a_key_only(params):
 # ---- the bound of held-out images
 
 
-@pytest.mark.parametrize("draws", [1, T])
+@pytest.mark.parametrize("draws", [pytest.param(1, marks=pytest.mark.slow), T])
 def test_the_estimate_of_the_bound_is_unbiased(draws, params, exact):
     rows, (q, bound, _) = 4000, exact
     want, each = (q * bound).sum(), T * bound
@@ -301,6 +301,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null(sample):
     assert (sample(ids, 3.0, guided=True, negative=other) != sample(ids, 3.0, guided=True)).any()
 
 
+@pytest.mark.slow  # five programs; inference/test_pipeline.py blends prompts, too
 def test_prompts_blend_by_their_weights(sample):
     ids, other = batch(64)["text"], batch(64, seed=4)["text"]
     np.testing.assert_array_equal(
@@ -315,6 +316,7 @@ def test_prompts_blend_by_their_weights(sample):
     ).any()  # the blend without guidance
 
 
+@pytest.mark.slow  # six programs
 def test_an_interval_skips_the_passes_outside_of_it(sample, params):
     """Guidance that never acts is none; and the program without it does not read the null states at
     all.
@@ -333,6 +335,7 @@ def test_an_interval_skips_the_passes_outside_of_it(sample, params):
     assert cost(guidance_below=0.0) < 0.6 * cost()
 
 
+@pytest.mark.slow  # samplers/test_guidance.py tests the filter
 def test_top_k_of_one_is_the_mode(sample):
     ids = batch(64)["text"]
     np.testing.assert_array_equal(sample(ids, top_k=1), sample(ids, temperature=1e-4))

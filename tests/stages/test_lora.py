@@ -3,6 +3,7 @@ the shipped model.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from helpers import ROOT
-from helpers.commands import folder_of_emoji, run
+from helpers.commands import folder_of_emoji, run, run_in_process
 from helpers.diffusion_stage import K, T, batch, make
+from helpers.shipped import SHIPPED
 from vqd_jax.config import build, paper
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
@@ -37,7 +39,6 @@ from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
 
-SHIPPED = ROOT / "pretrained" / "emoji"
 PROMPTS = ["picture number 3", "no. 7", "a google style emoji of a crab"]
 KINDS = ["text", "clip", "class", "none"]
 OPTIM = dict(
@@ -86,6 +87,7 @@ def stage_of(kind, **fields):
     )
 
 
+@functools.cache
 def drawn(stage):
     """Parameters large enough that everything depends on all of them; `up` is 0 all the same."""
     shapes, _ = jax.eval_shape(stage.init, jax.random.key(0), batch(4))
@@ -93,7 +95,7 @@ def drawn(stage):
     params = jax.tree.map(
         lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes
     )
-    return params | {"adapter": stage.init(jax.random.key(1), batch(4))[0]["adapter"]}
+    return params | {"adapter": stage.adapter.init(jax.random.key(1), params["denoiser"])}
 
 
 def moved(params):
@@ -151,7 +153,10 @@ def test_a_merged_kernel_is_the_base_and_a_scaled_product(alpha, scale):
     assert merged["mlp_in"]["bias"].tolist() == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["text", "none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("clip", "class"))],
+)
 def test_a_fresh_adapter_changes_nothing_and_one_with_an_up_does(kind):
     stage = stage_of(kind)
     params = drawn(stage)
@@ -190,7 +195,9 @@ def test_which_kernels(kernels, names):
 # ---- training
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_the_gradient_reaches_the_adapter_alone(kind):
     stage = stage_of(kind)
     params = moved(drawn(stage))
@@ -203,8 +210,15 @@ def test_the_gradient_reaches_the_adapter_alone(kind):
         assert all(not np.any(g) for g in jax.tree.leaves(grads[name]))
 
 
+@pytest.mark.slow  # ten seconds each; models/test_denoiser.py compares them without an adapter
 @pytest.mark.parametrize(
-    "options", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}], ids=str
+    "options",
+    [
+        {"scan": True, "remat": True},
+        {"scan": True},
+        {"remat": True},
+    ],
+    ids=str,
 )
 def test_scan_and_remat_change_no_number_beyond_rounding(options):
     plain = stage_of("text")
@@ -229,8 +243,18 @@ def test_scan_and_remat_change_no_number_beyond_rounding(options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("muon", [0.0, 0.1])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind,muon",
+    [
+        ("text", 0.0),
+        *(
+            pytest.param(kind, muon, marks=pytest.mark.slow)
+            for kind in KINDS
+            for muon in (0.0, 0.1)
+            if (kind, muon) != ("text", 0.0)
+        ),
+    ],
+)
 def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kind, muon):
     stage = stage_of(kind)
     params = drawn(stage)
@@ -262,19 +286,15 @@ def test_the_adapter_of_the_published_base_model_is_a_few_megabytes():
     paper.codec(c, 8, 2887)
     paper.text(c)
     paper.base(c)
-    c.adapter.rank = 8
+    ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
+    stage = build.diffusion_stage(c, StubTokenizer(49408, 77))
+    denoiser = jax.eval_shape(stage.init, jax.random.key(0), {"text": ids})[0]["denoiser"]
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert round(count(denoiser) / 1e6) == 389
     sizes = {}
     for kernels in lora.KERNELS:
-        c.adapter.kernels = kernels
-        ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
-        params, _ = jax.eval_shape(
-            build.diffusion_stage(c, StubTokenizer(49408, 77)).init,
-            jax.random.key(0),
-            {"text": ids},
-        )
-        count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-        assert round(count(params["denoiser"]) / 1e6) == 389
-        sizes[kernels] = 4 * count(params["adapter"]) / 1e6
+        adapter = Adapter(rank=8, kernels=kernels)
+        sizes[kernels] = 4 * count(jax.eval_shape(adapter.init, jax.random.key(0), denoiser)) / 1e6
     assert sizes == {
         "attention": pytest.approx(7.78, abs=0.01),
         "all": pytest.approx(14.01, abs=0.01),
@@ -346,7 +366,7 @@ def test_what_is_no_adapter_of_this_model_is_one_sentence(written):
         save_file(
             arrays,
             parent / "x.safetensors",
-            about if about is None else {"vqd_jax.stages.lora": json.dumps(about)},
+            about if about is None else {"vqd_jax.adapter": json.dumps(about)},
         )
         with pytest.raises(UserError, match=sentence):
             lora.apply_file(parent / "x.safetensors", denoiser)
@@ -380,7 +400,78 @@ def test_a_wrong_key_is_one_sentence(fields, sentence):
         Adapter(**fields)
 
 
-# ---- a run on real emoji, from the shipped model, which is stored in half precision
+# ---- files for the shipped model, which is stored in half precision
+
+
+@pytest.fixture(scope="module")
+def for_shipped(shipped, tmp_path_factory):
+    """(adapter, its matrices, file) with random numbers, for the shipped model."""
+    adapter, denoiser = Adapter(rank=2), jax.device_get(shipped.weights["denoiser"])
+    rng = np.random.default_rng(0)
+    matrices = jax.tree.map(
+        lambda s: np.asarray(0.1 * rng.normal(size=s.shape), np.float32),
+        jax.eval_shape(adapter.init, jax.random.key(0), denoiser),
+    )
+    path = tmp_path_factory.mktemp("lora") / "adapter.safetensors"
+    lora.write(path, adapter, {"denoiser": denoiser, "adapter": matrices})
+    return adapter, matrices, path
+
+
+def test_a_model_loaded_with_a_file_is_the_merged_model(shipped, for_shipped):
+    adapter, matrices, path = for_shipped
+    base = jax.device_get(shipped.weights)
+    merged = pipeline.load(SHIPPED, adapter=path)
+    want = base | {"denoiser": adapter.merged(base["denoiser"], matrices)}
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(merged.weights), want)
+    assert (merged.tokens(PROMPTS, calls=2) != shipped.tokens(PROMPTS, calls=2)).any()
+    zero = pipeline.load(SHIPPED, adapter=path, adapter_scale=0.0)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(zero.weights), base)
+
+
+def test_a_file_has_the_header_of_earlier_versions(for_shipped):
+    """Files that were written before the package was reorganised are still read."""
+    with safe_open(for_shipped[2], framework="numpy") as file:
+        assert file.metadata().keys() == {"vqd_jax.adapter"}
+
+
+@pytest.mark.parametrize(
+    "command,sentence",
+    [
+        (
+            ["sample", "--workdir={base}", "--adapter={other}", "--prompt=x"],
+            "was trained on another model than this one",
+        ),
+        (
+            ["sample", "--workdir={base}", "--adapter={base}", "--prompt=x"],
+            "there is no adapter file {base}",
+        ),
+        (
+            ["sample", "--workdir={base}", "--adapter_scale=0.5", "--prompt=x"],
+            "--adapter_scale needs an adapter",
+        ),
+        (
+            ["evaluate", "--workdir={base}", "--adapter={base}/README.md"],
+            "is not a safetensors file",
+        ),
+        (
+            [
+                "train",
+                "--config=configs/folder.py",
+                "--config.adapter.rank=8",
+                "--workdir={new}",
+            ],
+            "say which with --config.init_from=DIR",
+        ),
+    ],
+)
+def test_bad_input_on_the_command_line_is_one_sentence(written, tmp_path, command, sentence):
+    names = {"base": SHIPPED, "other": written[2], "new": tmp_path / "new"}
+    name, *arguments = (text.format(**names) for text in command)
+    done = run_in_process(name, *arguments, ok=False)
+    assert done.returncode == 2 and sentence.format(**names) in done.stderr, done.stderr
+
+
+# ---- a run on real emoji, from the shipped model: a training of half a minute for all tests below
 
 
 @pytest.fixture(scope="module")
@@ -421,6 +512,7 @@ def same(one, two):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.slow
 def test_the_base_is_untouched_and_the_adapter_is_not(tuned):
     _, base, workdir, done = tuned
     before = widen(stored(base))
@@ -432,6 +524,7 @@ def test_the_base_is_untouched_and_the_adapter_is_not(tuned):
     assert load_file(path).keys() == flatten_dict(stored(workdir)["adapter"], sep="/").keys()
 
 
+@pytest.mark.slow
 def test_the_bound_on_the_training_pictures_fell(tuned):
     folder, base, workdir, _ = tuned
     tokens = np.load(next((folder / "cache").glob("tokens-*.npy")))
@@ -449,6 +542,7 @@ def test_the_bound_on_the_training_pictures_fell(tuned):
     assert bound(merged.weights) < 0.9 * bound(model.weights)
 
 
+@pytest.mark.slow
 def test_the_file_on_the_base_draws_what_the_run_draws(tuned, tmp_path):
     _, base, workdir, _ = tuned
     own, with_file, plain = (
@@ -502,6 +596,7 @@ def test_three_steps_and_a_resume_without_the_base_are_six(tuned, tmp_path):
     assert Workdir(again).adapter.read_bytes() == Workdir(workdir).adapter.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_a_plain_model(tuned, tmp_path):
     _, base, workdir, _ = tuned
     run(
@@ -538,42 +633,3 @@ def test_another_run_begins_with_the_merged_model(tuned, tmp_path):
     assert (
         done.returncode == 2 and "holds a model that was trained without an adapter" in done.stderr
     )
-
-
-@pytest.mark.parametrize(
-    "command,sentence",
-    [
-        (
-            ["sample", "--workdir={run}", "--adapter={run}/adapter.safetensors", "--prompt=x"],
-            "was trained on another model than this one",
-        ),
-        (
-            ["sample", "--workdir={base}", "--adapter={run}", "--prompt=x"],
-            "there is no adapter file {run}",
-        ),
-        (
-            ["sample", "--workdir={base}", "--adapter_scale=0.5", "--prompt=x"],
-            "--adapter_scale needs an adapter",
-        ),
-        (
-            ["evaluate", "--workdir={base}", "--adapter={base}/README.md"],
-            "is not a safetensors file",
-        ),
-        (
-            [
-                "train",
-                "--config=configs/folder.py",
-                "--config.adapter.rank=8",
-                "--workdir={run}/new",
-            ],
-            "say which with --config.init_from=DIR",
-        ),
-    ],
-)
-def test_bad_input_on_the_command_line_is_one_sentence(tuned, command, sentence):
-    _, base, workdir, _ = tuned
-    fill = lambda text: text.format(run=workdir, base=base)
-    done = run("vqd_jax", *map(fill, command), ok=False)
-    assert (
-        done.returncode == 2 and "Traceback" not in done.stderr and fill(sentence) in done.stderr
-    ), done.stderr

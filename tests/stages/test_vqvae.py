@@ -115,14 +115,19 @@ def relu(x):
 @pytest.mark.parametrize(
     "weights",
     [
-        dict(l1=2.0),
-        dict(l2=0.7),
-        dict(l1=1.0, commitment=0.25),
-        dict(l2=1.0, lpips=0.5),
         dict(lpips=0.5, lpips_examples=2),
-        dict(l1=1.0, adversarial=0.3),
-        dict(l1=1.0, adversarial=0.3, adversarial_start=400),
         dict(l1=1.0, l2=1.0, commitment=0.25, lpips=0.1, adversarial=0.2, adversarial_start=8),
+        *(
+            pytest.param(weights, marks=pytest.mark.slow)  # one term at a time
+            for weights in (
+                dict(l1=2.0),
+                dict(l2=0.7),
+                dict(l1=1.0, commitment=0.25),
+                dict(l2=1.0, lpips=0.5),
+                dict(l1=1.0, adversarial=0.3),
+                dict(l1=1.0, adversarial=0.3, adversarial_start=400),
+            )
+        ),
     ],
     ids=str,
 )
@@ -192,7 +197,7 @@ def nonzero(tree):
     return any(np.asarray(x).any() for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_generator_and_discriminator_each_follow_their_own_loss(adaptive, start):
     params, extra = start["ema"]
     stage = make(l1=1.0, l2=0.5, commitment=0.25, adversarial=0.3, adversarial_adaptive=adaptive)
@@ -206,6 +211,7 @@ def test_generator_and_discriminator_each_follow_their_own_loss(adaptive, start)
     assert nonzero(by_generator["discriminator"]) and nonzero(by_discriminator["vqvae"])
 
 
+@pytest.mark.slow  # seven seconds
 def test_before_its_start_the_discriminator_neither_learns_nor_counts(start):
     params, extra = start["ema"]
     late, plain = make(l1=1.0, adversarial=0.3, adversarial_start=16), make(l1=1.0)
@@ -217,6 +223,7 @@ def test_before_its_start_the_discriminator_neither_learns_nor_counts(start):
     assert nonzero(gradient["discriminator"])
 
 
+@pytest.mark.slow  # five seconds; the losses above are tested with the adaptive weight
 def test_the_adaptive_weight_balances_gradients_at_the_last_layer(start):
     params, extra = start["ema"]
     stage = make(
@@ -242,6 +249,7 @@ def test_the_adaptive_weight_balances_gradients_at_the_last_layer(start):
     )
 
 
+@pytest.mark.slow  # five seconds
 def test_the_adaptive_weight_is_bounded(start):
     params, extra = start["ema"]
     silent = params | {"discriminator": jax.tree.map(jnp.zeros_like, params["discriminator"])}

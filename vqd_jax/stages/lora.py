@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): kernels become W + (alpha / rank) down up,
-of which W stays as it was.
+with W frozen.
 
-Pure functions on trees of parameters: the library for this, qwix, patches jax.lax.dot_general and
-does not find our linear layers.
+These are pure functions on trees of parameters. The library for this, qwix, patches
+jax.lax.dot_general and does not find our linear layers.
 """
 
 import dataclasses
@@ -20,10 +20,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
-from vqd_jax.core.shapes import PRNGKey
+from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.models.weights.files import read_tree, safetensors_header, write_safetensors
 from vqd_jax.runtime.checkpoint import fit
 
+HEADER = "vqd_jax.adapter"  # the entry of the safetensors header that describes the adapter
 KERNELS = {
     "attention": ("self_attention", "cross_attention"),
     "all": ("self_attention", "cross_attention", "mlp_in", "mlp_out"),
@@ -32,12 +33,10 @@ KERNELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Which kernels of a denoiser get an adapter, and how large it is.
-
-    Attributes:
-      rank: columns of down and rows of up; 0 is no adapter.
-      alpha: their product counts alpha / rank times.
-      kernels: "attention", or "all" for attention and MLP.
+    """Attributes:
+    rank: columns of down and rows of up; 0 is no adapter.
+    alpha: the product of down and up is scaled by alpha / rank.
+    kernels: the adapted ones: "attention", or "all" for attention and MLP.
     """
 
     rank: int = 0
@@ -53,51 +52,47 @@ class Adapter:
                 f"{self.alpha:g}"
             )
 
-    def init(self, key: PRNGKey, denoiser: dict[str, Any]) -> dict[str, Any]:
-        """{"down": (in, rank), "up": (rank, out)} in the place of each kernel; up is 0, so that
-        nothing changes yet.
+    def init(self, key: PRNGKey, denoiser: Params) -> dict[str, Any]:
+        """{"down": (in, rank), "up": (rank, out)} at the path of each adapted kernel. up is 0, so
+        the model is unchanged at first.
 
         The kernel of a convolution (3, 3, in, out) counts as a matrix with 9 in rows.
         """
         flat, out = flatten_dict(denoiser), {}
-        places = sorted(
-            place
-            for place in flat
-            if place[-1] == "kernel" and set(place) & set(KERNELS[self.kernels])
+        paths = sorted(
+            path for path in flat if path[-1] == "kernel" and {*path} & {*KERNELS[self.kernels]}
         )
-        for one, place in zip(jax.random.split(key, len(places)), places):
-            *rows, columns = flat[place].shape
-            down = jax.random.normal(one, (math.prod(rows), self.rank)) * math.prod(rows) ** -0.5
-            out[place] = {"down": down, "up": jnp.zeros((self.rank, columns))}
+        for kernel_key, path in zip(jax.random.split(key, len(paths)), paths):
+            *rows, columns = flat[path].shape
+            down = jax.random.normal(kernel_key, (math.prod(rows), self.rank))
+            down *= math.prod(rows) ** -0.5
+            out[path] = {"down": down, "up": jnp.zeros((self.rank, columns))}
         return unflatten_dict(out)
 
-    def merged(
-        self, denoiser: dict[str, Any], parts: dict[str, Any], scale: float = 1.0
-    ) -> dict[str, Any]:
-        """The denoiser's parameters with the adapter, `scale` times, in its kernels."""
-        flat, parts = flatten_dict(denoiser), flatten_dict(parts)
-        for place in {place[:-1] for place in parts}:
-            change = jnp.matmul(parts[*place, "down"], parts[*place, "up"], precision="highest")
-            flat[place] = flat[place] + scale * self.alpha / self.rank * change.reshape(
-                flat[place].shape
-            )
+    def merged(self, denoiser: Params, adapter: Params, scale: float = 1.0) -> dict[str, Any]:
+        """The denoiser's parameters with `scale` times the adapter merged into its kernels."""
+        flat, matrices = flatten_dict(denoiser), flatten_dict(adapter)
+        for path in {path[:-1] for path in matrices}:
+            down, up = matrices[*path, "down"], matrices[*path, "up"]
+            change = jnp.matmul(down, up, precision="highest").reshape(flat[path].shape)
+            flat[path] = flat[path] + scale * self.alpha / self.rank * change
         return unflatten_dict(flat)
 
 
-def fingerprint(denoiser: dict[str, Any]) -> str:
-    """SHA-256 of the weights in half precision, with one zero: an exported copy has that of the
-    weights it was made from.
+def fingerprint(denoiser: Params) -> str:
+    """SHA-256 of the weights in half precision, with -0 as 0: exported weights have the fingerprint
+    of the weights they were exported from.
     """
     digest = hashlib.sha256()
-    for place, leaf in sorted(flatten_dict(denoiser, sep="/").items()):
-        digest.update(f"{place} {np.shape(leaf)} ".encode())
+    for path, leaf in sorted(flatten_dict(denoiser, sep="/").items()):
+        digest.update(f"{path} {np.shape(leaf)} ".encode())
         digest.update((np.asarray(leaf).astype(np.float16) + np.float16(0)).tobytes())
     return digest.hexdigest()
 
 
-def write(path: Path, adapter: Adapter, weights: dict[str, Any]) -> None:
-    """The adapter in a run's weights as a safetensors file that knows its base; an older file is
-    replaced at once.
+def write(path: Path, adapter: Adapter, weights: Params) -> None:
+    """Writes the adapter in the weights of a run as a safetensors file, with the fingerprint of its
+    base model. An older file is replaced atomically.
     """
     if "adapter" not in weights:
         raise UserError(
@@ -109,36 +104,34 @@ def write(path: Path, adapter: Adapter, weights: dict[str, Any]) -> None:
         name: np.asarray(x, np.float32)
         for name, x in flatten_dict(weights["adapter"], sep="/").items()
     }
-    with atomic_write(path) as part:
-        write_safetensors(part, arrays, {"vqd_jax.stages.lora": about})
+    with atomic_write(path) as temporary:
+        write_safetensors(temporary, arrays, {HEADER: about})
 
 
-def apply_file(
-    path: str | os.PathLike, denoiser: dict[str, Any], *, scale: float = 1.0
-) -> dict[str, Any]:
-    """The denoiser's parameters with the adapter in that file, `scale` times.
+def apply_file(path: str | os.PathLike, denoiser: Params, *, scale: float = 1.0) -> dict[str, Any]:
+    """The denoiser's parameters with `scale` times the adapter in a file.
 
-    UserError if there is none, if it is damaged, or if it was trained on another denoiser.
+    UserError if the file is missing or damaged, or if it was trained on another denoiser.
     """
     adapter, base, arrays = _read(Path(path))
     if base != fingerprint(denoiser):
         raise UserError(
             f"the adapter {path} was trained on another model than this one: use it with the "
-            "workdir it began with"
+            "workdir it started from"
         )
-    wanted = flatten_dict(jax.eval_shape(adapter.init, jax.random.key(0), denoiser), sep="/")
-    parts = unflatten_dict(fit(arrays, wanted, f"the adapter {path}"), sep="/")
-    return adapter.merged(denoiser, parts, scale)
+    expected = flatten_dict(jax.eval_shape(adapter.init, jax.random.key(0), denoiser), sep="/")
+    matrices = unflatten_dict(fit(arrays, expected, f"the adapter {path}"), sep="/")
+    return adapter.merged(denoiser, matrices, scale)
 
 
 def _read(path: Path) -> tuple[Adapter, str, dict[str, np.ndarray]]:
-    """(adapter, fingerprint of its base, arrays by name)."""
+    """(adapter, fingerprint of its base model, arrays by name)."""
     if not path.is_file():
         raise UserError(
             f"there is no adapter file {path}: training with --config.adapter.rank=8 writes "
             "adapter.safetensors into its workdir"
         )
-    about = safetensors_header(path)[0].get("vqd_jax.stages.lora", "")
+    about = safetensors_header(path)[0].get(HEADER, "")
     try:
         fields = json.loads(about)
         return (

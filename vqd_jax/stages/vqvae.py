@@ -1,11 +1,13 @@
-"""Stage 1: the codec. Reconstruction (L1, L2, LPIPS, PatchGAN hinge) plus commitment, and a
-codebook learned beside it.
+"""Stage 1, the codec: reconstruction (L1, L2, LPIPS, PatchGAN hinge) plus commitment, and the
+codebook.
 
-Losses follow Esser et al. 2021; generator and discriminator step together from one forward pass.
+The losses follow Esser et al. 2021. Generator and discriminator are updated together from one
+forward pass.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.shapes import Images, PRNGKey, PRNGKeys
+from vqd_jax.core.shapes import Images, Params, PRNGKey, PRNGKeys
 from vqd_jax.models.codebook import Codebook, Codes, nearest, straight_through, usage
 from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
 from vqd_jax.models.lpips import LPIPS
@@ -24,14 +26,13 @@ from vqd_jax.runtime.rows import Rows, mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQVAELoss:
-    """Weights of the terms; a weight of 0 switches a term, and its network, off.
+    """Weights of the terms; a weight of 0 turns a term and its network off.
 
     Attributes:
-      lpips_examples: the perceptual term looks at this many rows of each device's batch; 0 for all
-      of them.
-      adversarial_start: examples seen before the discriminator's opinion counts.
-      adversarial_adaptive: scale it so that its gradient at the decoder's last layer matches the
-      reconstruction's.
+      lpips_examples: rows of each device's batch that get the perceptual term; 0 for all.
+      adversarial_start: examples seen before the adversarial term is added.
+      adversarial_adaptive: scale the term so that its gradient at the decoder's last layer matches
+        that of the reconstruction.
     """
 
     l1: float
@@ -46,8 +47,8 @@ class VQVAELoss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQVAEStage:
-    """The codec's losses over `params` = {"vqvae", "discriminator"?, "codes"?} and `extra` = the
-    codebook's state.
+    """The losses of the codec: `params` = {"vqvae", "discriminator"?, "codes"?}, `extra` = the
+    state of the codebook.
     """
 
     model: VQVAE
@@ -56,25 +57,29 @@ class VQVAEStage:
     weights: VQVAELoss
     batch_size: int
 
-    def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """(params, extra); the codes start on vectors of the batch."""
-        model_key, book_key, critic_key = jax.random.split(key, 3)
+    def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], Codes]:
+        """Random (params, extra); the codes start as vectors of the batch."""
+        model_key, codes_key, discriminator_key = jax.random.split(key, 3)
         images = to_float(batch["image"])
         params = {"vqvae": self.model.init(model_key, images[:1])["params"]}
         z = self._encode(params, images)
-        codes = self.codebook.init(book_key, z.reshape(-1, z.shape[-1]))
+        codes = self.codebook.init(codes_key, z.reshape(-1, z.shape[-1]))
         if self.codebook.update == "gradient":
             params["codes"] = codes.vectors
         if self.weights.adversarial:
-            params["discriminator"] = self.discriminator.init(critic_key, images[:1])["params"]
+            params["discriminator"] = self.discriminator.init(discriminator_key, images[:1])[
+                "params"
+            ]
         return params, codes
 
     unchanged = None  # every parameter is trained
-    tokens = 0  # a batch is in parts only where that is asked for
-    watched = "l1"  # the loss itself jumps where the adversarial term begins
+    tokens = 0  # no micro-batches by default
+    watched = (
+        "l1"  # the metric that must not spike; the loss jumps when the adversarial term starts
+    )
 
     def frozen(self) -> dict[str, Any]:
-        """The parameters that no gradient changes."""
+        """Parameters of fixed networks that the loss uses."""
         if not self.weights.lpips:
             return {}
         from vqd_jax.models.weights.lpips import load_lpips
@@ -83,9 +88,9 @@ class VQVAEStage:
 
     def loss(
         self,
-        params: Any,
-        extra: Any,
-        frozen: Any,
+        params: Params,
+        extra: Codes,
+        frozen: Params,
         batch: dict[str, Any],
         key: PRNGKey,
         step: Any,
@@ -98,42 +103,48 @@ class VQVAEStage:
         index = nearest(jax.lax.stop_gradient(vectors), jax.lax.stop_gradient(z))
         quantised = vectors[index]
         features = self._apply(params, straight_through(z, quantised), "features")
-        paint = lambda last: self._apply(
+        to_image = lambda last: self._apply(
             {"vqvae": params["vqvae"] | {"last": last}}, features, "paint"
         )
-        output = paint(params["vqvae"]["last"])
+        output = to_image(params["vqvae"]["last"])
 
         metrics = {
             "l1": jnp.abs(images - output).mean(),
             "l2": jnp.square(images - output).mean(),
             "commitment": jnp.square(z - jax.lax.stop_gradient(quantised)).mean(),
         }
-        reconstruction = lambda output: self._reconstruction(frozen, images, output, rows.micro_batches)
+        reconstruction = lambda output: self._reconstruction(
+            frozen, images, output, rows.micro_batches
+        )
         loss, terms = reconstruction(output)
         loss += w.commitment * metrics["commitment"]
         if self.codebook.update == "gradient":
             metrics["codebook"] = jnp.square(jax.lax.stop_gradient(z) - quantised).mean()
             loss += metrics["codebook"]
         if w.adversarial:
-            critic = lambda x, p: self.discriminator.apply({"params": p}, x)
+            discriminate = lambda x, p: self.discriminator.apply({"params": p}, x)
             fixed = jax.lax.stop_gradient(params["discriminator"])
-            opinion = hinge_g(critic(output, fixed))
+            adversarial = hinge_g(discriminate(output, fixed))
             on = (step * self.batch_size >= w.adversarial_start).astype(jnp.float32)
             scale = w.adversarial * on
             if w.adversarial_adaptive:
-                scale *= self._balance(
-                    paint,
+                scale *= self._adaptive_scale(
+                    to_image,
                     params["vqvae"]["last"],
                     reconstruction,
-                    lambda x: hinge_g(critic(x, fixed)),
+                    lambda x: hinge_g(discriminate(x, fixed)),
                     rows,
                 )
-            judged = hinge_d(
-                critic(images, params["discriminator"]),
-                critic(jax.lax.stop_gradient(output), params["discriminator"]),
+            discriminator = hinge_d(
+                discriminate(images, params["discriminator"]),
+                discriminate(jax.lax.stop_gradient(output), params["discriminator"]),
             )
-            loss += scale * opinion + on * judged
-            metrics |= {"adversarial": opinion, "discriminator": judged, "adversarial_scale": scale}
+            loss += scale * adversarial + on * discriminator
+            metrics |= {
+                "adversarial": adversarial,
+                "discriminator": discriminator,
+                "adversarial_scale": scale,
+            }
         metrics |= terms | {"loss": loss}
         return loss, ({"z": jax.lax.stop_gradient(z), "index": index}, metrics)
 
@@ -145,14 +156,14 @@ class VQVAEStage:
             key, extra, z.reshape(-1, z.shape[-1]), index, step, axis
         ), usage(index, self.codebook.codes, axis)
 
-    def weights_of(self, params: Any, extra: Any) -> dict[str, Any]:
-        """What the checkpoint's `weights` item holds: all that encoding and decoding need."""
+    def weights_of(self, params: Params, extra: Codes) -> dict[str, Any]:
+        """The checkpoint's `weights` item: all that encoding and decoding need."""
         vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
         return {"vqvae": params["vqvae"], "codes": vectors}
 
-    def from_weights(self, weights: dict[str, Any]) -> tuple[dict[str, Any], Codes]:
-        """(params, extra) from `weights_of`'s tree: counts start even, the discriminator is not in
-        it.
+    def from_weights(self, weights: Params) -> tuple[dict[str, Any], Codes]:
+        """(params, extra) from the tree of `weights_of`; the counts of the codes start equal.
+        UserError for weights that cannot be trained further.
         """
         if self.weights.adversarial:
             raise UserError(
@@ -171,13 +182,13 @@ class VQVAEStage:
         )
 
     def encode(
-        self, weights: Any, images: UInt8[Array, "b H W 3"], keys: PRNGKeys | None = None
+        self, weights: Params, images: UInt8[Array, "b H W 3"], keys: PRNGKeys | None = None
     ) -> Int[Array, "b n"]:
-        """uint8 images to tokens; `weights` is what `weights_of` returns, or a converted codec's.
+        """uint8 images to tokens; `weights` come from `weights_of` or from a converted codec.
 
         Converted codecs may choose codes by a "projection" to logits, as a Gumbel quantiser does:
-        the likeliest one, or with `keys` a random one, as the released training does; and "remap"
-        says which token each of their codes is.
+        the likeliest one, or with `keys` a random one, as the released training does. Their "remap"
+        maps codes to tokens.
         """
         z = self._encode(weights, to_float(images))
         if "projection" in weights:
@@ -193,13 +204,13 @@ class VQVAEStage:
         index = weights["remap"][index] if "remap" in weights else index
         return index.reshape(images.shape[0], -1)
 
-    def decode(self, weights: Any, tokens: Int[Array, "b n"]) -> UInt8[Array, "b H W 3"]:
-        """Tokens of a square grid, row by row, to uint8 images."""
+    def decode(self, weights: Params, tokens: Int[Array, "b n"]) -> UInt8[Array, "b H W 3"]:
+        """Tokens of a square grid, in raster order, to uint8 images."""
         return to_uint8(self.paint(weights, tokens))
 
-    def paint(self, weights: Any, tokens: Int[Array, "b n"]) -> Images:
-        """Tokens of a square grid to images as the decoder gives them; of the codes that "remap"
-        joins, the first is shown.
+    def paint(self, weights: Params, tokens: Int[Array, "b n"]) -> Images:
+        """Tokens of a square grid to images in floating point, unclipped. Of the codes that "remap"
+        joins, the first is decoded.
         """
         side = math.isqrt(tokens.shape[1])
         index = weights["inverse"][tokens] if "inverse" in weights else tokens
@@ -208,41 +219,42 @@ class VQVAEStage:
         )
 
     def _reconstruction(
-        self, frozen: Any, images: Images, output: Images, parts: int
+        self, frozen: Params, images: Images, output: Images, micro_batches: int
     ) -> tuple[Float[Array, ""], dict[str, Any]]:
         w = self.weights
-        loss, terms = (
-            w.l1 * jnp.abs(images - output).mean() + w.l2 * jnp.square(images - output).mean(),
-            {},
-        )
-        if w.lpips:
-            rows = -(-w.lpips_examples // parts) or images.shape[0]
-            terms["lpips"] = (
-                LPIPS().apply({"params": frozen["lpips"]}, images[:rows], output[:rows]).mean()
-            )
-            loss += w.lpips * terms["lpips"]
-        return loss, terms
+        loss = w.l1 * jnp.abs(images - output).mean() + w.l2 * jnp.square(images - output).mean()
+        if not w.lpips:
+            return loss, {}
+        rows = -(-w.lpips_examples // micro_batches) or images.shape[0]
+        distances = LPIPS().apply({"params": frozen["lpips"]}, images[:rows], output[:rows])
+        return loss + w.lpips * distances.mean(), {"lpips": distances.mean()}
 
-    def _balance(self, paint, last, reconstruction, opinion, rows) -> Float[Array, ""]:
-        """|d reconstruction / d last| / |d opinion / d last| over the global batch, at most 1e4,
-        without gradient.
+    def _adaptive_scale(
+        self,
+        to_image: Callable[[Params], Images],
+        last: Params,
+        reconstruction: Callable[[Images], Any],
+        adversarial: Callable[[Images], Float[Array, ""]],
+        rows: Rows,
+    ) -> Float[Array, ""]:
+        """|d reconstruction / d last| / |d adversarial / d last| over the global batch, at most
+        1e4, without gradient.
         """
         if rows.micro_batches > 1:
             raise UserError(
-                "vqvae_loss.adversarial_adaptive balances by the gradient of the whole batch: "
-                "with vqvae_train.accumulate "
-                "set it to False"
+                "vqvae_loss.adversarial_adaptive needs the gradient of the whole batch: set it to "
+                "False, or vqvae_train.accumulate to 1"
             )
         norm = lambda f: optax.global_norm(mean(jax.grad(f)(last), rows.axis))
-        ratio = norm(lambda p: reconstruction(paint(p))[0]) / (
-            norm(lambda p: opinion(paint(p))) + 1e-4
-        )
+        reconstruction_norm = norm(lambda p: reconstruction(to_image(p))[0])
+        adversarial_norm = norm(lambda p: adversarial(to_image(p)))
+        ratio = reconstruction_norm / (adversarial_norm + 1e-4)
         return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
-    def _encode(self, params: Any, images: Images) -> Float[Array, "b h w z"]:
+    def _encode(self, params: Params, images: Images) -> Float[Array, "b h w z"]:
         return self._apply(params, images, "encode")
 
-    def _apply(self, params: Any, x: Any, method: str) -> Any:
+    def _apply(self, params: Params, x: Any, method: str) -> Any:
         return self.model.apply({"params": params["vqvae"]}, x, method=method)
 
 
