@@ -17,9 +17,7 @@ def images(n, size=4):
 
 
 def network(batch=8):
-    """Features that tell pictures apart: sums over a few pixels, as a stand-in of what real
-    networks give.
-    """
+    """A stub network whose features differ between images."""
     mix = np.random.default_rng(5).normal(size=(48, 6)).astype(np.float32)
     return Extractor(
         name="mixed",
@@ -31,7 +29,7 @@ def network(batch=8):
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("keep", [0, 1, 7, 100])
-def test_one_pass_is_the_whole_set(rows, keep, monkeypatch):
+def test_one_pass_collects_the_same_as_the_set_at_once(rows, keep, monkeypatch):
     monkeypatch.setattr(collect_module, "MOMENTS_BATCH", 5)
     x, weights = images(20), [i % 3 + 1 for i in range(20)]
     extract = network()
@@ -59,7 +57,7 @@ def test_one_pass_is_the_whole_set(rows, keep, monkeypatch):
     )
 
 
-def test_devices_share_a_batch_and_change_nothing(monkeypatch):
+def test_sharding_a_batch_does_not_change_features(monkeypatch):
     assert jax.local_device_count() == 4
     x, wanted = images(20), lambda: {"a": FeatureSpec(extract=network(), moments=True)}
     shared = collect(batches(x, 8), 20, wanted(), description="")["a"]
@@ -70,7 +68,7 @@ def test_devices_share_a_batch_and_change_nothing(monkeypatch):
     np.testing.assert_allclose(shared.moments.scatter, alone.moments.scatter, rtol=1e-5, atol=1e-9)
 
 
-def test_pictures_are_read_in_order_and_a_broken_one_is_told():
+def test_images_are_read_in_order_and_a_broken_one_is_an_error():
     class Items:
         def __len__(self):
             return 50
@@ -88,7 +86,7 @@ def test_pictures_are_read_in_order_and_a_broken_one_is_told():
 
 
 @pytest.mark.parametrize("weights", [[1, 2], [1, 0, 1]])
-def test_every_picture_counts(weights):
+def test_weights_must_be_positive(weights):
     with pytest.raises(UserError, match="each of 3 images must have a weight of at least 1"):
         collect(
             batches(images(3)),

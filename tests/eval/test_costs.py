@@ -124,7 +124,7 @@ def of_a_call(c):
 
 @pytest.fixture(scope="module")
 def ancestral(stages):
-    """What seven ancestral calls and what nine do."""
+    """FLOP of seven and of nine ancestral calls."""
     return [
         compiled(stages[1]["diffusion"], Ancestral(calls=calls), PLAIN)[1].products()
         for calls in (7, 9)
@@ -152,8 +152,8 @@ def test_a_sampler_is_a_loop_of_network_calls(name, stages, ancestral):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_calls_in_a_window_cost_the_same(name, stages, ancestral):
-    """A loop for each stretch of calls, even of a single one; the compiler does not know how often
-    each runs, so that it counts once.
+    """One loop per phase, even for a single call. The compiler does not know how often a loop runs,
+    so its body counts once.
     """
     c, both = stages
     sampler, (seven, nine) = SAMPLERS[name][0], ancestral
@@ -172,6 +172,6 @@ def test_guidance_is_a_call_of_two_rows_for_an_image(stages, ancestral):
     )
 
 
-def test_the_twin_is_one_loop(stages):
+def test_the_autoregressive_baseline_is_one_loop(stages):
     _, both = stages
     assert network_loops(compiled(both["autoregressive"], AutoregressiveSampler(), PLAIN)[1]) == 1

@@ -1,5 +1,5 @@
-"""What a protocol asks of a data set and a model; and a folder of pictures gets the numbers that
-the model gets which drew them.
+"""Evaluation of models by a protocol: prompts, real images, measures; a folder of the same images gets
+the same numbers.
 """
 
 import collections
@@ -28,7 +28,7 @@ from vqd_jax.inference import pipeline
 
 
 def network(width=6):
-    """Features that tell pictures apart, with a last layer as InceptionV3 has it."""
+    """A stub network whose features differ between images, with InceptionV3's last layer."""
     rng = np.random.default_rng(5)
     params = {
         "mix": rng.normal(size=(768, width)).astype(np.float32),
@@ -44,9 +44,7 @@ def network(width=6):
 
 
 def photographs(root):
-    """Pictures with captions in the layout of MS-COCO: 6 for training, 5 held out with three
-    captions each.
-    """
+    """Captioned images in the layout of MS-COCO: 6 for training, 5 held out, three captions each."""
     for part, count, first in (("train2014", 6, 0), ("val2014", 5, 100)):
         (root / part).mkdir(parents=True)
         (root / "annotations").mkdir(exist_ok=True)
@@ -72,7 +70,7 @@ def photographs(root):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """By what they draw from: text of photographs, classes, nothing."""
+    """Models by condition: text, class, none."""
     root = photographs(tmp_path_factory.mktemp("coco"))
     data = {"data.source": "coco", "coco.path": str(root), "data.transform": "reference"}
     kinds = {
@@ -99,7 +97,7 @@ def small(name, **changes):
     )
 
 
-def test_random_captions_of_held_out_pictures_over_sampled(models, tmp_path):
+def test_random_captions_of_over_sampled_held_out_images(models, tmp_path):
     how = evaluation(models["text"], tmp_path, small("vqdiffusion-coco", images=23, seed=1))
     asked = how.prompts("held_out_items")
     pictures = [how.source.files[i] for i, _ in asked]
@@ -131,7 +129,7 @@ def test_random_captions_of_held_out_pictures_over_sampled(models, tmp_path):
     assert [text for _, text in once] == [f"photograph {i} wording 0" for i in range(6)]
 
 
-def test_classes_and_nothing_need_no_data_set(models, tmp_path):
+def test_class_and_unconditional_models_need_no_data_set(models, tmp_path):
     def prompts(kind, **changes):
         how = evaluation(models[kind], tmp_path, small("adm", images=10, **changes))
         asked = [text for _, text in how.prompts("held_out_items")]
@@ -143,7 +141,9 @@ def test_classes_and_nothing_need_no_data_set(models, tmp_path):
     assert read and set(labels) == {"-1"}  # photographs have no class
 
 
-def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, tmp_path):
+def test_a_class_model_draws_all_classes_in_turn_and_is_compared_with_the_training_set(
+    models, tmp_path
+):
     how = evaluation(
         models["class"],
         tmp_path,
@@ -167,7 +167,7 @@ def test_a_class_model_draws_all_classes_in_turn_beside_all_of_training(models, 
     }
 
 
-def test_a_split_that_is_empty_is_one_sentence(models, tmp_path):
+def test_an_empty_split_is_an_error_or_left_out(models, tmp_path):
     with pytest.raises(
         UserError, match="needs at least 4 images with prompts in the split held_out_cells, got 0"
     ):
@@ -192,7 +192,7 @@ def over_sampled(models, tmp_path_factory):
     return how, how.evaluate_split("held_out_items", folder / "pictures", 5), folder
 
 
-def test_real_pictures_count_as_often_as_they_gave_a_prompt(over_sampled):
+def test_real_images_count_once_per_prompt(over_sampled):
     how, part, _ = over_sampled
     assert (
         part.result["reference"] == {"images": 12, "distinct": 5, "held": 5}
@@ -222,7 +222,7 @@ def test_real_pictures_count_as_often_as_they_gave_a_prompt(over_sampled):
     }
 
 
-def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sampled, tmp_path):
+def test_a_folder_scores_the_same_as_the_model_that_generated_it(models, over_sampled, tmp_path):
     protocol = small(
         "clean", images=12, measures=("frechet", "kid", "neighbours"), held=4, reference="train"
     )
@@ -264,7 +264,7 @@ def test_folders_get_the_numbers_of_the_model_that_drew_them(models, over_sample
     assert again.result["generated"] == statistics.result["generated"]
 
 
-def test_real_pictures_that_are_missing_are_told_before_anything_is_drawn(models, tmp_path):
+def test_missing_real_images_are_an_error_before_sampling(models, tmp_path):
     protocol = small("adm", images=5, reference="held_out_cells")
     with pytest.raises(
         UserError,
@@ -277,7 +277,7 @@ def test_real_pictures_that_are_missing_are_told_before_anything_is_drawn(models
     assert not (tmp_path / "p").exists()
 
 
-def test_scores_of_single_pictures(over_sampled):
+def test_inception_and_clip_scores(over_sampled):
     """The inception score, and that of CLIP with its own captions, of pictures and their prompts."""
     protocol = small("vqdiffusion-cub", measures=("inception_score", "clip_score"))
     embedded = lambda texts: np.random.default_rng(len(texts)).normal(size=(len(texts), 6))
@@ -308,7 +308,7 @@ def test_scores_of_single_pictures(over_sampled):
 
 
 def test_an_evaluation_without_git_writes_its_result(tmp_path, monkeypatch):
-    """The commit is unknown then, and nothing is lost."""
+    """The commit is unknown then."""
     for name, first in (("made", 0), ("real", 10)):
         (tmp_path / name).mkdir()
         for i in range(first, first + 5):
@@ -329,13 +329,13 @@ def test_an_evaluation_without_git_writes_its_result(tmp_path, monkeypatch):
     assert result["pictures"]["generated"].keys() == {"vgg_kid", "vgg_kid_std"}
 
 
-def test_a_protocol_that_only_measures_models_is_one_sentence():
+def test_a_protocol_without_image_measures_needs_a_model():
     only = Protocol(name="inner", images=5, measures=("bound", "reconstruction"))
     with pytest.raises(UserError, match="the protocol inner only measures models"):
         without_model(only)
     assert without_model(PROTOCOLS["emoji"]).measures == ("kid",)
 
 
-def test_chosen_images_are_those_of_their_records(over_sampled):
+def test_record_images(over_sampled):
     how = over_sampled[0]
     np.testing.assert_array_equal(RecordImages(how.source, [4, 9])[1], how.source[9]["image"])

@@ -1,5 +1,5 @@
-"""Pictures in a folder: a run that was stopped ends with the bytes of one that was not, and never
-mixes two models or settings.
+"""Images in a folder: a stopped run ends with the bytes of one that was not stopped, and never mixes
+models or settings.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def pictures(folder):
     }
 
 
-def test_the_pictures_are_those_that_the_model_draws(model, whole):
+def test_files_hold_the_images_of_the_model(model, whole):
     folder, made, rate = whole
     want = np.concatenate([*model.batches(PROMPTS, 2, seed=3, calls=2, temperature=1.0)])
     np.testing.assert_array_equal(np.stack([made[i] for i in range(len(made))]), want)
@@ -56,8 +56,8 @@ def test_other_programs_can_read_folder_and_captions(whole):
 
 
 @pytest.mark.parametrize("picture", [0, 1, 3, 6])
-def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monkeypatch, picture):
-    """Interrupted while it writes that picture; on 4 devices a batch has 8, so one device it is."""
+def test_a_stopped_run_continues_with_the_same_bytes(model, whole, tmp_path, monkeypatch, picture):
+    """Interrupted while it writes that image; on one device, so that a batch has 2 images, not 8."""
     one, written, png = jax.local_devices()[:1], [], generate.encode_png
     monkeypatch.setattr(jax, "local_devices", lambda: one)
 
@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(model, whole, tmp_path, monke
     )
 
 
-def test_what_is_there_is_not_made_again(model, whole, tmp_path, monkeypatch):
+def test_existing_images_are_not_generated_again(model, whole, tmp_path, monkeypatch):
     copy = shutil.copytree(whole[0], tmp_path / "copy")
     before = contents(copy)
     monkeypatch.setattr(generate, "encode_png", None)
@@ -113,7 +113,7 @@ def test_what_is_there_is_not_made_again(model, whole, tmp_path, monkeypatch):
         (dict(weights=2.0), "have another model: name another folder"),
     ],
 )
-def test_pictures_of_another_run_are_not_gone_on_with(model, whole, change, sentence):
+def test_images_of_another_run_are_an_error(model, whole, change, sentence):
     before, how = contents(whole[0]), {k: v for k, v in change.items() if k in HOW}
     if scale := change.get("weights"):
         model = dataclasses.replace(model, weights=jax.tree.map(lambda x: x * scale, model.weights))
@@ -122,7 +122,7 @@ def test_pictures_of_another_run_are_not_gone_on_with(model, whole, change, sent
     assert contents(whole[0]) == before
 
 
-def test_a_folder_that_is_not_ours_is_left_alone(model, whole, tmp_path):
+def test_other_folders_are_left_alone(model, whole, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
     before = contents(tmp_path)
     with pytest.raises(

@@ -24,7 +24,7 @@ def test_a_distance_is_called_fid_with_the_features_of_inception_only():
     assert measures.FRECHET.keys() == measures.KERNEL.keys()
 
 
-def test_statistics_in_a_file_are_what_they_were_taken_of(tmp_path):
+def test_published_statistics_give_the_distance_of_their_features(tmp_path):
     a, b = collected(30), collected(40, shift=0.5)
     for name, more in (("pytorch-fid", {}), ("adm", {"mu_s": np.zeros(3), "sigma_s": np.eye(3)})):
         np.savez(tmp_path / f"{name}.npz", mu=b.moments.mean, sigma=b.moments.covariance, **more)
@@ -33,7 +33,7 @@ def test_statistics_in_a_file_are_what_they_were_taken_of(tmp_path):
         ) == measures.frechet_measure("inception", a, b)
 
 
-def test_bad_statistics_are_one_sentence(tmp_path):
+def test_bad_statistics_are_an_error(tmp_path):
     path = tmp_path / "s.npz"
     path.write_bytes(b"PK no archive")
     with pytest.raises(
@@ -55,7 +55,7 @@ def test_bad_statistics_are_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("block", [1, 4, 100])
-def test_the_nearest_is_what_a_loop_finds(block):
+def test_most_similar_equals_a_loop(block):
     a, b = collected(9).features, collected(7).features
     value, place = measures.most_similar(a, b, block=block)
     cosines = [[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for v in b] for u in a]
@@ -71,7 +71,7 @@ def test_the_nearest_is_what_a_loop_finds(block):
     )
 
 
-def test_a_kernel_distance_of_few_pictures_is_one_sentence():
+def test_a_kernel_distance_needs_four_images():
     with pytest.raises(UserError, match="at least 4 generated and 4 real images, got 3 and 9"):
         measures.kernel_distances(collected(3), collected(9), subsets=2, subset_size=100, seed=0)
     assert measures.kernel_distances(

@@ -92,11 +92,11 @@ def test_the_shipped_model_names_its_protocol_by_the_former_name():
         (dict(seed=-1), "must not be negative"),
     ],
 )
-def test_a_protocol_that_cannot_be_is_one_sentence(changes, sentence):
+def test_impossible_protocols_are_an_error(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         Protocol(**dict(name="p", images=5) | changes)
 
 
-def test_a_name_that_is_none_is_one_sentence():
+def test_an_unknown_protocol_is_an_error():
     with pytest.raises(UserError, match="there is no protocol 'fid', only emoji, vqdiffusion-cub"):
         protocols.get_protocol("fid")

@@ -47,7 +47,7 @@ def test_as_defined(shape):
     assert ssim(x, x) == pytest.approx(1, abs=1e-12)
 
 
-def test_of_known_pairs():
+def test_ssim_of_known_pairs():
     flat = np.full((1, 20, 20, 3), 50, np.uint8)
     c1 = 2.55**2
     assert ssim(flat, flat * 3) == pytest.approx(

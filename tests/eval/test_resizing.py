@@ -114,7 +114,7 @@ def test_tf_legacy_is_torch_fidelity(old, new):
     np.testing.assert_allclose(ours(images, new, "tf-legacy"), want, atol=1e-3)
 
 
-def test_where_the_bilinear_ones_look():
+def test_sampling_positions_of_bilinear_kernels():
     """A ramp shows the place that each output pixel reads: (i + 1/2) s - 1/2 or i s, kept between
     the outermost pixels.
     """
@@ -131,7 +131,7 @@ def test_where_the_bilinear_ones_look():
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_plain_picture_stays_plain(convention):
+def test_a_constant_image_stays_constant(convention):
     np.testing.assert_allclose(
         ours(np.full((1, 30, 17, 3), 200.0), (11, 40), convention), 200, rtol=1e-6
     )

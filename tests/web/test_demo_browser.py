@@ -1,6 +1,4 @@
-"""The page in headless Chromium, with the shipped model behind it: what a person does, and what
-then is on the screen and in the files.
-"""
+"""The demo in headless Chromium with the shipped model: what users do, see and get as files."""
 
 import base64
 import contextlib
@@ -42,7 +40,7 @@ def address():
 
 
 class Page:
-    """The page as somebody sees it who has just opened it."""
+    """The freshly opened page."""
 
     def __init__(self, browser, address):
         self.browser = browser
@@ -77,7 +75,7 @@ class Page:
         return found
 
     def seen(self):
-        """Every state of the first picture until the request has ended, with the status beside it."""
+        """Records each state of the first image, with the status beside it, until the request ends."""
         self.script("""
             window.seen = [];
             new MutationObserver(() => {
@@ -91,7 +89,7 @@ class Page:
         return self.script("return window.seen")
 
     def pixels(self):
-        """Of the pictures, as they lie in their files."""
+        """Pixels of the images from their files."""
         sources = [image.get_attribute("src") for image in self.all("figure img")]
         return [
             np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))))
@@ -106,7 +104,7 @@ def page(browser, address):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """A picture of one's own: three colours, from left to right."""
+    """An image file with three colours from left to right."""
     path = tmp_path_factory.mktemp("own") / "own.png"
     Image.fromarray(
         np.array([[[200, 30, 30], [30, 200, 30], [30, 30, 200]]], np.uint8)
@@ -116,7 +114,7 @@ def picture(tmp_path_factory):
     return path
 
 
-def test_pictures_appear_while_they_are_denoised_and_the_file_makes_them_again(page, tmp_path):
+def test_images_appear_while_they_are_denoised_and_files_reproduce_them(page, tmp_path):
     page.type("prompt", "an openmoji style emoji of a tree")
     page.type("seed", 3)
     page.seen()
@@ -158,7 +156,7 @@ def test_pictures_appear_while_they_are_denoised_and_the_file_makes_them_again(p
     )
 
 
-def test_a_brush_repaints_a_part_of_a_picture_that_was_dropped(page, picture):
+def test_brushing_repaints_a_part_of_a_dropped_image(page, picture):
     from selenium.webdriver import ActionChains
 
     page.script(
@@ -186,7 +184,7 @@ def test_a_brush_repaints_a_part_of_a_picture_that_was_dropped(page, picture):
         assert (pixels[12:24, :8] != (200, 30, 30)).any()
 
 
-def test_a_click_varies_a_picture_and_each_is_told_apart(page):
+def test_clicking_an_image_makes_variations(page):
     page.type("temperature", 3)  # or it would be the same again, which the model knows by heart
     page.find("draw").click()
     page.finished()
@@ -249,7 +247,7 @@ def picture_cell(picture):
     return np.asarray(Image.open(picture).resize((32, 32), Image.Resampling.BOX))[14:18, 8:12]
 
 
-def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
+def test_errors_are_one_sentence_on_the_page(page, tmp_path):
     said = lambda: page.until(lambda: page.find("error").text)
     for id, value, sentence in (
         ("calls", 101, "Steps must be in 1..100, got 101."),
@@ -270,7 +268,7 @@ def test_what_is_wrong_is_one_sentence_on_the_page(page, tmp_path):
     page.until(lambda: page.find("error").text == "broken.png is not an image that can be read.")
 
 
-def test_stopping_stops_and_the_next_request_is_drawn(page):
+def test_stop_cancels_and_the_next_request_runs(page):
     page.type("calls", 100)
     page.find("draw").click()
     page.until(lambda: page.find("status").text.startswith("Step "))
@@ -282,7 +280,7 @@ def test_stopping_stops_and_the_next_request_is_drawn(page):
     page.finished()
 
 
-def test_who_waits_sees_how_many_are_before_and_is_drawn_when_they_go(page, address):
+def test_a_queued_request_shows_its_position_and_runs_when_others_leave(page, address):
     body = json.dumps({"prompts": ["a twitter style emoji of a crab"], "num": 16, "calls": 100})
     with contextlib.ExitStack() as others:
         for _ in range(2):
@@ -296,7 +294,7 @@ def test_who_waits_sees_how_many_are_before_and_is_drawn_when_they_go(page, addr
     page.finished()
 
 
-def test_it_fits_a_phone_names_every_picture_and_loads_nothing_from_elsewhere(page, picture):
+def test_it_fits_a_phone_labels_everything_and_loads_nothing_from_elsewhere(page, picture):
     page.browser.set_window_size(390, 844)
     try:
         page.find("file").send_keys(str(picture))

@@ -1,6 +1,4 @@
-"""The report of a workdir: its numbers are those of the files, nothing comes from elsewhere, and
-what is odd there ends nothing.
-"""
+"""The report of a workdir: it shows the numbers of the files, loads nothing, and survives damage."""
 
 import base64
 import html.parser
@@ -112,7 +110,7 @@ def test_curves_are_the_numbers_of_the_log(workdir, parsed):
     )
 
 
-def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir, parsed):
+def test_images_are_those_of_the_files_thinned_and_reduced(workdir, parsed):
     codec, denoiser = parsed.data["images"]
     assert (codec["stage"], codec["kind"], len(codec["steps"])) == (
         "vqvae",
@@ -133,7 +131,7 @@ def test_pictures_are_those_of_the_files_thinned_evenly_and_made_smaller(workdir
     assert all(len(a["alt"]) > 10 for a in images) and "after step 5,000" in images[0]["alt"]
 
 
-def test_codes_are_counted_and_those_never_chosen_are_told(parsed):
+def test_codebook_use_is_counted(parsed):
     assert parsed.data["codes"] == {"steps": [100, 200], "counts": [[0, 3, 1], [2, 2, 0]]}
     assert (
         "3 codes, 66.7% of them in use on held-out images after step 200; the most frequent one makes "
@@ -141,7 +139,7 @@ def test_codes_are_counted_and_those_never_chosen_are_told(parsed):
     )
 
 
-def test_what_lies_between_a_plan_and_the_curve_is_what_it_loses(parsed):
+def test_the_area_between_plan_and_curve_is_the_kl_gap(parsed):
     costs = {
         "random": random_order_cost(entropy()["random"]),
         "halton": fixed_order_cost(entropy()["halton"]),
@@ -166,7 +164,7 @@ def test_what_lies_between_a_plan_and_the_curve_is_what_it_loses(parsed):
             )
 
 
-def test_tables_have_the_evaluation_the_times_the_machine_and_what_is_not_the_default(parsed):
+def test_tables_show_evaluations_times_machine_and_changed_settings(parsed):
     for said in (
         "mine.json",
         "protocol emoji; steps: Codec (vqvae) 5,000, Denoiser (diffusion) 10; calls 5",
@@ -228,7 +226,7 @@ def test_the_same_files_give_the_same_bytes(workdir, tmp_path):
     assert sorted(f.name for f in (tmp_path / "new").iterdir()) == ["one.html", "two.html"]
 
 
-def test_what_is_not_there_is_left_out(tmp_path):
+def test_missing_files_are_left_out(tmp_path):
     with pytest.raises(UserError, match="there is nothing to report in"):
         page.page(tmp_path)
     with pytest.raises(UserError, match="there is no workdir .*none"):
@@ -254,7 +252,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
         ("mine.json", "mine.json is not a result of this version of vqd evaluate", {"evaluations"}),
     ],
 )
-def test_damage_is_told_where_it_is_and_the_rest_is_shown(workdir, tmp_path, file, sentence, lost):
+def test_damaged_files_are_notes_and_the_rest_is_shown(workdir, tmp_path, file, sentence, lost):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     odd = (
@@ -279,7 +277,7 @@ def test_damage_is_told_where_it_is_and_the_rest_is_shown(workdir, tmp_path, fil
     )
 
 
-def test_beside_a_training_what_is_odd_is_printed_and_a_disk_that_refuses_is_an_error(
+def test_during_training_damage_is_printed_and_a_failed_write_is_an_error(
     workdir, tmp_path, capsys
 ):
     copy = tmp_path / "copy"

@@ -1,6 +1,4 @@
-"""The report in headless Chromium, opened from the disk: what can be moved moves, what it shows are
-the numbers, and it loads nothing.
-"""
+"""The report in headless Chromium, opened from a file: controls work, numbers match, nothing loads."""
 
 import json
 
@@ -127,7 +125,7 @@ def test_the_keyboard_reads_out_the_numbers_of_the_log(opened, workdir):
     )
 
 
-def test_sliders_go_through_the_pictures_and_the_codes(opened):
+def test_sliders_step_through_images_and_codes(opened):
     from selenium.webdriver import Keys
 
     figure = opened.find_element("css selector", "[data-images='0']")
@@ -160,7 +158,7 @@ def test_sliders_go_through_the_pictures_and_the_codes(opened):
     )  # the one that was never used is red
 
 
-def test_a_plan_for_another_number_of_calls_says_what_it_loses(opened):
+def test_choosing_a_plan_shows_its_steps_and_kl_gap(opened):
     figure = opened.find_element("css selector", "[data-plan='0']")
     plans = opened.execute_script("return data.plans[0].plans")
     for place, plan in enumerate(plans):

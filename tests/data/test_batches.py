@@ -12,7 +12,7 @@ CAPTIONS = ("a google style emoji of a red apple", "red apple, google style")
 
 
 class Apples:
-    """Twelve records; what they show does not matter here."""
+    """Twelve records without images."""
 
     records = [
         Record(item=f"apple {i}", style="google", captions=CAPTIONS, split="train")
