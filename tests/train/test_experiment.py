@@ -1,0 +1,64 @@
+"""Training in a workdir without previews and held-out evaluations."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.killing import SETTINGS, STAGES
+from vqd_jax.config.defaults import defaults
+from vqd_jax.core.errors import UserError
+from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.log import read_metrics
+from vqd_jax.train.experiment import Experiment
+
+
+def config(tmp_path_factory, **changed):
+    """Two steps of each stage of `helpers.killing`'s training."""
+    c = defaults()
+    c.data.cache = str(Path(tmp_path_factory.getbasetemp()) / "cache")
+    c.unlock()
+    for setting in SETTINGS:
+        key, _, value = setting.partition("=")
+        section, name = key.split(".")
+        c[section][name] = type(c[section][name])(eval(value))
+    for stage in STAGES:
+        train = c[f"{stage}_train"]
+        train.examples = train.evaluate_every = train.save_every = 2 * train.batch_size
+    for key, value in changed.items():
+        section, name = key.split("__")
+        c[section][name] = value
+    return c
+
+
+@pytest.fixture
+def train(tmp_path, tmp_path_factory):
+    def run(**changed):
+        experiment = Experiment(config(tmp_path_factory, **changed), tmp_path / "run")
+        experiment.run()
+        experiment.finish()
+
+    return run
+
+
+def test_without_previews_and_held_out_evaluations(train, tmp_path, capsys):
+    off = dict(preview__pictures=0, held_out__examples=0)
+    train(**off)
+    workdir = tmp_path / "run"
+    assert not list(workdir.rglob("*.png")) and (workdir / "report.html").exists()
+    for stage in STAGES:
+        checkpoints = Checkpoints(workdir / stage / "checkpoints", read_only=True)
+        assert checkpoints.latest_step() == 2
+        assert [row["step"] for row in read_metrics(workdir / stage) if "train/loss" in row] == [
+            1,
+            2,
+        ]
+    capsys.readouterr()
+    train(**off)  # nothing is left to do
+    out = capsys.readouterr().out
+    assert all(f"{stage}: all 2 steps are done" in out for stage in STAGES)
+
+
+@pytest.mark.parametrize("wrong", ["preview__pictures", "held_out__examples"])
+def test_negative_numbers_are_one_sentence(train, wrong):
+    with pytest.raises(UserError, match="must not be negative; 0 turns them off"):
+        train(**{wrong: -1})
