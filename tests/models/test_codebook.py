@@ -1,6 +1,6 @@
-"""Quantisation against brute force, and the moving averages against a float64 loop of the published
-update.
-"""
+"""Quantisation against brute force, and moving averages against the published update in float64."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,18 @@ def vectors(rows, seed=0):
 
 def state(count=1.0, seed=9):
     start = vectors(K, seed)
-    return Codes(
-        vectors=start,
-        count=jnp.broadcast_to(jnp.asarray(count, jnp.float32), (K,)),
-        total=2 * start,
-    )
+    count = np.broadcast_to(np.float32(count), K)
+    return Codes(vectors=start, count=jnp.asarray(count), total=2 * start)
 
 
-def update_codes(book, codes, z, step=0, seed=0):
+@functools.partial(jax.jit, static_argnums=0)
+def _update(book, codes, z, step):
     index = nearest(codes.vectors, z)
-    return jax.jit(
-        lambda codes, z, step: book.update_codes(jax.random.key(seed), codes, z, index, step, None)
-    )(codes, z, jnp.int32(step))
+    return book.update_codes(jax.random.key(0), codes, z, index, step, None)
+
+
+def update_codes(book, codes, z, step=0):
+    return _update(book, codes, z, jnp.int32(step))
 
 
 def distances(a, b):
@@ -41,7 +41,7 @@ def distances(a, b):
 def test_nearest_is_brute_force(shape):
     z = vectors(max(int(np.prod(shape)), 1)).reshape(*shape, Z) * 3 + 1
     book = vectors(50, 1) * 3
-    got = nearest(book, z)
+    got = jax.jit(nearest)(book, z)
     assert got.shape == shape
     np.testing.assert_array_equal(got.ravel(), distances(z.reshape(-1, Z), book).argmin(1))
 
@@ -49,9 +49,8 @@ def test_nearest_is_brute_force(shape):
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     z, q, weight = vectors(4), vectors(4, 1), vectors(4, 2)
     np.testing.assert_allclose(straight_through(z, q), q, atol=1e-6)
-    by_z, by_q = jax.grad(lambda z, q: (straight_through(z, q) * weight).sum(), argnums=(0, 1))(
-        z, q
-    )
+    loss = lambda z, q: (straight_through(z, q) * weight).sum()
+    by_z, by_q = jax.jit(jax.grad(loss, argnums=(0, 1)))(z, q)
     np.testing.assert_array_equal(by_z, weight)
     np.testing.assert_array_equal(by_q, 0 * weight)
 
@@ -94,7 +93,8 @@ DEAD = [2.0, 2.0, 1e-3, 2.0, 1e-3, 2.0]
 def far(codes):
     """A batch that the live codes choose, and no dead one: vectors beside the live codes."""
     live = np.flatnonzero(np.array(DEAD) > 1)
-    return codes.vectors[np.repeat(live, 3)] + 0.01 * vectors(12, 3)
+    near = np.asarray(codes.vectors)[np.repeat(live, 3)]
+    return jnp.asarray(near + 0.01 * np.asarray(vectors(12, 3)))
 
 
 @pytest.mark.parametrize("step,due", [(0, False), (2, False), (3, True), (4, False), (7, True)])
@@ -172,9 +172,10 @@ def test_codes_start_on_vectors_of_the_batch(rows):
 
 
 def test_usage_by_hand():
-    got = usage(jnp.array([0, 0, 2, 2]), 4)
+    run = jax.jit(usage, static_argnums=1)
+    got = run(jnp.array([0, 0, 2, 2]), 4)
     assert got["codes_in_use"] == 0.5 and float(got["perplexity"]) == pytest.approx(2, rel=1e-6)
-    got = usage(jnp.array([1, 1, 1, 3]), 8)
+    got = run(jnp.array([1, 1, 1, 3]), 8)
     assert got["codes_in_use"] == 0.25
     assert float(got["perplexity"]) == pytest.approx(
         np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25)), rel=1e-5
@@ -182,9 +183,9 @@ def test_usage_by_hand():
 
 
 def test_usage_is_of_all_devices():
-    index = jax.random.randint(jax.random.key(0), (4, 6), 0, 16)
+    index = jnp.asarray(np.random.default_rng(0).integers(0, 16, (4, 6)))
     shared = jax.pmap(lambda index: usage(index, 16, "batch"), axis_name="batch")(index)
-    for name, want in usage(index.reshape(-1), 16).items():
+    for name, want in jax.jit(usage, static_argnums=1)(index.reshape(-1), 16).items():
         np.testing.assert_allclose(shared[name], np.full(4, want), rtol=1e-6)
 
 

@@ -1,6 +1,4 @@
-"""Captions reach the denoiser as the encoder's states, dropped ones as the learned null, with
-nothing in between.
-"""
+"""Captions reach the denoiser as the encoder's states, dropped ones as the null states."""
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +16,22 @@ DROP = jnp.array([False, True, False])
 
 @pytest.fixture(scope="module")
 def params():
-    return MODEL.init(jax.random.key(0), IDS, DROP)["params"]
+    return jax.jit(MODEL.init)(jax.random.key(0), IDS, DROP)["params"]
 
 
+@jax.jit
 def apply(params, ids=IDS, drop=DROP):
     return MODEL.apply({"params": params}, ids, drop)
 
 
+@jax.jit
+def encode(params, ids):
+    return ENCODER.apply({"params": params}, ids)
+
+
 def test_kept_rows_are_the_encoders_and_dropped_ones_the_null(params):
     states, mask = apply(params)
-    want, want_mask = ENCODER.apply({"params": params["encoder"]}, IDS)
+    want, want_mask = encode(params["encoder"], IDS)
     np.testing.assert_allclose(states[0], want[0], atol=1e-6)
     np.testing.assert_allclose(states[2], want[2], atol=1e-6)
     np.testing.assert_array_equal(states[1], params["null"])
@@ -66,20 +70,27 @@ def test_the_null_starts_as_wide_as_asked(params):
 
 def test_without_a_learned_null_the_empty_caption_stands_in():
     model = Conditioner(encoder=ENCODER, null="empty", empty=(1, 2, 0, 0, 0))
-    params = model.init(jax.random.key(0), IDS, DROP)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), IDS, DROP)["params"]
     assert params.keys() == {"encoder"}
-    states, mask = model.apply({"params": params}, IDS, DROP)
-    want, want_mask = ENCODER.apply(
-        {"params": params["encoder"]}, IDS.at[1].set(jnp.array([1, 2, 0, 0, 0]))
-    )
+    states, mask = jax.jit(model.apply)({"params": params}, IDS, DROP)
+    want, want_mask = encode(params["encoder"], IDS.at[1].set(jnp.array([1, 2, 0, 0, 0])))
     np.testing.assert_array_equal(states, want)
     np.testing.assert_array_equal(mask, want_mask)
 
 
 def test_a_frozen_encoder_gets_no_gradient(params):
     model = Conditioner(encoder=ENCODER, frozen=True)
-    np.testing.assert_array_equal(model.apply({"params": params}, IDS, DROP)[0], apply(params)[0])
-    slope = jax.grad(lambda p: jnp.square(model.apply({"params": p}, IDS, DROP)[0]).sum())(params)
+
+    @jax.jit
+    def run(params):
+        def loss(p):
+            states = model.apply({"params": p}, IDS, DROP)[0]
+            return jnp.square(states).sum(), states
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    slope, states = run(params)
+    np.testing.assert_array_equal(states, apply(params)[0])
     assert not any(x.any() for x in jax.tree.leaves(slope["encoder"])) and slope["null"].any()
 
 

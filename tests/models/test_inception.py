@@ -115,7 +115,7 @@ def test_a_block_equals_its_definition(name):
     """
     x = np.random.default_rng(1).normal(size=(4, 3, 5))
     module = Mixed(**BLOCKS[name])
-    params = module.init(jax.random.key(0), jnp.zeros((1, 4, 3, 5)))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 3, 5)))["params"]
 
     def layer(x, name):
         kernel = np.asarray(params[name]["kernel"], np.float64)
@@ -144,9 +144,8 @@ def test_a_block_equals_its_definition(name):
         ],
         -1,
     )
-    np.testing.assert_allclose(
-        module.apply({"params": params}, jnp.asarray(x[None], jnp.float32))[0], want, atol=1e-5
-    )
+    got = jax.jit(module.apply)({"params": params}, jnp.asarray(x[None], jnp.float32))
+    np.testing.assert_allclose(got[0], want, atol=1e-5)
 
 
 def test_a_missing_file_a_missing_key_and_another_network_are_named(state, tmp_path):

@@ -1,5 +1,6 @@
-"""Every program of training and sampling lowers for accelerators: no device is needed to find what
-would not compile there.
+"""Every program of training and sampling lowers for TPU and CUDA, which needs no device.
+
+The quick tests lower in bfloat16, the dtype of accelerators; those in float32, and without guidance, are slow.
 """
 
 import dataclasses
@@ -27,11 +28,11 @@ from vqd_jax.train.step import make_step
 ROWS, LENGTH = 2, 5
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 def stages(request):
-    """All stages of a small config in which every term is on, their parameters as shapes, and the
-    dtype.
-    """
+    """A small config in which every term is on, its stages, and the shapes of their parameters."""
     c = defaults()
     c.data.image_size = 16
     c.vqvae.channels, c.vqvae.latent_width, c.vqvae.middle_attention = 8, 8, True
@@ -48,19 +49,12 @@ def stages(request):
     )
     c.diffusion_loss.adaptive_auxiliary = True
     c.vqvae.dtype = c.denoiser.dtype = request.param
-    c.denoiser.attention = "whole"  # as on accelerators
+    c.denoiser.attention = "full"  # as on accelerators
     tokenizer = build.BytePair.train(["a red apple"], vocabulary=300, length=LENGTH)
-    all_ = {"vqvae": build.vqvae_stage(c)} | {
-        name: make(c, tokenizer) for name, make in build.TOKEN_STAGES.items()
-    }
-    return (
-        c,
-        all_,
-        {
-            name: jax.eval_shape(stage.init, jax.random.key(0), batch())
-            for name, stage in all_.items()
-        },
-    )
+    makers = build.TOKEN_STAGES.items()
+    all_ = {"vqvae": build.vqvae_stage(c)} | {name: make(c, tokenizer) for name, make in makers}
+    init = lambda stage: jax.eval_shape(stage.init, jax.random.key(0), batch())
+    return c, all_, {name: init(stage) for name, stage in all_.items()}
 
 
 def shape(*s, dtype=jnp.float32):
@@ -76,7 +70,7 @@ def batch():
 
 
 def lower(program, *args):
-    """The module for TPU and CUDA at once; keys travel as their bits."""
+    """Exports for TPU and CUDA at once; key arguments are given as their bits."""
     exported = jax.export.export(jax.jit(program), platforms=("tpu", "cuda"))(*args)
     assert exported.platforms == ("tpu", "cuda")
     return exported
@@ -86,8 +80,8 @@ KEY = shape(2, dtype=jnp.uint32)
 
 
 def check_dtype(exported, dtype, products):
-    """In bfloat16 the products of the large networks are (text encoder and LPIPS stay float32), and
-    the results are not.
+    """In a bfloat16 model the products of the large networks are bfloat16 (those of text encoder and
+    LPIPS are not), and the results are not.
     """
     lines = [
         line
@@ -138,10 +132,10 @@ PLAIN, ALL = (
     StaticGuidance(guided=True, ramp=True, guidance_below=0.5, truncated=True, top_k=3),
 )
 SAMPLERS = [
-    (Ancestral(calls=7), PLAIN),
+    pytest.param(Ancestral(calls=7), PLAIN, marks=pytest.mark.slow),
     (Ancestral(calls=7), ALL),
     (Remask(calls=7), PLAIN),
-    (Counts(calls=7, order="halton"), PLAIN),
+    pytest.param(Counts(calls=7, order="halton"), PLAIN, marks=pytest.mark.slow),
     (Counts(calls=7, order="confidence", polish=2), ALL),
     (ReleasedFast(calls=7), PLAIN),
     (PriorRule(calls=7), ALL),
@@ -160,7 +154,9 @@ def test_every_sampler(sampler, static_guidance, stages):
     )  # no (b, n, k + 1) tensor; k is 16
 
 
-@pytest.mark.parametrize("static_guidance", [PLAIN, ALL])
+@pytest.mark.parametrize(
+    "static_guidance", [pytest.param(PLAIN, marks=pytest.mark.slow), ALL], ids=["plain", "all"]
+)
 def test_the_autoregressive_sampler(static_guidance, stages):
     _, all_, trees = stages
     _, _, text, _ = lowered("autoregressive", stages, AutoregressiveSampler(), static_guidance)
@@ -173,7 +169,7 @@ def test_the_autoregressive_sampler(static_guidance, stages):
 
 
 def lowered(name, stages, sampler, static_guidance):
-    """(config, module, its text, the same with other arguments) of sampling."""
+    """Lowers sampling: (config, export, its text, a function that lowers it with another sampler)."""
     c, all_, trees = stages
     prompts = 3 if static_guidance.guided else 1
 

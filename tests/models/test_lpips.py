@@ -179,9 +179,9 @@ def test_gradient_is_finite_and_reaches_the_inputs_only(params):
 
 
 def test_features_are_symmetric_under_a_shared_upsampling(params):
-    x, y = batch(emoji("Goog", APPLE))[:, ::2, ::2], batch(emoji("Twtr", APPLE))[:, ::2, ::2]
+    x, y = (batch(emoji(v, APPLE))[:, 16:32:2, 16:40:2] for v in ("Goog", "Twtr"))
     double = jax.jit(LPIPS(upsample=2).apply)({"params": params}, x, y)
-    by_hand = [jax.image.resize(z, (1, 64, 64, 3), "bilinear") for z in (x, y)]
+    by_hand = [jax.image.resize(z, (1, 16, 24, 3), "bilinear") for z in (x, y)]
     np.testing.assert_allclose(double, distance(params, *by_hand[::-1]), rtol=1e-5)
 
 

@@ -228,7 +228,7 @@ def test_code_in_a_file_is_refused(tmp_path, monkeypatch, legacy):
         (tmp_path / "w").write_bytes(pickle.dumps({"w": np.zeros(2), "x": Command()}))
     else:
         save(tmp_path / "w", legacy, lambda _: {"x": Command()})
-    with pytest.raises(UserError, match=r"it has the global (posix|nt)\.system"):
+    with pytest.raises(UserError, match=r"\(the global (posix|nt)\.system\)"):
         (read_numpy_pickle if legacy is None else read_torch)(tmp_path / "w")
     assert not (tmp_path / "executed").exists()
 
@@ -267,7 +267,7 @@ def test_damaged_files_are_one_sentence(tmp_path):
         whole = (tmp_path / name).read_bytes()
         for end in (0, 1, 10, len(whole) // 2, len(whole) - 60, len(whole) - 1):
             (tmp_path / "cut").write_bytes(whole[:end])
-            with pytest.raises(UserError, match=r"cut is not a .*(damaged|found)") as caught:
+            with pytest.raises(UserError, match=r"cut is not a .*(damaged|\(.*\)$)") as caught:
                 read(tmp_path / "cut")
             assert "\n" not in str(caught.value)
     flipped = bytearray((tmp_path / "new").read_bytes())

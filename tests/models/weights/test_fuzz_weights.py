@@ -2,7 +2,7 @@
 result, whatever the bytes; nothing run, no memory for sizes that are only claimed.
 
 A few examples in the ordinary tests, the same every time. A long run with new ones, for hours if
-need be: VQD_FUZZ=100000 python -m pytest tests/test_fuzz_weights.py
+need be: VQD_FUZZ=100000 python -m pytest tests/models/weights/test_fuzz_weights.py
 """
 
 import io
@@ -81,7 +81,7 @@ def weights():
 WEIGHTS = weights()
 
 
-@fuzz(250)
+@fuzz(150)
 @given(st.sampled_from(sorted(WEIGHTS)), EDITS, st.booleans())
 def test_weights(name, edits, inside):
     content = WEIGHTS[name]
@@ -212,7 +212,7 @@ def models(tmp_path_factory):
     ] + texts * 2
 
 
-@fuzz(200)
+@fuzz(120)
 @given(file=st.integers(0, 2**16), edits=EDITS)
 def test_published_models(models, file, edits):
     place, files = models
@@ -301,7 +301,7 @@ def checkpoint(tmp_path_factory):
     return place, items
 
 
-@fuzz(120)
+@fuzz(60)
 @given(file=st.integers(0, 2**16), edits=EDITS)
 def test_checkpoints(checkpoint, file, edits):
     """What comes back is what was saved, or an error."""
@@ -321,7 +321,7 @@ def test_checkpoints(checkpoint, file, edits):
         path.write_bytes(content)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(edits=EDITS)
 def test_plans(checkpoint, edits):
     place, _ = checkpoint

@@ -96,7 +96,7 @@ def _reading(path: str | Path, kind: str, read: Callable[[io.BufferedIOBase], An
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not {kind}: it has {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not {kind} ({' '.join(str(error).split())})") from error
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(
             f"{path} is not {kind}, or it is damaged ({type(error).__name__})"
