@@ -119,7 +119,7 @@ def save_figure(figure: "Figure", path: Path, what: str = "the picture") -> None
         part.write_bytes(content.getvalue())
 
 
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Lines of at most `width` pixels. Longer words are broken, and more than LINES lines end with
     an ellipsis.
     """

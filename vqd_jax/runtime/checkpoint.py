@@ -75,7 +75,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Warns about later steps that are damaged. UserError if all are damaged.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             wrong = mismatch(self._directory(step), ignore=("state",) if self.read_only else ())
             if not wrong:
@@ -117,9 +117,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         with self._writing(step):
             if jax.process_index() == 0 and directory.exists():
                 directory.rename(self._replaced(step))
-            finish = functools.partial(orbax_io.write, directory, items)
             if sharded:
                 finish = orbax_io.write_sharded(directory, items)
+            else:
+                finish = functools.partial(orbax_io.write, directory, items)
         self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending = self._worker.submit(self._write, step, finish)
         if wait:
@@ -137,7 +138,9 @@ class Checkpoints(contextlib.AbstractContextManager):
             which = "finished checkpoint" if step is None else f"finished checkpoint of step {step}"
             found = f"only steps {', '.join(map(str, finished))}" if finished else "none at all"
             raise UserError(f"there is no {which} in {self.folder}, {found}")
-        step = self.latest_step() if step is None else step
+        if step is None:
+            step = self.latest_step()
+            assert step is not None  # some are finished, and damage to all is an error
         name, directory = f"checkpoint step {step} in {self.folder}", self._directory(step)
         if wrong := mismatch(directory, item):
             raise UserError(

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def initialize(
             raise UserError("--processes and --process need --coordinator=HOST:PORT, of process 0")
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
-    limits = dict(initialization_timeout=timeout, shutdown_timeout_seconds=30)
+    limits: dict[str, Any] = {"initialization_timeout": timeout, "shutdown_timeout_seconds": 30}
     if coordinator == "auto":
         try:
             jax.distributed.initialize(**limits)

@@ -38,7 +38,7 @@ class Log:
 
     def __init__(self, folder: Path):
         self.folder, self._paths = folder, StageFolder(folder)
-        self._events = None
+        self._events: Any = None  # tensorboardX's writer, since the first event
         with self._readable_errors():
             folder.mkdir(parents=True, exist_ok=True)
             if self._paths.metrics.exists():
@@ -53,7 +53,7 @@ class Log:
         values = {prefix + key: float(value) for key, value in values.items()}
         now = time.time()
         in_json = lambda value: value if math.isfinite(value) else None  # JSON has no NaN
-        row = {"step": int(step), "time": round(now, 3)}
+        row: dict[str, Any] = {"step": int(step), "time": round(now, 3)}
         row |= {key: in_json(value) for key, value in values.items()}
         with self._readable_errors():
             self._file.write(json.dumps(row) + "\n")

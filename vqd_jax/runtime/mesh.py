@@ -118,10 +118,10 @@ class Sharded:
     def spec(self, path: jax.tree_util.KeyPath, shape: tuple[int, ...]) -> PartitionSpec:
         """The axes of the mesh over which an array at that path is sharded."""
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
-        if len(axes) > len(shape):
-            axes = ()
-        axes = (None,) * (len(shape) - len(axes)) + axes
+        last = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
+        if len(last) > len(shape):
+            last = ()
+        axes = (None,) * (len(shape) - len(last)) + last
         divides = lambda axis, size: axis and size % self.mesh.shape[axis] == 0
         return PartitionSpec(
             *(axis if divides(axis, size) else None for axis, size in zip(axes, shape))

@@ -119,8 +119,11 @@ def read(directory: Path, item: str, like: Any = None) -> Any:
                 return ocp.RestoreArgs()
             leaf = wanted.get(tuple(jax.tree_util.keystr((key,), simple=True) for key in path))
             sharding = getattr(leaf, "sharding", None)
-            fits = tuple(np.shape(leaf)) == tuple(meta.shape)
-            if sharding is None or sharding.is_fully_addressable or not fits:
+            if (
+                sharding is None
+                or sharding.is_fully_addressable
+                or tuple(np.shape(leaf)) != tuple(meta.shape)
+            ):
                 return ocp.RestoreArgs(restore_type=np.ndarray)
             return ocp.ArrayRestoreArgs(sharding=sharding)
 

@@ -138,7 +138,7 @@ def _watch(read: int) -> None:
         if number[0] == signal.SIGTERM:
             break
     deadline = time.monotonic() + GRACE
-    main = threading.main_thread().ident
+    main = threading.main_thread().ident or 0
     while not _handled.wait(1) and time.monotonic() < deadline:
         signal.pthread_kill(main, signal.SIGURG)  # interrupts a system call, so that handlers run
     if not _answered.wait(max(deadline - time.monotonic(), 0)):
