@@ -252,7 +252,7 @@ def test_errors_are_one_sentence_on_the_page(page, tmp_path):
     for id, value, sentence in (
         ("calls", 101, "Steps must be in 1..100, got 101."),
         ("num", 17, "At most 16 images are drawn at once"),
-        ("prompt", " ", "A prompt is empty: write what the picture should show."),
+        ("prompt", " ", "A prompt is empty: write what the image should show."),
         ("seed", "", "Seed must be a number."),
         ("temperature", 0, "positive"),
         ("prompt", "x" * 1001, "A prompt has 1,001 characters"),
