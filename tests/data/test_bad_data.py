@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.data import prepared
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.decode_check import check_decoding
+from vqd_jax.data.image_bytes import decode, reason
 from vqd_jax.data.image_files import ImageFiles, printable
 from vqd_jax.data.text.bpe import BytePair
 from vqd_jax.data.transforms import RandomCrop, Reference, Resize
@@ -828,3 +830,13 @@ def test_an_image_that_breaks_later_ends_the_run_with_its_name(faces):
         match=r"the image 00012.png in .* cannot be decoded \(No such file or directory\)",
     ):
         source[12]
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@pytest.mark.parametrize("limit", [None, Image.MAX_IMAGE_PIXELS])
+def test_bombs_are_refused_whatever_the_process_sets(monkeypatch, action, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    for name in ("huge.png", "huge.gif", "huge.bmp", "large and whole.png"):
+        with warnings.catch_warnings(action=action), pytest.raises(Exception) as caught:
+            decode(IMAGES[name][0])
+        assert re.search("89,478,485|exceeds limit", reason(caught.value))
