@@ -12,7 +12,7 @@ import pytest
 from helpers.workdirs import FITTING, TABLES, settings
 from vqd_jax.config import build
 from vqd_jax.models.weights import clip, denoiser, diffusers, vqgan
-from vqd_jax.models.weights.rules import Rule, inverse, conv, convert, invert, linear, pointwise
+from vqd_jax.models.weights.rules import Rule, conv, convert, inverse, invert, linear, pointwise
 
 REASONS = [
     ({"condition.kind": "class"}, "condition.kind is 'class' and not 'text'"),
