@@ -11,9 +11,9 @@ training, and is run with several seeds.
 
 A run is `vqd_jax.main` (`previous_state.py` for networks that predict z_{t-1}) in its own workdir,
 with the tokens of `--codec`. Images are sampled when all runs are trained. If it is killed, it
-resumes. The primary figure is held-out bits per token: the bound with the prior's term, or the exact
-value of the baseline. The held-out emoji-style pairs are divided by their position: choices are made
-on the first half (validation) and reported on the second (test).
+resumes. The primary figure is held-out bits per token: the bound with the prior's term, or the
+exact value of the baseline. The held-out emoji-style pairs are divided by their position: choices
+are made on the first half (validation) and reported on the second (test).
 """
 
 import argparse
@@ -247,7 +247,7 @@ class Measure:
             source=self.scores.source,
             tokens=self.scores.tokens(sum(parts.values(), [])),
         )
-        prior = prior_term(model.stage.process) if hasattr(model.stage, "process") else 0.0
+        prior = prior_term(model.stage.process) if model.stage.process else 0.0
         out = {part: bits(bound(model.weights, chosen) + prior) for part, chosen in parts.items()}
         jax.clear_caches()
         return {
@@ -257,7 +257,7 @@ class Measure:
         }
 
     def pictures(self, name: str, folder: Path, calls: list[int]) -> dict[str, Any]:
-        """Scores at each number of calls, of cells that are held out and of some seen in training."""
+        """Scores at each number of calls, of held-out pairs and of some seen in training."""
         (model, parts), scores, out = self.load(name, folder), self.scores, {}
         shown = {part: batches.spread(parts[part], count) for part, count in IMAGES.items()}
         for count in calls:

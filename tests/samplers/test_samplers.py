@@ -1,8 +1,8 @@
-"""Every sampler: a perfect denoiser gives the data's distribution as well as it can, an oracle
-gives the data itself.
+"""Every sampler: an oracle gives the data, steps are the exact posterior, noise belongs to the image,
+given tokens are kept, and plans are followed.
 """
 
-import functools
+import dataclasses
 import itertools
 
 import jax
@@ -13,9 +13,10 @@ from scipy import stats
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion import schedules
-from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.diffusion.posterior import PosteriorCoefficients
+from vqd_jax.samplers.ancestral import Ancestral, Remask, _uniform_codes, posterior_step
 from vqd_jax.samplers.base import Constraint, call_times, phases, sample_loop, sample_prior
-from vqd_jax.samplers.call_planner import best_counts, fixed_order_cost, random_order_cost
+from vqd_jax.samplers.call_planner import best_counts, random_order_cost
 from vqd_jax.samplers.counts import Counts, halton_ranks
 from vqd_jax.samplers.released import PriorRule, ReleasedFast
 
@@ -70,21 +71,31 @@ def table_denoiser(seed=0):
     ],
 )
 def test_an_oracle_returns_the_data_at_every_number_of_calls(name, schedule):
+    """One program makes the samples of all numbers of calls."""
     process = getattr(schedules, schedule)(T, K)
     z_0 = jnp.array([[0, 1, 2, 3, 1, 0, 0, 2, 3], [3, 3, 0, 0, 2, 1, 2, 3, 0]])
+    least = 2 if name in ("polished", "from the end") else 1
+    for end in oracle_samples(name, process, z_0, range(least, T + 1)):
+        np.testing.assert_array_equal(end, z_0)
+
+
+def oracle_samples(name, process, z_0, calls):
+    """The samples by a network that knows z_0, at each number of calls."""
     denoise = lambda z, t: 60.0 * jax.nn.one_hot(z_0, K)
-    for calls in range(2 if name in ("polished", "from the end") else 1, T + 1):
-        np.testing.assert_array_equal(sample(SAMPLERS[name](calls), process, denoise, 2, 9), z_0)
+    b, n = z_0.shape
+
+    def run(ks):
+        samplers = map(SAMPLERS[name], calls)
+        return [sample_loop(s, ks, process, denoise, s.start(ks, process, n)) for s in samplers]
+
+    return jax.jit(run)(keys(b))
 
 
 @pytest.mark.parametrize("name", ["ancestral", "remask", "released_fast"])
 def test_an_oracle_without_masks(name):
     z_0 = jnp.array([[0, 1, 2, 3, 1]])
-    denoise = lambda z, t: 60.0 * jax.nn.one_hot(z_0, K)
-    for calls in range(1, T + 1):
-        np.testing.assert_array_equal(
-            sample(SAMPLERS[name](calls), schedules.uniform(T, K), denoise, 1, 5), z_0
-        )
+    for end in oracle_samples(name, schedules.uniform(T, K), z_0, range(1, T + 1)):
+        np.testing.assert_array_equal(end, z_0)
 
 
 def chi_square(tokens, p):
@@ -236,6 +247,97 @@ def test_a_plan_is_followed_and_checked():
             sample(Counts(calls=3, counts=counts), process, denoise, 2, 9)
 
 
+@pytest.mark.parametrize("t_start", [3, T])
+@pytest.mark.parametrize("polish", [0, 1])
+@pytest.mark.parametrize("counts", ["uniform", "planned", "listed"])
+def test_counts_are_for_the_tokens_between_the_start_and_polish(t_start, polish, counts):
+    """What is [MASK] at t_start is revealed by the calls before polish, except what polish starts
+    with: of 12 tokens the schedule masks 6 at t = 3 of 6, and 2 at t = 1.
+    """
+    process, (_, denoise) = schedules.absorbing(T, K), table_denoiser()
+    sampler = Counts(calls=3 + polish, polish=polish, polish_from=1 / t_start)
+    total = {3: 6, T: 12}[t_start] - 2 * polish
+    if counts == "planned":
+        entropy = np.geomspace(3.0, 0.01, 12)
+        sampler = sampler.planned(process, entropy, t_start)
+        first = 12 - {3: 6, T: 12}[t_start]
+        cost = random_order_cost(entropy)
+        lost = lambda each: sum(
+            cost[a, b] for a, b in itertools.pairwise(first + np.append(0, np.cumsum(each)))
+        )
+        plans = [p for p in itertools.product(range(1, total), repeat=3) if sum(p) == total]
+        assert lost(sampler.counts) == pytest.approx(min(map(lost, plans)), abs=1e-9)
+    elif counts == "listed":
+        sampler = dataclasses.replace(sampler, counts=(1, 1, total - 2))
+    z_0 = jnp.asarray(np.random.default_rng(0).integers(0, K, (4, 12)))
+    run = jax.jit(
+        lambda ks: sample_loop(
+            sampler,
+            ks,
+            process,
+            denoise,
+            sampler.noised(ks, process, z_0, t_start),
+            t_start=t_start,
+            trace=True,
+        )
+    )
+    end, states = run(keys(4))
+    masked = (np.asarray(states) == K).sum(-1)
+    assert (np.asarray(end) < K).all() and len(states) == 3 + polish
+    assert (masked[2] == 2 * polish).all()
+    revealed = -np.diff(masked[:3, 0], prepend=total + 2 * polish)
+    assert sum(revealed) == total and min(revealed) >= 1
+    if counts != "uniform":
+        assert tuple(revealed) == sampler.counts
+
+
+def test_a_plan_that_does_not_fit_is_one_sentence():
+    process = schedules.absorbing(T, K)
+    entropy = np.linspace(3, 1, 12)
+    with pytest.raises(UserError, match="calls must be in 1..6, so that each reveals a token"):
+        Counts(calls=7).planned(process, entropy, 3)
+    with pytest.raises(UserError, match="needs 2 positive numbers with the sum 6, got"):
+        Counts(calls=2, counts=(6, 6)).plan(process, 12, 3)
+    with pytest.raises(UserError, match="polish starts at time 1 and can have at most as many"):
+        Counts(calls=5, polish=2).plan(process, 12, 3)
+    assert best_counts(random_order_cost(entropy), 3)[0] == (
+        Counts(calls=3).planned(process, entropy, T).counts
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 46_341, 50_000])
+def test_uniform_codes_of_every_codebook(k):
+    """Both draws of a step are uniform and independent, also where k (k - 1) exceeds int32."""
+    n, bins = 400_000, min(k, 100)
+    draws = jax.jit(_uniform_codes, static_argnums=(1, 2))(keys(1), n, k)
+    groups = []
+    for draw, codes in zip(draws, (k, max(k - 1, 1)), strict=True):
+        draw = np.asarray(draw)[0]
+        assert draw.min() >= 0 and draw.max() < codes
+        groups.append(draw * bins // codes)
+        expected = np.bincount(np.arange(codes) * bins // codes, minlength=bins)
+        counts, likely = np.bincount(groups[-1], minlength=bins), expected > 0
+        assert counts[~likely].sum() == 0
+        if likely.sum() > 1:
+            expected = expected[likely] / expected.sum() * n
+            assert stats.chisquare(counts[likely], expected).pvalue > 1e-4
+    if k > 2:
+        pairs = np.histogram2d(*groups, bins=(min(bins, 10),) * 2)[0]
+        assert stats.chi2_contingency(pairs).pvalue > 1e-4
+
+
+def test_a_step_reaches_every_code_of_a_large_codebook():
+    """From [MASK] any code, from a code any other one."""
+    k, n = 50_000, 40
+    process = schedules.paper(T, k)
+    row = [0.0] * len(PosteriorCoefficients._fields)
+    always = PosteriorCoefficients(*row)._replace(replace_same=1.0, replace_other=1.0)
+    step = jax.jit(lambda ks, z: posterior_step(ks, 0, process, jnp.zeros((8, n, k)), z, always))
+    for z in (k, 123):
+        drawn = np.asarray(step(keys(8), jnp.full((8, n), z)))
+        assert (drawn != z).all() and drawn.min() >= 0 and 43_000 < drawn.max() < k
+
+
 def test_the_halton_order_spreads_out():
     places = halton_ranks(64).reshape(8, 8)
     assert sorted(places.ravel()) == list(range(64))
@@ -337,112 +439,3 @@ class TestReleased:
             )
             first[rule] = (np.asarray(states[1])[:, :16] != 8).mean()
         assert first[2] > 2 * first[1] > 0.2
-
-
-# The toy: 8 tokens, 3 codes, a Markov chain; the exact conditional marginals are the denoiser, so
-# what is left is the sampler.
-
-STAY, N, CODES = 0.88, 8, 3
-CHAIN = np.full((CODES, CODES), (1 - STAY) / 2) + np.eye(CODES) * (STAY - (1 - STAY) / 2)
-
-
-def perfect(z, t):
-    """log p(x_i | the known tokens), by forward and backward messages."""
-    known = jax.nn.one_hot(z, CODES)
-    evidence = jnp.where((z == CODES)[..., None], 1.0, known)
-    step = jnp.asarray(CHAIN, jnp.float32)
-    pass_on = lambda message, e: ((message * e) @ step, message)
-    flat = jnp.full((z.shape[0], CODES), 1 / CODES)
-    _, forward = jax.lax.scan(pass_on, flat, jnp.moveaxis(evidence, 1, 0))
-    _, backward = jax.lax.scan(
-        pass_on, jnp.ones_like(flat), jnp.moveaxis(evidence, 1, 0), reverse=True
-    )
-    return jnp.log(jnp.moveaxis(forward * backward * jnp.moveaxis(evidence, 1, 0), 0, 1) + 1e-30)
-
-
-@functools.cache
-def truth():
-    index = np.arange(CODES**N)
-    digits = np.stack([index // CODES**i % CODES for i in range(N)], 1)
-    return digits, np.prod(
-        [CHAIN[digits[:, i], digits[:, i + 1]] for i in range(N - 1)], axis=0
-    ) / CODES
-
-
-def total_variation(sampler, draws=400_000):
-    process = schedules.absorbing(100, CODES)
-    tokens = np.asarray(sample(sampler, process, perfect, draws, N))
-    counts = np.bincount(tokens @ CODES ** np.arange(N), minlength=CODES**N)
-    return np.abs(counts / draws - truth()[1]).sum() / 2
-
-
-def conditional_entropy(order=None):
-    """H(i-th token of the order | its first a), for random orders their mean over the i that are
-    left.
-    """
-    digits, p = truth()
-
-    def joint(positions):
-        if not len(positions):
-            return 0.0
-        mass = np.bincount(digits[:, positions] @ CODES ** np.arange(len(positions)), p)
-        mass = mass[mass > 0]
-        return -(mass * np.log(mass)).sum()
-
-    if order is not None:
-        return np.array(
-            [
-                [
-                    joint([*order[:a], order[i]]) - joint(list(order[:a])) if i >= a else 0
-                    for i in range(N)
-                ]
-                for a in range(N)
-            ]
-        )
-    from itertools import combinations
-
-    out = []
-    for a in range(N):
-        gains = [
-            joint([*some, i]) - joint(list(some))
-            for some in combinations(range(N), a)
-            for i in range(N)
-            if i not in some
-        ]
-        out.append(np.mean(gains))
-    return np.array(out)
-
-
-SPREAD = (0, 4, 2, 6, 1, 5, 3, 7)
-TOY = [  # sampler, the total variation at 4 and 5 calls; 400,000 draws have a floor of 0.013
-    ("released_fast", lambda c: ReleasedFast(calls=c), (0.520, 0.681)),
-    ("ancestral", lambda c: Ancestral(calls=c), (0.337, 0.270)),
-    ("counts", lambda c: Counts(calls=c), (0.247, 0.082)),
-    (
-        "planned",
-        lambda c: Counts(
-            calls=c, counts=best_counts(random_order_cost(conditional_entropy()), c)[0]
-        ),
-        (0.140, 0.081),
-    ),
-    ("confidence_1", lambda c: Counts(calls=c, order="confidence", noise=1.0), (0.229, 0.405)),
-    ("confidence_4.5", lambda c: Counts(calls=c, order="confidence", noise=4.5), (0.196, 0.182)),
-    ("spread", lambda c: Counts(calls=c, order=SPREAD), (0.301, 0.014)),
-    (
-        "spread_planned",
-        lambda c: Counts(
-            calls=c,
-            order=SPREAD,
-            counts=best_counts(fixed_order_cost(conditional_entropy(SPREAD)), c)[0],
-        ),
-        (0.013, 0.013),
-    ),
-]
-
-
-@pytest.mark.parametrize("name,make,want", TOY, ids=[row[0] for row in TOY])
-def test_the_perfect_denoiser_toy(name, make, want):
-    for calls, expected in zip((4, 5), want):
-        got = total_variation(make(calls))
-        print(f"{name} {calls} calls: {got:.3f}, table {expected:.3f}")
-        assert abs(got - expected) < 0.006

@@ -1,8 +1,9 @@
-"""Predicting z_{t-1} itself: its bound against explicit matrices, its sampler against the chain it
-stands for, and its stage.
+"""benchmarks/previous_state.py: the bound against explicit matrices, the sampler against the chain
+that it stands for, and the stage.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 
 import jax
@@ -11,30 +12,42 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from helpers import ROOT
 from helpers.diffusion_stage import IDS, Z_0, batch, evaluate, make, tile
-from vqd_jax.config.defaults import defaults
+from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.diffusion import schedules
-from vqd_jax.diffusion.direct import bound_of_previous, log_previous, with_codes
-from vqd_jax.inference import pipeline
-from vqd_jax.samplers.base import Constraint
-from vqd_jax.samplers.direct import DirectSampler
+from vqd_jax.samplers.ancestral import Ancestral
+from vqd_jax.samplers.base import Constraint, sample_loop
 from vqd_jax.samplers.guidance import StaticGuidance, apply_temperature, guide
 from vqd_jax.stages.token_stage import Conditioning
 
+spec = importlib.util.spec_from_file_location(
+    "previous_state", ROOT / "benchmarks/previous_state.py"
+)
+previous_state = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(previous_state)
+bound_of_previous, log_previous = previous_state.bound_of_previous, previous_state.log_previous
+
 K, T, N = 3, 4, 4
-SCHEDULES = ["paper", "released", "absorbing", "uniform"]
+SCHEDULES = ["paper", "absorbing"]
 
 
-def direct(**weights):
-    stage = make(**{"auxiliary": 0.0} | weights)
-    return dataclasses.replace(stage, denoiser=stage.denoiser.clone(predict="previous"))
+def stage_like(stage):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "diffusion_stage", lambda config, tokenizer: stage)
+        return previous_state.previous_state_stage(None, None)
 
 
 @pytest.fixture(scope="module")
-def params():
+def stage():
+    return stage_like(make(auxiliary=0.0))
+
+
+@pytest.fixture(scope="module")
+def params(stage):
     """Large enough that the logits depend on everything."""
-    shapes, _ = jax.eval_shape(direct().init, jax.random.key(0), batch(1))
+    shapes, _ = jax.eval_shape(stage.init, jax.random.key(0), batch(1))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes)
 
@@ -107,9 +120,11 @@ def test_the_sampler_draws_from_the_chain_of_its_predictions(schedule):
     table = jnp.asarray(np.random.default_rng(1).normal(size=(T + 1, K + 1, K + 1)), jnp.float32)
     denoise = lambda z, t: log_previous(process, table[t[:, None], z], z, t)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(rows))
-    sampler = DirectSampler()
+    sampler = previous_state.PreviousStateSampler()
     end, states = jax.jit(
-        lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), trace=True)
+        lambda ks: sample_loop(
+            sampler, ks, process, denoise, sampler.start(ks, process, 2), trace=True
+        )
     )(keys)
     assert states.shape == (T, rows, 2) and (np.asarray(end) < K).all()
     p = np.append(np.full(K, process.unmasked[-1] / K), 1 - process.unmasked[-1])
@@ -126,20 +141,18 @@ def test_the_sampler_draws_from_the_chain_of_its_predictions(schedule):
         assert stats.chisquare(counts[on], p[on] / p[on].sum() * counts[on].sum()).pvalue > 1e-4
     known = Constraint(mask=jnp.array([[True, False]] * 3), tokens=jnp.full((3, 2), 2))
     kept = jax.jit(
-        lambda ks: sampler(ks, process, denoise, sampler.start(ks, process, 2), known=known)
+        lambda ks: sample_loop(
+            sampler, ks, process, denoise, sampler.start(ks, process, 2), constraint=known
+        )
     )(keys[:3])
     np.testing.assert_array_equal(kept[:, 0], 2)
 
 
-def test_the_loss_is_unbiased(params, chain):
+def test_the_loss_is_unbiased(stage, params, chain):
     """The mean over many rows of one image is the sum over t of expectations over all states of all
     its tokens.
     """
-    stage, states, rows = (
-        direct(),
-        np.array(list(itertools.product(range(K + 1), repeat=N))),
-        30_000,
-    )
+    states, rows = np.array(list(itertools.product(range(K + 1), repeat=N))), 30_000
     exact, count = chain(stage.process), (K + 1) ** N
 
     @jax.jit
@@ -168,8 +181,8 @@ def test_the_loss_is_unbiased(params, chain):
     assert metrics["auxiliary"] == 0
 
 
-def test_guidance_and_temperature_act_on_the_codes_and_leave_the_chance_of_mask(params):
-    stage, ids = direct(), jnp.asarray(batch(3)["text"])
+def test_guidance_and_temperature_act_on_the_codes_and_leave_the_chance_of_mask(stage, params):
+    ids = jnp.asarray(batch(3)["text"])
     z, t = jnp.asarray(np.random.default_rng(0).integers(0, K + 1, (3, N))), jnp.array([1, 2, 4])
     drop = jnp.array([[False] * 3, [True] * 3])
     network = lambda dropped: stage.predict(params, z, t, ids, jnp.full(3, dropped))
@@ -193,31 +206,39 @@ def test_guidance_and_temperature_act_on_the_codes_and_leave_the_chance_of_mask(
     )
     np.testing.assert_allclose(jnp.exp(got).sum(-1), 1, atol=1e-5)
     assert (np.exp(plain[..., K]) > 0.01).any() and (np.abs(got - plain)[..., :K] > 0.01).any()
-    np.testing.assert_allclose(with_codes(plain, network(False)[..., :K]), plain, atol=1e-4)
-
-
-def test_what_it_cannot_do_is_one_sentence():
-    for weights in ({"auxiliary": 0.1}, {"continuous": True}):
-        with pytest.raises(UserError, match="diffusion_loss needs auxiliary 0, and not continuous"):
-            direct(**weights)
-    config = defaults()
-    config.sampling.update(direct().fixed_sampling)
-    assert config.sampling.sampler == "previous" and config.sampling.calls == T
-    model = pipeline.TextToImage(
-        config=config,
-        codec=direct().codec,
-        codec_weights=None,
-        stage=direct(),
-        weights=None,
-        tokenizer=None,
-        entropy={},
+    np.testing.assert_allclose(
+        previous_state.with_codes(plain, network(False)[..., :K]), plain, atol=1e-4
     )
-    assert model.settings(temperature=0.5)[0] == DirectSampler()
-    for asked in ({"sampler": "counts"}, {"sampler": "ancestral"}, {"calls": 2}):
-        with pytest.raises(
-            UserError, match="predicts the previous state, .* can only be (previous|4), got"
-        ):
-            model.settings(**asked)
-    config.sampling.sampler, config.sampling.calls = "ancestral", T
-    with pytest.raises(UserError, match="the sampler previous is for such models"):
-        dataclasses.replace(model, stage=make()).settings(sampler="previous")
+
+
+def test_the_stage_samples_with_its_own_sampler_and_refuses_an_auxiliary_loss(stage, params):
+    """Whatever sampler it is asked for: every state is one that z_{t-1} can have."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    conditions = Conditioning(
+        jnp.asarray(batch(5)["text"])[None].repeat(2, 0), jnp.array([[False] * 5, [True] * 5])
+    )
+    dynamic = {"scales": jnp.full((1, 5), 2.0), "temperature": 1.0, "top_p": 1.0}
+    run = jax.jit(
+        lambda params: stage.sample(
+            params,
+            keys,
+            conditions,
+            dynamic,
+            Ancestral(calls=2),
+            StaticGuidance(guided=True),
+            trace=True,
+        )
+    )
+    end, states = run(params)
+    assert stage.calls(Ancestral(calls=2)) == T == len(states)
+    assert (np.asarray(end) < K).all() and len(np.unique(end)) > 1
+    for before, after in zip(states, states[1:]):
+        assert (np.asarray(after)[np.asarray(before) != K] != K).all()
+    with pytest.raises(UserError, match="needs diffusion_loss.auxiliary=0"):
+        dataclasses.replace(stage, weights=dataclasses.replace(stage.weights, auxiliary=0.1))
+
+
+def test_stages_are_of_this_kind_within_the_context():
+    with previous_state.diffusion_predicts_previous_state():
+        assert build.TOKEN_STAGES["diffusion"] is previous_state.previous_state_stage
+    assert build.TOKEN_STAGES["diffusion"] is build.diffusion_stage
