@@ -1,4 +1,4 @@
-"""InceptionV3 of the FID: its blocks in numpy, and all of it against pytorch-fid and torch-fidelity
+"""The FID's InceptionV3: blocks against numpy, and the network against pytorch-fid and torch-fidelity
 where they are installed.
 """
 
@@ -23,7 +23,7 @@ from vqd_jax.models.inception import BLOCKS, SIZE, WIDTHS, InceptionV3, Mixed
 from vqd_jax.models.weights.inception import RULES, load_inception
 from vqd_jax.models.weights.rules import invert
 
-SHAPES = {  # after each block, as torchvision notes them
+SHAPES = {  # after each block, from the comments in torchvision's code
     "Conv2d_1a_3x3": (149, 32),
     "Conv2d_2a_3x3": (147, 32),
     "Conv2d_2b_3x3": (147, 64),
@@ -41,9 +41,8 @@ SHAPES = {  # after each block, as torchvision notes them
     "Mixed_7b": (8, 2048),
     "Mixed_7c": (8, 2048),
 }
-AUXILIARY = (
-    128 * 768 + 2 * 128 + 768 * 128 * 25 + 2 * 768 + 1000 * 769
-)  # the classifier on the side, which only training uses
+# Parameters of the auxiliary classifier, which only training uses
+AUXILIARY = 128 * 768 + 2 * 128 + 768 * 128 * 25 + 2 * 768 + 1000 * 769
 
 
 def blocks(params, images):
@@ -62,7 +61,7 @@ def shapes():
 
 @pytest.fixture(scope="module")
 def state(shapes):
-    """A random state dict in the published format; activations keep their size through it."""
+    """A random state dict in the published format, scaled so that activations neither vanish nor grow."""
     random = np.random.default_rng(0)
     out = {}
     for key, zeros in invert(
@@ -110,8 +109,8 @@ def test_shapes_and_number_of_parameters_are_the_published_ones(shapes, state):
 
 @pytest.mark.parametrize("name", ["Mixed_7b", "Mixed_7c"])
 def test_a_block_equals_its_definition(name):
-    """In float64: convolutions as shifted products; the pool is a mean over what is inside, and a
-    maximum in the last block.
+    """In float64, with convolutions as shifted products; the pool is a mean without the padding, and
+    a maximum in the last block.
     """
     x = np.random.default_rng(1).normal(size=(4, 3, 5))
     module = Mixed(**BLOCKS[name])
@@ -182,7 +181,7 @@ def test_a_missing_file_a_missing_key_and_another_network_are_named(state, tmp_p
             load_inception(path)
 
 
-def test_the_file_is_found_where_torch_keeps_it_and_its_name_tells_its_sum(
+def test_the_file_is_found_in_torchs_cache_and_its_name_has_its_checksum(
     file, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -233,7 +232,7 @@ def torch_file(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fidelity(torch_file):
-    """The network of torch-fidelity, all its outputs, with these weights."""
+    """torch-fidelity's network with these weights."""
     module = import_with(MagicMock(), "torch_fidelity.feature_extractor_inceptionv3")
     return module.FeatureExtractorInceptionV3(
         "inception", list(WIDTHS), feature_extractor_weights_path=str(torch_file)
@@ -242,9 +241,7 @@ def fidelity(torch_file):
 
 @pytest.fixture(scope="module")
 def pytorch_fid(state, fidelity):
-    """The network of pytorch-fid with these weights; what it takes from torchvision's is
-    torch-fidelity's.
-    """
+    """pytorch-fid's network with these weights, built on torch-fidelity's in place of torchvision's."""
     import torch
 
     source = sys.modules[type(fidelity).__module__]

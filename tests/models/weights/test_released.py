@@ -1,7 +1,5 @@
-"""Published weights: converted from every format at small size, then compared with PyTorch on the
-path that `sample` runs.
-
-The formats are written by PyTorch itself, diffusers and transformers, with random weights.
+"""Small checkpoints with random weights in the layouts of the released models, written by PyTorch,
+are converted and compared with PyTorch on the code path of `vqd sample`.
 """
 
 import subprocess
@@ -46,9 +44,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def converted(request, tmp_path_factory, vocabulary):
-    """A checkpoint of a variant through the command line: (model, PyTorch network, PyTorch codec,
-    null, files).
-    """
+    """Converts a checkpoint of each variant: (model, PyTorch network, PyTorch codec, null, folder)."""
     variant, folder = VARIANTS[request.param], tmp_path_factory.mktemp("official")
     sizes = dict(codes=CODES, side=SIDE, d=12, heads=3, layers=2, ratio=2, T=T, text_width=E)
     network = official.randomise(official.Transformer(**sizes, **variant))
@@ -79,7 +75,7 @@ def converted(request, tmp_path_factory, vocabulary):
 
 
 def conditions_of(model, null):
-    """(what our sampler gets, what PyTorch gets) for two images and their null."""
+    """Conditions of two images and of their null for our sampler, and for PyTorch."""
     kind = model.config.condition.kind
     prompts = {"text": ["ab cd", "xyz"], "class": ["1", "3"], "none": ["", ""]}[kind]
     guidance = 1.0 if kind == "none" else 2.5
@@ -102,7 +98,7 @@ def conditions_of(model, null):
 
 
 def tower(ids):
-    """OpenAI's text tower by its definition, up to ln_final, and each position to length 1."""
+    """OpenAI's text tower by its definition, up to ln_final, each position scaled to length 1."""
     w, e = official.clip(E, 2), E
     norm = lambda x, name: torch.nn.functional.layer_norm(
         x, (e,), w[name + ".weight"], w[name + ".bias"], 1e-5
@@ -195,7 +191,7 @@ def test_a_generation_with_the_same_noise_has_the_same_tokens(converted):
 
 @torch.no_grad()
 def released_sampling(network, condition, null, guidance, noise, top_p):
-    """The released code's ancestral sampling of one image by its formulas, K last."""
+    """Ancestral sampling of one image by the formulas of the released code, with codes last."""
     b = official.tables(T, CODES)
     z = torch.full((SIDE * SIDE,), CODES)
     lae = torch.logaddexp

@@ -1,5 +1,5 @@
-"""A diffusers VQ-Diffusion folder, written by diffusers, converted and compared with
-VQDiffusionPipeline itself.
+"""A diffusers folder with random weights, written by diffusers, is converted and compared with
+VQDiffusionPipeline.
 """
 
 import argparse

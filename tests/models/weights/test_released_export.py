@@ -1,5 +1,5 @@
-"""A model of this project as diffusers' folder: diffusers and transformers load it, compute the
-same, and convert reads it back.
+"""A model exported as diffusers' folder: diffusers and transformers load it and compute the same, and
+`vqd convert` reads it back.
 """
 
 import shutil
@@ -45,7 +45,7 @@ from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.inference import pipeline
 from vqd_jax.models.weights import released
 
-# diffusers 0.30 looks for a Transformer2DModel of this kind, which stays one, without end
+# diffusers 0.30 would recurse endlessly on a Transformer2DModel of this kind.
 LegacyModelMixin.from_pretrained = classmethod(ModelMixin.from_pretrained.__func__)
 LegacyConfigMixin.from_config = classmethod(ConfigMixin.from_config.__func__)
 
@@ -78,7 +78,7 @@ def exported(request, tmp_path_factory):
 
 
 def part(folder, name, kind):
-    """As the library loads it, which must miss nothing and wonder about nothing."""
+    """Loads a part with its library, which must report no missing or unexpected keys."""
     loaded, info = kind.from_pretrained(folder / name, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
         info

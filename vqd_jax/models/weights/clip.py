@@ -10,7 +10,7 @@ import numpy as np
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.weights.files import flatten, read_tree
-from vqd_jax.models.weights.rules import Rule, identity, linear
+from vqd_jax.models.weights.rules import Rule, layer_rules, norm_rules
 
 Arrays = dict[str, np.ndarray]
 FILES = (
@@ -46,19 +46,11 @@ def block_rules(block: str, into: str = "") -> list[Rule]:
     """Rules for transformer blocks; `block` is the pattern of their keys' prefix, with a group for
     the block's number.
     """
-    kinds = (
-        (_LAYERS, {"weight": ("kernel", linear), "bias": ("bias", identity)}),
-        (_NORMS, {"weight": ("scale", identity), "bias": ("bias", identity)}),
-    )
     return [
-        Rule(
-            source=rf"{block}{name}\.{theirs}",
-            target=rf"{into}block_\1/{ours}/{leaf}",
-            transform=transform,
-        )
-        for names, leaves in kinds
-        for theirs, (leaf, transform) in leaves.items()
-        for name, ours in names.items()
+        rule
+        for make, names in ((layer_rules, _LAYERS), (norm_rules, _NORMS))
+        for theirs, ours in names.items()
+        for rule in make(rf"{block}{theirs}", rf"{into}block_\1/{ours}")
     ]
 
 
@@ -72,8 +64,7 @@ RULES = [
         target="position_embedding",
     ),
     *block_rules(_BLOCK),
-    Rule(source=r"(?:text_model\.)?final_layer_norm\.weight|ln_final\.weight", target="norm/scale"),
-    Rule(source=r"(?:text_model\.)?final_layer_norm\.bias|ln_final\.bias", target="norm/bias"),
+    *norm_rules(r"(?:(?:text_model\.)?final_layer_norm|ln_final)", "norm"),
 ]
 
 

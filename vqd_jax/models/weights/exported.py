@@ -78,6 +78,7 @@ def _value(path: Path, metadata: Mapping[str, str], key: str) -> Any:
         raise UserError(f"{path}: {key!r} in its metadata is not JSON ({error})") from error
     if not isinstance(value, kind):
         raise UserError(
-            f"{path}: {key!r} in its metadata must be of type {kind.__name__}, got {type(value).__name__}"
+            f"{path}: {key!r} in its metadata must be of type {kind.__name__}, got "
+            f"{type(value).__name__}"
         )
     return metadata[key] if key.endswith("tokenizer") else value

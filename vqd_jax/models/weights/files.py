@@ -22,9 +22,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     if isinstance(tree, np.ndarray):
         return {"": tree}
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{path} holds a {type(tree).__name__}, not a dictionary of tensors"
-        )
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors")
     return tree
 
 

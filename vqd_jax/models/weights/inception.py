@@ -6,16 +6,16 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Params
 from vqd_jax.models.inception import SIZE, InceptionV3
 from vqd_jax.models.weights.batch_norm import fold_norms
 from vqd_jax.models.weights.files import flatten, read_tree
-from vqd_jax.models.weights.rules import Rule, conv, convert, identity, linear
+from vqd_jax.models.weights.rules import Rule, conv, convert, layer_rules, linear
 
 FILES = (
     "pt_inception-2015-12-05-6726825d.pth",  # pytorch-fid
@@ -23,17 +23,14 @@ FILES = (
 )
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILES[0]}"
 RULES = [
-    *(
-        Rule(source=rf"{source}\.conv\.{theirs}", target=rf"{target}/{ours}", transform=transform)
-        for source, target in ((r"(Conv2d_\w+)", r"\1"), (r"(Mixed_\w+)\.(branch\w+)", r"\1/\2"))
-        for theirs, ours, transform in (("weight", "kernel", conv), ("bias", "bias", identity))
-    ),
+    *layer_rules(r"(Conv2d_\w+)\.conv", r"\1", conv),
+    *layer_rules(r"(Mixed_\w+)\.(branch\w+)\.conv", r"\1/\2", conv),
     Rule(source=r"fc\.weight", target="fc/kernel", transform=linear),
     Rule(source=r"fc\.bias", target="fc_bias"),
 ]
 
 
-def load_inception(path: str | Path | None = None) -> dict[str, Any]:
+def load_inception(path: str | Path | None = None) -> Params:
     """Parameters of `InceptionV3()`, numpy float32.
 
     `path` is one of FILES, a safetensors file with the same arrays, or their folder; None is the

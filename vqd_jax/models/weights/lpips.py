@@ -2,14 +2,13 @@
 parameters of `models.lpips`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Params
 from vqd_jax.models.lpips import ALEX, BLOCKS, LPIPS, SMALLEST
 from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import Rule, convert
@@ -42,7 +41,7 @@ RULES = {
 }
 
 
-def load_lpips(net: str = "vgg") -> dict[str, Any]:
+def load_lpips(net: str = "vgg") -> Params:
     """Parameters of `LPIPS(net=net)`, numpy float32; the entry "vgg" or "alex" has those of the
     network alone.
     """

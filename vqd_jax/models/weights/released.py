@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Params
 from vqd_jax.models.weights import clip, denoiser, vqgan
 from vqd_jax.models.weights.files import flatten, read_tree, strip_prefix
 from vqd_jax.models.weights.rules import convert, rename
@@ -312,16 +313,16 @@ def _number(
     return value
 
 
-def codec_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+def codec_weights(source: Mapping[str, np.ndarray], target: Params, name: str) -> Params:
     """Parameters of the codec, shaped as `target`."""
     return convert(source, vqgan.RULES, target, drop=vqgan.DROP, name=name)
 
 
-def denoiser_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+def denoiser_weights(source: Mapping[str, np.ndarray], target: Params, name: str) -> Params:
     """Parameters of the denoiser, shaped as `target`."""
     return convert(source, denoiser.RULES, target, drop=denoiser.DROP, name=name)
 
 
-def text_weights(source: Mapping[str, np.ndarray], target: Any, name: str) -> dict[str, Any]:
+def text_weights(source: Mapping[str, np.ndarray], target: Params, name: str) -> Params:
     """Parameters of the text tower, shaped as `target`."""
     return convert(clip.split_fused(source), clip.RULES, target, drop=clip.DROP, name=name)

@@ -15,8 +15,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shapes import Params
 
 _SHOWN = 4
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def identity(x: np.ndarray) -> np.ndarray:
@@ -63,15 +65,31 @@ class Rule:
 
     source: str
     target: str
-    transform: Callable[[np.ndarray], np.ndarray] = identity
+    transform: Transform = identity
     part: str | None = None
     join: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None
+
+
+def layer_rules(source: str, target: str, transform: Transform = linear) -> list[Rule]:
+    """Rules for a linear layer or convolution, whose keys begin with the pattern `source`."""
+    return [
+        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
+        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+    ]
+
+
+def norm_rules(source: str, target: str) -> list[Rule]:
+    """Rules for gain and bias of a norm, whose keys begin with the pattern `source`."""
+    return [
+        Rule(source=rf"{source}\.weight", target=f"{target}/scale"),
+        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
+    ]
 
 
 def convert(
     source: Mapping[str, np.ndarray],
     rules: Sequence[Rule],
-    target: Mapping[str, Any],
+    target: Params,
     *,
     drop: Sequence[str] = (),
     name: str,
@@ -122,7 +140,7 @@ def convert(
     )
 
 
-def invert(tree: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+def invert(tree: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
     """The source that `convert` turns into `tree`, by the first rule for each leaf, with names as
     `inverse` gives them.
 

@@ -20,25 +20,19 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.rules import Rule, conv, inverse, pointwise, rename
+from vqd_jax.models.weights.rules import (
+    Rule,
+    conv,
+    inverse,
+    layer_rules,
+    norm_rules,
+    pointwise,
+    rename,
+)
 
 Arrays = dict[str, np.ndarray]
 CODEBOOK = r"quantize\.(?:embedding|embed)(?:\.weight)?"
 DROP = [r"loss\..*", r"quantize\.(cluster_size|embedding_avg|ema_\w+)"]
-
-
-def _affine(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(source=rf"{source}\.weight", target=f"{target}/scale"),
-        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
-    ]
-
-
-def _layer(source: str, target: str, transform: Any) -> list[Rule]:
-    return [
-        Rule(source=rf"{source}\.weight", target=f"{target}/kernel", transform=transform),
-        Rule(source=rf"{source}\.bias", target=f"{target}/bias"),
-    ]
 
 
 def _block(source: str, target: str) -> list[Rule]:
@@ -46,37 +40,37 @@ def _block(source: str, target: str) -> list[Rule]:
         rule
         for n in "12"
         for rule in (
-            *_affine(rf"{source}\.norm{n}", f"{target}/norm{n}"),
-            *_layer(rf"{source}\.conv{n}", f"{target}/conv{n}", conv),
+            *norm_rules(rf"{source}\.norm{n}", f"{target}/norm{n}"),
+            *layer_rules(rf"{source}\.conv{n}", f"{target}/conv{n}", conv),
         )
-    ] + _layer(rf"{source}\.nin_shortcut", f"{target}/shortcut", pointwise)
+    ] + layer_rules(rf"{source}\.nin_shortcut", f"{target}/shortcut", pointwise)
 
 
 def _attention(source: str, target: str) -> list[Rule]:
-    return _affine(rf"{source}\.norm", f"{target}/norm") + [
+    return norm_rules(rf"{source}\.norm", f"{target}/norm") + [
         rule
         for name, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "out"))
-        for rule in _layer(rf"{source}\.{name}", f"{target}/{ours}", pointwise)
+        for rule in layer_rules(rf"{source}\.{name}", f"{target}/{ours}", pointwise)
     ]
 
 
 RULES = [
     *_block(r"encoder\.down\.(\d+)\.block\.(\d+)", r"vqvae/encoder/down\1_block\2"),
     *_attention(r"encoder\.down\.(\d+)\.attn\.(\d+)", r"vqvae/encoder/down\1_attention\2"),
-    *_layer(r"encoder\.down\.(\d+)\.downsample\.conv", r"vqvae/encoder/down\1_resample", conv),
+    *layer_rules(r"encoder\.down\.(\d+)\.downsample\.conv", r"vqvae/encoder/down\1_resample", conv),
     *_block(r"decoder\.up\.(\d+)\.block\.(\d+)", r"vqvae/decoder/up\1_block\2"),
     *_attention(r"decoder\.up\.(\d+)\.attn\.(\d+)", r"vqvae/decoder/up\1_attention\2"),
-    *_layer(r"decoder\.up\.(\d+)\.upsample\.conv", r"vqvae/decoder/up\1_resample", conv),
+    *layer_rules(r"decoder\.up\.(\d+)\.upsample\.conv", r"vqvae/decoder/up\1_resample", conv),
     *_block(r"(encoder|decoder)\.mid\.block_1", r"vqvae/\1/middle_block0"),
     *_block(r"(encoder|decoder)\.mid\.block_2", r"vqvae/\1/middle_block1"),
     *_attention(r"(encoder|decoder)\.mid\.attn_1", r"vqvae/\1/middle_attention"),
-    *_layer(r"(encoder|decoder)\.conv_in", r"vqvae/\1/conv_in", conv),
-    *_affine(r"(encoder|decoder)\.norm_out", r"vqvae/\1/norm_out"),
-    *_layer(r"encoder\.conv_out", "vqvae/encoder/conv_out", conv),
-    *_layer(r"decoder\.conv_out", "vqvae/last", conv),
-    *_layer("quant_conv", "vqvae/to_code", pointwise),
-    *_layer("post_quant_conv", "vqvae/from_code", pointwise),
-    *_layer(r"quantize\.proj", "projection", pointwise),
+    *layer_rules(r"(encoder|decoder)\.conv_in", r"vqvae/\1/conv_in", conv),
+    *norm_rules(r"(encoder|decoder)\.norm_out", r"vqvae/\1/norm_out"),
+    *layer_rules(r"encoder\.conv_out", "vqvae/encoder/conv_out", conv),
+    *layer_rules(r"decoder\.conv_out", "vqvae/last", conv),
+    *layer_rules("quant_conv", "vqvae/to_code", pointwise),
+    *layer_rules("post_quant_conv", "vqvae/from_code", pointwise),
+    *layer_rules(r"quantize\.proj", "projection", pointwise),
     Rule(source=CODEBOOK, target="codes"),
     Rule(source="remap", target="remap"),
     Rule(source="inverse", target="inverse"),
