@@ -104,7 +104,13 @@ def test_four_devices_are_one():
         lambda devices: jitted.encode(codec, weights, images, devices=devices),
         lambda devices: jitted.decode(codec, weights, z, devices=devices),
         lambda devices: jitted.bound(
-            stages.TWIN, params["autoregressive"], jax.random.key(1), z, ids, 1, devices=devices
+            stages.STAGES["autoregressive"],
+            params["autoregressive"],
+            jax.random.key(1),
+            z,
+            ids,
+            1,
+            devices=devices,
         ),
     ):
         got, want = np.asarray(compute(four)), np.asarray(compute(one))
