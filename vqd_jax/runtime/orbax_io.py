@@ -112,7 +112,7 @@ def read(directory: Path, item: str, like: Any = None) -> Any:
     args = ocp.args.JsonRestore()
     if (directory / item / "_METADATA").is_file():
         stored = ocp.PyTreeCheckpointHandler().metadata(directory / item).tree
-        wanted = {} if like is None else leaves_by_path(like)
+        wanted: dict[Any, Any] = {} if like is None else leaves_by_path(like)
 
         def restore_args(path: jax.tree_util.KeyPath, meta: Any) -> ocp.RestoreArgs:
             if isinstance(meta, ocp.metadata.ScalarMetadata):

@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -19,7 +19,7 @@ class Bar(contextlib.AbstractContextManager):
     """A bar that counts up to `total`. Close it, or use `with`."""
 
     def __init__(
-        self, total: int, initial: int, description: str, unit: str, stream: io.TextIOBase
+        self, total: int, initial: int, description: str, unit: str, stream: io.TextIOBase | TextIO
     ):
         if stream.isatty():
             style = {"file": stream, "dynamic_ncols": True}
@@ -74,7 +74,7 @@ def track(items: Iterable[Item], total: int, description: str, unit: str) -> Ite
 class _Lines:
     """A stream that writes each refresh of tqdm as a line."""
 
-    def __init__(self, stream: io.TextIOBase):
+    def __init__(self, stream: io.TextIOBase | TextIO):
         self._stream = stream
 
     def write(self, text: str) -> None:
