@@ -499,7 +499,7 @@ BAD = [
     (["explain", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
     (
         ["explain", "--workdir={workdir}", "--prompt=x", "--prompt=y"],
-        "one picture is explained at a time",
+        "one image is explained at a time",
     ),
     (
         ["explain", "--workdir={workdir}", "--prompt=x", "--calls=11"],
@@ -559,7 +559,7 @@ BAD = [
             "--config.folder.path={tmp}/none",
             "--workdir={tmp}",
         ],
-        "does not exist",
+        "there is no folder {tmp}/none",
     ),
     (
         [
