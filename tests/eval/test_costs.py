@@ -20,7 +20,7 @@ from vqd_jax.train.cost.compiled import Program
 
 ROWS, LENGTH, TOKENS, CODES, WIDTH, LAYERS = 3, 5, 16, 23, 32, 2
 PLAIN, GUIDED = StaticGuidance(), StaticGuidance(guided=True)
-# (a sampler of seven calls, how many loops there are: one for each kind of call)
+# (a sampler of seven calls, number of loops: one for each phase)
 SAMPLERS = {
     "ancestral": (Ancestral(calls=7), 1),
     "remask": (Remask(calls=7), 1),
@@ -29,6 +29,10 @@ SAMPLERS = {
     "released_fast": (ReleasedFast(calls=7), 1),
     "prior_rule": (PriorRule(calls=7), 1),
 }
+
+
+# the others compile the same loop with another update, five seconds each
+EACH = [pytest.param(n, marks=[pytest.mark.slow] * (n != "ancestral")) for n in SAMPLERS]
 
 
 def shape(*s, dtype=jnp.float32):
@@ -51,8 +55,8 @@ def stages():
 
 
 def compiled(stage, sampler, static_guidance, window=None):
-    """(text of the compiled program, what it does) of sampling ROWS images; of calls in a window,
-    as `programs.sample` runs it.
+    """(text, `Program`) of the compiled program that samples ROWS images, with `window` the one that
+    `stages.sampling` runs.
     """
     tokens, ids = shape(ROWS, TOKENS, dtype=jnp.int32), shape(ROWS, LENGTH, dtype=jnp.int32)
     params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": ids, "tokens": tokens})
@@ -73,7 +77,7 @@ def compiled(stage, sampler, static_guidance, window=None):
             **window,
         )
 
-    window = {"window": (shape(dtype=jnp.int32),) * 2} if window else {}
+    window = {"window": (shape(dtype=jnp.int32),) * 2, "z": tokens} if window else {}
     text = (
         jax.jit(program)
         .lower(params, shape(ROWS, 2, dtype=jnp.uint32), *conditions, dynamic, **window)
@@ -84,7 +88,7 @@ def compiled(stage, sampler, static_guidance, window=None):
 
 
 def reached(program, name):
-    """The operations of a computation and of all that it runs."""
+    """The operations of a computation, including those it calls."""
     lines = program.computations[name].lines.values()
     inner = [
         n for line in lines for n in re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line.rest)
@@ -93,7 +97,7 @@ def reached(program, name):
 
 
 def of_all_classes(text):
-    """Arrays with a value for each token and each class, [MASK] among them."""
+    """Arrays with a value for each token and class, including [MASK]."""
     return re.findall(
         rf"f32\[[\d,]*\b{TOKENS},{CODES + 1}\]|f32\[[\d,]*\b{CODES + 1},{TOKENS}\]", text
     )
@@ -140,7 +144,7 @@ def test_a_call_has_the_operations_counted_by_hand(stages, ancestral):
     )  # the text, its keys and values, the tables of time: once
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_sampler_is_a_loop_of_network_calls(name, stages, ancestral):
     _, both = stages
     sampler, loops = SAMPLERS[name]
@@ -150,7 +154,7 @@ def test_a_sampler_is_a_loop_of_network_calls(name, stages, ancestral):
     assert not of_all_classes(text)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EACH)
 def test_calls_in_a_window_cost_the_same(name, stages, ancestral):
     """One loop per phase, even for a single call. The compiler does not know how often a loop runs,
     so its body counts once.
@@ -163,6 +167,7 @@ def test_calls_in_a_window_cost_the_same(name, stages, ancestral):
     assert program.products() == pytest.approx(seven - (7 - loops) * (nine - seven) / 2, rel=0.02)
 
 
+@pytest.mark.slow  # compiles for five seconds
 def test_guidance_is_a_call_of_two_rows_for_an_image(stages, ancestral):
     c, both = stages
     _, program = compiled(both["diffusion"], Ancestral(calls=7), GUIDED)
@@ -172,6 +177,7 @@ def test_guidance_is_a_call_of_two_rows_for_an_image(stages, ancestral):
     )
 
 
+@pytest.mark.slow  # compiles for four seconds
 def test_the_autoregressive_baseline_is_one_loop(stages):
     _, both = stages
     assert network_loops(compiled(both["autoregressive"], AutoregressiveSampler(), PLAIN)[1]) == 1

@@ -73,6 +73,7 @@ def models(tmp_path_factory):
     """Models by condition: text, class, none."""
     root = photographs(tmp_path_factory.mktemp("coco"))
     data = {"data.source": "coco", "coco.path": str(root), "data.transform": "reference"}
+    data |= {"denoiser.layers": 1}
     kinds = {
         "text": {},
         "class": {"condition.kind": "class", "condition.classes": 4, "condition.null": "empty"},

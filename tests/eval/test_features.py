@@ -14,7 +14,11 @@ def images(n, size=32):
 
 @pytest.mark.parametrize(
     ("make", "width"),
-    [(lambda b: efficientnet_lite0(size=32, batch=b), 1280), (lambda b: vgg16(batch=b), 512)],
+    [
+        (lambda b: vgg16(batch=b), 512),
+        # the same code with a network that compiles for four seconds
+        pytest.param(lambda b: efficientnet_lite0(size=32, batch=b), 1280, marks=pytest.mark.slow),
+    ],
 )
 def test_batches_do_not_change_the_features(make, width):
     x, extract = images(3), make(2)

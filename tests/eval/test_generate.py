@@ -21,9 +21,18 @@ PROMPTS = ["a red apple", "a dog", "日本語", "a dog", "two apples", "a tree",
 HOW = dict(seed=3, batch=2, settings={"calls": 2, "temperature": 1.0}, protocol="clean")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """On one device a batch has the 2 images of HOW; four devices would make all of them at once."""
+    one = jax.local_devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: one)
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return pipeline.load(make_workdir(tmp_path_factory.mktemp("model"), {}))
+    return pipeline.load(make_workdir(tmp_path_factory.mktemp("model"), {"denoiser.layers": 1}))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +66,8 @@ def test_other_programs_can_read_folder_and_captions(whole):
 
 @pytest.mark.parametrize("picture", [0, 1, 3, 6])
 def test_a_stopped_run_continues_with_the_same_bytes(model, whole, tmp_path, monkeypatch, picture):
-    """Interrupted while it writes that image; on one device, so that a batch has 2 images, not 8."""
-    one, written, png = jax.local_devices()[:1], [], generate.encode_png
-    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    """Interrupted while it writes that image."""
+    written, png = [], generate.encode_png
 
     def struck(image):
         if len(written) == picture:

@@ -42,7 +42,7 @@ CRAB = {"prompts": ["a twitter style emoji of a crab"], "num": 3, "calls": 3, "s
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A tiny model with many diffusion steps."""
-    changes = {"process.T": 1000, "data.source": "emoji"}
+    changes = {"process.T": 1000, "data.source": "emoji", "denoiser.layers": 1}
     return make_workdir(tmp_path_factory.mktemp("runs") / "tiny", changes)
 
 
@@ -414,6 +414,14 @@ def test_the_page_is_all_here():
         assert {*server.files} == {*seen} | {"/index.html", "/api/openapi.json"}
 
 
+def test_the_page_uses_the_words_of_the_field():
+    with served(Work()) as server:
+        page = ask(server, "GET", "/")[2].decode()
+    labels = dict(re.findall(r'<label for="(\w+)"[^>]*>([^<]*)', page))
+    words = {"prompt": "Prompt", "negative": "Negative prompt", "seed": "Seed", "calls": "Steps"}
+    assert words.items() <= labels.items()
+
+
 def test_the_interface_is_described_as_it_is(model, weights):
     """Every field of a request, its bounds, its example and the fields of events; nothing else is
     taken.
@@ -442,7 +450,9 @@ def test_the_interface_is_described_as_it_is(model, weights):
                 )
                 with pytest.raises(UserError, match=f"{words.get(name, name)}|at most 16 images"):
                     api.parse_request(model, example | {name: field[bound] + outside})
-    *seen, done = api.draw(model, api.parse_request(model, example | {"calls": 2}), weights)
+    *seen, done = api.draw(
+        model, api.parse_request(model, example | {"num": 3, "calls": 3}), weights
+    )
     events = said["components"]["schemas"]["Event"]["properties"]
     assert {*seen[0]} | {*done} | {"waiting", "error"} == {*events}
 
