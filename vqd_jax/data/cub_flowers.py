@@ -41,10 +41,10 @@ class _Layout:
 
     def key(self, path: str) -> str:
         """The part that the paths of an image and of its captions share."""
-        path = pathlib.PurePosixPath(path)
-        known = path.suffix.lower() in (".jpg", ".jpeg", ".png", ".txt")
-        stem = path.stem if known else path.name
-        return stem if self.flat else f"{path.parent.name}/{stem}"
+        full = pathlib.PurePosixPath(path)
+        known = full.suffix.lower() in (".jpg", ".jpeg", ".png", ".txt")
+        stem = full.stem if known else full.name
+        return stem if self.flat else f"{full.parent.name}/{stem}"
 
 
 CUB = _Layout(

@@ -64,7 +64,7 @@ def encode_png(image: UInt8[np.ndarray, "H W *channels"]) -> bytes:
     return file.getvalue()
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | None) -> str:
     """Describes in a few words why a file could not be read or decoded."""
     if isinstance(error, UnidentifiedImageError):  # its text contains a memory address
         return "it is empty or no image"
@@ -74,11 +74,11 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(ORIENTATION)
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:  # broken EXIF data does not make the image unusable
-        return None
+        return 1
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,7 +25,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TOLERATED = 0.01  # share of the images that may be broken
 THREADS = 16  # for many small reads, which wait for a disk or a network
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ImageFiles:
@@ -83,7 +84,7 @@ class ImageFiles:
             [self.files[i] for i in kept],
             self._stamps,
             self._read,
-            skipped=self.skipped | broken,
+            skipped={**self.skipped, **broken},
             tolerated=self.tolerated,
         )
 
@@ -141,7 +142,7 @@ def list_images(root: pathlib.Path) -> dict[str, int]:
     folders further down.
     """
 
-    def fail(error: OSError) -> None:
+    def fail(error: OSError) -> NoReturn:
         raise UserError(
             f"the folder {printable(error.filename)} cannot be read: {error.strerror}"
         ) from error

@@ -118,7 +118,7 @@ class Batches:
     """An iterator over batches that owns loading threads."""
 
     def __init__(self, source: grain.DatasetIterator):
-        self._source = source
+        self._source: grain.DatasetIterator | None = source
 
     def __iter__(self) -> "Batches":
         return self
