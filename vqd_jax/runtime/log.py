@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -58,8 +58,8 @@ class Log:
         with self._readable_errors():
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-            scalars = (summary.scalar(key, value) for key, value in values.items())
-            self._add(Event(wall_time=now, step=step, summary=scalar) for scalar in scalars)
+            scalars = [summary.scalar(key, value) for key, value in values.items()]
+            self._add([Event(wall_time=now, step=step, summary=scalar) for scalar in scalars])
 
     def write_machine(self, facts: Mapping[str, Any]) -> None:
         """Describe the machine in a JSON file beside the metrics, replacing an earlier one."""
@@ -85,10 +85,12 @@ class Log:
                 self._events.close()
                 self._events = None
 
-    def _add(self, events: Iterable[Any]) -> None:
+    def _add(self, events: Sequence[Any]) -> None:
         """Appends events to TensorBoard's file. `tensorboardX.SummaryWriter` would write them in a
         thread, where a full disk is a traceback instead of an error.
         """
+        if not events:
+            return
         if self._events is None:
             from tensorboardX.event_file_writer import EventsWriter
 
