@@ -403,11 +403,11 @@ def test_a_run_ends_with_its_report_and_the_command_writes_the_same(trained, tmp
     page = (tmp_path / "new" / "page.html").read_text()
     assert page == (workdir / "report.html").read_text() and contents(workdir) == before
     assert re.findall(r'<section id="([\w-]+)"', page) == [
-        "curves",
-        "pictures",
-        "codebook",
+        "training-curves",
+        "images",
+        "codebook-use",
         "time-and-hardware",
-        "config",
+        "configuration",
     ]
     codes = [np.load(path) for path in sorted((workdir / "vqvae").glob("codes-*.npy"))]
     assert [use.shape for use in codes] == [(32,)] * 2 and {use.sum() for use in codes} == {8 * 64}
