@@ -62,8 +62,8 @@ def test_it_is_the_picture_of_sample_bit_for_bit(shipped, prompt, settings):
 def test_it_says_what_the_network_gives_in_each_call(shipped):
     found = explain.explain(shipped, PROMPT, seed=5, calls=4, guidance=3.0, temperature=0.8)
     stage, ids = shipped.stage, jnp.asarray(shipped.tokenizer([PROMPT]))
-    looks = []
-    for z, t, sure in zip(found.states, found.times, found.confidence):
+    maps = []
+    for z, t, confidence in zip(found.states, found.times, found.confidence):
         z, t = jnp.asarray(z)[None], jnp.full(1, t)
         text, null = (
             np.asarray(
@@ -73,14 +73,12 @@ def test_it_says_what_the_network_gives_in_each_call(shipped):
             for drop in (False, True)
         )
         p = np.exp((null + 3 * (text - null)) / 0.8)
-        np.testing.assert_allclose(sure, (p / p.sum(-1, keepdims=True)).max(-1), rtol=1e-3)
-        looks.append(stage.attention(shipped.weights, z, t, ids)[0])
+        np.testing.assert_allclose(confidence, (p / p.sum(-1, keepdims=True)).max(-1), rtol=1e-3)
+        maps.append(stage.attention(shipped.weights, z, t, ids)[0])
     assert shipped.tokenizer.words(PROMPT)[-1][0] == "apple"
     places = shipped.tokenizer.words(PROMPT)[-1][1]
     apple = next(word for word in found.words[0] if word.text == "apple")
-    np.testing.assert_allclose(
-        apple.attention, np.mean(looks, axis=0)[:, places].sum(-1), rtol=1e-4
-    )
+    np.testing.assert_allclose(apple.attention, np.mean(maps, axis=0)[:, places].sum(-1), rtol=1e-4)
 
 
 def test_what_became_of_each_token():

@@ -71,7 +71,7 @@ def test_strength_says_how_much_changes(model, picture):
     assert 2 * far[0] < far[1]
 
 
-def test_a_larger_canvas_is_painted_window_by_window(model, picture):
+def test_a_larger_image_is_painted_window_by_window(model, picture):
     image = np.pad(picture, ((0, 16), (8, 8), (0, 0)), constant_values=255)
     repaint = np.ones(image.shape[:2], bool)
     repaint[:32, 8:40] = False
@@ -108,10 +108,10 @@ def files(tmp_path, picture):
     return tmp_path
 
 
-def test_canvases_from_files(files, picture):
-    canvas = inpaint.read_edit_image(str(files / "apple.png"), str(files / "mask.png"), [], 32)
-    np.testing.assert_array_equal(canvas.image, picture)
-    assert canvas.mask[:16].all() and not canvas.mask[16:].any()
+def test_edit_images_from_files(files, picture):
+    edit_image = inpaint.read_edit_image(str(files / "apple.png"), str(files / "mask.png"), [], 32)
+    np.testing.assert_array_equal(edit_image.image, picture)
+    assert edit_image.mask[:16].all() and not edit_image.mask[16:].any()
     assert inpaint.read_edit_image(str(files / "apple.png"), None, [], 32).mask.all()
     larger = inpaint.read_edit_image(str(files / "apple.png"), None, ["4", "0", "8", "12"], 32)
     assert (
@@ -139,7 +139,7 @@ def test_bad_files_are_one_sentence(files, arguments, sentence):
         inpaint.read_edit_image(str(files / init), mask and str(files / mask), extend, 32)
 
 
-def test_a_canvas_must_fit_the_cells(model, picture):
+def test_an_image_must_fit_the_cells(model, picture):
     with pytest.raises(UserError, match="multiples of 4, got 33 x 32"):
         edit(model, EditImage(np.zeros((32, 33, 3), np.uint8), np.ones((32, 33), bool)), ["a"])
     with pytest.raises(UserError, match=r"strength must lie in \(0, 1\], got 2"):

@@ -24,7 +24,7 @@ def weights(model):
 
 
 @pytest.fixture(scope="module")
-def recipes(model):
+def requests(model):
     picture = model(["a google style emoji of a red apple"], calls=3)[0]
     half = np.arange(32)[:, None].repeat(32, 1) < 16
     wide, around = (
@@ -66,8 +66,8 @@ def recipes(model):
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("option", "masked", "wider")),
     ],
 )
-def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path):
-    asked = recipes[name]
+def test_a_file_makes_its_picture_again(model, weights, requests, name, tmp_path):
+    asked = requests[name]
     images = request.generate(model, asked)
     for picture in (None, len(images) - 1):
         sheet = np.concatenate(images) if picture is None else images[picture]
@@ -86,18 +86,18 @@ def test_a_file_makes_its_picture_again(model, weights, recipes, name, tmp_path)
     "name",
     ["varied", *(pytest.param(n, marks=pytest.mark.slow) for n in ("option", "masked"))],
 )
-def test_what_is_watched_ends_as_what_is_drawn(model, recipes, name):
-    seen = list(request.watch(model, recipes[name]))
-    assert len(seen) == request.calls(model, recipes[name]) == 3 and (seen[0] != seen[-1]).any()
-    np.testing.assert_array_equal(seen[-1], request.generate(model, recipes[name]))
+def test_what_is_watched_ends_as_what_is_drawn(model, requests, name):
+    seen = list(request.watch(model, requests[name]))
+    assert len(seen) == request.calls(model, requests[name]) == 3 and (seen[0] != seen[-1]).any()
+    np.testing.assert_array_equal(seen[-1], request.generate(model, requests[name]))
 
 
 @pytest.mark.slow  # test_inpaint.py paints several windows
-def test_an_image_of_several_windows_is_watched_too(model, recipes):
-    seen = list(request.watch(model, recipes["wider"]))
-    np.testing.assert_array_equal(seen[-1], request.generate(model, recipes["wider"]))
+def test_an_image_of_several_windows_is_watched_too(model, requests):
+    seen = list(request.watch(model, requests["wider"]))
+    np.testing.assert_array_equal(seen[-1], request.generate(model, requests["wider"]))
     for images in seen:
-        np.testing.assert_array_equal(images[0, :, :32], recipes["wider"].edit.image[:, :32])
+        np.testing.assert_array_equal(images[0, :, :32], requests["wider"].edit.image[:, :32])
 
 
 @pytest.mark.parametrize(

@@ -175,13 +175,13 @@ def test_the_forward_pass_is_the_definition():
 def test_calls_with_what_was_seen_give_the_logits_of_the_whole_pass(condition, head):
     stage, rows = make(condition, head), data(condition)
     params, z, network = random_params(stage, condition), rows["tokens"], stage.network
-    told = stage.condition(params, rows["text"], jnp.zeros(4, bool))
+    encoded = stage.condition(params, rows["text"], jnp.zeros(4, bool))
     want, past = whole(stage)(params, z, rows["text"], jnp.zeros(4, bool)), None
     apply = jax.jit(network.apply)
     for place in range(N):
         before = z[:, place - 1 : place] if place else jnp.full((4, 1), K)
         logits, past = apply(
-            {"params": params["autoregressive"]}, before, *told, jnp.int32(place), past
+            {"params": params["autoregressive"]}, before, *encoded, jnp.int32(place), past
         )
         past = past if place else network.pad_cache(past)
         np.testing.assert_allclose(logits[:, 0], want[:, place], rtol=1e-5, atol=1e-5)
@@ -408,16 +408,19 @@ def test_the_program_keeps_what_it_has_seen():
         network=network, conditioner=NoConditioner(), codec=CODEC, drop_caption=0.0
     )
     shapes, _ = jax.eval_shape(stage.init, jax.random.key(0), {"text": jnp.zeros((1, 0), int)})
-    told = (jnp.zeros(1, int), jnp.zeros((1, 0), bool))
+    condition = (jnp.zeros(1, int), jnp.zeros((1, 0), bool))
     flops = lambda *args: (
         jax.jit(network.apply)
         .lower({"params": shapes["autoregressive"]}, *args)
         .cost_analysis()["flops"]
     )
     past = jax.eval_shape(
-        lambda p: network.pad_cache(network.apply({"params": p}, jnp.zeros((1, 1), int), *told)[1]),
+        lambda p: network.pad_cache(
+            network.apply({"params": p}, jnp.zeros((1, 1), int), *condition)[1]
+        ),
         shapes["autoregressive"],
     )
     assert (
-        flops(jnp.zeros((1, 1), int), *told, 5, past) < flops(jnp.zeros((1, 64), int), *told) / 20
+        flops(jnp.zeros((1, 1), int), *condition, 5, past)
+        < flops(jnp.zeros((1, 64), int), *condition) / 20
     )
