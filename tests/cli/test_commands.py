@@ -670,7 +670,8 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, 
         largest.write_bytes(largest.read_bytes()[:-10])
 
     truncate("6")
-    done = run_in_process(
+    done = run(
+        "vqd_jax",
         "sample",
         f"--workdir={broken}",
         "--prompt=x",
