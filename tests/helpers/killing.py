@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from helpers import ROOT
+from helpers.emoji_set import emoji_cache
 from vqd_jax.core.checksums import mismatch
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -31,9 +32,10 @@ STEPS, SAVE = 18, 3
 GRACE = 30  # seconds from SIGTERM to the end
 SETTINGS = (
     """
-    emoji.max_items=24 vqvae_loss.lpips=0.0 vqvae_optim.muon=0.0 vqvae.channels=8 vqvae.latent_width=8
+    emoji.max_items=24 vqvae_loss.lpips=0.0 vqvae_optim.muon=0.0
+    vqvae.channels=8 vqvae.latent_width=8 vqvae.multipliers=(1,) vqvae.residual_blocks=0 vqvae.patch_size=8
     codebook.codes=32 codebook.width=8 codebook.restart_every=2 denoiser.layers=1 denoiser.width=16 denoiser.heads=2
-    learned_text.width=16 learned_text.heads=2 learned_text.vocabulary=280 process.T=10 sampling.calls=3
+    learned_text.width=16 learned_text.heads=2 learned_text.layers=0 learned_text.vocabulary=280 process.T=10 sampling.calls=3
     held_out.examples=8 held_out.draws=1 held_out.lpips=False preview.pictures=2
     evaluation.images=8 evaluation.bound_images=8 evaluation.draws=1 evaluation.subsets=2
     """.split()
@@ -286,6 +288,14 @@ def landing(workdir: Path, said: str) -> str:
         if done
         else "at the start"
     )
+
+
+def link_emoji(workdir: Path) -> Path:
+    """Gives a new workdir the built emoji set, whose building takes longer than the training."""
+    cache = workdir / "cache"
+    cache.mkdir(parents=True)
+    (cache / "emoji").symlink_to(emoji_cache() / "emoji")
+    return workdir
 
 
 def train_killed(workdir: Path, kills: list[Kill], cache: Path) -> list[int]:

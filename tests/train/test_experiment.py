@@ -1,10 +1,8 @@
 """Training in a workdir without previews and held-out evaluations."""
 
-from pathlib import Path
-
 import pytest
 
-from helpers.killing import SETTINGS, STAGES
+from helpers.killing import SETTINGS, STAGES, link_emoji
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -12,10 +10,9 @@ from vqd_jax.runtime.log import read_metrics
 from vqd_jax.train.experiment import Experiment
 
 
-def config(tmp_path_factory, **changed):
+def config(**changed):
     """Two steps of each stage of `helpers.killing`'s training."""
     c = defaults()
-    c.data.cache = str(Path(tmp_path_factory.getbasetemp()) / "cache")
     c.unlock()
     for setting in SETTINGS:
         key, _, value = setting.partition("=")
@@ -31,9 +28,11 @@ def config(tmp_path_factory, **changed):
 
 
 @pytest.fixture
-def train(tmp_path, tmp_path_factory):
+def train(tmp_path):
+    workdir = link_emoji(tmp_path / "run")
+
     def run(**changed):
-        experiment = Experiment(config(tmp_path_factory, **changed), tmp_path / "run")
+        experiment = Experiment(config(**changed), workdir)
         experiment.run()
         experiment.finish()
 

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from helpers.killing import MOMENTS, Kill, differences, start, train_killed
+from helpers.killing import MOMENTS, Kill, differences, link_emoji, start, train_killed
 
 
 def at(name, sent, number=1, seconds=0.0):
@@ -14,7 +14,7 @@ def at(name, sent, number=1, seconds=0.0):
 
 
 def test_killed_three_times(tmp_path):
-    reference, workdir = tmp_path / "reference", tmp_path / "killed"
+    reference, workdir = (link_emoji(tmp_path / name) for name in ("reference", "killed"))
     programs = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or tmp_path / "programs")
     assert start(reference, None, programs).status == 0
     kills = [
