@@ -63,7 +63,7 @@ model:
         content_emb_config:
           target: image_synthesis.modeling.embeddings.dalle_mask_image_embedding.DalleMaskImageEmbedding
           params: {num_embed: 2887, spatial_size: !!python/tuple [32, 32], embed_dim: 1024, trainable: True, pos_emb_type: embedding}
-"""
+"""  # noqa: E501
 
 
 def write(folder: Path) -> None:

@@ -36,7 +36,7 @@ SIZES = {  # layers, width, heads, codes, side of the token grid
 
 
 class Tokenizer:
-    """Stands in for CLIP's, whose vocabulary cannot be had everywhere: any ids take the same time."""
+    """Stub of CLIP's tokenizer, whose vocabulary must be downloaded: any ids take the same time."""
 
     vocabulary, length, model_max_length, pad = 1000, 77, 77, 0
 

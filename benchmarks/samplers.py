@@ -135,7 +135,7 @@ def settings(name: str, calls: int, n: int) -> dict:
 
 
 def speed(args: argparse.Namespace, done: dict) -> None:
-    """Images per second of one batch of 64, the better of two runs, with the model's own guidance."""
+    """Measures images per second: a batch of 64, the better of two runs, the config's guidance."""
     model = pipeline.load(args.workdir)
     n = int(np.prod(model.stage.denoiser.grid))
     prompts = ["a twitter style emoji of a crab"] * batches.ROWS

@@ -9,11 +9,11 @@ weights; and a step alone.
 Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The
 network has the same random weights on both sides, and the largest difference of their
 log-probabilities is printed. Rounds alternate, so that a noisy machine slows both; the peer runs
-with the number of threads that suits it best, and its batches whole or picture by picture. `step`
-is what a call does after the network: drawing z_s from its logits, here by its coefficients, and densely
-over all k + 1 states. `pictures` is ours alone from captions to uint8 pictures, without guidance
-and with it in calls where at most half of the tokens are masked, and the share of the machine's
-peak that its matrix products and convolutions take.
+with the number of threads that is fastest, and its batches whole or image by image. `step` is what
+a call does after the network: it draws z_s from the logits, with our coefficients, and densely over
+all k + 1 states. `pictures` is ours alone, from captions to uint8 images: without guidance, and with
+guidance in the calls where at most half of the tokens are masked; it also reports the share of the
+machine's peak that matrix products and convolutions take.
 """
 
 import argparse
@@ -26,8 +26,8 @@ import numpy as np
 import peer
 
 from vqd_jax.diffusion import schedules
-from vqd_jax.runtime.hardware import chip
 from vqd_jax.runtime.devices import local_devices
+from vqd_jax.runtime.hardware import chip
 from vqd_jax.samplers.ancestral import Ancestral, posterior_phase, posterior_step
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted, sampling

@@ -87,7 +87,7 @@ def exchanged(devices: int) -> list[dict]:
 
 
 def measured(known: list[dict]) -> Iterator[dict]:
-    """Over devices in one process, then over processes with a device each; without what is known."""
+    """Compiles for devices of one process, then for processes of one device; skips known rows."""
     for processes, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (4, 4)):
         if not any((row["processes"], row["devices"]) == (processes, devices) for row in known):
             yield from together(processes, devices)
@@ -123,7 +123,7 @@ def together(processes: int, devices: int) -> list[dict]:
 
 
 def planned(model: str, known: list[dict]) -> Iterator[dict]:
-    """Weak scaling by each layout, and strong scaling of the smaller model; without what is known."""
+    """Plans weak scaling of each layout and strong scaling of the smaller model; skips known rows."""
     wanted = [
         ("weak", layout, n, ROWS * n, 1)
         for layout, sizes in {"pmap": (1, 256), "fsdp": (8, 64, 256)}.items()
