@@ -14,7 +14,7 @@ from matplotlib import pyplot  # noqa: E402
 
 from vqd_jax.diffusion import schedules
 from vqd_jax.samplers.ancestral import Ancestral
-from vqd_jax.samplers.base import call_times
+from vqd_jax.samplers.base import call_times, sample_loop
 from vqd_jax.samplers.released import ReleasedFast
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -60,7 +60,8 @@ def masked_figure() -> None:
         ("released, 11 calls", ReleasedFast(calls=11), "#b83280"),
     ):
         start = sampler.start(keys, process, N)
-        _, states = sampler(keys, process, lambda z, t: jnp.zeros((*z.shape, K)), start, trace=True)
+        uniform = lambda z, t: jnp.zeros((*z.shape, K))
+        _, states = sample_loop(sampler, keys, process, uniform, start, trace=True)
         before = np.concatenate([np.asarray(start)[None], np.asarray(states)[:-1]])
         share = (before == K).mean((1, 2))
         axis.plot(
