@@ -274,6 +274,6 @@ def test_a_truncated_file_is_one_sentence(exported, tmp_path):
 
 
 def test_options_that_it_does_not_need_are_refused(exported, tmp_path):
-    assert "holds a whole model: leave out --heads and --image_size" in failure(
+    assert "holds a complete model: leave out --heads and --image_size" in failure(
         "convert", exported, f"--workdir={tmp_path / 'w'}", "--heads=16", "--image_size=256"
     )

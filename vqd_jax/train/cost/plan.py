@@ -106,5 +106,5 @@ def table(p: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _bytes(n: float) -> str:
+def _bytes(n: int | float) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.2f} MB"
