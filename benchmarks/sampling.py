@@ -11,8 +11,8 @@ network has the same random weights on both sides, and the largest difference of
 log-probabilities is printed. Rounds alternate, so that a noisy machine slows both; the peer runs
 with the number of threads that is fastest, and its batches whole or image by image. `step` is what
 a call does after the network: it draws z_s from the logits, with our coefficients, and densely over
-all k + 1 states. `pictures` is ours alone, from captions to uint8 images: without guidance, and with
-guidance in the calls where at most half of the tokens are masked; it also reports the share of the
+all k + 1 states. `pictures` is ours alone, from captions to uint8 images: without guidance, and
+with it in calls where at most half of the tokens are masked; it also reports the share of the
 machine's peak that matrix products and convolutions take.
 """
 

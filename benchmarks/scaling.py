@@ -123,7 +123,7 @@ def together(processes: int, devices: int) -> list[dict]:
 
 
 def planned(model: str, known: list[dict]) -> Iterator[dict]:
-    """Plans weak scaling of each layout and strong scaling of the smaller model; skips known rows."""
+    """Plans weak scaling by layout and strong scaling of the smaller model; skips known rows."""
     wanted = [
         ("weak", layout, n, ROWS * n, 1)
         for layout, sizes in {"pmap": (1, 256), "fsdp": (8, 64, 256)}.items()

@@ -92,7 +92,5 @@ def test_all_else_works_with_it(sampler, model):
 
 def test_it_is_told_its_calls_itself(sampler, model):
     for beside, name in (({"calls": 4}, "calls"), ({"order": "halton"}, "order")):
-        with pytest.raises(
-            UserError, match=f"a sampler object has its own {name}: set it there"
-        ):
+        with pytest.raises(UserError, match=f"a sampler object has its own {name}: set it there"):
             model(CRABS, sampler=sampler(4), **beside)

@@ -173,8 +173,11 @@ def _read(options: flags.FlagValues, command: ModuleType, argv: list[str]) -> Se
 
 def config_file(options: flags.FlagValues) -> tuple[str, str]:
     """(FILE, VARIANT) of --config=FILE:VARIANT. UserError without the flag or without that file."""
+    from ml_collections import config_flags  # slow to import
+
     flag = options["config"]
-    path, _, variant = (flag.config_filename if flag.present else "").partition(":")
+    named = config_flags.get_config_filename(flag) if flag.present else ""
+    path, _, variant = named.partition(":")
     if not path:
         raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
     if not Path(path).is_file():

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,9 @@ def vqvae_stage(config: ConfigDict) -> VQVAEStage:
 def process(config: ConfigDict) -> MaskAndReplace:
     """The forward process, with the config's schedule, T and number of codes."""
     if config.process.schedule == "stored":
-        tables = (config.process.log_alpha, config.process.log_beta)
-        return schedules.stored(*(np.array(x, np.float64) for x in tables), config.codebook.codes)
+        log_alpha = np.array(config.process.log_alpha, np.float64)
+        log_beta = np.array(config.process.log_beta, np.float64)
+        return schedules.stored(log_alpha, log_beta, config.codebook.codes)
     make = choose(
         "process.schedule",
         config.process.schedule,
@@ -317,7 +318,10 @@ def autoregressive_stage(config: ConfigDict, tokenizer: Tokenizer) -> Autoregres
     )
 
 
-TOKEN_STAGES = {"diffusion": diffusion_stage, "autoregressive": autoregressive_stage}
+TOKEN_STAGES: dict[str, Callable[[ConfigDict, Tokenizer], Any]] = {
+    "diffusion": diffusion_stage,
+    "autoregressive": autoregressive_stage,
+}
 
 
 def _tokens_and_condition(config: ConfigDict) -> dict[str, Any]:

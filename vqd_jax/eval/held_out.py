@@ -63,26 +63,27 @@ class CodecEvaluation:
         if not chosen:
             return {}
         load = lambda i, rng: {"image": self.transform(self.source[i]["image"], None)}
-        images, outputs, tokens, distances = [], [], [], {net: [] for net in self.lpips}
+        batches: dict[str, list[np.ndarray]] = {"tokens": [], "outputs": [], "images": []}
+        distances: dict[str, list[np.ndarray]] = {net: [] for net in self.lpips}
         devices = all_devices()
         weights = replicate(weights, devices)
         for batch, valid in sequential(chosen, ROWS, load):
             z = jitted.encode(self.stage, weights, batch["image"], devices=devices)
             output = jitted.decode(self.stage, weights, z, devices=devices)
-            for net, values in distances.items():
+            for net, kept in distances.items():
                 distance = jitted.lpips(
                     net, jitted.lpips_params(net, devices), batch["image"], output, devices=devices
                 )
-                values.append(np.asarray(distance)[:valid])
-            for values, value in ((tokens, z), (outputs, output), (images, batch["image"])):
-                values.append(np.asarray(value)[:valid])
-        images, outputs, tokens = map(np.concatenate, (images, outputs, tokens))
+                kept.append(np.asarray(distance)[:valid])
+            for name, value in (("tokens", z), ("outputs", output), ("images", batch["image"])):
+                batches[name].append(np.asarray(value)[:valid])
+        tokens, outputs, images = map(np.concatenate, batches.values())
         values = {"psnr": float(np.mean(psnr(images, outputs)))}
         if min(images.shape[1:3]) >= WINDOW:
             values["ssim"] = float(np.mean(ssim(images, outputs)))
         values |= {
-            "lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(distance).mean())
-            for net, distance in distances.items()
+            "lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(kept).mean())
+            for net, kept in distances.items()
         }
         values["perplexity"], values["codes_in_use"] = codebook_use(
             tokens, self.stage.codebook.codes

@@ -16,11 +16,11 @@ _TIE = 1e-9  # cosine distances closer than this are equal
 
 def retrieval(
     features: Float[np.ndarray, "n d"],
-    groups: Sequence[str],
-    styles: Sequence[str],
+    groups: Sequence[str] | np.ndarray,
+    styles: Sequence[str] | np.ndarray,
     gallery: Float[np.ndarray, "m d"],
-    gallery_groups: Sequence[str],
-    gallery_styles: Sequence[str],
+    gallery_groups: Sequence[str] | np.ndarray,
+    gallery_styles: Sequence[str] | np.ndarray,
     *,
     ranks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:

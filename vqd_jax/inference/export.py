@@ -4,6 +4,7 @@ workdir.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,7 +94,8 @@ def diffusers_folder(workdir: Path, out: Path, stages: exported.Stages, plan: Pl
     with atomic_write(out) as part:
         part.mkdir()
         diffusers.write(part, config.to_dict(), widen(codec), widen(model["weights"]))
-        load_tokenizer(model["tokenizer"]).save(part / "tokenizer")
+        tokenizer: Any = load_tokenizer(model["tokenizer"])  # CLIP's, or the layout does not fit
+        tokenizer.save(part / "tokenizer")
 
 
 def small_workdir(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> None:

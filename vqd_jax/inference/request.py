@@ -215,7 +215,7 @@ def read_file(model: TextToImage, path: str, weights: str) -> tuple[GenerationRe
     try:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()  # the text may follow the pixels
-            fields = json.loads(image.text[KEY])
+            fields = json.loads(image.text[KEY])  # type: ignore[attr-defined]
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise UserError(
             f"{path} holds no generation request: it is not a PNG file of vqd_jax, or another "

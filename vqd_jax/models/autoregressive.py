@@ -52,7 +52,8 @@ class CausalBlock(TransformerBlock):
                 cache["self"], new["self"], first, axis=2
             )
         visible = jnp.arange(new["self"].shape[2])[None] <= first + jnp.arange(h.shape[1])[:, None]
-        attended = attend(q, *new["self"], self.heads, visible[None])
+        keys, values = new["self"]
+        attended = attend(q, keys, values, self.heads, visible[None])
         h = h + drop(self.dense(d, "self_out")(attended))
         if self.condition == "text":
             if cache:
@@ -61,7 +62,8 @@ class CausalBlock(TransformerBlock):
                 kv = self.dense(2 * d, "cross_kv")(condition)
                 new["text"] = jnp.stack(jnp.split(kv, 2, axis=-1))
             q = self.dense(d, "cross_q")(self.norm(h, "norm2"))
-            attended = attend(q, *new["text"], self.heads, mask[:, None])
+            keys, values = new["text"]
+            attended = attend(q, keys, values, self.heads, mask[:, None])
             h = h + drop(self.dense(d, "cross_out")(attended))
         return h + drop(self.linear_mlp(self.mlp_norm(h, condition))), new
 

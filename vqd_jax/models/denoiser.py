@@ -63,8 +63,8 @@ class Block(TransformerBlock):
         attend = SelfAttention(d, self.heads, chunked, name="self_attention", **shared)
         h = h + drop(attend(norm("norm1")))
         if self.condition == "text":
-            attend = CrossAttention(d, self.heads, name="cross_attention", **shared)
-            h = h + drop(attend(norm("norm2"), condition, mask))
+            cross_attend = CrossAttention(d, self.heads, name="cross_attention", **shared)
+            h = h + drop(cross_attend(norm("norm2"), condition, mask))
         x = self.mlp_norm(h, condition)
         return h + drop(self.conv_mlp(x) if self.mlp == "conv" else self.linear_mlp(x))
 

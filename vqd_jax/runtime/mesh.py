@@ -84,7 +84,7 @@ class Sharded:
     def check_batch(self, size: int, micro_batches: int = 1) -> None:
         check_batch_size(size, self.device_count // self.tensor, micro_batches)
 
-    def compile(self, step: Callable) -> Callable:
+    def compile(self, step: Callable) -> Any:
         """`(state, frozen, batch, key) -> (state, metrics)`, for results of `device_put` and
         `shard`. Donates the state.
         """

@@ -61,7 +61,7 @@ class DiffusionStage(DiffusionSampling):
         z, t = jnp.zeros((1, self.tokens), jnp.int32), jnp.ones(1, jnp.int32)
         params["denoiser"] = self.denoiser.init(model_key, z, t, condition, mask)["params"]
         if self.adapter.rank:
-            params["adapter"] = self.adapter.init(*adapter_key, params["denoiser"])
+            params["adapter"] = self.adapter.init(adapter_key[0], params["denoiser"])
         return params, LossAwareTimes.empty(self.process.T)
 
     @property

@@ -199,7 +199,8 @@ def _sample(
 
 def compiled_samplers() -> int:
     """The number of compiled sampling programs in memory."""
-    return _sample._cache_size() + autoregressive.one_call._cache_size()
+    programs: tuple[Any, ...] = (_sample, autoregressive.one_call)
+    return sum(program._cache_size() for program in programs)
 
 
 def limit_compiled_samplers(most: int) -> None:
@@ -363,9 +364,7 @@ class DiffusionSampling:
                 least=2 // prompts,
             )
             logits = logits.swapaxes(0, 1)
-            logits = static_guidance.combine(
-                logits, dynamic["scales"], unmasked[t], guided=guided
-            )
+            logits = static_guidance.combine(logits, dynamic["scales"], unmasked[t], guided=guided)
             return static_guidance.shape(logits, dynamic["temperature"], dynamic["top_p"])
 
         return denoise

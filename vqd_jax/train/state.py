@@ -2,6 +2,7 @@
 everything that follows.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +90,7 @@ def restore_or_init(
             stage.weights_of(params, extra),
             f"the weights in {checkpoints.folder}",
         )
-        return fresh(*stage.from_weights(stored)).replace(step=np.int32(step))
+        return dataclasses.replace(fresh(*stage.from_weights(stored)), step=np.int32(step))
     like = fresh(params, extra)
     names = ("step", "params", "opt_state", "extra")
     stored = checkpoints.restore("state", like={name: getattr(like, name) for name in names})

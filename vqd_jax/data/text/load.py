@@ -6,7 +6,7 @@ once.
 
 import json
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.text import bpe, clip, labels
 
-KINDS = {
+KINDS: dict[str, Any] = {
     bpe.KIND: bpe.BytePair,
     clip.KIND: clip.ClipTokenizer,
     labels.CLASSES: labels.Classes,
