@@ -196,7 +196,7 @@ def test_a_run_says_how_fast_it_is(trained):
         )
 
 
-@pytest.mark.parametrize("stage", ["vqvae", "diffusion"])
+@pytest.mark.parametrize("stage", [pytest.param("vqvae", marks=pytest.mark.slow), "diffusion"])
 def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, stage):
     workdir, _ = trained
     again = tmp_path / "again"
@@ -492,7 +492,10 @@ BAD = [
     ),
     (["plan", "--workdir={workdir}", "--calls=65"], "a plan for 64 tokens has 1..64 calls, got 65"),
     (["plan", "--workdir=nowhere"], "there is no workdir nowhere"),
-    (["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"], "{workdir}"),
+    (
+        ["sample", "--workdir={workdir}", "--prompt=x", "--out={workdir}"],
+        "is a folder: name a file",
+    ),
     (["sample", "--workdir={workdir}", "--prompt=x", "--seed=-1"], "--seed=-1"),
     (["explain", "--prompt=x"], "--workdir is missing"),
     (["explain", "--workdir={workdir}"], "--prompt is missing"),
@@ -507,7 +510,7 @@ BAD = [
     ),
     (
         ["explain", "--workdir={workdir}", "--prompt=x", "--out={workdir}"],
-        "cannot write the explanation to {workdir}",
+        "--out={workdir} is a folder: name a file",
     ),
     (["report"], "--workdir is missing"),
     (["report", "--workdir=nowhere"], "there is no workdir nowhere"),
@@ -648,6 +651,7 @@ def test_one_training_at_a_time_in_a_workdir(trained, cache):
     assert contents(trained[0]) == before
 
 
+@pytest.mark.slow  # 10 s of a whole start
 def test_a_finished_run_is_skipped(trained, cache):
     """Also after another process held the lock, which goes with that process."""
     workdir, _ = trained
@@ -658,6 +662,7 @@ def test_a_finished_run_is_skipped(trained, cache):
     assert contents(workdir / "diffusion" / "checkpoints") == before
 
 
+@pytest.mark.slow  # 20 s; test_checkpoint has every damage
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_is_used(trained, cache, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(trained[0], broken)

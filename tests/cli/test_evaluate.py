@@ -79,6 +79,7 @@ def untimed(text):
     return re.sub(r'"images_per_second": [\d.e-]+', "", text)
 
 
+@pytest.mark.slow  # 45 s; test_generate resumes in process
 def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path):
     """SIGKILL as soon as the second batch of five is there, on one device; the rest is generated on
     four.

@@ -19,6 +19,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow  # 30 s; test_lowering has every kind of program, small
 def test_sampling_and_training_of_base_lower_with_the_operations_expected(benchmark):
     c = defaults()
     c.data.transform = "reference"

@@ -91,6 +91,7 @@ def test_a_plan_of_all_stages_for_eight_devices(tmp_path):
     assert done.stdout.count("  fits") == 3 * 4 and "8 devices" in done.stdout
 
 
+@pytest.mark.slow  # 15 s
 def test_a_plan_for_a_mesh_of_eight_devices_of_one_kind(tmp_path):
     """The command as a process."""
     out = tmp_path / "plan.json"

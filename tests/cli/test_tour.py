@@ -85,7 +85,7 @@ def test_all_else_works_with_it(sampler, model):
     np.testing.assert_array_equal([*model.watch(CRABS, **asked)][-1][0], tokens)
     np.testing.assert_array_equal(model(CRABS, **asked), model.decode(tokens))
     known = Constraint(np.arange(64)[None].repeat(3, 0) < 20, tokens)
-    again = model.tokens(CRABS, **asked | {"seed": 4}, known=known, image=tokens, strength=0.5)
+    again = model.tokens(CRABS, **asked | {"seed": 4}, constraint=known, image=tokens, strength=0.5)
     np.testing.assert_array_equal(again[:, :20], tokens[:, :20])
     assert (again != tokens).any()
 

@@ -89,6 +89,11 @@ READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
 SOURCES = {p: p.read_text() for p in (ROOT / "vqd_jax").rglob("*.py") if p.name != "defaults.py"}
 
 
+def slow(name):
+    """flowers and coco are built as cub is, and ithq is the largest."""
+    return [pytest.mark.slow] if name in ("flowers", "coco", "ithq") else []
+
+
 def configs():
     """Every file of configs/ and the variants that its header names."""
     for path in sorted((ROOT / "configs").glob("*.py")):
@@ -98,7 +103,7 @@ def configs():
         for variant in dict.fromkeys(
             ["", *re.findall(rf"configs/{path.name}:(\w+)", module.__doc__)]
         ):
-            yield pytest.param(module, variant, id=f"{path.stem}:{variant}")
+            yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=slow(path.stem))
 
 
 def test_every_section_is_known_here():

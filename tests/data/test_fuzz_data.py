@@ -187,6 +187,7 @@ def sets(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow  # 6 s; damaged sets have tests of their own
 @fuzz(120)
 @given(which=st.integers(0, 2**16), file=st.integers(0, 2**16), edits=EDITS)
 def test_sets_of_the_paper(sets, which, file, edits):

@@ -95,7 +95,7 @@ def test_what_became_of_each_token():
 @pytest.mark.parametrize(
     "kind,asked",
     [
-        ("text", "apples $x$ 猫"),
+        pytest.param("text", "apples $x$ 猫", marks=pytest.mark.slow),
         pytest.param("class", "2", marks=pytest.mark.slow),
         pytest.param("none", "", marks=pytest.mark.slow),
     ],

@@ -55,6 +55,7 @@ def test_outside_of_the_mask_nothing_changes(model, picture, name, seed):
     assert (out[:, cells] != picture[cells]).any()
 
 
+@pytest.mark.slow  # 10 s
 def test_strength_says_how_much_changes(model, picture):
     """With `counts`, which keeps what is not masked at the start; ancestral steps may doubt every
     token.

@@ -81,7 +81,7 @@ def test_watching_sees_what_the_scan_does(model):
 @pytest.mark.parametrize(
     "name,strength",
     [
-        ("counts", 0.5),
+        pytest.param("counts", 0.5, marks=pytest.mark.slow),
         pytest.param("ancestral", 1.0, marks=pytest.mark.slow),
         pytest.param("remask", 0.5, marks=pytest.mark.slow),
     ],

@@ -270,7 +270,11 @@ def test_bad_fields_are_one_sentence(wrong, sentence):
     "mlp,variants",
     [
         ("fc", [{"remat": True, "attention": "chunked"}, {"scan": True}]),
-        ("conv", [{"attention": "chunked", "scan": True, "remat": True}]),
+        pytest.param(
+            "conv",
+            [{"attention": "chunked", "scan": True, "remat": True}],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_remat_scan_and_chunks_change_no_number_beyond_rounding(mlp, variants, monkeypatch):
@@ -289,6 +293,7 @@ def test_remat_scan_and_chunks_change_no_number_beyond_rounding(mlp, variants, m
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow  # 4 s
 def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
     programs = {}
     for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": True}}.items():

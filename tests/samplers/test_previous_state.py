@@ -22,6 +22,8 @@ from vqd_jax.samplers.base import Constraint, sample_loop
 from vqd_jax.samplers.guidance import StaticGuidance, apply_temperature, guide
 from vqd_jax.stages.token_stage import Conditioning
 
+pytestmark = pytest.mark.slow  # a benchmark carries these models, not the library
+
 spec = importlib.util.spec_from_file_location(
     "previous_state", ROOT / "benchmarks/previous_state.py"
 )

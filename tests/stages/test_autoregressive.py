@@ -374,6 +374,7 @@ def test_remat_and_scan_change_no_number_beyond_rounding(options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.slow  # 5 s
 def test_a_scan_draws_the_same_pictures(conditions):
     params = random_params(make())
     want, got = (
@@ -383,6 +384,7 @@ def test_a_scan_draws_the_same_pictures(conditions):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow  # 6 s; the denoiser's is the same code
 def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
     products = {}
     for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": True}}.items():

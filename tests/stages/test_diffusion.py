@@ -183,6 +183,7 @@ def test_the_share_of_dropped_captions(params, monkeypatch):
     assert abs(share - 0.3) < 4.5 * np.sqrt(0.21 / rows)
 
 
+@pytest.mark.slow  # 11 s
 def test_encoding_while_training_equals_cached_tokens(params):
     image = jnp.asarray(np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8))
     codec_params, codes = jax.jit(CODEC.init)(jax.random.key(0), {"image": image})

@@ -280,6 +280,7 @@ def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kin
             assert not any(equal) if name == "adapter" else all(equal), name
 
 
+@pytest.mark.slow  # 4 s
 def test_the_adapter_of_the_published_base_model_is_a_few_megabytes():
     c = defaults()
     paper.codec(c, 8, 2887)

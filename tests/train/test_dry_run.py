@@ -119,14 +119,9 @@ def test_what_is_placed_in_training_is_what_the_dry_run_has(name, transform, lay
 
 @pytest.mark.parametrize(
     "transform,layout",
-    [("crop", "both")]
-    + [  # each compiles a program for many seconds
-        pytest.param(transform, layout, marks=pytest.mark.slow)
-        for transform in ("crop", "resize")
-        for layout in LAYOUTS
-        if (transform, layout) != ("crop", "both")
-    ],
+    [(transform, layout) for transform in ("crop", "resize") for layout in LAYOUTS],
 )
+@pytest.mark.slow  # each compiles a program for 20 s; what is placed is compared above
 def test_the_program_of_a_dry_run_takes_these_arrays(transform, layout):
     parallel = parallelism(**LAYOUTS[layout])
     arrays, _ = placed("diffusion", transform, parallel)
@@ -192,6 +187,7 @@ def test_fsdp_gathers_what_it_has_cut_and_each_device_does_its_own_rows(compiled
         assert abs(programs["fsdp"].products / programs["pmap"].products - 1) < 0.1
 
 
+@pytest.mark.slow  # 20 s of compiling
 def test_the_model_does_what_one_device_does():
     for name in ("diffusion", "autoregressive"):
         step = dry_run.dry_run(small(), name)

@@ -39,6 +39,7 @@ def train(tmp_path):
     return run
 
 
+@pytest.mark.slow  # 35 s: two trainings
 def test_without_previews_and_held_out_evaluations(train, tmp_path, capsys):
     off = dict(preview__pictures=0, held_out__examples=0)
     train(**off)

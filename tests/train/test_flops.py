@@ -62,7 +62,7 @@ def as_it_runs(stage):
 
 @pytest.mark.parametrize("head,mlp", [("linear", "fc"), ("tied", "conv")])
 def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkeypatch):
-    monkeypatch.setattr(attention, "MANY", 0)
+    monkeypatch.setattr(attention, "CHUNK_ABOVE", 0)
     how = [dict(remat=remat, scan=scan) for remat in (False, True) for scan in (False, True)]
     plain, scanned, again, both = (transformer(head=head, mlp=mlp, **fields) for fields in how)
     assert (

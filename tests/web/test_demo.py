@@ -149,6 +149,7 @@ def test_a_small_file_with_a_large_picture_is_refused(model):
         api.parse_request(model, CRAB | {"init_image": base64.b64encode(file.getvalue()).decode()})
 
 
+@pytest.mark.slow  # 8 s
 def test_different_requests_do_not_fill_the_memory(model, weights, monkeypatch):
     """Few compiled samplers are kept in memory, and one that was dropped gives the same images."""
     monkeypatch.setattr(api, "MAX_PROGRAMS", 1)

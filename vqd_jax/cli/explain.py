@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from vqd_jax.cli.flags import (
+    check_output_files,
     define_loading_flags,
     define_prompt_flags,
     define_sampling_flags,
@@ -34,6 +35,7 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     required_workdir(options)
+    check_output_files(options, "out")
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")
 

@@ -1,6 +1,7 @@
 """Flags that several commands share, and what they ask for as keyword arguments."""
 
 import ast
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -191,6 +192,13 @@ def sampling(options: flags.FlagValues) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             out[name] = value
     return out
+
+
+def check_output_files(options: flags.FlagValues, *names: str) -> None:
+    """UserError, before anything is computed, if one of these flags names a folder."""
+    for name in names:
+        if options[name].value and Path(options[name].value).is_dir():
+            raise UserError(f"--{name}={options[name].value} is a folder: name a file")
 
 
 def required_workdir(options: flags.FlagValues) -> str:

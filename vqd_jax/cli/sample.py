@@ -17,6 +17,7 @@ from absl import flags
 
 from vqd_jax.cli.flags import (
     SAMPLING,
+    check_output_files,
     define_loading_flags,
     define_prompt_flags,
     define_sampling_flags,
@@ -92,6 +93,7 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     required_workdir(options)
+    check_output_files(options, "out", "trace")
     _check_flags(options)
 
     import numpy as np
