@@ -3,6 +3,7 @@
 `vqd --help` lists the commands.
 """
 
+import difflib
 import sys
 
 COMMANDS = {
@@ -44,7 +45,10 @@ def main() -> None:
         sys.argv = [f"vqd {name}", *rest]  # ml_collections reads --config.KEY=VALUE from there
         runner.start(name, rest)
     else:
-        sys.exit(f"error: there is no command {name!r}; `vqd --help` lists them")
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else "`vqd --help` lists them"
+        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,10 @@ def test_the_commands_are_listed_fast_by_both_doors():
     light = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert light.stdout.splitlines()[-1] == "set()"
     wrong = run("vqd_jax", "paint", ok=False)
-    assert wrong.returncode == 1 and wrong.stderr == (
+    assert wrong.returncode == 2 and wrong.stderr == (
         "error: there is no command 'paint'; `vqd --help` lists them\n"
     )
+    assert "did you mean sample?" in run("vqd_jax", "sampel", ok=False).stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
