@@ -137,7 +137,7 @@ def test_what_the_command_needs_is_said(tmp_path):
     )
     yaml = write_yaml(tmp_path / "config.yaml", VARIANTS["class"])
     where = f"--workdir={tmp_path / 'run'}"
-    assert "give the weights and where the workdir goes" in command(where).stderr
+    assert "give the weights and the workdir to make" in command(where).stderr
     assert "there is no weight file" in command(tmp_path / "none.pth", where).stderr
     assert (
         "knows 20 tokens and the codec 24: give the remap file with --remap"
