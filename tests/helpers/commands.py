@@ -19,6 +19,7 @@ from vqd_jax.cli import runner
 
 TINY = """
     vqvae.channels=8 vqvae.latent_width=8 codebook.codes=32 codebook.width=8 codebook.restart_every=2
+    vqvae_loss.lpips=0.0
     vqvae_train.batch_size=8 vqvae_train.examples=48 vqvae_train.log_every=8 vqvae_train.evaluate_every=24 vqvae_train.save_every=24
     denoiser.layers=1 denoiser.width=16 denoiser.heads=2 learned_text.width=16 learned_text.heads=2 learned_text.layers=1
     learned_text.vocabulary=280 process.T=10 sampling.calls=3
