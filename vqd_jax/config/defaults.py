@@ -240,14 +240,14 @@ def defaults() -> ConfigDict:
         per_call=1024,  # largest number of tokens revealed in one call
     )
     c.preview = _section(
-        pictures=8,  # images of each kind, at every evaluation and at the end
+        pictures=8,  # images of each kind, at every evaluation and at the end; 0 for none
         prompts=(  # free text
             "a google style emoji of a blue apple",
             "a twitter style emoji of a happy robot",
         ),
     )
     c.held_out = _section(
-        examples=512,  # images per split in the evaluations during training
+        examples=512,  # images per split in the evaluations during training; 0 for none
         draws=4,  # times t per image in the estimate of the bound
         lpips=True,  # the codec's perceptual distance, with VGG16
     )
