@@ -29,8 +29,8 @@ def shape(axis, **labels):
 
 def schedule_figure() -> None:
     """What has become of a token at each time."""
-    figure, axes = pyplot.subplots(1, 4, figsize=(12, 2.7), layout="constrained", sharey=True)
-    for axis, name in zip(axes, ("paper", "released", "cosine", "uniform")):
+    figure, axes = pyplot.subplots(1, 5, figsize=(14, 2.7), layout="constrained", sharey=True)
+    for axis, name in zip(axes, ("paper", "released", "cosine", "hybrid", "uniform")):
         process = getattr(schedules, name)(T, K)
         unmasked, intact = np.array(process.unmasked), np.array(process.intact)
         axis.stackplot(

@@ -71,7 +71,11 @@ CONSUMERS = {
     "adapter": (Adapter, set(), set()),
     "learned_text": (LearnedText, {"dtype"} | MODULE, set()),
     "clip_text": (ClipText, {"vocabulary", "length", "dtype"} | MODULE, {"folder"}),
-    "process": (schedules.absorbing, {"k"}, {"schedule", "final_mask", "log_alpha", "log_beta"}),
+    "process": (
+        schedules.absorbing,
+        {"k"},
+        {"schedule", "final_mask", "replaced", "log_alpha", "log_beta"},
+    ),
     "diffusion_loss": (DiffusionLoss, set(), set()),
     "diffusion_optim": (Optim, set(), set()),
     "diffusion_train": (Train, set(), set()),
@@ -325,6 +329,14 @@ def test_the_final_share_of_masks_reaches_the_schedule():
     assert build.process(c) == schedules.paper(100, 512)
     c.process.final_mask = 0.5
     assert build.process(c) == schedules.paper(100, 512, final_mask=0.5)
+
+
+def test_the_share_of_replaced_tokens_reaches_the_schedule():
+    c = defaults()
+    c.process.schedule = "hybrid"
+    assert build.process(c) == schedules.hybrid(100, 512)
+    c.process.replaced = 0.1
+    assert build.process(c) == schedules.hybrid(100, 512, replaced=0.1)
 
 
 def test_images_that_the_codec_cannot_halve_are_one_sentence():

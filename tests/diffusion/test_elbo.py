@@ -8,7 +8,7 @@ import pytest
 from vqd_jax.diffusion import elbo, schedules
 
 T = 6
-SCHEDULES = ["paper", "released", "absorbing", "uniform"]
+SCHEDULES = ["paper", "released", "absorbing", "uniform", "hybrid"]
 bound_term = jax.jit(elbo.bound_term, static_argnums=0)
 closed = jax.jit(elbo.bound_and_auxiliary, static_argnums=0)
 

@@ -12,7 +12,7 @@ from vqd_jax.diffusion import schedules
 from vqd_jax.diffusion.posterior import posterior_coefficients
 from vqd_jax.samplers.ancestral import posterior_step
 
-SCHEDULES = ["paper", "released", "absorbing", "uniform", "cosine"]
+SCHEDULES = ["paper", "released", "absorbing", "uniform", "cosine", "hybrid"]
 
 
 def distribution(process, p, z, s, t, remasking=0.0):

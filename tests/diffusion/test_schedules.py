@@ -74,7 +74,14 @@ def test_absorbing_masks_only_and_uniform_replaces_only(T):
 
 @pytest.mark.parametrize(
     "make",
-    [schedules.paper, schedules.released, schedules.absorbing, schedules.cosine, schedules.uniform],
+    [
+        schedules.paper,
+        schedules.released,
+        schedules.absorbing,
+        schedules.cosine,
+        schedules.hybrid,
+        schedules.uniform,
+    ],
 )
 def test_too_few_steps_are_one_sentence(make):
     for T in (0, -1):
@@ -133,3 +140,29 @@ def test_cosine_shows_few_tokens_at_first(T):
     masked = 1 - np.array(process.unmasked)
     np.testing.assert_allclose(masked, np.sin(np.pi / 2 * np.arange(T + 1) / T), atol=1e-12)
     assert process.unmasked[-1] == 0 and set(process.intact) == {1.0}
+
+
+@pytest.mark.parametrize("T", [1, 4, 100, 1000])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.2, 0.25])
+def test_hybrid_replaces_most_in_the_middle_and_ends_in_masks(T, p, chain):
+    """The tables against one step after the other: at each time a share r is masked and
+    4 p r (1 - r) is replaced, by a code drawn uniformly from all k.
+    """
+    process, k = schedules.hybrid(T, 8, replaced=p), 8
+    q = np.eye(k + 1)
+    for t, step in enumerate(chain(process).steps, 1):
+        q, r = q @ step, t / T
+        replaced = 4 * p * r * (1 - r)
+        np.testing.assert_allclose(q[:k, k], r, atol=1e-14)
+        want = np.full((k, k), replaced / k) + np.eye(k) * (1 - r - replaced)
+        np.testing.assert_allclose(q[:k, :k], want, atol=1e-14)
+        if 2 * t == T:
+            np.testing.assert_allclose(q[0, 1:k].sum() * k / (k - 1), p, atol=1e-14)
+    assert process.unmasked[-1] == 0  # exactly: samplers start from masks only
+
+
+def test_hybrid_without_replacement_is_absorbing():
+    assert schedules.hybrid(50, 8, replaced=0.0) == schedules.absorbing(50, 8)
+    for share in (-0.1, 0.26):
+        with pytest.raises(UserError, match=rf"in \[0, 0.25\], got replaced {share}"):
+            schedules.hybrid(50, 8, replaced=share)

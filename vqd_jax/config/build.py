@@ -150,6 +150,7 @@ def process(config: ConfigDict) -> MaskAndReplace:
             "released": schedules.released,
             "absorbing": schedules.absorbing,
             "cosine": schedules.cosine,
+            "hybrid": functools.partial(schedules.hybrid, replaced=config.process.replaced),
             "uniform": schedules.uniform,
         },
     )

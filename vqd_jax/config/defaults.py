@@ -126,11 +126,13 @@ def defaults() -> ConfigDict:
     )
 
     c.process = _section(
-        # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine | uniform |
+        # paper (90 % masked, 10 % replaced at the end) | released | absorbing | cosine |
+        # hybrid (masked at the end, some replaced in between) | uniform |
         # stored (log_alpha, log_beta)
         schedule="paper",
         T=100,  # diffusion steps
         final_mask=0.9,  # paper: fraction masked at t = T; the rest is replaced
+        replaced=0.2,  # hybrid: fraction replaced at t = T/2, the largest; in [0, 0.25]
         # stored: tables of a released checkpoint, T + 1 numbers, the last for t = 0
         log_alpha=(),
         log_beta=(),

@@ -69,6 +69,22 @@ def cosine(T: int, k: int) -> MaskAndReplace:
     return from_rates(np.append(1 - np.sin(np.pi / 2 * _ramp(T)[:-1]), 0), np.ones(T + 1), k)
 
 
+def hybrid(T: int, k: int, replaced: float = 0.2) -> MaskAndReplace:
+    """[MASK] with probability r = t/T; of the other tokens a share of 4 * replaced * r is replaced.
+
+    So 4 * replaced * r (1 - r) of all tokens are replaced: none at first, `replaced` at t = T/2,
+    and none at the end, which is masks only. This is the idea of the hybrid noise of von Rütte et
+    al. 2025 (GIDD, arXiv:2503.04482) within mask-and-replace. `replaced` = 0 is `absorbing`.
+    """
+    if not 0 <= replaced <= 0.25:
+        raise UserError(
+            "the share of replaced tokens of the schedule hybrid must lie in [0, 0.25], got "
+            f"replaced {replaced:g}"
+        )
+    r = _ramp(T)
+    return from_rates(1 - r, 1 - 4 * replaced * r, k)
+
+
 def uniform(T: int, k: int) -> MaskAndReplace:
     """A uniform code with probability t/T, nothing is ever masked."""
     return from_rates(np.ones(T + 1), 1 - _ramp(T), k)

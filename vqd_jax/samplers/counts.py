@@ -3,6 +3,10 @@
 In random order this samples the model that ancestral sampling of the `absorbing` process samples,
 without its coin flips; other orders choose which tokens come first (Chang et al. 2022; Tang et al.
 2022; Besnier et al. 2025).
+
+Where the schedule replaces tokens (`paper`, `hybrid`), the network expects that some of the codes
+it sees are random. Here none are: it trusts the revealed tokens less than they deserve, and the
+samples are not exactly those of its model, even at one token a call. `polish` repairs most of that.
 """
 
 import dataclasses
