@@ -7,8 +7,8 @@ from jaxtyping import Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.loader import Loader
-from vqd_jax.data.source import Example, Source
-from vqd_jax.data.splits import SPLITS
+from vqd_jax.data.source import Example, Record, Source
+from vqd_jax.data.splits import SPLITS, half
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.data.transforms import Transform
 
@@ -16,8 +16,19 @@ ROWS = 64  # of an evaluation batch
 
 
 def indices(source: Source, *splits: str) -> list[int]:
-    """The indices of the records in any of the splits."""
-    return [i for i, record in enumerate(source.records) if record.split in splits]
+    """The indices of the records in any of the splits, or of halves of splits such as
+    "held_out_cells/test" (`splits.half`).
+    """
+    halved = {name.partition("/")[0] for name in splits if "/" in name}
+    return [
+        i
+        for i, record in enumerate(source.records)
+        if record.split in splits or record.split in halved and _half(record) in splits
+    ]
+
+
+def _half(record: Record) -> str:
+    return f"{record.split}/{half(record.split, record.group or record.item, record.style)}"
 
 
 def spread(items: list[int], count: int) -> list[int]:

@@ -4,12 +4,16 @@ machine.
 Groups in `held_out_items` appear in training in no style. `held_out_cells` are emoji-style pairs
 (a cell of the table of emoji by style): training has the emoji in other styles and the style with
 other emoji, but not both together, so they measure compositional generalisation.
+
+Each held-out split has two halves: on "validation" checkpoints and settings are chosen, on "test"
+results are measured.
 """
 
 import hashlib
 from collections.abc import Iterable
 
 TRAIN, CELLS, ITEMS = SPLITS = ("train", "held_out_cells", "held_out_items")
+VALIDATION, TEST = HALVES = ("validation", "test")
 
 
 def unit(*parts: str) -> float:
@@ -42,3 +46,11 @@ def assign(
             for style in own
         }
     return out
+
+
+def half(split: str, group: str, style: str = "") -> str:
+    """The half of a held-out split to which a pair belongs: the parity of a hash of its names. All
+    styles of a group that is held out as a whole are in one half.
+    """
+    names = (group,) if split == ITEMS else (group, style)
+    return HALVES[int(2 * unit("half", *names))]
