@@ -383,9 +383,12 @@ def test_evaluation_writes_one_json(trained, cache, tmp_path):
     assert (
         0 < bound["bits_per_token"] < 60
     )  # an untrained model does not even know that tokens are mostly intact
-    assert {"psnr", "ssim", "lpips", "lpips_alex", "codes_in_use", "perplexity"} == set(
-        result["reconstruction"]
-    )
+    means = {"psnr", "ssim", "lpips", "lpips_alex"}
+    assert set(result["reconstruction"]) == means | {"codes_in_use", "perplexity"} | {
+        f"{name}_interval" for name in means
+    }
+    low, high = bound["bits_per_token_interval"]
+    assert low < bound["bits_per_token"] < high and bound["draws"] == 1
     assert result["protocol"]["images"] == 8 and result["provenance"]["steps"] == {
         "vqvae": 6,
         "diffusion": 6,

@@ -146,15 +146,23 @@ def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
     )
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["pictures"]["images"] == 9
+    resized = "bicubic (Pillow), from 20 x 20 to 16 x 16"
+    assert f"real images are resized for VGG16: {resized}" in said
     assert result["pictures"]["reference"] == {
         "folder": str(real),
+        "resizing": resized,
         "images": 8,
         "distinct": 8,
         "held": 8,
     }
-    assert result["pictures"]["generated"].keys() == {"vgg_kid", "vgg_kid_std"} and result[
-        "protocol"
-    ]["measures"] == ["kid"]
+    assert result["pictures"]["generated"].keys() == {
+        "vgg_kid",
+        "vgg_kid_interval",
+        "vgg_kid_std",
+        "vgg_kid_subset_size",
+    }
+    assert result["pictures"]["generated"]["vgg_kid_subset_size"] == 4
+    assert result["protocol"]["measures"] == ["kid"]
     assert (tmp_path / "r.png").exists() and not (tmp_path / "r-plots.png").exists()
     main(*both, "--images=4", "--seed=3", f"--out={tmp_path / 'r.json'}")
     result = json.loads((tmp_path / "r.json").read_text())
@@ -329,7 +337,9 @@ def test_published_weights_give_what_their_networks_give(tmp_path, monkeypatch):
     assert got.keys() == {
         "fid",
         "kid",
+        "kid_interval",
         "kid_std",
+        "kid_subset_size",
         "precision",
         "recall",
         "density",

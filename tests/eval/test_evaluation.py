@@ -215,7 +215,9 @@ def test_real_images_count_once_per_prompt(over_sampled):
     assert part.result["generated"].keys() == {
         "fid",
         "kid",
+        "kid_interval",
         "kid_std",
+        "kid_subset_size",
         "precision",
         "recall",
         "density",
@@ -243,7 +245,7 @@ def test_a_folder_scores_the_same_as_the_model_that_generated_it(models, over_sa
     }
     assert (
         part.result["generated"] == scored.result["generated"]
-        and len(scored.result["generated"]) == 7
+        and len(scored.result["generated"]) == 9
     )
     np.testing.assert_array_equal(part.similarity.values, scored.similarity.values)
     assert [firsts[i] for i in scored.similarity.nearest] == [
@@ -327,7 +329,12 @@ def test_an_evaluation_without_git_writes_its_result(tmp_path, monkeypatch):
     )
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["provenance"]["commit"] is None
-    assert result["pictures"]["generated"].keys() == {"vgg_kid", "vgg_kid_std"}
+    assert result["pictures"]["generated"].keys() == {
+        "vgg_kid",
+        "vgg_kid_interval",
+        "vgg_kid_std",
+        "vgg_kid_subset_size",
+    }
 
 
 def test_a_protocol_without_image_measures_needs_a_model():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.kernels import cmmd, kid_subsets, polynomial_mmd2
+from vqd_jax.eval.kernels import cmmd, kid_subsets, polynomial_mmd2, polynomial_mmd2_error
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 4096]))
@@ -50,6 +50,77 @@ def test_the_polynomial_discrepancy_takes_sets_of_different_sizes():
     ]
     exact = sum(within) - 2 * sum(kernel(u, v) for u in x for v in y) / 24
     assert polynomial_mmd2(x, y) == pytest.approx(exact, rel=1e-12)
+
+
+def by_definition(x, y, of_x, of_y):
+    """Three means over the pairs of different records, and the jackknife over records."""
+
+    def mean(u, v, of_u, of_v, without):
+        values = [
+            (float(a @ b) / len(a) + 1) ** 3
+            for a, i in zip(u, of_u, strict=True)
+            for b, j in zip(v, of_v, strict=True)
+            if i != j and without not in (i, j)
+        ]
+        return sum(values) / len(values)
+
+    def value(without=None):
+        return (
+            mean(x, x, of_x, of_x, without)
+            + mean(y, y, of_y, of_y, without)
+            - 2 * mean(x, y, of_x, of_y, without)
+        )
+
+    strata = {*of_x} & {*of_y}, {*of_x} - {*of_y}, {*of_y} - {*of_x}
+    variance = 0.0
+    for stratum in filter(None, strata):
+        left = [value(record) for record in stratum]
+        variance += (len(left) - 1) / len(left) * sum((v - np.mean(left)) ** 2 for v in left)
+    return value(), variance**0.5
+
+
+@pytest.mark.parametrize(
+    "of_x, of_y",
+    [
+        ([3, 0, 1, 2, 4], [0, 1, 2, 3, 4]),  # one image of each record
+        ([0, 1, 2, 3, 4], [5, 6, 7, 8]),  # none of the same
+        ([0, 0, 1, 1, 2, 2, 7], [0, 1, 2, 5]),  # several images of a record, and others
+    ],
+)
+def test_pairs_of_a_record_are_left_out(of_x, of_y):
+    random = np.random.default_rng(len(of_x))
+    x, y = random.normal(size=(len(of_x), 3)), random.normal(0.5, 2, (len(of_y), 3))
+    value, error = by_definition(x, y, of_x, of_y)
+    assert polynomial_mmd2(x, y, (of_x, of_y)) == pytest.approx(value, rel=1e-10)
+    assert polynomial_mmd2_error(x, y, (of_x, of_y)) == pytest.approx(error, rel=1e-10)
+    alone = [*range(len(x))], [*range(100, 100 + len(y))]
+    assert polynomial_mmd2(x, y) == pytest.approx(by_definition(x, y, *alone)[0], rel=1e-10)
+    assert polynomial_mmd2_error(x, y) == pytest.approx(by_definition(x, y, *alone)[1], rel=1e-10)
+
+
+def test_near_copies_are_no_better_than_real_images():
+    """With the pairs of an image and its copy the distance is -2 / n times what the kernel is
+    larger on them; without them it is 0.
+    """
+    random, n = np.random.default_rng(4), 400
+    x = random.normal(size=(n, 8))
+    y = x + 1e-6 * random.normal(size=x.shape)
+    kernel = lambda u, v: (u @ v.T / 8 + 1) ** 3
+    gap = np.diag(kernel(x, y)).mean() - kernel(x, y).mean()
+    assert polynomial_mmd2(x, y) == pytest.approx(-2 / n * gap, rel=0.01)
+    assert abs(polynomial_mmd2(x, y, (range(n), range(n)))) < 1e-5
+    order = random.permutation(n)
+    values = kid_subsets(
+        x[order], y, subsets=5, subset_size=50, records=(order, np.arange(n))
+    )  # subsets of the same records
+    assert np.abs(values).max() < 1e-4
+
+
+def test_the_error_of_many_images_is_scaled():
+    random = np.random.default_rng(5)
+    x, y = random.normal(size=(900, 3)), random.normal(0.5, 1, (900, 3))
+    whole, part = polynomial_mmd2_error(x, y), polynomial_mmd2_error(x, y, most=300)
+    assert part == pytest.approx(whole, rel=0.2)
 
 
 def kid(x, y, **subsets):

@@ -5,6 +5,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.eval import measures
 from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.frechet import Moments, Statistics, frechet_distance
+from vqd_jax.eval.kernels import kid_subsets, polynomial_mmd2_error
 
 
 def collected(n, d=6, shift=0.0):
@@ -72,8 +73,52 @@ def test_most_similar_equals_a_loop(block):
 
 
 def test_a_kernel_distance_needs_four_images():
+    options = dict(subsets=3, subset_size=100, seed=0)
     with pytest.raises(UserError, match="at least 4 generated and 4 real images, got 3 and 9"):
-        measures.kernel_distances(collected(3), collected(9), subsets=2, subset_size=100, seed=0)
-    assert measures.kernel_distances(
-        collected(4), collected(9), subsets=3, subset_size=100, seed=0
-    ).shape == (3,)
+        measures.kernel_distance(collected(3), collected(9), **options)
+    assert measures.kernel_distance(collected(4), collected(9), **options).values.shape == (3,)
+
+
+def test_a_kernel_distance_says_its_subset_size_and_its_error():
+    """The error of the sets and of drawing subsets; the spread of subsets alone says neither."""
+    a, b = collected(40), collected(50, shift=0.5)
+    kernel = measures.kernel_distance(a, b, subsets=9, subset_size=100, seed=1)
+    values = kid_subsets(a.features, b.features, subsets=9, subset_size=20, seed=1)
+    error = polynomial_mmd2_error(a.features, b.features)
+    error = np.sqrt(error**2 + values.var() / 9)
+    assert kernel.measures("kid") == {
+        "kid": pytest.approx(values.mean()),
+        "kid_interval": pytest.approx(
+            [values.mean() - 1.959964 * error, values.mean() + 1.959964 * error], rel=1e-5
+        ),
+        "kid_std": pytest.approx(values.std()),
+        "kid_subset_size": 20,
+    }
+
+
+def test_copies_pair_each_real_image_once():
+    real = collected(5)
+    features = np.concatenate([real.features[[3, 3, 1]], collected(8).features[:1]])
+    generated = Collected(count=4, indices=[0, 1, 2, 3], features=features, moments=None)
+    (records, of_real), count = measures.copies(generated, real)
+    assert (records, of_real, count) == ([3, 6, 1, 8], [0, 1, 2, 3, 4], 2)
+
+
+def test_a_sigma_that_is_no_covariance_is_an_error(tmp_path):
+    path, random = tmp_path / "s.npz", np.random.default_rng(0)
+    good = np.cov(random.normal(size=(5, 8)), rowvar=False)  # of rank 4
+    for sigma in (good, good.astype(np.float32), np.zeros((8, 8))):
+        np.savez(path, mu=np.zeros(8), sigma=sigma)
+        np.testing.assert_array_equal(Statistics.read(path).covariance, sigma)
+    values, axes = np.linalg.eigh(np.cov(random.normal(size=(99, 8)), rowvar=False))
+    values[0] = -0.01
+    for sigma, sentence in (
+        (good + np.eye(8, k=3) * 1e-3, "s.npz must be a covariance, but the matrix is not sym"),
+        (axes * values @ axes.T, "but the matrix has the negative eigenvalue -0.01"),
+        (np.where(np.eye(8) == 1, np.nan, good), "s.npz must be finite"),
+    ):
+        np.savez(path, mu=np.zeros(8), sigma=sigma)
+        with pytest.raises(UserError, match=sentence):
+            Statistics.read(path)
+    with pytest.raises(UserError, match="covariance of a Fréchet distance must be a covariance"):
+        frechet_distance(np.zeros(8), good, np.zeros(8), -np.eye(8))

@@ -1,4 +1,5 @@
 import dataclasses
+import operator
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.eval.neighbours import neighbourhoods
 
 
-def by_definition(real, generated, k):
+def by_definition(real, generated, k, closed=False):
     """(precision, recall, density, coverage) in plain Python, on whole numbers, whose ties are
-    exact.
+    exact. `closed` balls of precision and recall include their edge.
     """
+    within = operator.le if closed else operator.lt
 
     def squared(x, y):
         return sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
@@ -26,9 +28,12 @@ def by_definition(real, generated, k):
     around = [
         [squared(r, g) < radius for r, radius in zip(real, reals, strict=True)] for g in generated
     ]
-    precision = sum(map(any, around)) / len(generated)
+    precision = sum(
+        any(within(squared(r, g), radius) for r, radius in zip(real, reals, strict=True))
+        for g in generated
+    ) / len(generated)
     recall = sum(
-        any(squared(r, g) < radius for g, radius in zip(generated, generateds, strict=True))
+        any(within(squared(r, g), radius) for g, radius in zip(generated, generateds, strict=True))
         for r in real
     ) / len(real)
     density = sum(map(sum, around)) / len(generated) / k
@@ -41,15 +46,25 @@ def by_definition(real, generated, k):
     st.integers(1, 5),
     st.sampled_from([2, 5, 7, 4096]),
     st.sampled_from([2, 9]),
+    st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_as_defined_with_ties_and_copies_in_blocks_of_any_size(seed, k, block, spread):
+def test_as_defined_with_ties_and_copies_in_blocks_of_any_size(seed, k, block, spread, closed):
     random = np.random.default_rng(seed)
     real, generated = random.integers(0, spread, (17, 3)), random.integers(0, spread + 1, (13, 3))
-    result = neighbourhoods(real / 1.0, generated / 1.0, k=k, block=block)
+    result = neighbourhoods(real / 1.0, generated / 1.0, k=k, closed=closed, block=block)
     assert dataclasses.astuple(result) == pytest.approx(
-        by_definition(real.tolist(), generated.tolist(), k), rel=1e-12
+        by_definition(real.tolist(), generated.tolist(), k, closed), rel=1e-12
     )
+
+
+def test_an_image_that_is_there_twice_is_inside_a_closed_ball_only():
+    """With k = 1 the balls of twins have radius 0, and guided-diffusion counts their edge."""
+    real = np.repeat(np.array([[0.0, 0], [5, 0], [0, 9]]), 2, axis=0)
+    generated = np.array([[0.0, 0], [5, 0], [1, 1], [1, 1]])
+    scores = {c: neighbourhoods(real, generated, k=1, closed=c) for c in (False, True)}
+    assert (scores[True].precision, scores[False].precision) == (0.5, 0)
+    assert (scores[True].density, scores[True].coverage) == (0, 0)  # as in prdc
 
 
 @pytest.mark.parametrize("offset", [0, 1e4])

@@ -65,6 +65,10 @@ def test_bad_input_is_an_error():
         ssim(x[:, :10], x[:, :10])
     with pytest.raises(UserError, match="two sets"):
         ssim(x[:0], x[:0])
+    with pytest.raises(
+        UserError, match=r"PSNR needs .* \(2, 12, 12, 3\) and uint8 \(1, 12, 12, 3\)"
+    ):
+        psnr(x, x[:1])  # which NumPy would broadcast
 
 
 def test_psnr_of_known_errors():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
+from scipy.stats import binomtest
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.retrieval import retrieval
@@ -60,6 +61,9 @@ def test_real_images_find_themselves_whatever_the_order_and_scale():
     mixed = [[labels[i] for i in order] for labels in (groups, styles)]
     scores = retrieval(gallery[order], *mixed, gallery, groups, styles)
     assert scores["retrieval@1"] == scores["retrieval@5"] == scores["style_accuracy"] == 1
+    wilson = binomtest(20, 20).proportion_ci(method="wilson")
+    for name in ("retrieval@1", "retrieval@5", "style_accuracy"):
+        assert scores[f"{name}_interval"] == pytest.approx([wilson.low, 1])
     lied = retrieval(gallery, groups[2:] + groups[:2], styles, gallery, groups, styles)
     assert lied["retrieval@1"] == 0 and lied["style_accuracy"] == 1
 

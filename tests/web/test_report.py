@@ -170,7 +170,7 @@ def test_tables_show_evaluations_times_machine_and_changed_settings(parsed):
         "protocol emoji; steps: Codec (vqvae) 5,000, Denoiser (diffusion) 10; calls 5",
         "seen cells (1,234)",
         "25.0%",
-        "0.5000 ± 0.1250",
+        "0.5000 (std 0.1250)",
         "75.0%",
         "1.443",
         "21.5",

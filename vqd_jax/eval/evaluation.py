@@ -29,6 +29,7 @@ from vqd_jax.eval.collect import (
 )
 from vqd_jax.eval.evaluator import Evaluator, RealImages, Scored, SimilarityReport
 from vqd_jax.eval.generate import generate
+from vqd_jax.eval.kernels import Records
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.eval.retrieval import retrieval
 from vqd_jax.inference import pipeline
@@ -94,8 +95,10 @@ class Evaluation:
         config = self.model.config
         return Resized(build.source(config, self.cache), build.transform(config, training=False))
 
-    def reconstruction(self) -> dict[str, float]:
-        """Quality of the codec on held-out images, with LPIPS where they are large enough."""
+    def reconstruction(self) -> dict[str, Any]:
+        """Quality of the codec on held-out images, with LPIPS where they are large enough, and 95 %
+        intervals.
+        """
         size = self.model.config.data.image_size
         evaluate = held_out.CodecEvaluation(
             stage=self.model.codec,
@@ -104,11 +107,12 @@ class Evaluation:
             folder=None,
             lpips=tuple(net for net, least in SMALLEST.items() if size >= least),
             examples=self.protocol.bound_images,
+            intervals=True,
         )
         return evaluate(0, self.model.codec_weights)
 
-    def bound(self) -> dict[str, dict[str, float]]:
-        """The variational bound of each split, in nats and bits per token."""
+    def bound(self) -> dict[str, dict[str, Any]]:
+        """The variational bound of each split, in nats and bits per token, with 95 % intervals."""
         splits = evaluation_records(self.source, self.protocol.bound_images)
         splits = {name: records for name, records in splits.items() if records}
         bound = held_out.Bound(
@@ -118,15 +122,11 @@ class Evaluation:
             draws=self.protocol.draws,
             tokens=self.tokens(sum(splits.values(), [])),
         )
-        out = {}
-        for name, records in splits.items():
-            nats = bound(self.model.weights, records)
-            out[name] = {
-                "nats_per_token": nats,
-                "bits_per_token": held_out.bits(nats),
-                "images": len(records),
-            }
-        return out
+        budget = self.protocol.bound_images * self.protocol.draws
+        return {
+            name: bound.measures(self.model.weights, records, budget)
+            for name, records in splits.items()
+        }
 
     def evaluate_split(self, split: str, folder: Path, batch: int) -> Scored | None:
         """Generates images for the prompts of a split into `folder`, `batch` at a time on each
@@ -155,6 +155,7 @@ class Evaluation:
             protocol=p.name,
         )
         counts = collections.Counter(records)
+        pairs = None
         if self.real:
             real = self.real
         elif p.reference != "own":
@@ -163,10 +164,11 @@ class Evaluation:
             real = self.evaluator.collect_real(
                 RecordImages(self.source, [*counts]), [*counts.values()]
             )
+            pairs = _pairs(records, [*counts], real)
         generated = self.evaluator.collect_generated(
             batches(images), len(images), "generated images"
         )
-        values, kernel = self.evaluator.compare(generated, real, texts)
+        values, kernel = self.evaluator.compare(generated, real, texts, pairs)
         result = {"generated": values | self.retrieval(generated, records)}
         if "ceiling" in p.measures:
             result["ceiling"] = self.ceiling([*counts], real, [*counts.values()])
@@ -240,11 +242,12 @@ class Evaluation:
         records: list[int],
         real: RealImages | None = None,
         weights: Sequence[int] | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """The measures of encoded and decoded real images, compared with `real` or, by default,
         with themselves: no model of the tokens can do better.
         """
         tokens = self.tokens(records)
+        own = real is None or self.real is None and self.protocol.reference == "own"
         real = real or self.evaluator.collect_real(RecordImages(self.source, records))
 
         def decoded() -> Iterator[Batch]:
@@ -255,15 +258,19 @@ class Evaluation:
         generated = self.evaluator.collect_generated(
             decoded(), len(records), "decoded real images", weights=weights
         )
-        return self.evaluator.compare(generated, real)[0] | self.retrieval(generated, records)
+        pairs = _pairs(records, records, real) if own else None
+        values, _ = self.evaluator.compare(generated, real, records=pairs)
+        return values | self.retrieval(generated, records)
 
-    def score(self, images: Items, records: list[int]) -> dict[str, float]:
+    def score(self, images: Items, records: list[int]) -> dict[str, Any]:
         """The measures of images generated for these records, compared with the records' own."""
         generated = self.evaluator.collect_generated(
             batches(images), len(images), "generated images"
         )
         real = self.evaluator.collect_real(RecordImages(self.source, records))
-        return self.evaluator.compare(generated, real)[0] | self.retrieval(generated, records)
+        pairs = _pairs(records, records, real)
+        values, _ = self.evaluator.compare(generated, real, records=pairs)
+        return values | self.retrieval(generated, records)
 
     def tokens(self, records: list[int]) -> Tokens:
         """The tokens of at least these records, by index; all, where training caches them."""
@@ -286,7 +293,7 @@ class Evaluation:
         groups = [record.group or record.item for record in records]
         return collected["gallery"], groups, [record.style for record in records]
 
-    def retrieval(self, generated: Mapping[str, Collected], records: list[int]) -> dict[str, float]:
+    def retrieval(self, generated: Mapping[str, Collected], records: list[int]) -> dict[str, Any]:
         """Whether generated images retrieve what their records show; {} unless measured."""
         if "retrieval" not in generated:
             return {}
@@ -324,3 +331,8 @@ class Evaluation:
             nearest=nearest.tolist(),
             images=RecordImages(self.source, range(len(self.source))),
         )
+
+
+def _pairs(generated: Sequence[int], real: Sequence[int], images: RealImages) -> Records:
+    """The records of generated images, and those of the real images whose features are kept."""
+    return generated, [real[i] for i in images.collected.indices]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_folder import ImageFolder
@@ -22,7 +23,7 @@ from vqd_jax.eval.checks import normalize
 from vqd_jax.eval.collect import Batch, Collected, FeatureSpec, batches, collect
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Statistics
-from vqd_jax.eval.kernels import cmmd
+from vqd_jax.eval.kernels import Records, cmmd
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.eval.scores import clip_score, inception_score
 from vqd_jax.models.weights.hub import local_folder
@@ -30,6 +31,25 @@ from vqd_jax.models.weights.hub import local_folder
 # key of the protocol's own features; the networks of other measures have the measure as their key
 PRIMARY = "features"
 MODEL_MEASURES = ("retrieval", "ceiling", "bound", "reconstruction")  # need a model and its data
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizedImages:
+    """The images of a folder, resized with Pillow's bicubic filter to `size` (height, width)."""
+
+    source: ImageFolder
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        image = Image.fromarray(self.source[i])
+        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BICUBIC))
+
+    def describe(self) -> str:
+        (height, width), before = self.size, self.source[0].shape
+        return f"bicubic (Pillow), from {before[1]} x {before[0]} to {width} x {height}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +63,11 @@ class RealImages:
         """Source and numbers of images for the result file."""
         if isinstance(self.collected, Statistics):
             return {"statistics": str(self.collected.path)}
-        source = {"folder": str(self.images.path)} if isinstance(self.images, ImageFolder) else {}
+        source = {}
+        if isinstance(self.images, ResizedImages):
+            source = {"folder": str(self.images.source.path), "resizing": self.images.describe()}
+        elif isinstance(self.images, ImageFolder):
+            source = {"folder": str(self.images.path)}
         return source | {
             "images": self.collected.count,
             "distinct": len(self.images),
@@ -74,7 +98,7 @@ class Scored:
 
     Attributes:
       result: for the result file.
-      kernel: kernel distance of each subset.
+      kernel: kernel distance of each subset; empty if not measured.
       similarity: None if there are no real images, only statistics.
     """
 
@@ -133,10 +157,18 @@ class Evaluator:
         }
         return collect(parts, total, specs, description=description, weights=weights)
 
-    def reference(self, path: Path) -> RealImages:
-        """The real images of a folder, or statistics in an .npz file."""
+    def reference(self, path: Path, size: tuple[int, int] | None = None) -> RealImages:
+        """The real images of a folder, or statistics in an .npz file.
+
+        VGG16 embeds images in their own size, so if the images of the folder have another `size`
+        (height, width) than the generated ones, they are resized for it, and that is printed.
+        """
         if not path.is_file():
-            return self.collect_real(ImageFolder(path))
+            images: ImageFolder | ResizedImages = ImageFolder(path)
+            if self.protocol.features == "vgg16" and size not in (None, images[0].shape[:2]):
+                images = ResizedImages(images, size)
+                print(f"real images are resized for VGG16: {images.describe()}")
+            return self.collect_real(images)
         if "frechet" not in self.protocol.measures:
             raise UserError(
                 f"statistics as in {path} only give a Fréchet distance, which the protocol "
@@ -145,25 +177,39 @@ class Evaluator:
         return RealImages(images=None, collected=Statistics.read(path))
 
     def compare(
-        self, generated: Mapping[str, Collected], real: RealImages, texts: Sequence[str] = ()
-    ) -> tuple[dict[str, float], Float[np.ndarray, " subsets"]]:
+        self,
+        generated: Mapping[str, Collected],
+        real: RealImages,
+        texts: Sequence[str] = (),
+        records: Records | None = None,
+    ) -> tuple[dict[str, Any], Float[np.ndarray, " subsets"]]:
         """The measures by name, and the kernel distance of each subset. Statistics only give the
         Fréchet distance; without texts there is no CLIP score.
+
+        `records` name the record of each generated image and of each real one whose features are
+        kept; kernel distances leave out the pairs of one record.
         """
-        p, primary = self.protocol, generated[PRIMARY]
-        out, kernel = {}, np.zeros(0)
+        p, primary, collected = self.protocol, generated[PRIMARY], real.collected
+        out: dict[str, Any] = {}
+        subsets = np.zeros(0)
         if "frechet" in p.measures:
-            out |= measures.frechet_measure(p.features, primary, real.collected)
-        if "kid" in p.measures and real.images is not None:
-            kernel = measures.kernel_distances(
-                primary, real.collected, subsets=p.subsets, subset_size=p.subset_size, seed=p.seed
+            out |= measures.frechet_measure(p.features, primary, collected)
+        if "kid" in p.measures and isinstance(collected, Collected):
+            kernel = measures.kernel_distance(
+                primary,
+                collected,
+                subsets=p.subsets,
+                subset_size=p.subset_size,
+                seed=p.seed,
+                records=records,
             )
-            name = measures.KERNEL[p.features]
-            out |= {name: float(np.mean(kernel)), f"{name}_std": float(np.std(kernel))}
-        if "neighbours" in p.measures and real.images is not None:
-            out |= measures.neighbour_measures(primary, real.collected, p.neighbours)
-        if "cmmd" in p.measures and real.images is not None:
-            out["cmmd"] = cmmd(primary.features, real.collected.features)
+            subsets, out = kernel.values, out | kernel.measures(measures.KERNEL[p.features])
+        if "neighbours" in p.measures and isinstance(collected, Collected):
+            out |= measures.neighbour_measures(
+                primary, collected, p.neighbours, closed=p.closed_balls
+            )
+        if "cmmd" in p.measures and isinstance(collected, Collected):
+            out["cmmd"] = cmmd(primary.features, collected.features)
         if "inception_score" in p.measures:
             logits = features.inception_logits(self.networks[PRIMARY], primary.features)
             mean, std = inception_score(logits, seed=p.seed)
@@ -171,7 +217,7 @@ class Evaluator:
         if "clip_score" in p.measures and any(texts):
             embedded = self.embed_texts(texts)
             out["clip_score"] = clip_score(generated["clip_score"].features, embedded)
-        return out, kernel
+        return out, subsets
 
     def similarity(
         self, generated: Mapping[str, Collected], real: RealImages, texts: Sequence[str] = ()
@@ -201,9 +247,18 @@ class Evaluator:
     def score(self, images: Items, texts: Sequence[str], real: RealImages) -> Scored:
         """Evaluates generated images without their model."""
         generated = self.collect_generated(batches(images), len(images), "generated images")
-        values, kernel = self.compare(generated, real, texts)
+        result: dict[str, Any] = {"images": len(images), "reference": real.describe()}
+        records = None
+        if isinstance(real.collected, Collected):
+            records, result["copies"] = measures.copies(generated[PRIMARY], real.collected)
+            if result["copies"]:
+                print(
+                    f"{result['copies']:,} of {len(images):,} images are copies of real ones; "
+                    "kernel distances leave out the pairs of an image with its copy"
+                )
+        values, kernel = self.compare(generated, real, texts, records)
         return Scored(
-            result={"generated": values, "images": len(images), "reference": real.describe()},
+            result={"generated": values} | result,
             images=images,
             prompts=texts,
             kernel=kernel,

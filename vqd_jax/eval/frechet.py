@@ -13,6 +13,8 @@ from jaxtyping import Float
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.checks import check_features
 
+ROUNDING = 1e-6  # of covariances that were stored as float32, relative to their largest entry
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
@@ -70,7 +72,7 @@ class Statistics:
     @classmethod
     def read(cls, path: Path) -> "Statistics":
         """Reads `mu` and `sigma` of an .npz file, as pytorch-fid and guided-diffusion write them.
-        UserError if they are missing.
+        UserError if they are missing, or if sigma is no covariance.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -87,7 +89,24 @@ class Statistics:
                 f"{path} has statistics of shapes {mean.shape} and {covariance.shape} instead of "
                 "(d,) and (d, d)"
             )
+        check_covariance(covariance, f"sigma in {path}")
         return cls(path=path, mean=mean, covariance=covariance)
+
+
+def check_covariance(covariance: Float[np.ndarray, "d d"], name: str) -> None:
+    """UserError unless the matrix is finite, symmetric and positive semi-definite, up to the
+    rounding of float32.
+    """
+    largest = np.abs(covariance).max(initial=0.0)
+    if not np.isfinite(largest):
+        raise UserError(f"{name} must be finite, got NaN or infinity")
+    if np.abs(covariance - covariance.T).max(initial=0.0) > ROUNDING * largest:
+        raise UserError(f"{name} must be a covariance, but the matrix is not symmetric")
+    lowest = np.linalg.eigvalsh(covariance).min(initial=0.0)
+    if lowest < -ROUNDING * len(covariance) * largest:
+        raise UserError(
+            f"{name} must be a covariance, but the matrix has the negative eigenvalue {lowest:.3g}"
+        )
 
 
 def frechet_distance(
@@ -117,6 +136,7 @@ def frechet_distance(
             raise UserError(
                 "a Fréchet distance needs finite means and covariances, got NaN or infinity"
             )
+        check_covariance(covariance, "the covariance of a Fréchet distance")
     shift = mean_a - mean_b
     product = _half(covariance_a).T @ _half(covariance_b)
     overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0

@@ -8,9 +8,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from vqd_jax.core.files import atomic_write
 from vqd_jax.core.image_grid import grid, save_png, side_by_side
@@ -19,6 +21,7 @@ from vqd_jax.data.batches import ROWS, evaluation_records, indices, spread
 from vqd_jax.data.loader import sequential
 from vqd_jax.data.source import Source
 from vqd_jax.data.text.load import Tokenizer
+from vqd_jax.eval import intervals
 from vqd_jax.eval.reconstruction import WINDOW, codebook_use, psnr, ssim
 from vqd_jax.runtime.devices import all_devices, replicate
 from vqd_jax.runtime.workdir import StageFolder
@@ -30,7 +33,7 @@ from vqd_jax.stages.token_stage import Conditioning, TokenStage
 from vqd_jax.stages.vqvae import VQVAEStage
 
 
-def bits(nats: float) -> float:
+def bits(nats: Any) -> Any:
     return nats / math.log(2)
 
 
@@ -43,6 +46,7 @@ class CodecEvaluation:
       folder: for the files; None writes none.
       lpips: networks of the perceptual distance: vgg, alex, both or none.
       examples: at most.
+      intervals: also return the 95 % interval of each mean over images, as NAME_interval.
 
     Images smaller than SSIM's window have no SSIM.
     """
@@ -53,8 +57,9 @@ class CodecEvaluation:
     folder: Path | None
     lpips: tuple[str, ...]
     examples: int
+    intervals: bool = False
 
-    def __call__(self, step: int, weights: Params) -> dict[str, float]:
+    def __call__(self, step: int, weights: Params) -> dict[str, Any]:
         chosen = spread(
             indices(self.source, "held_out_cells", "held_out_items")
             or indices(self.source, "train"),
@@ -78,13 +83,18 @@ class CodecEvaluation:
             for name, value in (("tokens", z), ("outputs", output), ("images", batch["image"])):
                 batches[name].append(np.asarray(value)[:valid])
         tokens, outputs, images = map(np.concatenate, batches.values())
-        values = {"psnr": float(np.mean(psnr(images, outputs)))}
+        each = {"psnr": psnr(images, outputs)}
         if min(images.shape[1:3]) >= WINDOW:
-            values["ssim"] = float(np.mean(ssim(images, outputs)))
-        values |= {
-            "lpips" if net == "vgg" else f"lpips_{net}": float(np.concatenate(kept).mean())
+            each["ssim"] = ssim(images, outputs)
+        each |= {
+            "lpips" if net == "vgg" else f"lpips_{net}": np.concatenate(kept)
             for net, kept in distances.items()
         }
+        values: dict[str, Any] = {}
+        for name, of_images in each.items():
+            values |= intervals.mean(name, of_images)
+        if not self.intervals:
+            values = {name: values[name] for name in each}
         values["perplexity"], values["codes_in_use"] = codebook_use(
             tokens, self.stage.codebook.codes
         )
@@ -109,7 +119,7 @@ class Bound:
 
     Attributes:
       tokens: of all records, or of those to evaluate by index.
-      draws: times per record at which the bound is estimated.
+      draws: times per record at which the bound is estimated, see `DiffusionStage.bound`.
     """
 
     stage: TokenStage
@@ -119,6 +129,31 @@ class Bound:
     draws: int
 
     def __call__(self, weights: Params, chosen: list[int]) -> float:
+        return float(self.values(weights, chosen, self.draws).mean())
+
+    def measures(self, weights: Params, chosen: list[int], budget: int = 0) -> dict[str, Any]:
+        """The mean in nats and bits per token, with standard errors and 95 % intervals over the
+        records, which contain the noise of the estimate.
+
+        If `budget` network calls allow more than `draws` times per record, more are taken, and at
+        most every time in turn.
+        """
+        process = self.stage.process
+        draws = self.draws
+        if process is not None:
+            draws = max(draws, min(process.T, budget // len(chosen)))
+        nats = self.values(weights, chosen, draws)
+        out = {}
+        for unit, values in (("nats_per_token", nats), ("bits_per_token", bits(nats))):
+            out |= intervals.mean(unit, values)
+            if len(values) > 1:
+                out[f"{unit}_standard_error"] = intervals.standard_error(values)
+        return out | {"images": len(chosen), "draws": draws}
+
+    def values(
+        self, weights: Params, chosen: list[int], draws: int
+    ) -> Float[np.ndarray, " records"]:
+        """The estimate for each record, in nats per token."""
         load = lambda i, rng: {
             "tokens": self.tokens[i],
             "text": self.tokenizer(self.source.records[i].captions[:1])[0],
@@ -133,11 +168,11 @@ class Bound:
                 key,
                 batch["tokens"],
                 batch["text"],
-                self.draws,
+                draws,
                 devices=devices,
             )
             nats.append(np.asarray(value)[:valid])
-        return float(np.concatenate(nats).mean())
+        return np.concatenate(nats)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,19 @@ A distance is called FID or KID only with the features of InceptionV3; otherwise
 features it has.
 """
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.eval import intervals
 from vqd_jax.eval.checks import blocks
 from vqd_jax.eval.collect import Collected
 from vqd_jax.eval.frechet import Statistics, frechet_distance
-from vqd_jax.eval.kernels import kid_subsets
+from vqd_jax.eval.kernels import Records, kid_subsets, polynomial_mmd2_error
 from vqd_jax.eval.neighbours import neighbourhoods
 
 FRECHET = {
@@ -38,10 +41,45 @@ def frechet_measure(
     return {FRECHET[features]: frechet_distance(a.mean, a.covariance, b.mean, b.covariance)}
 
 
-def kernel_distances(
-    generated: Collected, real: Collected, *, subsets: int, subset_size: int, seed: int
-) -> Float[np.ndarray, " subsets"]:
-    """The kernel distance of each subset; a subset has at most half of the images."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KernelDistance:
+    """A kernel distance.
+
+    Attributes:
+      values: of each subset; their mean is the distance, their standard deviation depends on
+        `subset_size` and is no error of that mean, since subsets share images.
+      subset_size: images of each set in a subset.
+      error: standard error of the distance: of the sets by a jackknife, and of drawing subsets.
+    """
+
+    values: Float[np.ndarray, " subsets"]
+    subset_size: int
+    error: float
+
+    def measures(self, name: str) -> dict[str, Any]:
+        value = float(np.mean(self.values))
+        return {
+            name: value,
+            name + intervals.SUFFIX: [*intervals.normal(value, self.error)],
+            f"{name}_std": float(np.std(self.values)),
+            f"{name}_subset_size": self.subset_size,
+        }
+
+
+def kernel_distance(
+    generated: Collected,
+    real: Collected,
+    *,
+    subsets: int,
+    subset_size: int,
+    seed: int,
+    records: Records | None = None,
+) -> KernelDistance:
+    """The kernel distance of subsets of at most half of the images; see `kernels.kid_subsets`.
+
+    `records` name the record of each generated image and of each real one whose features are kept;
+    pairs of one record are left out.
+    """
     a, b = generated.features, real.features
     size = min(subset_size, len(a) // 2, len(b) // 2)
     if size < 2:
@@ -49,12 +87,37 @@ def kernel_distances(
             "a kernel distance needs at least 4 generated and 4 real images, got "
             f"{len(a)} and {len(b)}"
         )
-    return kid_subsets(a, b, subsets=subsets, subset_size=size, seed=seed)
+    values = kid_subsets(a, b, subsets=subsets, subset_size=size, seed=seed, records=records)
+    error = polynomial_mmd2_error(a, b, records)
+    return KernelDistance(
+        values=values,
+        subset_size=size,
+        error=math.hypot(error, float(np.std(values)) / math.sqrt(subsets)),
+    )
 
 
-def neighbour_measures(generated: Collected, real: Collected, k: int) -> dict[str, float]:
+def copies(generated: Collected, real: Collected) -> tuple[Records, int]:
+    """Records of two sets of images of unknown origin, and how many generated images are copies.
+
+    A generated image with exactly the features of a real one is a copy of it and has its record;
+    further equal ones, which a model that repeats itself has, do not.
+    """
+    b = real.features
+    rows: dict[bytes, list[int]] = {}
+    for i in reversed(range(len(b))):
+        rows.setdefault(b[i].tobytes(), []).append(i)
+    records = []
+    for i, feature in enumerate(generated.features):
+        equal = rows.get(feature.tobytes())
+        records.append(equal.pop() if equal else len(b) + i)
+    return (records, [*range(len(b))]), sum(i < len(b) for i in records)
+
+
+def neighbour_measures(
+    generated: Collected, real: Collected, k: int, *, closed: bool = False
+) -> dict[str, float]:
     """Precision, recall, density and coverage."""
-    return asdict(neighbourhoods(real.features, generated.features, k=k))
+    return asdict(neighbourhoods(real.features, generated.features, k=k, closed=closed))
 
 
 def most_similar(

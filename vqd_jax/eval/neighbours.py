@@ -37,10 +37,16 @@ def neighbourhoods(
     generated: Float[np.ndarray, "m e"],
     *,
     k: int,
+    closed: bool = False,
     block: int = 4096,
 ) -> Neighbourhoods:
-    """Measures with balls that reach up to, but exclude, the k-th nearest other image of the same
-    set, as in the authors' `prdc`.
+    """Measures with balls that reach up to the k-th nearest other image of the same set.
+
+    The balls exclude that distance (`<`), as in `prdc` of Naeem et al. With `closed` those of
+    precision and recall include it (`<=`), as in the code of Kynkäänniemi et al. and in
+    guided-diffusion. The two differ on ties only, such as copies of an image: with k = 1 a real
+    image that is there twice has an empty open ball. A duplicate counts as a neighbour at distance
+    0 in both.
 
     The papers use k = 3 for precision and recall and k = 5 for density and coverage. Only `block` x
     `block` distances are in memory at a time. UserError unless both sets have more than k images
@@ -52,18 +58,21 @@ def neighbourhoods(
     centre = real.mean(axis=0)
     real, generated = real - centre, generated - centre  # short vectors lose fewer digits
     tie = _TIE * max(np.einsum("nd,nd->n", x, x).max() for x in (real, generated))
-    real_ball, generated_ball = (_squared_radii(x, k, block) - tie for x in (real, generated))
+    real_radius, generated_radius = (_squared_radii(x, k, block) for x in (real, generated))
+    margin = tie if closed else -tie
     balls = np.zeros(len(generated), np.int64)  # number of real balls around each generated image
+    precise = np.zeros(len(generated), bool)
     recalled, covered = np.zeros((2, len(real)), bool)
     for i in blocks(len(real), block):
         for j in blocks(len(generated), block):
             distance = _squared_distances(real[i], generated[j])
-            inside = distance < real_ball[i, None]
+            inside = distance < real_radius[i, None] - tie
             balls[j] += inside.sum(axis=0)
             covered[i] |= inside.any(axis=1)
-            recalled[i] |= (distance < generated_ball[j]).any(axis=1)
+            precise[j] |= (distance < real_radius[i, None] + margin).any(axis=0)
+            recalled[i] |= (distance < generated_radius[j] + margin).any(axis=1)
     return Neighbourhoods(
-        precision=float((balls > 0).mean()),
+        precision=float(precise.mean()),
         recall=float(recalled.mean()),
         density=float(balls.mean() / k),
         coverage=float(covered.mean()),

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from vqd_jax.core.image_grid import Sheet, grid, save_figure
 from vqd_jax.eval.evaluator import Scored
+from vqd_jax.eval.intervals import SUFFIX
 
 COLUMNS = 8
+BINS = 40
+ABOUT = (
+    SUFFIX,
+    "_std",
+    "_standard_error",
+    "_subset_size",
+)  # endings of what is said about another measure
 PERCENTAGES = (
     "retrieval@1",
     "retrieval@5",
@@ -24,20 +33,25 @@ PERCENTAGES = (
 
 
 def table(result: Mapping[str, Any], parts: Sequence[str]) -> str:
-    """The measures of each part and their ceilings as text."""
+    """The measures of each part and their ceilings as text, with 95 % intervals in brackets."""
     lines = []
-    for part, row, shown in result_rows(result, parts):
+    for part, row, texts in result_rows(result, parts):
         title = f"{part} ({result[part]['images']:,})" if row == "generated" else "  ceiling"
-        lines.append(f"{title:26}" + "  ".join(f"{name} {text}" for name, text in shown.items()))
+        lines.append(f"{title:26}" + "  ".join(f"{name} {text}" for name, text in texts.items()))
     lines += [
-        f"bound, {name}: {b['nats_per_token']:.3f} nats = {b['bits_per_token']:.3f} bits per token"
+        f"bound, {name}: {b['nats_per_token']:.3f} nats = "
+        f"{shown(b, '{:.3f}')['bits_per_token']} bits per token"
         for name, b in result.get("bound", {}).items()
     ]
     if "reconstruction" in result:
         lines.append(
             "reconstruction: "
-            + ", ".join(f"{k} {v:.4g}" for k, v in result["reconstruction"].items())
+            + ", ".join(
+                f"{name} {text}" for name, text in shown(result["reconstruction"], "{:.4g}").items()
+            )
         )
+    if any("[" in line for line in lines):
+        lines.append("[low, high]: 95 % intervals, which take images as independent draws")
     return "\n".join(lines)
 
 
@@ -47,20 +61,30 @@ def result_rows(
     """(part, "generated" or "ceiling", measure -> value as text) of each measured row."""
     for part in parts:
         for row in ("generated", "ceiling"):
-            values = result[part].get(row, {})
-            shown = {
-                name: _formatted(name, value, values.get(f"{name}_std"))
-                for name, value in values.items()
-                if not name.startswith("chance@") and not name.endswith("_std")
-            }
-            if shown:
-                yield part, row, shown
+            if texts := shown(result[part].get(row, {})):
+                yield part, row, texts
 
 
-def _formatted(name: str, value: float, std: float | None) -> str:
-    if name in PERCENTAGES:
-        return f"{value:.1%}"
-    return f"{value:.4f}" if std is None else f"{value:.4f} ± {std:.4f}"
+def shown(values: Mapping[str, Any], form: str = "{:.4f}") -> dict[str, str]:
+    """Measures as text with their 95 % intervals, or else with the standard deviation over subsets
+    or splits that they have.
+    """
+    return {
+        name: _formatted(
+            float(value),
+            "{:.1%}" if name in PERCENTAGES else form,
+            values.get(name + SUFFIX),
+            values.get(f"{name}_std"),
+        )
+        for name, value in values.items()
+        if not name.startswith("chance@") and not name.endswith(ABOUT)
+    }
+
+
+def _formatted(value: float, form: str, interval: Sequence[float] | None, std: float | None) -> str:
+    if interval:
+        return f"{form.format(value)} [{', '.join(map(form.format, interval))}]"
+    return form.format(value) + ("" if std is None else f" (std {form.format(std)})")
 
 
 def page(scored: Mapping[str, Scored], seed: int) -> Sheet:
@@ -129,7 +153,7 @@ def plot(scored: Mapping[str, Scored], out: Path) -> None:
     figure = Figure(figsize=(5.6 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (lines, label, unit) in zip(axes[0], panels):
-        edges = np.histogram_bin_edges(np.concatenate([*lines.values()]), 40)
+        edges = _edges(np.concatenate([*lines.values()]))
         for color, (name, values) in zip(
             ("#3366cc", "#dd6b20", "#2f855a", "#b83280"), lines.items()
         ):
@@ -148,6 +172,14 @@ def plot(scored: Mapping[str, Scored], out: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
     save_figure(figure, out)
+
+
+def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " edges"]:
+    """Edges of a histogram; also of equal values, between which no float would lie."""
+    low, high = float(values.min()), float(values.max())
+    least = 1e-6 * max(abs(low), abs(high), 1e-3)
+    margin = max(0.0, least * BINS - (high - low)) / 2
+    return np.linspace(low - margin, high + margin, BINS + 1)
 
 
 def _folded(text: str) -> str:

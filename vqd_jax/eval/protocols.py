@@ -52,9 +52,13 @@ class Protocol:
       measures: some of MEASURES. "ceiling" also measures encoded and decoded real images; it and
         those after it need a model and its data set.
       neighbours: k of precision, recall, density and coverage.
+      closed_balls: whether the balls of precision and recall include their edge, see
+        `eval.neighbours`.
       subsets, subset_size: of the kernel distance; a subset has at most half of the images.
-      bound_images, draws: images per split, and times per image, for the bound.
+      bound_images, draws: images per split, and times per image, for the bound: t = 1 and draws -
+        1 strata of the others. A split with fewer images has more times for each, at most all T.
       seed: of captions, sampling noise and subsets.
+      omits: what the published protocol measures in addition.
     """
 
     name: str
@@ -71,11 +75,13 @@ class Protocol:
     clip: str = "openai/clip-vit-base-patch32"
     measures: tuple[str, ...] = ("frechet", "kid", "neighbours", "inception_score")
     neighbours: int = 5
+    closed_balls: bool = False
     subsets: int = 100
     subset_size: int = 1000
     bound_images: int = 1024
     draws: int = 8
     seed: int = 0
+    omits: str = ""
 
     def __post_init__(self):
         for field, value, known in (
@@ -148,7 +154,7 @@ PROTOCOLS = {
         _IMAGENET,
         dataclasses.replace(_IMAGENET, name="vqdiffusion-ffhq", sampling={}),
         # openai/guided-diffusion: TensorFlow's graph and resizing, precision and recall with k = 3
-        # against 10,000 real images
+        # and closed balls against 10,000 real images
         Protocol(
             name="adm",
             images=50_000,
@@ -156,7 +162,10 @@ PROTOCOLS = {
             held=10_000,
             resizing="tf-legacy",
             neighbours=3,
+            closed_balls=True,
             measures=("frechet", "neighbours", "inception_score"),
+            omits="sFID; the inception score of images in their order, in splits of 5,000 "
+            "(here shuffled, in 10 splits)",
         ),
         # GaParmar/clean-fid: antialiased resizing, all real images, 100 subsets of 1,000 for the
         # kernel distance

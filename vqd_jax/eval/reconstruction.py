@@ -12,9 +12,12 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(
-    x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "n H W c"]
+    x: UInt8[np.ndarray, "n H W c"], y: UInt8[np.ndarray, "m h w d"]
 ) -> Float[np.ndarray, " n"]:
-    """Peak signal-to-noise ratio of each pair in dB; inf for equal images."""
+    """Peak signal-to-noise ratio of each pair in dB; inf for equal images. UserError unless both
+    sets are uint8 of one shape.
+    """
+    _check("PSNR", x, y)
     error = np.mean(np.square(x.astype(np.float64) - y.astype(np.float64)), axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / error)
@@ -30,17 +33,7 @@ def ssim(
     program, large images are not downsampled and colours not converted to grey. UserError unless
     both sets are uint8 of one shape with at least 11 x 11 pixels.
     """
-    if (
-        x.shape != y.shape
-        or x.ndim != 4
-        or x.dtype != np.uint8
-        or y.dtype != np.uint8
-        or not x.size
-    ):
-        raise UserError(
-            "SSIM needs two sets of uint8 images of one shape (n, height, width, channels), got "
-            f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
-        )
+    _check("SSIM", x, y)
     if min(x.shape[1:3]) < WINDOW:
         raise UserError(
             f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, got {x.shape[1]} x "
@@ -49,6 +42,20 @@ def ssim(
     return np.array(
         [_ssim(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(x, y, strict=True)]
     )
+
+
+def _check(measure: str, x: np.ndarray, y: np.ndarray) -> None:
+    if (
+        x.shape != y.shape
+        or x.ndim != 4
+        or x.dtype != np.uint8
+        or y.dtype != np.uint8
+        or not x.size
+    ):
+        raise UserError(
+            f"{measure} needs two sets of uint8 images of one shape (n, height, width, channels), "
+            f"got {x.dtype} {x.shape} and {y.dtype} {y.shape}"
+        )
 
 
 def _ssim(x: Float[np.ndarray, "H W c"], y: Float[np.ndarray, "H W c"]) -> float:

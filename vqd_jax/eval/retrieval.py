@@ -5,11 +5,13 @@ Images have a group (what is drawn; variants such as skin tones share one) and a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.eval.intervals import share
 
 _TIE = 1e-9  # cosine distances closer than this are equal
 
@@ -23,9 +25,9 @@ def retrieval(
     gallery_styles: Sequence[str] | np.ndarray,
     *,
     ranks: Sequence[int] = (1, 5),
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Scores generated images, whose prompts asked for `groups` in `styles`, against a gallery of
-    real images. All scores are means over images, in [0, 1].
+    real images. All scores are means over images, in [0, 1], with Wilson's 95 % intervals.
 
     retrieval@k: the prompted group is one of the k nearest groups among the gallery's images of the
     prompted style; the distance of a group is that of its nearest image. style_accuracy: the
@@ -67,9 +69,9 @@ def retrieval(
             hits[k][rows], chance[k][rows] = credit[k], min(1, k / len(names))
     right_style = _credit(to_style, _positions(styles, all_styles, "any"), (1,))[1]
     return {
-        **{f"retrieval@{k}": float(hits[k].mean()) for k in ranks},
         **{f"chance@{k}": float(chance[k].mean()) for k in ranks},
-        "style_accuracy": float(right_style.mean()),
+        **{name: x for k in ranks for name, x in share(f"retrieval@{k}", hits[k]).items()},
+        **share("style_accuracy", right_style),
     }
 
 

@@ -5,6 +5,7 @@ Both return the content of the result file and the scores of each part, by name.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from vqd_jax.eval import protocols
 from vqd_jax.eval.collect import evenly_spaced
 from vqd_jax.eval.evaluation import Evaluation, cache_folder
 from vqd_jax.eval.evaluator import Scored, make_evaluator, without_model
+from vqd_jax.eval.intervals import MEANING
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.inference import pipeline
+from vqd_jax.inference.loading import StageCheckpoint, chosen_checkpoint
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.hardware import describe_machine
 from vqd_jax.runtime.workdir import STAGES, Workdir
@@ -64,6 +67,7 @@ def evaluate_model(
     `pipeline.load` and of `TextToImage`.
     """
     model = pipeline.load(workdir, **loading)
+    print(f"model: {'; '.join(map(str, model.checkpoints))}", flush=True)
     if choice.data:
         _use_data(model.config, choice.data)
     protocol = protocols.with_overrides(**model.config.evaluation)
@@ -74,12 +78,16 @@ def evaluate_model(
     model.settings(**settings)  # UserError for impossible ones, before hours of sampling
     evaluator = make_evaluator(protocol, inception=choice.inception, clip=choice.clip)
     print(f"generated images go to {folder}", flush=True)
+    _say_omissions(protocol)
+    size = model.config.data.image_size
     evaluation = Evaluation(
         model=model,
         evaluator=evaluator,
         cache=cache_folder(choice.cache, workdir),
         settings=settings,
-        real=evaluator.reference(Path(choice.reference)) if choice.reference else None,
+        real=evaluator.reference(Path(choice.reference), (size, size))
+        if choice.reference
+        else None,
     )
     several = len(protocol.parts) > 1
     parts = {
@@ -89,8 +97,11 @@ def evaluate_model(
     scored = {name: part for name, part in parts.items() if part}
     result = {
         "protocol": dataclasses.asdict(protocol),
+        "intervals": MEANING,
         "sampling": settings,
-        "provenance": provenance(workdir) | loading | {"weights": model.digest, "batch": batch},
+        "provenance": provenance(workdir, model.checkpoints)
+        | loading
+        | {"weights": model.digest, "batch": batch},
     }
     if "retrieval" in protocol.measures:
         result["gallery"] = {
@@ -132,25 +143,38 @@ def evaluate_folder(folder: Path, choice: Choice) -> Result:
                 "clip_score"
             )
         texts = []
-    scored = evaluator.score(images, texts, evaluator.reference(Path(choice.reference)))
+    _say_omissions(protocol)
+    real = evaluator.reference(Path(choice.reference), images[0].shape[:2])
+    scored = evaluator.score(images, texts, real)
     result = {
         "protocol": dataclasses.asdict(evaluator.protocol),
+        "intervals": MEANING,
         "provenance": provenance(None) | {"folder": str(images.path)},
         "pictures": scored.result,
     }
     return result, {"pictures": scored}
 
 
-def provenance(workdir: Path | None) -> dict[str, Any]:
-    """The machine, and the steps of the stages in the workdir."""
+def provenance(
+    workdir: Path | None, used: Sequence[StageCheckpoint] | None = None
+) -> dict[str, Any]:
+    """The machine, and the checkpoints that are `used`, by default those that `pipeline.load` takes
+    of the stages in the workdir.
+    """
     if workdir is None:
         return describe_machine()
-    steps = {}
-    for stage in STAGES:
-        step = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True).latest_step()
-        if step is not None:
-            steps[stage] = step
-    return {"steps": steps} | describe_machine()
+    trained = lambda stage: Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True).steps()
+    if used is None:
+        used = [chosen_checkpoint(workdir, stage) for stage in STAGES if trained(stage)]
+    return {
+        "steps": {checkpoint.stage: checkpoint.step for checkpoint in used},
+        "checkpoints": {checkpoint.stage: checkpoint.to_json() for checkpoint in used},
+    } | describe_machine()
+
+
+def _say_omissions(protocol: Protocol) -> None:
+    if protocol.omits:
+        print(f"the protocol {protocol.name} leaves out of the published one: {protocol.omits}")
 
 
 def _use_data(config: ConfigDict, data: str) -> None:

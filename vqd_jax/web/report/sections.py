@@ -50,11 +50,12 @@ def _evaluation(path: Path, name: Path, result: dict[str, Any]) -> str:
         )
         for part, row, shown in measured
     ]
+    units = ("nats_per_token", "bits_per_token")
     bound = [
-        (part.replace("_", " "), f"{b['nats_per_token']:.3f}", f"{b['bits_per_token']:.3f}")
+        (part.replace("_", " "), *(page.shown(b, "{:.3f}")[unit] for unit in units))
         for part, b in result.get("bound", {}).items()
     ]
-    codec = result.get("reconstruction", {})
+    codec = page.shown(result.get("reconstruction", {}), "{:.4g}")
     steps = ", ".join(
         f"{stage_title(stage)} {step:,}"
         for stage, step in result["provenance"].get("steps", {}).items()
@@ -72,7 +73,7 @@ def _evaluation(path: Path, name: Path, result: dict[str, Any]) -> str:
         table(("bound", "nats per token", "bits per token"), bound) if bound else "",
         table(
             ("reconstruction", *codec),
-            [("held-out images", *(f"{value:.4g}" for value in codec.values()))],
+            [("held-out images", *codec.values())],
         )
         if codec
         else "",
