@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 
-import pytest
-
 from vqd_jax.data import splits
 from vqd_jax.data.batches import indices
 from vqd_jax.data.source import Record

@@ -3,19 +3,23 @@ under a second.
 """
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from helpers import ROOT
+from vqd_jax.cli import runner
 from vqd_jax.data.loader import Loader
+from vqd_jax.runtime import signals
 from vqd_jax.runtime.checkpoint import Checkpoints
-from vqd_jax.runtime.log import Log
+from vqd_jax.runtime.log import TIMINGS, Log
 from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.train import loop
 from vqd_jax.train.guard import Guard
@@ -41,6 +45,7 @@ TRAIN = dict(
     evaluate_every=60,
     save_every=40,
     keep=2,
+    best="",
 )
 GUARD = dict(spike=10.0, tries=3, hang=0.0, hang_seconds=1.0)
 
@@ -114,27 +119,40 @@ def train(
         ).run()
 
 
-def script(text):
-    """A process that runs `text`, in which this module's names, `signals` and `runner` are known."""
-    code = "\n".join(
-        [
-            "import sys, time",
-            "from pathlib import Path",
-            "import numpy as np",
-            "from helpers.toy_training import *",
-            "from vqd_jax.cli import runner",
-            "from vqd_jax.runtime import signals",
-            textwrap.dedent(text),
-        ]
+def rows(folder):
+    """The lines of metrics.jsonl, without times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def contents(folder):
+    """(newest step, its state, its record, the lines of metrics.jsonl)."""
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    return (
+        checkpoints.latest_step(),
+        checkpoints.restore("state"),
+        checkpoints.restore("record"),
+        rows(folder),
     )
-    environment = os.environ | {
+
+
+def environment():
+    """The environment of a process that imports this module."""
+    return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
+
+
+def script(text):
+    """A process that runs `text`, in which this module's names, `signals` and `runner` are known."""
+    code = "\n".join(
+        ["import sys, time", "from helpers.toy_training import *", textwrap.dedent(text)]
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env=environment,
+        env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -157,3 +175,9 @@ signals.install_handlers()
 main = lambda: train(Path({str(folder)!r}), load=load, evaluate={evaluate}, **{changed})
 sys.exit(runner.status(main, again="resumes from the last checkpoint"))
 """
+
+
+if __name__ == "__main__":  # as `python -m helpers.toy_training FOLDER`
+    signals.install_handlers()
+    again = "resumes from the last checkpoint"
+    sys.exit(runner.status(lambda: train(Path(sys.argv[1])), again=again))

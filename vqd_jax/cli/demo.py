@@ -12,7 +12,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from vqd_jax.cli.flags import define_loading_flags, define_workdir_flag, loading, required_workdir
+from vqd_jax.cli.flags import (
+    define_loading_flags,
+    define_workdir_flag,
+    loading,
+    required_workdir,
+    say_checkpoints,
+)
 
 LEAVING = 10.0  # seconds for a running network call to end after Ctrl-C
 
@@ -58,6 +64,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
             file=sys.stderr,
         )
     print(f"{server.address}  (Ctrl-C ends it)", flush=True)
+    say_checkpoints(model)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ def define_flags(options: flags.FlagValues) -> None:
         "out",
         None,
         "JSON file to write, with images and plots beside it; results/NAME.json by default, named "
-        "after the workdir or folder, and after --protocol if it is given",
+        "after the workdir or folder, and after --protocol and --checkpoint if they are given",
         flag_values=options,
     )
     flags.DEFINE_string(
@@ -145,8 +145,9 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 def _out(options: flags.FlagValues) -> Path:
     """The JSON file to write."""
     name = Path(options.workdir or options.pictures).resolve().name
-    if options.protocol:
-        name += f"-{options.protocol}"
+    for chosen in (options.protocol, options.checkpoint):
+        if chosen:
+            name += f"-{chosen}"
     out = Path(options.out) if options.out else Path("results") / f"{name}.json"
     if out.suffix != ".json":
         raise UserError(f"--out is a JSON file, such as results/mine.json, got {out}")

@@ -21,6 +21,7 @@ from vqd_jax.cli.flags import (
     loading,
     required_workdir,
     sampling,
+    say_checkpoints,
 )
 from vqd_jax.core.errors import UserError
 
@@ -44,6 +45,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     prompts = [check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
     model = pipeline.load(options.workdir, **loading(options))
+    say_checkpoints(model)
     prompt = explain.single_prompt(model.prompts(prompts, labels=bool(options.label)))
     explanation = explain.explain(
         model,

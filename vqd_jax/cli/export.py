@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
+from vqd_jax.cli.flags import define_checkpoint_flag
 from vqd_jax.core.errors import UserError
 
 FORMATS = ("safetensors", "diffusers", "workdir")
@@ -25,6 +26,7 @@ def define_flags(options: flags.FlagValues) -> None:
         "trained or converted workdir; nothing in it is changed",
         flag_values=options,
     )
+    define_checkpoint_flag(options)
     flags.DEFINE_string(
         "out",
         None,
@@ -42,4 +44,4 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.inference import export
 
     out = Path(options.out) if options.out else None
-    print(export.export(Path(options.workdir), options.format, out))
+    print(export.export(Path(options.workdir), options.format, out, options.checkpoint))

@@ -2,11 +2,14 @@
 
 import ast
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vqd_jax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from vqd_jax.inference.pipeline import TextToImage
 
 SAMPLERS = (
     "ancestral",
@@ -86,6 +89,21 @@ def define_prompt_flags(options: flags.FlagValues) -> None:
     )
 
 
+def define_checkpoint_flag(options: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "best, last, or a step: which checkpoint of the model is used; by default the best, if "
+        "training keeps one (--config.diffusion_train.best), and else the last",
+        flag_values=options,
+    )
+
+
+def say_checkpoints(model: "TextToImage") -> None:
+    """Prints from which checkpoints the model was loaded."""
+    print(f"model: {'; '.join(map(str, model.checkpoints))}", flush=True)
+
+
 def define_loading_flags(options: flags.FlagValues) -> None:
     """Which model of a workdir is loaded."""
     flags.DEFINE_enum(
@@ -95,6 +113,7 @@ def define_loading_flags(options: flags.FlagValues) -> None:
         "which model of a workdir that has both; diffusion by default",
         flag_values=options,
     )
+    define_checkpoint_flag(options)
     flags.DEFINE_string(
         "plan",
         None,
@@ -120,7 +139,7 @@ def loading(options: flags.FlagValues) -> dict[str, Any]:
     """The loading flags as keywords of `pipeline.load`."""
     if options.adapter_scale != 1 and not options.adapter:
         raise UserError("--adapter_scale needs an adapter: give it with --adapter")
-    out = {name: options[name].value for name in ("plan", "stage", "adapter")}
+    out = {name: options[name].value for name in ("plan", "stage", "checkpoint", "adapter")}
     out = {name: value for name, value in out.items() if value}
     return out | ({"adapter_scale": options.adapter_scale} if options.adapter else {})
 

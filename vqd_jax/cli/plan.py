@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vqd_jax.cli.flags import define_cache_flag, define_workdir_flag
+from vqd_jax.cli.flags import define_cache_flag, define_workdir_flag, say_checkpoints
 from vqd_jax.core.errors import UserError
 
 
@@ -51,8 +51,6 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if not options.workdir:
         raise UserError("--workdir is missing: a trained workdir to make a plan for")
 
-    import numpy as np
-
     from vqd_jax.config import build
     from vqd_jax.data import batches
     from vqd_jax.data.token_cache import cached_tokens
@@ -62,7 +60,8 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     workdir = Path(options.workdir)
     model = pipeline.load(workdir)
-    n = model.process and int(np.prod(model.stage.denoiser.grid))
+    say_checkpoints(model)
+    n = model.process and model.stage.tokens
     if options.calls > n:
         raise UserError(f"a plan for {n} tokens has 1..{n} calls, got {options.calls}")
     path = Workdir(workdir).plan

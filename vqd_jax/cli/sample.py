@@ -25,6 +25,7 @@ from vqd_jax.cli.flags import (
     loading,
     required_workdir,
     sampling,
+    say_checkpoints,
 )
 from vqd_jax.core.errors import UserError
 
@@ -105,6 +106,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     prompts = [check_prompt(p) for p in [*options.prompt, *options.label]]
     started = time.perf_counter()
     model = pipeline.load(options.workdir, **loading(options))
+    say_checkpoints(model)
     weights = model.digest
     if options.like:
         wanted, only = request.read_file(model, options.like, weights)

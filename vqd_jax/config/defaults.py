@@ -122,7 +122,10 @@ def defaults() -> ConfigDict:
         log_every=640,
         evaluate_every=12_800,
         save_every=12_800,
-        keep=2,  # number of checkpoints kept
+        keep=2,  # number of newest checkpoints kept
+        # also keep the best checkpoint by this measure of the evaluations: psnr | ssim | lpips;
+        # "" keeps none
+        best="",
     )
 
     c.process = _section(
@@ -208,6 +211,7 @@ def defaults() -> ConfigDict:
         evaluate_every=51_200,
         save_every=25_600,
         keep=2,
+        best="",  # retrieval@1 | retrieval@5 | style_accuracy; they need held_out.retrieval
     )
 
     c.sampling = _section(  # what sample, demo and previews use by default
@@ -252,6 +256,9 @@ def defaults() -> ConfigDict:
         examples=512,  # images per split in the evaluations during training; 0 for none
         draws=4,  # times t per image in the estimate of the bound
         lpips=True,  # the codec's perceptual distance, with VGG16
+        # images drawn in each evaluation, for captions of the validation half of the held-out
+        # pairs, and retrieved among the real images; 0 for none
+        retrieval=0,
     )
     c.evaluation = _section(  # protocol of `vqd evaluate`; 0 keeps the protocol's own number
         # emoji | vqdiffusion-cub | vqdiffusion-coco | … | adm | clean (vqd_jax/eval/protocols.py)

@@ -16,16 +16,16 @@ from vqd_jax.core.files import atomic_write, remove_on_error
 from vqd_jax.data.text.load import load_tokenizer
 from vqd_jax.inference import loading
 from vqd_jax.models.weights import diffusers, exported
-from vqd_jax.runtime.checkpoint import Checkpoints, widen
+from vqd_jax.runtime.checkpoint import Best, Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
 
 ENDINGS = {"safetensors": ".safetensors", "diffusers": "-diffusers", "workdir": "-small"}
 Plan = dict[str, np.ndarray]
 
 
-def export(workdir: Path, form: str, out: Path | None = None) -> str:
+def export(workdir: Path, form: str, out: Path | None = None, checkpoint: str | None = None) -> str:
     """Writes the model of a workdir in one of the forms of ENDINGS, to `out` or beside the workdir,
-    and returns a line about it. UserError if `out` exists.
+    and returns a line about it; `checkpoint` is that of `pipeline.load`. UserError if `out` exists.
     """
     if not workdir.is_dir():
         raise UserError(f"there is no workdir {workdir}")
@@ -36,10 +36,13 @@ def export(workdir: Path, form: str, out: Path | None = None) -> str:
     without_model = form == "workdir" and out.is_dir() and not any(out.glob("*/*"))
     if os.path.lexists(out) and not without_model:  # the folder may have a README already
         raise UserError(f"{out} exists already; choose another --out")
-    stages = stored(workdir)
+    used = checkpoints_of(workdir, checkpoint)
+    stages = stored(workdir, used)
     plan = loading.read_plan(workdir) if "diffusion" in stages else {}
     write = {"safetensors": one_file, "diffusers": diffusers_folder, "workdir": small_workdir}
     write[form](workdir, out, stages, plan)
+    if form == "workdir":
+        mark_best(out, used)
     size = sum(f.stat().st_size for f in [out, *out.rglob("*")] if f.is_file())
     networks = [name for name in stages if name != "vqvae"]
     models = "codec and " + " and ".join(networks) if networks else "a codec alone"
@@ -48,28 +51,53 @@ def export(workdir: Path, form: str, out: Path | None = None) -> str:
         planned = "no plan, as the workdir has none"
     elif form == "diffusers":
         planned = "without the plan"
-    return f"{out}: {size / 1e6:.1f} MB, {models}, {planned}"
+    return f"{out}: {size / 1e6:.1f} MB, {models}, {planned} ({'; '.join(map(str, used.values()))})"
 
 
-def stored(workdir: Path) -> exported.Stages:
-    """The latest checkpoint of each stage in the workdir, as `exported.write` takes it, with an
-    adapter merged into the weights.
+def checkpoints_of(workdir: Path, checkpoint: str | None) -> dict[str, loading.StageCheckpoint]:
+    """The checkpoint of each stage in the workdir; `checkpoint` is for those over tokens, or for a
+    codec alone.
+    """
+    trained = [
+        stage
+        for stage in exported.ITEMS
+        if Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True).steps()
+    ]
+    alone = trained == ["vqvae"]
+    return {
+        stage: loading.chosen_checkpoint(
+            workdir, stage, checkpoint if alone or stage != "vqvae" else None
+        )
+        for stage in dict.fromkeys(["vqvae", *trained])
+    }
+
+
+def stored(workdir: Path, used: dict[str, loading.StageCheckpoint]) -> exported.Stages:
+    """The checkpoint of each stage, as `exported.write` takes it, with an adapter merged into the
+    weights.
     """
     out: exported.Stages = {}
-    for stage, items in exported.ITEMS.items():
+    for stage, chosen in used.items():
         checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
-        step = checkpoints.latest_step()
-        if step is None and out:
-            continue
+        step = chosen.step
         out[stage] = {
             name: step if name == "step" else checkpoints.restore(name, step=step)
-            for name in ("weights", *items)
+            for name in ("weights", *exported.ITEMS[stage])
         }
         out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
         if "adapter" in out[stage]["weights"]:
-            out[stage]["weights"] = loading.stored_model(workdir, stage)[1]
+            out[stage]["weights"] = loading.stored_model(workdir, stage, step)[1]
             out[stage]["config"]["adapter"]["rank"] = 0
     return out
+
+
+def mark_best(out: Path, used: dict[str, loading.StageCheckpoint]) -> None:
+    """Notes in a small workdir which of its checkpoints are the best of their training."""
+    for stage, chosen in used.items():
+        if chosen.measure:
+            best = Best(step=chosen.step, measure=chosen.measure, value=chosen.value)
+            with Checkpoints(Workdir(out).checkpoints(stage), keep=1) as checkpoints:
+                checkpoints.mark_best(best)
 
 
 def one_file(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> None:

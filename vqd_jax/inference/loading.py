@@ -1,5 +1,6 @@
 """What inference reads from a workdir: the weights of its stages and the measurement of a plan."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,47 @@ from vqd_jax.core.files import atomic_write
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages.lora import Adapter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageCheckpoint:
+    """The checkpoint that was loaded of a stage.
+
+    Attributes:
+      kind: "best", "last", or "step" for another one.
+      measure, value: by which a best one was chosen.
+    """
+
+    stage: str
+    step: int
+    kind: str
+    measure: str | None = None
+    value: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that have a value, except the stage."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k != "stage" and v is not None}
+
+    def __str__(self) -> str:
+        chosen = f"the best by {self.measure} ({self.value:.4g})" if self.measure else "the last"
+        return f"{self.stage} step {self.step}{f', {chosen}' if self.kind != 'step' else ''}"
+
+
+def chosen_checkpoint(
+    workdir: str | os.PathLike, stage: str, which: str | int | None = None
+) -> StageCheckpoint:
+    """The checkpoint of a stage that `which` names, see `Checkpoints.choose`."""
+    checkpoints = Checkpoints(Workdir(Path(workdir)).checkpoints(stage), read_only=True)
+    step, best = checkpoints.choose(which), checkpoints.best()
+    if step is None:
+        raise UserError(f"there is no finished checkpoint in {checkpoints.folder}, none at all")
+    if best and best.step == step:
+        return StageCheckpoint(
+            stage=stage, step=step, kind="best", measure=best.measure, value=best.value
+        )
+    kind = "last" if step == checkpoints.latest_step() else "step"
+    return StageCheckpoint(stage=stage, step=step, kind=kind)
 
 
 def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | None:
@@ -33,11 +75,13 @@ def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | 
     return wanted or next(iter(found), None)
 
 
-def stored_model(workdir: str | os.PathLike, stage: str) -> tuple[ConfigDict, dict[str, Any]]:
+def stored_model(
+    workdir: str | os.PathLike, stage: str, step: int | None = None
+) -> tuple[ConfigDict, dict[str, Any]]:
     """(config, weights) of a stage over tokens; an adapter trained there is merged into the
     denoiser.
     """
-    stored, weights = stored_items(workdir, stage, "config", "weights")
+    stored, weights = stored_items(workdir, stage, "config", "weights", step=step)
     config = complete(stored)
     if adapter := weights.pop("adapter", None):
         merged = Adapter(**config.adapter).merged(weights["denoiser"], adapter)
@@ -45,11 +89,16 @@ def stored_model(workdir: str | os.PathLike, stage: str) -> tuple[ConfigDict, di
     return config, weights
 
 
-def stored_items(workdir: str | os.PathLike, stage: str, *items: str) -> list[Any]:
-    """Items of the latest checkpoint of a stage, arrays in float32."""
+def stored_items(
+    workdir: str | os.PathLike, stage: str, *items: str, step: int | None = None
+) -> list[Any]:
+    """Items of a checkpoint of a stage, by default the best one or else the last; arrays in
+    float32.
+    """
     folder = Workdir(Path(workdir)).checkpoints(stage)
     checkpoints = Checkpoints(folder, read_only=True)
-    return [widen(checkpoints.restore(item)) for item in items]
+    step = checkpoints.choose() if step is None else step
+    return [widen(checkpoints.restore(item, step=step)) for item in items]
 
 
 def write_plan(workdir: str | os.PathLike, entropy: dict[str, np.ndarray]) -> None:

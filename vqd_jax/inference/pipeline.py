@@ -21,7 +21,14 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.inference.loading import read_plan, stored_items, stored_model, token_stage
+from vqd_jax.inference.loading import (
+    StageCheckpoint,
+    chosen_checkpoint,
+    read_plan,
+    stored_items,
+    stored_model,
+    token_stage,
+)
 from vqd_jax.inference.prompts import conditioning, requested_prompts
 from vqd_jax.runtime.devices import local_devices
 from vqd_jax.samplers.base import Constraint, Sampler
@@ -44,6 +51,7 @@ class TextToImage:
       stage, weights: the model over tokens; None where only the codec is trained.
       tokenizer: prompts to text ids.
       entropy: what `vqd plan` measured for each order, for planned counts.
+      checkpoints: from which the stages were loaded.
     """
 
     config: ConfigDict
@@ -53,6 +61,7 @@ class TextToImage:
     weights: Params | None
     tokenizer: Tokenizer | None
     entropy: dict[str, np.ndarray]
+    checkpoints: tuple[StageCheckpoint, ...] = ()
 
     def __call__(
         self, prompts: Sequence[str], *, seed: int = 0, negative_prompt: str = "", **settings: Any
@@ -241,7 +250,9 @@ class TextToImage:
             yield self.decode(tokens, devices=devices)[: len(part)]
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
-        """Images of the model's size to tokens in [0, k), in raster order."""
+        """Images of the model's size to tokens in [0, k), in raster order; of several groups of
+        codes all tokens of the coarsest come first.
+        """
         size = self.config.data.image_size
         if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
             raise UserError(
@@ -258,10 +269,14 @@ class TextToImage:
         return np.asarray(jitted.decode(self.codec, self.codec_weights, tokens, devices=shared))
 
     def decode_partial(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """`decode` of tokens of which some are [MASK]: grey, and code 0 for the decoder."""
+        """`decode` of tokens of which some are [MASK]: grey, and code 0 for the decoder. With
+        several groups of codes this is for the coarsest ones; the finer ones add nothing.
+        """
+        positions = tokens.shape[1] // self.codec.codebook.groups
         masked = tokens == self.config.codebook.codes
-        side, scale = math.isqrt(tokens.shape[1]), self.codec.model.downsampling
-        grey = masked.reshape(-1, side, side).repeat(scale, 1).repeat(scale, 2)
+        masked[:, positions:] = False
+        side, scale = math.isqrt(positions), self.codec.model.downsampling
+        grey = masked[:, :positions].reshape(-1, side, side).repeat(scale, 1).repeat(scale, 2)
         return np.where(grey[..., None], GREY, self.decode(np.where(masked, 0, tokens)))
 
 
@@ -270,6 +285,7 @@ def load(
     plan: str | os.PathLike | None = None,
     *,
     stage: str | None = None,
+    checkpoint: str | int | None = None,
     adapter: str | os.PathLike | None = None,
     adapter_scale: float = 1.0,
 ) -> TextToImage:
@@ -278,6 +294,9 @@ def load(
     Args:
       plan: a file written by `vqd plan`, instead of the workdir's own.
       stage: "diffusion" or "autoregressive", for a workdir that has both.
+      checkpoint: "best", "last" or a step, of the model over tokens (of the codec, where only that
+        is trained); by default the best, if training keeps one, and else the last. The codec is
+        the one whose tokens the model was trained on: likewise its best, or else its last.
       adapter: a file that training with `adapter.rank` wrote, for the workdir it started from.
       adapter_scale: how strongly the adapter changes the model.
     """
@@ -286,13 +305,15 @@ def load(
             f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use "
             "pretrained/emoji"
         )
-    config, codec_weights = stored_items(workdir, "vqvae", "config", "weights")
-    config = complete(config)
     model = weights = tokenizer = None
     name = token_stage(workdir, stage)
+    used = [chosen_checkpoint(workdir, "vqvae", None if name else checkpoint)]
+    config, codec_weights = stored_items(workdir, "vqvae", "config", "weights", step=used[0].step)
+    config = complete(config)
     if name:
-        config, weights = stored_model(workdir, name)
-        tokenizer = load_tokenizer(*stored_items(workdir, name, "tokenizer"))
+        used.append(chosen_checkpoint(workdir, name, checkpoint))
+        config, weights = stored_model(workdir, name, used[1].step)
+        tokenizer = load_tokenizer(*stored_items(workdir, name, "tokenizer", step=used[1].step))
         model = build.TOKEN_STAGES[name](config, tokenizer)
         config.sampling.update(model.fixed_sampling)
     if adapter:
@@ -309,6 +330,7 @@ def load(
         weights=None if weights is None else _to_device(weights),
         tokenizer=tokenizer,
         entropy=read_plan(workdir, plan),
+        checkpoints=tuple(used),
     )
 
 

@@ -36,7 +36,7 @@ MAX_IMAGES = 1_000_000
 SEEDS = 2**32
 MAX_FLOAT = sys.float_info.max
 # How the model was loaded, for people who read a file; "model" alone identifies it.
-LOADING = ("plan", "stage", "adapter", "adapter_scale")
+LOADING = ("plan", "stage", "checkpoint", "adapter", "adapter_scale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

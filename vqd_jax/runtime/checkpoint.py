@@ -2,11 +2,14 @@
 
 A step holds named items, which are restored one at a time, on any number of devices and processes:
 trees of arrays, and JSON values. The checksums are written last: a step without them is unfinished.
+The best step by a measure has a file best.json besides, with the measure's value, and is kept.
 """
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
+import json
 import logging
 import os
 import re
@@ -20,7 +23,19 @@ import numpy as np
 
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import atomic_write, remove_leftovers
 from vqd_jax.runtime import orbax_io
+
+BEST = "best.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best step so far, and the value of the measure by which it is the best."""
+
+    step: int
+    measure: str
+    value: float
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -28,7 +43,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Args:
       folder: a local path, created if need be, with one subfolder per step.
-      keep: the number of newest steps to keep.
+      keep: the number of newest steps to keep, beside the best one.
       read_only: never write, as for a shipped checkpoint or one of a run in progress. Otherwise the
         leftovers of killed saves are removed now.
       shared: whether all processes see the same files in `folder`. If so, each writes its own
@@ -88,6 +103,62 @@ class Checkpoints(contextlib.AbstractContextManager):
                 f"{'; '.join(damaged)}; there is no other: delete them, or use another workdir"
             )
         return None
+
+    def best(self) -> Best | None:
+        """The record of the best step; None if none was marked."""
+        for step in reversed(self.steps()):
+            path = self._directory(step) / BEST
+            if path.is_file():
+                try:
+                    return Best(step=step, **json.loads(path.read_text()))
+                except (ValueError, TypeError) as error:
+                    raise UserError(
+                        f"{path} is damaged ({type(error).__name__}): delete it, and the step is "
+                        "an ordinary one"
+                    ) from error
+        return None
+
+    def mark_best(self, best: Best) -> None:
+        """Makes a saved step the best one, and removes the one before it unless it is among the
+        newest. Collective.
+
+        The record is a file of the step itself, so that it is removed and replaced with the step.
+        If two steps have one, after a kill, the later is the best.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            record = {"measure": best.measure, "value": best.value}
+            with atomic_write(self._directory(best.step) / BEST, "the record of the best") as part:
+                part.write_text(json.dumps(record) + "\n")
+            self._remove_superseded(self.steps())
+
+    def choose(self, which: str | int | None = None) -> int | None:
+        """The step that is "best" or "last", or that has this number; by default the best if there
+        is one, and else the last. None if there are no steps. UserError for what is missing.
+        """
+        best, steps = self.best(), self.steps()
+        if which == "last" or not steps or (which is None and best is None):
+            return self.latest_step()
+        if which is None or which == "best":
+            if best is None:
+                raise UserError(
+                    f"there is no best checkpoint in {self.folder}: training keeps one by the "
+                    "measure that `best` of its section names; take the last"
+                )
+            return best.step
+        if str(which) not in map(str, steps):
+            raise UserError(
+                f"a checkpoint in {self.folder} is best, last or a step, of which there are "
+                f"{', '.join(map(str, steps))}, got {which}"
+            )
+        return int(which)
+
+    def describe(self, step: int) -> str:
+        """The step in words: "step 600, the best by lpips (0.0823)" or "step 900, the last"."""
+        best = self.best()
+        if best and best.step == step:
+            return f"step {step}, the best by {best.measure} ({best.value:.4g})"
+        return f"step {step}{', the last' if step == self.latest_step() else ''}"
 
     def has(self, item: str, step: int | None = None) -> bool:
         """Whether the step (default: the latest) holds the item."""
@@ -178,8 +249,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         write_checksums(directory)
         _remove(self._replaced(step))
         steps = self.steps()
-        kept = [s for s in steps if s <= step][-self.keep :]
-        for old in set(steps) - set(kept):
+        for later in [s for s in steps if s > step]:
+            _remove(self._directory(later))
+        self._remove_superseded([s for s in steps if s <= step])
+
+    def _remove_superseded(self, steps: list[int]) -> None:
+        """Removes all but the newest of these ascending steps and the best one."""
+        best = [step for step in steps if (self._directory(step) / BEST).is_file()]
+        for old in set(steps) - {*steps[-self.keep :], *best[-1:]}:
             _remove(self._directory(old))
 
     def _writing(self, step: int) -> contextlib.AbstractContextManager:
@@ -200,6 +277,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             written = (directory / "_CHECKPOINT_METADATA").is_file() or not any(directory.iterdir())
             if written and not (directory / CHECKSUMS).is_file():
                 _remove(directory)
+            else:
+                remove_leftovers(directory)  # of a record of the best
         for replaced in self.folder.glob("*.replaced"):  # of a save over an existing step
             step = replaced.with_suffix("")
             _remove(replaced) if step.exists() else replaced.rename(step)

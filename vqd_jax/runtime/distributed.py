@@ -134,11 +134,19 @@ def broadcast_flag(flag: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
+def broadcast_json(value: Any) -> Any:
+    """Process 0's value, which JSON can hold. Collective."""
+    if jax.process_count() == 1:
+        return value
+    return json.loads(_broadcast_bytes(json.dumps(value).encode()))
+
+
 def broadcast_checkpoint(folder: Path, steps: Sequence[int], primary: int) -> None:
     """Copies process 0's latest checkpoint in `folder` to the processes that do not see its files.
     Collective.
 
-    steps: the finished steps that this process sees. primary: its `primary_process` of the folder.
+    steps: the finished steps that this process sees, or those of them from which the latest is
+      taken. primary: its `primary_process` of the folder.
     UserError if another process has a later checkpoint than process 0.
     """
     if jax.process_count() == 1:

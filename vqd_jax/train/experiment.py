@@ -20,6 +20,7 @@ from vqd_jax.data.loader import Loader
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval.held_out import Bound, CodecEvaluation, TokenEvaluation
+from vqd_jax.eval.validation import DRAWN, DrawnRetrieval, codec_measures, validation_records
 from vqd_jax.inference import loading, pipeline
 from vqd_jax.inference.prompts import escape_prompt
 from vqd_jax.runtime import distributed
@@ -81,10 +82,14 @@ class Experiment:
         hours in another stage.
         """
         config = self.config
-        if min(config.preview.pictures, config.held_out.examples) < 0:
+        held_out = config.held_out
+        if min(config.preview.pictures, held_out.examples, held_out.retrieval) < 0:
             raise UserError(
-                "preview.pictures and held_out.examples must not be negative; 0 turns them off"
+                "preview.pictures, held_out.examples and held_out.retrieval must not be negative; "
+                "0 turns them off"
             )
+        for name in {*config.stages} & {"vqvae", *build.TOKEN_STAGES}:
+            self._check_measures(name)
         for name in config.stages:
             train = dry_run(config, name).train
             self.parallel.check_batch(train.batch_size, train.accumulate)
@@ -93,6 +98,28 @@ class Experiment:
             build.tokenizer(config, [])  # from its file
         if "diffusion" in config.stages:
             build.sampling(config, **config.sampling)
+
+    def _check_measures(self, name: str) -> None:
+        """UserError if evaluations of the stage will not have the measure of its best checkpoint,
+        or cannot draw the images that are asked for.
+        """
+        held_out, section = self.config.held_out, "vqvae" if name == "vqvae" else "diffusion"
+        best = self.config[f"{section}_train"].best
+        if name != "vqvae" and held_out.retrieval:
+            if self.config.condition.kind != "text":
+                raise UserError("held_out.retrieval draws images of captions; this model has none")
+            if not validation_records(self.source, 1):
+                raise UserError(
+                    "held_out.retrieval needs held-out images, and the data set has none: hold "
+                    "some out, or set it to 0"
+                )
+        measures = codec_measures(held_out, self.config.data.image_size)
+        if name != "vqvae":
+            measures = [*DRAWN] if held_out.retrieval else []
+        if best and best not in measures:
+            hint = "held_out.examples" if name == "vqvae" else "held_out.retrieval"
+            known = f"one of {', '.join(measures)}" if measures else f"a measure, with {hint} > 0,"
+            raise UserError(f"{section}_train.best must be {known} or empty, got {best!r}")
 
     def finish(self) -> None:
         """Draws the final samples, writes the adapter and the report, and prints where they are."""
@@ -143,6 +170,9 @@ class Experiment:
                 describe=lambda i: self.source.records[i].item,
                 **own,
             ).run()
+            if self.is_primary and train.best:
+                step = checkpoints.choose()
+                print(f"{name}: kept {checkpoints.describe(step)}", flush=True)
 
     def _codec_parts(self, train: Train, folder: Path) -> dict[str, Any]:
         """Arguments of `Trainer` for the codec."""
@@ -197,11 +227,20 @@ class Experiment:
             sampler=sampler,
             guidance_config=guidance_config,
         )
+        drawn = DrawnRetrieval(
+            stage=stage,
+            source=source,
+            codec=codec,
+            tokenizer=tokenizer,
+            sampler=sampler,
+            guidance_config=guidance_config,
+            images=config.held_out.retrieval,
+        )
 
         def evaluate(step: int, weights: Params) -> dict[str, float]:
             if config.adapter.rank:
                 lora.write(self.output.adapter, stage.adapter, weights)
-            return evaluation(step, weights)
+            return evaluation(step, weights) | drawn(weights)
 
         return dict(
             stage=stage,
@@ -253,7 +292,19 @@ class Experiment:
                 "vqvae stage first"
             )
         check_same_model("vqvae", checkpoints, self.config)
-        return widen(checkpoints.restore("weights"))
+        step = self._broadcast_chosen(checkpoints)
+        if self.is_primary:
+            print(f"codec: {checkpoints.describe(step)}", flush=True)
+        return widen(checkpoints.restore("weights", step=step))
+
+    def _broadcast_chosen(self, checkpoints: Checkpoints) -> int:
+        """The best step of process 0, or its last one if it keeps no best; gives it to every
+        process. Collective.
+        """
+        step = distributed.broadcast_json(checkpoints.choose() if self.is_primary else None)
+        own = [s for s in checkpoints.steps() if s == step]
+        distributed.broadcast_checkpoint(checkpoints.folder, own, self.folder_owner)
+        return step
 
     def _broadcast(self, checkpoints: Checkpoints) -> None:
         """Gives every process the latest checkpoint. Collective."""
@@ -287,12 +338,15 @@ class Experiment:
         print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
 
     def _write_adapter(self) -> None:
-        """Writes the adapter's file, if the last evaluation did not or it was moved away."""
+        """Writes the adapter's file: that of the best checkpoint, or of the last one if the last
+        evaluation did not write it or it was moved away.
+        """
         path = self.workdir.adapter
-        if not path.exists():
-            checkpoints = Checkpoints(self.workdir.checkpoints("diffusion"), read_only=True)
+        checkpoints = Checkpoints(self.workdir.checkpoints("diffusion"), read_only=True)
+        if checkpoints.best() or not path.exists():
             adapter = lora.Adapter(**self.config.adapter)
-            lora.write(path, adapter, checkpoints.restore("weights"))
+            weights = checkpoints.restore("weights", step=checkpoints.choose())
+            lora.write(path, adapter, weights)
         print(
             f"the adapter, for --workdir={self.config.init_from}: {path}, "
             f"{path.stat().st_size / 1e6:.1f} MB",

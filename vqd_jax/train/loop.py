@@ -6,9 +6,9 @@ Lengths and intervals are in examples seen.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data.loader import Batch, Loader
+from vqd_jax.eval.validation import is_better
 from vqd_jax.runtime import distributed, signals
-from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.checkpoint import Best, Checkpoints
 from vqd_jax.runtime.hardware import describe_machine
 from vqd_jax.runtime.log import Log, read_metrics
 from vqd_jax.runtime.parallel import Parallelism
@@ -50,7 +51,9 @@ class Train:
         chooses their number by `train.step.default_micro_batches`.
       ema: decay of the moving average of the weights; 0 for none.
       log_every, evaluate_every, save_every: intervals.
-      keep: how many checkpoints to keep.
+      keep: how many checkpoints to keep, beside the best one.
+      best: the measure of the evaluations (`eval.validation.BETTER`) by which the best checkpoint
+        is chosen; "" keeps none.
     """
 
     examples: int
@@ -61,6 +64,7 @@ class Train:
     evaluate_every: int
     save_every: int
     keep: int
+    best: str = ""
 
     def __post_init__(self):
         intervals = self.log_every, self.evaluate_every, self.save_every
@@ -121,7 +125,7 @@ class Trainer:
     key: PRNGKey
     frozen: Params
     items: dict[str, Any]
-    evaluate: Callable[[int, Params], dict[str, float]]
+    evaluate: Callable[[int, Params], Mapping[str, SupportsFloat]]
     init_from: Callable[[Params], Params] | None = None
     refresh: Callable[[], None] = lambda: None
     report: Callable[[], None] = lambda: None
@@ -146,8 +150,10 @@ class Trainer:
         if not rollbacks:
             self._announce(state)
         self._resume_log(first, rollbacks)
+        best = self._restore_best(first)
         if unevaluated(train, self.checkpoints, self.log.folder):
-            self._log_evaluation(first, jax.device_get(self._weights(state)))
+            values = self.evaluate(first, jax.device_get(self._weights(state)))
+            best = self._record_evaluation(first, values, self._better(first, values, best)) or best
         state, frozen = self.parallel.device_put(state), self._placed_frozen
         pending = None  # metrics of the last step, not yet checked
         meter = Meter(self.cost, self.log, first)
@@ -199,9 +205,13 @@ class Trainer:
                 if stop or saves:
                     self._save(step, state, weights, record)
                 if evaluates and not stop:
-                    stop = self._evaluate(step, self.parallel.to_host(weights))
-                    if stop and not saves:
+                    values = self._evaluate(step, self.parallel.to_host(weights))
+                    stop = values is None
+                    better = self._better(step, values, best)
+                    if (stop or better) and not saves:
                         self._save(step, state, weights, record)
+                    if not stop:
+                        best = self._record_evaluation(step, values, better) or best
                 if stop:
                     self.checkpoints.wait()
                     distributed.barrier()  # until process 0 has written
@@ -274,6 +284,15 @@ class Trainer:
         for rollback in rollbacks:
             record.skip(rollback.batches)
         return record
+
+    def _restore_best(self, first: int) -> Best | None:
+        """The best checkpoint so far, by the measure that is asked for now."""
+        stored = self.checkpoints.best() if jax.process_index() == 0 else None
+        stored = distributed.broadcast_json(stored and dataclasses.asdict(stored))
+        best = Best(**stored) if stored else None
+        if best is None or best.measure != self.train.best or best.step > first:
+            return None  # a later one is damaged, and training is going to make it again
+        return best
 
     def _announce(self, state: State) -> None:
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -373,23 +392,47 @@ class Trainer:
         own = {"state": stored, "weights": weights, "record": record.to_json()}
         self.checkpoints.save(step, own | self.items)
 
-    def _evaluate(self, step: int, weights: Params) -> bool:
-        """Evaluates and logs; True if a signal came meanwhile. With several processes it is only
-        noted, as they have to agree upon it first.
+    def _evaluate(self, step: int, weights: Params) -> Mapping[str, SupportsFloat] | None:
+        """The measures; None if a signal came meanwhile. With several processes it is only noted,
+        as they have to agree upon it first.
         """
         interruptible = contextlib.nullcontext()
         if jax.process_count() == 1:
             interruptible = signals.interruptible()
         try:
             with interruptible:
-                self._log_evaluation(step, weights)
+                return self.evaluate(step, weights)
         except signals.INTERRUPTS:
-            return True
-        return False
+            return None
 
-    def _log_evaluation(self, step: int, weights: Params) -> None:
-        """One line of the log says that there was an evaluation, even of no examples."""
-        self.log.write(step, self.evaluate(step, weights) or {"examples": 0}, HELD_OUT)
+    def _better(
+        self, step: int, values: Mapping[str, SupportsFloat] | None, best: Best | None
+    ) -> Best | None:
+        """The step as the best one, if its evaluation is better than that of `best`."""
+        measure = self.train.best
+        if not measure or values is None:
+            return None
+        if measure not in values:
+            raise UserError(
+                f"{self.name}: the best checkpoint is chosen by {measure}, and the evaluation has "
+                f"only {', '.join(values) or 'no images'}"
+            )
+        value = distributed.broadcast_json(float(values[measure]))  # the processes have to agree
+        if is_better(measure, value, None if best is None else best.value):
+            return Best(step=step, measure=measure, value=value)
+        return None
+
+    def _record_evaluation(
+        self, step: int, values: Mapping[str, SupportsFloat], better: Best | None
+    ) -> Best | None:
+        """Marks the step, which is saved, if it is `better`, and then logs its evaluation; returns
+        `better`. After a kill in between the step is evaluated again.
+        """
+        if better:
+            self.checkpoints.mark_best(better)
+        # one line of the log says that there was an evaluation, even of no examples
+        self.log.write(step, values or {"examples": 0}, HELD_OUT)
+        return better
 
 
 def unevaluated(train: Train, checkpoints: Checkpoints, folder: Path) -> bool:

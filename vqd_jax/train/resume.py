@@ -69,11 +69,14 @@ def check_same_model(stage: str, checkpoints: Checkpoints, config: ConfigDict) -
 
 
 def copy_codec(origin: Workdir, workdir: Workdir) -> None:
-    """Copies the latest codec of another workdir: a workdir holds all that sampling needs."""
+    """Copies the codec of another workdir, its best or last one: a workdir holds all that sampling
+    needs.
+    """
     stored = Checkpoints(origin.checkpoints("vqvae"), read_only=True)
-    items = {name: stored.restore(name) for name in ("weights", "config")}
+    step = stored.choose()
+    items = {name: stored.restore(name, step=step) for name in ("weights", "config")}
     with Checkpoints(workdir.checkpoints("vqvae"), keep=1) as checkpoints:
-        checkpoints.save(stored.latest_step(), items, wait=True)
+        checkpoints.save(step, items, wait=True)
 
 
 def initial_params(config: ConfigDict, stage: str, params: Params) -> Params:
