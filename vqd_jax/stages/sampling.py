@@ -41,18 +41,22 @@ def sample(
     constraint: Constraint | None = None,
     t_start: int | None = None,
     trace: bool = False,
+    window: tuple[int, int] | None = None,
+    z: Int[np.ndarray, "b n"] | None = None,
     devices: Devices | None = None,
 ) -> Any:
     """Tokens for each row of `conditions`; with `trace` (tokens, states (calls, b, n)).
 
     Row i uses the noise of image `first` + i of the seed, whatever the batch. `scales` are those of
-    guidance. With `image`, sampling starts from its tokens noised to the time `t_start`. `devices`
+    guidance. With `image`, sampling starts from its tokens noised to the time `t_start`. With
+    `window` = (first, end) only these calls are made, from the state z unless first is 0. `devices`
     share the rows; by default one device computes all of them.
     """
     static_guidance, dynamic = guidance_arguments(guidance_config, scales)
     keys = image_keys(seed, first, scales.shape[1])
     # the program of `watch`, except for a trace, which has no window
-    window = ALL_CALLS if stage.windowed and not trace else None
+    if window is None and stage.windowed and not trace:
+        window = ALL_CALLS
     out = _sample(
         stage,
         sampler,
@@ -66,7 +70,7 @@ def sample(
         dynamic,
         image,
         constraint,
-        *_window_arguments(stage, window, len(keys)),
+        *_window_arguments(stage, window, len(keys), z),
     )
     return jax.tree.map(np.asarray, out)
 
