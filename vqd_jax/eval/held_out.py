@@ -20,6 +20,7 @@ from vqd_jax.core.shapes import Params
 from vqd_jax.data.batches import ROWS, evaluation_records, indices, spread
 from vqd_jax.data.loader import sequential
 from vqd_jax.data.source import Source
+from vqd_jax.data.splits import CELLS, ITEMS, TRAIN
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.eval import intervals
 from vqd_jax.eval.reconstruction import WINDOW, codebook_use, psnr, ssim
@@ -47,6 +48,7 @@ class CodecEvaluation:
       lpips: networks of the perceptual distance: vgg, alex, both or none.
       examples: at most.
       intervals: also return the 95 % interval of each mean over images, as NAME_interval.
+      splits: whose images are evaluated, or halves of them; those of training if there are none.
 
     Images smaller than SSIM's window have no SSIM.
     """
@@ -58,11 +60,11 @@ class CodecEvaluation:
     lpips: tuple[str, ...]
     examples: int
     intervals: bool = False
+    splits: tuple[str, ...] = (CELLS, ITEMS)
 
     def __call__(self, step: int, weights: Params) -> dict[str, Any]:
         chosen = spread(
-            indices(self.source, "held_out_cells", "held_out_items")
-            or indices(self.source, "train"),
+            indices(self.source, *self.splits) or indices(self.source, TRAIN),
             self.examples,
         )
         if not chosen:
