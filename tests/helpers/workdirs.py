@@ -100,10 +100,11 @@ def make_workdir(
     """
     config = settings(changes)
     codec, k, width = build.vqvae_stage(config), config.codebook.codes, config.codebook.width
+    groups = config.codebook.groups
     images = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
     shapes = jax.eval_shape(codec.model.init, jax.random.key(0), images)["params"]
     weights = numbers(
-        {"vqvae": shapes, "codes": np.zeros((ALL_CODES if converted else k, width))}, 0
+        {"vqvae": shapes, "codes": np.zeros((ALL_CODES if converted else groups * k, width))}, 0
     )
     if converted:
         remap = np.arange(ALL_CODES)[::-1] % k

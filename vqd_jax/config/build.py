@@ -336,6 +336,7 @@ def _tokens_and_condition(config: ConfigDict) -> dict[str, Any]:
     )
     return dict(
         codes=config.codebook.codes,
+        groups=config.codebook.groups,
         grid=(side, side),
         condition=config.condition.kind,
         classes=classes,

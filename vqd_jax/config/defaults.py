@@ -84,6 +84,7 @@ def defaults() -> ConfigDict:
     c.codebook = _section(
         codes=512,  # k
         width=32,  # of a code vector
+        groups=1,  # residual codes at each position, each with its own k; their sum is decoded
         update="ema",  # ema | gradient
         decay=0.99,  # of the moving averages
         smoothing=1e-5,  # Laplace smoothing of the counts

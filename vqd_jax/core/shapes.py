@@ -3,6 +3,7 @@
 b batch   n image tokens   m text tokens   k codes   v states (k codes + [MASK])
 d model width   e text width   a heads   f head features   h w token grid
 H W pixels   c channels   z code width   q queries
+g groups of codes   l positions of the token grid: n = g l, ordered by group, then by position
 """
 
 from collections.abc import Callable, Mapping

@@ -41,7 +41,9 @@ def bits(nats: Any) -> Any:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecEvaluation:
     """PSNR, SSIM, LPIPS, codebook use and perplexity on held-out images. Also writes an image of
-    originals above reconstructions and codes-STEP.npy, how often each code was used (k,).
+    originals above reconstructions and codes-STEP.npy, how often each code was used (k,); with
+    several groups of codes, the counts of one group follow those of the other, and use and
+    perplexity are means over the groups.
 
     Attributes:
       folder: for the files; None writes none.
@@ -97,9 +99,10 @@ class CodecEvaluation:
             values |= intervals.mean(name, of_images)
         if not self.intervals:
             values = {name: values[name] for name in each}
-        values["perplexity"], values["codes_in_use"] = codebook_use(
-            tokens, self.stage.codebook.codes
-        )
+        book = self.stage.codebook
+        groups = np.split(tokens, book.groups, axis=1)
+        uses = [codebook_use(group, book.codes) for group in groups]
+        values["perplexity"], values["codes_in_use"] = np.mean(uses, axis=0).tolist()
         if self.folder:
             shown = spread(list(range(len(images))), 16)
             save_png(
@@ -110,7 +113,8 @@ class CodecEvaluation:
                 atomic_write(StageFolder(self.folder).codes(step), "the use of the codes") as part,
                 part.open("wb") as file,
             ):
-                np.save(file, np.bincount(tokens.ravel(), minlength=self.stage.codebook.codes))
+                counts = [np.bincount(group.ravel(), minlength=book.codes) for group in groups]
+                np.save(file, np.concatenate(counts))
         return values
 
 

@@ -67,7 +67,7 @@ def exported(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
             codes = (
                 len(weights["codes"])
                 if "remap" in weights and "codes" in weights
-                else config.codebook.codes
+                else config.codebook.groups * config.codebook.codes
             )
             target = codec_target(
                 config, codes, remap="remap" in weights, projection="projection" in weights
@@ -234,8 +234,10 @@ def summary(stage: str, config: ConfigDict, weights: dict[str, Any]) -> str:
     """One line about a stage, for people."""
     count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
     if stage == "vqvae":
+        groups = config.codebook.groups
+        each = f" in {groups} groups" if groups > 1 else ""
         return (
-            f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes, "
+            f"codec: {count(weights['vqvae']):,} parameters, {len(weights['codes'])} codes{each}, "
             f"{config.codebook.codes} tokens"
         )
     network = "denoiser" if stage == "diffusion" else stage

@@ -24,22 +24,24 @@ class Word:
     """
 
     text: str
-    attention: Float[np.ndarray, " n"]
+    attention: Float[np.ndarray, " l"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
     """Attributes:
     k: the number of codes; in the states, k is [MASK].
+    groups: the number of tokens at each position; all tokens of a group follow each other.
     states: the tokens before the first call and after each call.
     images: the decoded states, grey where masked.
     times: the timestep given to the network at each call.
-    confidence: at each call, the probability of each position's likeliest code.
+    confidence: at each call, the probability of each token's likeliest code.
     words: those of each prompt, and the tokens around them. At each position their attention sums
       to one. Empty for models without text.
     """
 
     k: int
+    groups: int
     states: Int[np.ndarray, "calls_plus_1 n"]
     images: UInt8[np.ndarray, "calls_plus_1 H W 3"]
     times: Int[np.ndarray, " calls"]
@@ -84,6 +86,7 @@ def explain(
         )
     return Explanation(
         k=process.k,
+        groups=model.codec.codebook.groups,
         states=np.concatenate(states),
         images=np.stack(images),
         times=times,
@@ -93,7 +96,7 @@ def explain(
 
 
 def _words(
-    model: TextToImage, text: str, ids: Int[np.ndarray, " m"], attention: Float[np.ndarray, "n m"]
+    model: TextToImage, text: str, ids: Int[np.ndarray, " m"], attention: Float[np.ndarray, "l m"]
 ) -> tuple[Word, ...]:
     """The words of a prompt, and the tokens around them that get any attention."""
     words = model.tokenizer.words(text)  # (word, indices of its tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from vqd_jax.core.image_grid import save_figure
 from vqd_jax.inference.explain import Explanation
@@ -63,7 +63,7 @@ def _calls(part: Any, explanation: Explanation, title: str) -> None:
 
     calls = len(explanation.times)
     shown = np.unique(np.linspace(0, calls, min(calls + 1, COLUMNS)).round().astype(int))
-    square = lambda x: x.reshape(math.isqrt(x.shape[0]), -1, *x.shape[1:])
+    square = lambda x, gap: _side_by_side(x, explanation.groups, gap)
     colors = np.array([*map(_color, range(explanation.k)), MASKED])
     axes = part.subplots(4, len(shown), squeeze=False)
     for column, call in enumerate(shown):
@@ -75,28 +75,31 @@ def _calls(part: Any, explanation: Explanation, title: str) -> None:
             else "at the start,\npure noise",
             fontsize=9,
         )
-        axes[1, column].imshow(square(colors[after]))
+        axes[1, column].imshow(square(colors[after], 1.0))
         if not call:
             for axis in axes[2:, column]:
                 axis.set_frame_on(False)
             continue
         changed = changes(explanation.states[shown[column - 1]], after, explanation.k)
         axes[2, column].imshow(
-            square(changed),
+            square(changed.astype(float), np.nan),
             cmap=ListedColormap([color for _, color in CHANGES]),
             vmin=-0.5,
             vmax=len(CHANGES) - 0.5,
         )
         confidence = axes[3, column].imshow(
-            square(explanation.confidence[call - 1]), cmap="viridis", vmin=0, vmax=1
+            square(explanation.confidence[call - 1], np.nan), cmap="viridis", vmin=0, vmax=1
         )
         axes[3, column].set_xlabel(f"mean {explanation.confidence[call - 1].mean():.0%}")
+    order = "coarse to fine codes\nfrom left to right"
     labels = (
         "the image;\ngrey: not drawn yet",
         "its tokens:\na colour for each code,\ngrey: [MASK]",
         "changes since the\nprevious column",
         "confidence in this call:\nprobability of the\nlikeliest code",
     )
+    if explanation.groups > 1:
+        labels = (labels[0], f"{labels[1]}\n\n{order}", *labels[2:])
     for axis, label in zip(axes[:, 0], labels):
         axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
     for axis in axes.flat:
@@ -112,6 +115,19 @@ def _calls(part: Any, explanation: Explanation, title: str) -> None:
         frameon=False,
     )
     part.suptitle(title, fontsize=13, fontweight="bold")
+
+
+def _side_by_side(
+    x: Shaped[np.ndarray, "n ..."], groups: int, gap: float
+) -> Shaped[np.ndarray, "h w ..."]:
+    """A value for each token as a map: the grids of the groups from left to right, with a column of
+    `gap` between them.
+    """
+    side = math.isqrt(len(x) // groups)
+    maps = x.reshape(groups, side, side, *x.shape[1:])
+    column = np.full_like(maps[0, :, :1], gap)
+    parts = [part for each in maps for part in (column, each)]
+    return np.concatenate(parts[1:], axis=1)
 
 
 def _counts(part: Any, explanation: Explanation) -> None:

@@ -140,14 +140,15 @@ def _paint(
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
     """The images after each of the `states` of each window; `progress` wraps the windows.
 
-    `cell` is the side of a token in pixels, and `side` that of a window in tokens.
+    `cell` is the side of a position in pixels, and `side` that of a window in positions, each of
+    which has a token of every group.
     """
     size, cell = check_size(model, edit_image)
-    side, rows = size // cell, len(prompts)
+    side, rows, groups = size // cell, len(prompts), model.codec.codebook.groups
     height, width = (length // cell for length in edit_image.mask.shape)
     to_paint = edit_image.mask.reshape(height, cell, width, cell).any((1, 3))
     painted = np.zeros_like(to_paint)
-    tokens = np.zeros((rows, height, width), np.int32)  # those that are painted
+    tokens = np.zeros((rows, groups, height, width), np.int32)  # those that are painted
     images = np.repeat(edit_image.image[None], rows, axis=0)
     corners = windows(to_paint, side)
     for number, (y, x) in enumerate(progress(corners, len(corners), "painting", "window")):
@@ -156,9 +157,9 @@ def _paint(
         fresh = to_paint[area] & ~painted[area]
         before = images[:, *pixels]
         # tokens painted in other windows are kept as they were drawn, not encoded anew
-        encoded = model.encode(before).reshape(-1, side, side)
-        known = np.where(painted[area], tokens[:, *area], encoded).reshape(rows, -1)
-        keep = np.broadcast_to(~fresh.reshape(1, -1), known.shape)
+        encoded = model.encode(before).reshape(-1, groups, side, side)
+        known = np.where(painted[area], tokens[:, :, *area], encoded).reshape(rows, -1)
+        keep = np.tile(~fresh.ravel(), (rows, groups))
         changes = fresh.repeat(cell, 0).repeat(cell, 1)[None, ..., None]
         for state, painting in states(  # noqa: B007
             prompts,
@@ -172,7 +173,8 @@ def _paint(
             images = images.copy()
             images[:, *pixels] = np.where(changes, painting, before)
             yield images
-        tokens[:, *area] = np.where(fresh, state.reshape(-1, side, side), tokens[:, *area])
+        painting = state.reshape(-1, groups, side, side)
+        tokens[:, :, *area] = np.where(fresh, painting, tokens[:, :, *area])
         painted[area] |= fresh
 
 

@@ -250,7 +250,9 @@ class TextToImage:
             yield self.decode(tokens, devices=devices)[: len(part)]
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
-        """Images of the model's size to tokens in [0, k), in raster order."""
+        """Images of the model's size to tokens in [0, k), in raster order; of several groups of
+        codes all tokens of the coarsest come first.
+        """
         size = self.config.data.image_size
         if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
             raise UserError(
@@ -267,10 +269,14 @@ class TextToImage:
         return np.asarray(jitted.decode(self.codec, self.codec_weights, tokens, devices=shared))
 
     def decode_partial(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """`decode` of tokens of which some are [MASK]: grey, and code 0 for the decoder."""
+        """`decode` of tokens of which some are [MASK]: grey, and code 0 for the decoder. With
+        several groups of codes this is for the coarsest ones; the finer ones add nothing.
+        """
+        positions = tokens.shape[1] // self.codec.codebook.groups
         masked = tokens == self.config.codebook.codes
-        side, scale = math.isqrt(tokens.shape[1]), self.codec.model.downsampling
-        grey = masked.reshape(-1, side, side).repeat(scale, 1).repeat(scale, 2)
+        masked[:, positions:] = False
+        side, scale = math.isqrt(positions), self.codec.model.downsampling
+        grey = masked[:, :positions].reshape(-1, side, side).repeat(scale, 1).repeat(scale, 2)
         return np.where(grey[..., None], GREY, self.decode(np.where(masked, 0, tokens)))
 
 

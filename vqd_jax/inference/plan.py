@@ -2,10 +2,12 @@
 `samplers.call_planner` finds the best number of tokens for each call.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import comb
 
 from vqd_jax.core.image_grid import save_figure
 from vqd_jax.data.batches import ROWS
@@ -23,16 +25,23 @@ def measure(
     """Mean cross-entropies in nats for two orders of tokens, "random" and "halton".
 
     "random" (n,): by the number of known tokens. "halton" (n, n): by the number of known tokens and
-    the position in the order, 0 for positions that are known. They are measured at `points` numbers
-    of known tokens and interpolated linearly; for Halton between positions equally far ahead, as
-    the order starts at a random position.
+    the place in the order, 0 for tokens that are known. They are measured at `points` numbers of
+    known tokens and interpolated linearly; for Halton between tokens equally far ahead, as the
+    order starts at a random position.
+
+    With several groups of codes both are (n, n), as samplers reveal the coarse codes of a position
+    first: "random" is the mean over random orders in which the tokens of each position are sorted
+    so, and "halton", which has one group after the other, is also measured at the ends of each.
     """
-    n, process = tokens.shape[1], model.process
-    masked = 1 - np.asarray(process.unmasked)
-    order = halton_ranks(n)
+    n, process, groups = tokens.shape[1], model.process, model.codec.codebook.groups
+    masked, positions = 1 - np.asarray(process.unmasked), n // groups
+    order = halton_ranks(positions)
     shares = (np.arange(points) / (points - 1)) ** 1.5 * (n - 1) / n  # denser where few are known
-    counts = np.unique(np.round(n * shares).astype(int))
-    random, ahead = np.zeros(len(counts)), np.full((len(counts), n), np.nan)
+    starts = np.arange(0, n, positions)
+    ends = [*starts, *(starts + positions - 1)]
+    counts = np.unique([*np.round(n * shares).astype(int), *ends])
+    mean, halton = np.zeros(len(counts)), np.zeros((len(counts), n))
+    random = np.zeros((len(counts), groups, groups))  # see `_by_masked`
     rng = np.random.default_rng(0)
     load = lambda i, _: {"tokens": tokens[i], "text": model.tokenizer(captions[i : i + 1])[0]}
     batches = list(sequential(list(range(len(tokens))), ROWS, load))
@@ -46,38 +55,99 @@ def measure(
 
         for j, count in enumerate(counts):
             t = np.int32(np.abs(masked[1:] - (1 - count / n)).argmin() + 1)
-            sums, images = np.zeros(n), 0
+            images = 0
             entropies = []
             for batch, valid in batches:
                 rows = len(batch["tokens"])
                 ranks = rng.random((rows, n)).argsort(1).argsort(1)
+                ranks = np.sort(ranks.reshape(rows, groups, -1), axis=1).reshape(rows, -1)
                 nats = cross_entropy(batch, ranks < count, t)
                 entropies.append(nats[:valid][(ranks >= count)[:valid]])
-                ranks = (order[None] - rng.integers(n, size=(rows, 1))) % n
+                random[j] += _by_masked(nats[:valid], (ranks >= count)[:valid], groups)
+                ranks = (order[None] - rng.integers(positions, size=(rows, 1))) % positions
+                ranks = np.tile(ranks, groups) + starts.repeat(positions)
                 nats = cross_entropy(batch, ranks < count, t)
-                sums += np.take_along_axis(nats, ranks.argsort(1), axis=1)[:valid].sum(0)
+                halton[j] += np.take_along_axis(nats, ranks.argsort(1), axis=1)[:valid].sum(0)
                 images += valid
-            random[j] = np.concatenate(entropies).mean()
-            ahead[j, : n - count] = sums[count:] / images
+            mean[j] = np.concatenate(entropies).mean()
+            random[j] /= images * (n - count)
+            halton[j, count:] /= images
 
-    return {
-        "random": _falling(np.interp(np.arange(n), counts, random)),
-        "halton": _falling(_interpolate_ahead(counts, ahead)),
-    }
+    if groups == 1:
+        random_order = np.interp(np.arange(n), counts, mean)
+    else:
+        random_order = _random_order(counts, random, n)
+    halton_order = _interpolate_groups(counts, halton, starts)
+    return {"random": _falling(random_order), "halton": _falling(halton_order)}
+
+
+def _by_masked(
+    nats: Float[np.ndarray, "b n"], masked: Bool[np.ndarray, "b n"], groups: int
+) -> Float[np.ndarray, "m j"]:
+    """[m - 1, j]: of all positions with m masked tokens, m times the sum of `nats` over the tokens
+    that have j coarser masked ones.
+    """
+    nats, masked = (x.reshape(len(x), groups, -1) for x in (nats, masked))
+    coarser, total = masked.cumsum(1) - 1, masked.sum(1)[:, None].repeat(groups, 1)
+    out = np.zeros((groups, groups))
+    np.add.at(out, (total[masked] - 1, coarser[masked]), (total * nats)[masked])
+    return out
+
+
+def _random_order(
+    counts: Int[np.ndarray, " c"], measured: Float[np.ndarray, "c m j"], n: int
+) -> Float[np.ndarray, "n n"]:
+    """[known, place in the order] for random orders in which the tokens of each position are sorted
+    from coarse to fine.
+
+    `measured` are means of `_by_masked` over the masked tokens. The token at a place has j coarser
+    masked ones if the order before sorting, which is random, puts j of the others of its position
+    before it.
+    """
+    known, place = np.arange(n)[:, None], np.arange(n)[None]
+    before, after, others = place - known, n - 1 - place, n - 1 - known
+    out = np.zeros((n, n))
+    for m, j in zip(*np.tril_indices(measured.shape[2])):  # m others of the position are masked
+        each = np.interp(known, counts, measured[:, m, j])
+        ways = comb(before, j) * comb(after, m - j)
+        out += each * np.divide(ways, comb(others, m), out=np.zeros_like(ways), where=others >= m)
+    return np.triu(out)
+
+
+def _interpolate_groups(
+    counts: Int[np.ndarray, " c"],
+    measured: Float[np.ndarray, "c n"],
+    starts: Int[np.ndarray, " g"],
+) -> Float[np.ndarray, "n n"]:
+    """`_interpolate_ahead` within each group. The tokens of later groups are those of the same
+    places in the order at any number of known tokens.
+    """
+    n = measured.shape[1]
+    out = np.zeros((n, n))
+    for start, end in itertools.pairwise([*starts, n]):
+        inside, before = (counts >= start) & (counts < end), counts <= start
+        for i in range(start, end):
+            out[:start, i] = np.interp(np.arange(start), counts[before], measured[before, i])
+        block = _interpolate_ahead(counts[inside] - start, measured[inside, start:end])
+        out[start:end, start:end] = block
+    return out
 
 
 def _interpolate_ahead(
-    counts: Int[np.ndarray, " c"], ahead: Float[np.ndarray, "c n"]
+    counts: Int[np.ndarray, " c"], measured: Float[np.ndarray, "c n"]
 ) -> Float[np.ndarray, "n n"]:
-    """[known, position] from measurements [counts of known tokens, positions ahead of them]."""
-    n = ahead.shape[1]
+    """[known, place in the order] from measurements at `counts` of known tokens, between tokens
+    equally far ahead.
+    """
+    n = measured.shape[1]
     out = np.zeros((n, n))
     for distance in range(n):
-        measured, known = counts[counts + distance < n], np.arange(n - distance)
-        between = np.interp(known, measured, ahead[: len(measured), distance])
-        # where the order ends before the next measurement: the token one position nearer
+        before, known = counts[counts + distance < n], np.arange(n - distance)
+        ahead = measured[np.arange(len(before)), before + distance]
+        between = np.interp(known, before, ahead)
+        # where the order ends before the next measurement: the token one place nearer
         nearer = out[known, known + max(distance - 1, 0)]
-        out[known, known + distance] = np.where(known <= measured[-1], between, nearer)
+        out[known, known + distance] = np.where(known <= before[-1], between, nearer)
     return out
 
 

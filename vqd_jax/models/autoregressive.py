@@ -1,5 +1,5 @@
 """The autoregressive baseline (VQ-AR in Gu et al. 2022): tokens in raster order, each from those
-before it.
+before it; of several groups of codes all tokens of one before those of the next.
 
 Each layer is h += SA(LN(h)); h += CA(LN(h), text); h += MLP(LN(h)) with causal self-attention.
 Sampling caches keys and values, so that a call computes one token.
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.core.shapes import Logits
@@ -81,17 +82,20 @@ class Autoregressive(TokenTransformer):
         cache: Cache | None = None,
         dropout_rows: Int[Array, " b"] | None = None,
     ) -> tuple[Logits, Cache]:
-        """Logits of the tokens at the q positions from `first` on, and the cache for the positions
-        after them.
+        """Logits of the q tokens from `first` on, and the cache for those after them.
 
-        `previous` has the token before each of these positions; k stands before the first. Without
-        a cache the q positions attend to each other only. With one (for all positions of the grid,
-        filled before `first`, as by `pad_cache`) they also attend to those before them; such calls
-        ignore `remat` and `scan`, which would copy the cache.
+        `previous` has the token before each of these; k stands before the first. Without a cache
+        the q tokens attend to each other only. With one (for all tokens of an image, filled before
+        `first`, as by `pad_cache`) they also attend to those before them; such calls ignore `remat`
+        and `scan`, which would copy the cache.
         """
         self.check(ACCEPTED)
-        positions = first + jnp.arange(previous.shape[1])
-        x, tokens = self.embed(previous, positions, self.grid)
+        index = first + jnp.arange(previous.shape[1])
+        place = self.embed_positions(index % math.prod(self.grid), self.grid)
+        if self.groups > 1:
+            place = place + self.embedding(self.groups, "groups")(self.group(index))
+        x, tables = self.embed_tokens(previous, jnp.maximum(index - 1, 0))
+        x = (x + place[None]).astype(self.dtype)
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
         block = self.block(CausalBlock)
         if cache is None:
@@ -104,14 +108,18 @@ class Autoregressive(TokenTransformer):
                 x, new[name] = block(name=name)(
                     x, condition, mask, first, cache[name], dropout_rows
                 )
-        return self.logits(x, tokens, self.codes), new
+        logits = self.logits(x, tables)
+        if self.groups > 1:
+            logits = rearrange(logits, "b q (g k) -> b q g k", g=self.groups)
+            group = self.group(index)[None, :, None, None]
+            logits = jnp.take_along_axis(logits, group, axis=2)[:, :, 0]
+        return logits, new
 
     def pad_cache(self, cache: Cache) -> Cache:
-        """A cache of the first positions, padded to all positions of the grid."""
-        n = math.prod(self.grid)
+        """A cache of the first tokens, padded to all tokens of an image."""
 
         def pad(layer: Aux) -> Aux:
-            missing = n - layer["self"].shape[2]
+            missing = self.tokens - layer["self"].shape[2]
             return layer | {"self": jnp.pad(layer["self"], ((0, 0), (0, 0), (0, missing), (0, 0)))}
 
         return {name: pad(layer) for name, layer in cache.items()}

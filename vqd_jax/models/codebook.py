@@ -2,10 +2,14 @@
 averages or by gradient.
 
 Moving averages with Laplace smoothing follow van den Oord et al. 2017, appendix A.1; dead codes
-restart at vectors of the current batch.
+restart at vectors of the current batch. Several groups of codes quantise a vector one after the
+other, each what the ones before it left (residual quantisation, Lee et al. 2022).
 """
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -22,14 +26,14 @@ Vectors = Float[Array, "r z"]
 @flax.struct.dataclass
 class Codes:
     """The codebook's state: the code vectors, and for each code moving averages of the number and
-    the sum of the encoder vectors nearest to it.
+    the sum of the vectors nearest to it. The tables of several groups follow each other.
 
     Fields of other types stand for arrays in trees of shapes, shardings or paths.
     """
 
-    vectors: Float[Array, "k z"] | Any
-    count: Float[Array, " k"] | Any
-    total: Float[Array, "k z"] | Any
+    vectors: Float[Array, "gk z"] | Any
+    count: Float[Array, " gk"] | Any
+    total: Float[Array, "gk z"] | Any
 
 
 def nearest(vectors: Float[Array, "k z"], z: Float[Array, "*axes z"]) -> Int[Array, "*axes"]:
@@ -45,12 +49,19 @@ def straight_through(
     return z + jax.lax.stop_gradient(quantised - z)
 
 
+def add(groups: Sequence[Array]) -> Array:
+    """The sum of the groups, in their order."""
+    return functools.reduce(operator.add, groups)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """The update rule of k codes.
+    """Quantisation by g groups of k codes, and the rule by which the codes are updated.
 
     Attributes:
-      codes: k.
+      codes: k, of each group.
+      groups: g, the number of codes whose sum stands for a vector. The first is the one nearest to
+        the vector, each of the others the one nearest to what the sum so far leaves of it.
       width: z, the width of a code vector.
       update: "ema" (moving averages) or "gradient" (the codebook loss; the vectors are then a
         parameter).
@@ -62,6 +73,7 @@ class Codebook:
 
     codes: int
     width: int
+    groups: int = 1
     update: str = "ema"
     decay: float = 0.99
     smoothing: float = 1e-5
@@ -71,11 +83,55 @@ class Codebook:
     def __post_init__(self):
         if self.update not in ("ema", "gradient"):
             raise UserError(f"codebook.update must be 'ema' or 'gradient', got {self.update!r}")
+        if self.groups < 1:
+            raise UserError(f"codebook.groups must be 1 or more, got {self.groups}")
 
     def init(self, key: PRNGKey, z: Vectors) -> Codes:
-        """Codes at random vectors of the first batch; a little noise separates repeated ones."""
-        vectors = self._draw(key, z)
-        return Codes(vectors=vectors, count=jnp.ones(self.codes), total=jnp.copy(vectors))
+        """Codes at random vectors of the first batch, those of later groups at random residuals; a
+        little noise separates repeated ones.
+        """
+        tables = []
+        for group_key in self._keys(key):
+            tables.append(self._draw(group_key, z))
+            if len(tables) < self.groups:
+                z = z - tables[-1][nearest(tables[-1], z)]
+        vectors = jnp.concatenate(tables)
+        return Codes(vectors=vectors, count=jnp.ones(len(vectors)), total=jnp.copy(vectors))
+
+    def quantise(
+        self, vectors: Float[Array, "gk z"], z: Float[Array, "*axes z"]
+    ) -> tuple[list[Int[Array, "*axes"]], list[Float[Array, "*axes z"]]]:
+        """(indices in [0, k), residuals) of each group: the vectors that the group quantises, z for
+        the first. Without gradient.
+        """
+        z, indices, residuals = jax.lax.stop_gradient(z), [], []
+        for table in self._split(jax.lax.stop_gradient(vectors)):
+            residuals.append(z)
+            indices.append(nearest(table, z))
+            if len(indices) < self.groups:
+                z = z - table[indices[-1]]
+        return indices, residuals
+
+    def look_up(
+        self, vectors: Float[Array, "gk z"], indices: Sequence[Int[Array, "*axes"]]
+    ) -> list[Float[Array, "*axes z"]]:
+        """The code vectors of each group; `add` them for the quantised vectors. An index of k,
+        [MASK], adds nothing if there are several groups.
+        """
+        if self.groups == 1:  # k codes, or those of a converted codec, which may be more
+            return [vectors[indices[0]]]
+        found = []
+        for table, index in zip(self._split(vectors), indices, strict=True):
+            known = (index < self.codes)[..., None]
+            found.append(jnp.where(known, table[jnp.minimum(index, self.codes - 1)], 0.0))
+        return found
+
+    def _split(self, x: Float[Array, "gk ..."]) -> list[Float[Array, "k ..."]]:
+        """The part of each group."""
+        return [x] if self.groups == 1 else [*x.reshape(self.groups, self.codes, *x.shape[1:])]
+
+    def _keys(self, key: PRNGKey) -> list[PRNGKey]:
+        return [key] if self.groups == 1 else [*jax.random.split(key, self.groups)]
 
     def _draw(self, key: PRNGKey, z: Vectors) -> Float[Array, "k z"]:
         pick_key, noise_key = jax.random.split(key)
@@ -88,15 +144,37 @@ class Codebook:
         self,
         key: PRNGKey,
         codes: Codes,
+        z: Float[Array, "*g r z"],
+        index: Int[Array, "*g r"],
+        step: Int[Array, ""],
+        axis: str | None,
+    ) -> Codes:
+        """The state after a batch of vectors z, with the indices of their nearest codes; those of
+        several groups have a first axis of groups.
+
+        `axis` names the mapped axis of devices to sum over, None if the batch is not split.
+        """
+        if self.groups == 1:
+            return self._update_group(key, codes, z, index, step, axis)
+        fields = (codes.vectors, codes.count, codes.total)
+        tables = [Codes(*group) for group in zip(*map(self._split, fields))]
+        updated = [
+            self._update_group(group_key, table, vectors, nearest_codes, step, axis)
+            for group_key, table, vectors, nearest_codes in zip(
+                self._keys(key), tables, z, index, strict=True
+            )
+        ]
+        return jax.tree.map(lambda *groups: jnp.concatenate(groups), *updated)
+
+    def _update_group(
+        self,
+        key: PRNGKey,
+        codes: Codes,
         z: Vectors,
         index: Int[Array, " r"],
         step: Int[Array, ""],
         axis: str | None,
     ) -> Codes:
-        """The state after a batch of vectors z, with the indices of their nearest codes.
-
-        `axis` names the mapped axis of devices to sum over, None if the batch is not split.
-        """
         z = jax.lax.stop_gradient(z)
         assigned = jax.nn.one_hot(index, self.codes, dtype=z.dtype)
         count, total = assigned.sum(0), assigned.T @ z

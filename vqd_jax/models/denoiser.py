@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
@@ -98,6 +99,9 @@ def _uniform(limit: float) -> nn.initializers.Initializer:
 class Denoiser(TokenTransformer, kw_only=True):
     """p(x_0 | x_t, t, condition) as unnormalised log-probabilities of the k codes.
 
+    The transformer runs on the positions of the grid: the embeddings of all tokens of a position
+    are summed, and the head gives the logits of each.
+
     Attributes:
       T: diffusion steps; times fed in are 1..T.
       mlp: "fc", two linear layers, or "conv", two 3x3 convolutions over the grid.
@@ -129,9 +133,15 @@ class Denoiser(TokenTransformer, kw_only=True):
             raise UserError(
                 f"denoiser.positions {self.positions} are too few for a grid of {self.grid}"
             )
-        positions = jnp.arange(math.prod(self.grid))
-        x, tokens = self.embed(z_t, positions, self.positions or self.grid)
+        place = self.embed_positions(jnp.arange(math.prod(self.grid)), self.positions or self.grid)
+        x, tables = self.embed_tokens(z_t, np.arange(self.tokens))
+        if self.groups > 1:
+            x = rearrange(x, "b (g l) d -> g b l d", g=self.groups).sum(0)
+        x = (x + place[None]).astype(self.dtype)
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
         call = lambda block, x: (block(x, t, condition, mask, dropout_rows), {})
         x, _ = self.run_layers(self.block(Block), call, x)
-        return self.logits(x, tokens, self.codes)
+        logits = self.logits(x, tables)
+        if self.groups == 1:
+            return logits
+        return rearrange(logits, "b l (g k) -> b (g l) k", g=self.groups)

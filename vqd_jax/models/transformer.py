@@ -4,20 +4,24 @@ embeddings, layers and head, and the adaptive norm of their blocks.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.shapes import Logits, TextStates, Tokens
+from vqd_jax.core.shapes import TextStates, Tokens
 from vqd_jax.models.linear import Linear, product
 
 Condition = TextStates | Int[Array, " b"]
 Aux = dict[str, Array]
+Index = Int[Array, " n"] | Int[np.ndarray, " n"]
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -102,7 +106,9 @@ class TokenTransformer(nn.Module):
 
     Attributes:
       codes: k; the input vocabulary is k + 1, with [MASK] last.
-      grid: (h, w) of the token grid; position l is row l // w, column l % w.
+      groups: g, the number of tokens at each position. Each group has its own k codes and [MASK].
+      grid: (h, w) of the token grid; position l is row l // w, column l % w. Tokens are ordered by
+        group, then by position.
       condition: "text" (cross-attention to states (b, m, e) where the mask is True), "class"
         (labels (b,); one beyond `classes` stands for the mean of all) or "none".
       head: "linear", as published, or "tied": logits are products with the token embedding, so that
@@ -118,6 +124,7 @@ class TokenTransformer(nn.Module):
     width: int
     heads: int
     mlp_ratio: int
+    groups: int = 1
     condition: str = "text"
     classes: int = 0
     head: str = "linear"
@@ -147,19 +154,37 @@ class TokenTransformer(nn.Module):
         names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
         return functools.partial(kind, **{name: getattr(self, name) for name in names})
 
-    def embed(
-        self, tokens: Tokens, positions: Int[Array, " n"], table: tuple[int, int]
-    ) -> tuple[Float[Array, "b n d"], nn.Embed]:
-        """Token plus row and column embeddings, and the token embedding for `logits`.
+    @property
+    def tokens(self) -> int:
+        """n, the number of tokens of an image."""
+        return self.groups * math.prod(self.grid)
 
-        `table` has the sizes of the tables of rows and columns; position l is row l // w of it.
-        """
+    def group(self, index: Index) -> Index:
+        """The group of each token, by its index in the image."""
+        return index // math.prod(self.grid)
+
+    def embedding(self, size: int, name: str) -> nn.Embed:
         normal = nn.initializers.normal(self.init_std)
-        embedding = lambda size, name: nn.Embed(size, self.width, embedding_init=normal, name=name)
+        return nn.Embed(size, self.width, embedding_init=normal, name=name)
+
+    def embed_tokens(self, tokens: Tokens, index: Index) -> tuple[Float[Array, "b n d"], nn.Embed]:
+        """Embeddings of the tokens with these indices in the image, by the tables of their groups,
+        and the module with these tables, one after the other, for `logits`.
+        """
+        tables = self.embedding(self.groups * (self.codes + 1), "tokens")
+        if self.groups > 1:
+            tokens = tokens + (self.codes + 1) * self.group(index)[None]
+        return tables(tokens), tables
+
+    def embed_positions(
+        self, positions: Int[Array, " l"], table: tuple[int, int]
+    ) -> Float[Array, "l d"]:
+        """Row plus column embeddings. `table` has the sizes of their tables; position l is row
+        l // w of it.
+        """
         h, w = table
-        place = embedding(h, "rows")(positions // w) + embedding(w, "columns")(positions % w)
-        codes = embedding(self.codes + 1, "tokens")
-        return (codes(tokens) + place[None]).astype(self.dtype), codes
+        rows, columns = self.embedding(h, "rows"), self.embedding(w, "columns")
+        return rows(positions // w) + columns(positions % w)
 
     def run_layers(
         self,
@@ -206,15 +231,22 @@ class TokenTransformer(nn.Module):
         x, aux = jax.lax.scan(step, x, (stacked, keys))
         return x, {name: jax.tree.map(lambda y, i=i: y[i], aux) for i, name in enumerate(names)}
 
-    def logits(self, x: Float[Array, "b n d"], tokens: nn.Embed, outputs: int) -> Logits:
-        """Final norm and head; `outputs` is the number of logits, those of the first embeddings in
-        `tokens` if the head is tied.
+    def logits(self, x: Float[Array, "b l d"], tables: nn.Embed) -> Float[Array, "b l gk"]:
+        """Final norm and head: the logits of the codes of each group, one after the other. If the
+        head is tied, they are products with the embeddings of `tables`.
         """
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        outputs = self.groups * self.codes
         if self.head == "tied":
-            kernel = tokens.embedding[:outputs].T.astype(self.dtype)
+            kernel = self._without_masks(tables.embedding).T.astype(self.dtype)
             bias = self.param("head_bias", nn.initializers.zeros, (outputs,))
             return product(x, kernel).astype(jnp.float32) + bias[None, None]
         normal = nn.initializers.normal(self.init_std)
         head = Linear(outputs, dtype=self.dtype, kernel_init=normal, name="head")
         return head(x).astype(jnp.float32)
+
+    def _without_masks(self, tables: Float[Array, "gv d"]) -> Float[Array, "gk d"]:
+        """The embeddings of the codes of all groups."""
+        if self.groups == 1:
+            return tables[: self.codes]
+        return rearrange(tables, "(g v) d -> g v d", g=self.groups)[:, :-1].reshape(-1, self.width)

@@ -19,8 +19,9 @@ from vqd_jax.samplers.categorical import sample_categorical, uniforms
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral(Sampler):
-    """z_T -> ... -> z_0 over an even grid of times, each step by the exact posterior
-    p(z_s | z_t).
+    """z_T -> ... -> z_0 over an even grid of times, each step by the exact posterior p(z_s | z_t).
+
+    The step draws each token by itself: of several at a position any may come first.
     """
 
     calls: int

@@ -19,6 +19,7 @@ from jaxtyping import Array, Int
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import DenoiseFn, Logits, PRNGKey, PRNGKeys, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.samplers.groups import coarse_first
 
 CallIndex = int | Int[Array, ""]  # 0 is the first network call
 Update = Callable[[PRNGKeys, CallIndex, MaskAndReplace, Logits, Tokens, Any], Tokens]
@@ -61,6 +62,9 @@ class Constraint:
 class Sampler(Protocol):
     """What the sampling loop needs of a sampler. Classes that inherit from it start from the
     process's prior.
+
+    Samplers that choose an order of tokens are dataclasses with a field `groups`, the number of
+    tokens at each position, which the stage sets to that of its model.
     """
 
     def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
@@ -203,10 +207,16 @@ def forward_noised(keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int)
     return jax.vmap(one)(noise_keys(keys, -1, 1)[0], z_0)
 
 
-def masked_at(keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> Tokens:
-    """z_0 with `masked_count` tokens replaced by [MASK] at random positions."""
+def masked_at(
+    keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int, groups: int = 1
+) -> Tokens:
+    """z_0 with `masked_count` tokens replaced by [MASK] at random positions; of the tokens of a
+    position the finest.
+    """
     n = z_0.shape[1]
     order = jax.vmap(lambda key: jax.random.permutation(key, n))(noise_keys(keys, -1, 1)[0])
+    if groups > 1:
+        order = coarse_first(order, jnp.ones(order.shape, bool), groups)
     return jnp.where(order < masked_count(process, n, t), process.k, z_0)
 
 

@@ -35,9 +35,9 @@ from vqd_jax.samplers.base import (
 )
 from vqd_jax.samplers.call_planner import best_counts, reveal_cost
 from vqd_jax.samplers.categorical import sample_categorical, uniforms
+from vqd_jax.samplers.groups import reveal_ranks
 
 ORDERS = ("random", "confidence", "purity", "halton")
-LOG_NONE = -1e30  # score of tokens that are not [MASK]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Counts(Sampler):
       calls: network calls, those of `polish` included.
       order: "random"; "confidence", log p of the drawn code plus noise that falls to 0; "purity",
         positions drawn in proportion to their largest p; "halton", a fixed low-discrepancy order,
-        rolled for each image; or a tuple of all n positions.
+        rolled for each image; or a tuple of all n tokens.
       counts: tokens per call: "uniform", "cosine" (few at first), or a tuple of calls - polish
         numbers. Their sum is `total`.
       noise: of "confidence": Gumbel noise times noise * (1 - j / calls).
@@ -57,6 +57,10 @@ class Counts(Sampler):
       polish_from: the time at which `polish` starts, as a share of the start time.
       origin: the start state: "masked" (every token) or "process" (z_T, where the schedule leaves
         some random codes; without `polish` those are never drawn again).
+      groups: tokens of each position. In every order a coarse one comes before the finer ones of
+        its position: "halton" has all tokens of a group before those of the next; "random" and
+        tuples change places within a position; with "confidence" and "purity" a token waits until
+        the coarser ones are known, unless a call reveals more tokens than there are others.
     """
 
     calls: int
@@ -66,6 +70,7 @@ class Counts(Sampler):
     polish: int = 0
     polish_from: float = 0.25
     origin: str = "masked"
+    groups: int = 1
 
     def __post_init__(self):
         if isinstance(self.order, str) and self.order not in ORDERS:
@@ -88,7 +93,7 @@ class Counts(Sampler):
         return (all_masked if self.origin == "masked" else sample_prior)(keys, process, n)
 
     def noised(self, keys: PRNGKeys, process: MaskAndReplace, z_0: Tokens, t: int) -> Tokens:
-        return masked_at(keys, process, z_0, t)
+        return masked_at(keys, process, z_0, t, self.groups)
 
     def planned(
         self,
@@ -108,7 +113,7 @@ class Counts(Sampler):
 
     def plan(self, process: MaskAndReplace, n: int, t_start: int) -> list[Phase]:
         if not isinstance(self.order, str) and sorted(self.order) != list(range(n)):
-            raise UserError(f"an order must name each of the {n} positions once, got {self.order}")
+            raise UserError(f"an order must name each of the {n} tokens once, got {self.order}")
         first, last = self._revealed(process, n, t_start)
         known = first + np.append(0, np.cumsum(self._token_counts(last - first)))
         masked = 1 - np.asarray(process.unmasked)
@@ -188,7 +193,8 @@ class Counts(Sampler):
         float_keys, order_keys = noise_keys(keys, call, 2)
         code, log_p, _ = sample_categorical(uniforms(float_keys, n, 2, logits.dtype), logits)
         score = self._score(keys, order_keys, logits, log_p, coefficients["noise"])
-        rank = jnp.argsort(jnp.argsort(-jnp.where(masked, score, LOG_NONE), axis=-1), axis=-1)
+        adaptive = self.order in ("confidence", "purity")
+        rank = reveal_ranks(score, masked, self.groups, adaptive=adaptive)
         before, after = coefficients["masked_before"], coefficients["masked_after"]
         count = masked.sum(-1, keepdims=True)
         remaining = (count * after + before // 2) // before  # rounded
@@ -202,7 +208,7 @@ class Counts(Sampler):
         log_p: Float[Array, "b n"],
         noise: Float[Array, ""],
     ) -> Float[Array, "b n"]:
-        """The score of each position; the highest are revealed first."""
+        """The score of each token; the highest are revealed first."""
         n = log_p.shape[1]
         gumbel = lambda: jax.vmap(lambda key: jax.random.gumbel(key, (n,), jnp.float32))(order_keys)
         if self.order == "random":
@@ -213,15 +219,20 @@ class Counts(Sampler):
             return logits.max(-1) + gumbel()
         if self.order == "halton":
             start_keys = noise_keys(keys, -1, 1)[0]
-            roll = jax.vmap(lambda key: jax.random.randint(key, (), 0, n))(start_keys)
-            return -((jnp.asarray(halton_ranks(n))[None] - roll[:, None]) % n).astype(jnp.float32)
+            positions = n // self.groups
+            roll = jax.vmap(lambda key: jax.random.randint(key, (), 0, positions))(start_keys)
+            ranks = (jnp.asarray(halton_ranks(positions))[None] - roll[:, None]) % positions
+            if self.groups > 1:
+                group = jnp.arange(self.groups).repeat(positions)
+                ranks = jnp.tile(ranks, self.groups) + positions * group[None]
+            return -ranks.astype(jnp.float32)
         ranks = jnp.argsort(jnp.array(self.order)).astype(jnp.float32)
         return jnp.broadcast_to(-ranks[None], log_p.shape)
 
 
 def halton_ranks(n: int) -> Int[np.ndarray, " n"]:
-    """The rank of each token of a square grid in the order in which the Halton sequence (2, 3) hits
-    the cells. UserError if n is not a square.
+    """The rank of each position of a square grid in the order in which the Halton sequence (2, 3)
+    hits the cells. UserError if n is not a square.
     """
     side = math.isqrt(n)
     if side * side != n:

@@ -19,6 +19,7 @@ from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.samplers.ancestral import posterior_phase, posterior_step
 from vqd_jax.samplers.base import CallIndex, Phase, Sampler, even_times, noise_keys
 from vqd_jax.samplers.categorical import sample_categorical, uniforms
+from vqd_jax.samplers.groups import reveal_ranks
 
 # Tokens that the released code reveals at t = 1, 2, ..., T of 1024, by the number of times
 BUDGETS = {
@@ -34,7 +35,8 @@ class ReleasedFast(Sampler):
     """`sample_fast` of the released code: with T = 100, its "fast2", 3, 4, 5 and 10 make 51, 34,
     26, 21 and 11 calls.
 
-    Other numbers of calls get times as evenly spaced as possible, by the same rule.
+    Other numbers of calls get times as evenly spaced as possible, by the same rule. Each token is
+    drawn by itself: of several at a position any may come first.
     """
 
     calls: int
@@ -66,12 +68,15 @@ class PriorRule(Sampler):
       weight: of rule 2: sharpens p to the power 1 + weight * purity.
       per_call: the most tokens that a network call reveals (`prior_ps`); a time may take several
         calls.
+      groups: tokens of each position. A coarse one comes before the finer ones of its position:
+        with rule 1 they change places, with rule 2 the finer ones wait, as in `Counts`.
     """
 
     calls: int
     rule: int = 2
     weight: float = 0.0
     per_call: int = 1024
+    groups: int = 1
 
     def __post_init__(self):
         if self.rule not in (1, 2) or self.per_call < 1 or self.weight < 0:
@@ -110,7 +115,7 @@ class PriorRule(Sampler):
         z: Tokens,
         count: Int[Array, ""],
     ) -> Tokens:
-        """Codes at `count` of the masked positions, drawn without replacement.
+        """Codes at `count` of the masked tokens, drawn without replacement.
 
         `logits` are log p(x_0) as `samplers.base.sample_loop` describes them. As in the released
         code, purity is not renormalised after truncation.
@@ -126,6 +131,6 @@ class PriorRule(Sampler):
             logits = jnp.maximum(sharpened, -70)  # the floor of the released code
         code, _, _ = sample_categorical(uniforms(float_keys, n, 2, logits.dtype), logits)
         gumbel = jax.vmap(lambda key: jax.random.gumbel(key, (n,), jnp.float32))(order_keys)
-        weight = jnp.where(masked, jnp.log(score) + gumbel, -jnp.inf)
-        rank = jnp.argsort(jnp.argsort(-weight, axis=-1), axis=-1)
+        weight = jnp.log(score) + gumbel
+        rank = reveal_ranks(weight, masked, self.groups, adaptive=self.rule == 2)
         return jnp.where(masked & (rank < count), code, z)

@@ -1,5 +1,5 @@
-"""Stage 2 without diffusion: the exact likelihood of the tokens in raster order. The autoregressive
-baseline.
+"""Stage 2 without diffusion, the autoregressive baseline: the exact likelihood of the tokens in
+raster order, group by group.
 
 It shares the config sections, the data order and the dropped captions of the diffusion stage, so
 only the network differs.
@@ -7,7 +7,6 @@ only the network differs.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +43,7 @@ class AutoregressiveStage:
 
     @property
     def tokens(self) -> int:
-        return math.prod(self.network.grid)
+        return self.network.tokens
 
     @property
     def fixed_sampling(self) -> dict[str, Any]:

@@ -86,11 +86,12 @@ def attention(
     guidance_config: GuidanceConfig,
     z: Int[np.ndarray, "b n"],
     time: int,
-) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "p b n m"] | None]:
+) -> tuple[Float[np.ndarray, "b n"], Float[np.ndarray, "p b l m"] | None]:
     """The network's confidence and attention for the states z at a time.
 
-    Confidence is the probability of each position's likeliest code after guidance, temperature and
-    truncation. Attention is `stage.attention` to each prompt, None for models without text.
+    Confidence is the probability of each token's likeliest code after guidance, temperature and
+    truncation. Attention is `stage.attention` of each position to each prompt, None for models
+    without text.
     """
     static_guidance, dynamic = guidance_arguments(guidance_config, scales)
     guided = bool(static_guidance.guides(1 - np.asarray(stage.process.unmasked)[[time]])[0])

@@ -4,7 +4,6 @@ batch shape, and `DiffusionSampling` is what they run for a diffusion model.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -242,7 +241,7 @@ class DiffusionSampling:
 
     @property
     def tokens(self) -> int:
-        return math.prod(self.denoiser.grid)
+        return self.denoiser.tokens
 
     @property
     def fixed_sampling(self) -> dict[str, Any]:
@@ -284,6 +283,8 @@ class DiffusionSampling:
         `image` is noised to `t_start` instead of starting from noise alone. `window` and `z` are
         those of `samplers.base.sample_loop`; z is not used where the window starts at 0.
         """
+        if hasattr(sampler, "groups"):
+            sampler = dataclasses.replace(sampler, groups=self.denoiser.groups)
         if image is None:
             state = sampler.start(keys, self.process, self.tokens)
         else:
@@ -375,7 +376,7 @@ class DiffusionSampling:
 
     def attention(
         self, params: Params, z_t: Tokens, t: Times, ids: TextIds
-    ) -> Float[Array, "b n m"]:
+    ) -> Float[Array, "b l m"]:
         """Cross-attention from each position to each text token, averaged over layers and heads."""
         condition, mask = self.condition(params, ids, jnp.zeros(len(ids), bool))
         unrolled = self.denoiser.clone(remat=False, scan=False)  # whose layers sow their weights

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Images, Params, PRNGKey, PRNGKeys
-from vqd_jax.models.codebook import Codebook, Codes, nearest, straight_through, usage
+from vqd_jax.models.codebook import Codebook, Codes, add, straight_through, usage
 from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.models.vqvae import VQVAE
@@ -100,8 +101,9 @@ class VQVAEStage:
         w, images = self.weights, to_float(batch["image"])
         z = self._encode(params, images)
         vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
-        index = nearest(jax.lax.stop_gradient(vectors), jax.lax.stop_gradient(z))
-        quantised = vectors[index]
+        indices, residuals = self.codebook.quantise(vectors, z)
+        chosen = self.codebook.look_up(vectors, indices)
+        quantised = add(chosen)
         features = self._apply(params, straight_through(z, quantised), "features")
         to_image = lambda last: self._apply(
             {"vqvae": params["vqvae"] | {"last": last}}, features, "paint"
@@ -119,7 +121,8 @@ class VQVAEStage:
         loss, terms = reconstruction(output)
         loss += w.commitment * metrics["commitment"]
         if self.codebook.update == "gradient":
-            metrics["codebook"] = jnp.square(jax.lax.stop_gradient(z) - quantised).mean()
+            errors = [jnp.square(z - codes).mean() for z, codes in zip(residuals, chosen)]
+            metrics["codebook"] = add(errors)
             loss += metrics["codebook"]
         if w.adversarial:
             discriminate = lambda x, p: self.discriminator.apply({"params": p}, x)
@@ -146,15 +149,19 @@ class VQVAEStage:
                 "adversarial_scale": scale,
             }
         metrics |= terms | {"loss": loss}
-        return loss, ({"z": jax.lax.stop_gradient(z), "index": index}, metrics)
+        aux = {"z": jnp.stack(residuals, axis=1), "index": jnp.stack(indices, axis=1)}
+        return loss, (aux, metrics)
 
     def update_extra(
         self, extra: Codes, aux: dict[str, Any], key: PRNGKey, step: Any, axis: str | None
     ) -> tuple[Codes, dict[str, Any]]:
-        z, index = aux["z"], aux["index"].reshape(-1)
-        return self.codebook.update_codes(
-            key, extra, z.reshape(-1, z.shape[-1]), index, step, axis
-        ), usage(index, self.codebook.codes, axis)
+        z = rearrange(aux["z"], "b g h w z -> g (b h w) z")
+        index = rearrange(aux["index"], "b g h w -> g (b h w)")
+        used = [usage(group, self.codebook.codes, axis) for group in index]
+        metrics = {name: add([use[name] for use in used]) / len(used) for name in used[0]}
+        if self.codebook.groups == 1:
+            z, index = z[0], index[0]
+        return self.codebook.update_codes(key, extra, z, index, step, axis), metrics
 
     def weights_of(self, params: Params, extra: Codes) -> dict[str, Any]:
         """The checkpoint's `weights` item: all that encoding and decoding need."""
@@ -177,14 +184,14 @@ class VQVAEStage:
         vectors, params = weights["codes"], {"vqvae": weights["vqvae"]}
         if self.codebook.update == "gradient":
             params["codes"] = vectors
-        return params, Codes(
-            vectors=vectors, count=jnp.ones(self.codebook.codes), total=jnp.copy(vectors)
-        )
+        return params, Codes(vectors=vectors, count=jnp.ones(len(vectors)), total=jnp.copy(vectors))
 
     def encode(
         self, weights: Params, images: UInt8[Array, "b H W 3"], keys: PRNGKeys | None = None
     ) -> Int[Array, "b n"]:
         """uint8 images to tokens; `weights` come from `weights_of` or from a converted codec.
+
+        The tokens of the first group come first, in raster order, then those of the next group.
 
         Converted codecs may choose codes by a "projection" to logits, as a Gumbel quantiser does:
         the likeliest one, or with `keys` a random one, as the released training does. Their "remap"
@@ -200,23 +207,26 @@ class VQVAEStage:
                 logits += jax.vmap(lambda key, x: jax.random.gumbel(key, x.shape))(keys, logits)
             index = logits.argmax(-1)
         else:
-            index = nearest(weights["codes"], z)
+            index = jnp.stack(self.codebook.quantise(weights["codes"], z)[0], axis=1)
         index = weights["remap"][index] if "remap" in weights else index
         return index.reshape(images.shape[0], -1)
 
     def decode(self, weights: Params, tokens: Int[Array, "b n"]) -> UInt8[Array, "b H W 3"]:
-        """Tokens of a square grid, in raster order, to uint8 images."""
+        """Tokens of a square grid, as `encode` returns them, to uint8 images."""
         return to_uint8(self.paint(weights, tokens))
 
     def paint(self, weights: Params, tokens: Int[Array, "b n"]) -> Images:
         """Tokens of a square grid to images in floating point, unclipped. Of the codes that "remap"
         joins, the first is decoded.
+
+        With several groups, tokens that are [MASK] add nothing to the sum of the others.
         """
-        side = math.isqrt(tokens.shape[1])
+        groups = self.codebook.groups
+        side = math.isqrt(tokens.shape[1] // groups)
         index = weights["inverse"][tokens] if "inverse" in weights else tokens
-        return self._apply(
-            weights, weights["codes"][index].reshape(tokens.shape[0], side, side, -1), "decode"
-        )
+        indices = jnp.split(index, groups, axis=1)
+        z = add(self.codebook.look_up(weights["codes"], indices))
+        return self._apply(weights, z.reshape(tokens.shape[0], side, side, -1), "decode")
 
     def _reconstruction(
         self, frozen: Params, images: Images, output: Images, micro_batches: int

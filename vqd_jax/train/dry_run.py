@@ -143,8 +143,7 @@ def dry_run(config: ConfigDict, name: str) -> DryRun:
         if build.encodes_online(config):
             batch, frozen = batch | images, codec_weights(codec, images)
         else:
-            count = (side // codec.model.downsampling) ** 2
-            batch |= {"tokens": shape(rows, count, dtype="int32")}
+            batch |= {"tokens": shape(rows, stage.tokens, dtype="int32")}
     params, extra = eval_init(stage.init, batch)
     optimizer = Optim(**config[f"{section}_optim"]).build(train.steps, rows, stage.unchanged)
     state = State(

@@ -27,6 +27,7 @@ REQUIRED = {
     "denoiser.mlp_ratio": 4,
     "denoiser.time": "learned",
     "denoiser.head": "linear",
+    "codebook.groups": 1,
     "vqvae.resampling": "conv",
     "vqvae.patch_size": 1,
 }
