@@ -66,8 +66,8 @@ def real(step):
 
 
 VARIANTS = [
-    ("vqvae", "resize"),
-    ("diffusion", "resize"),
+    pytest.param("vqvae", "resize", marks=pytest.mark.slow),
+    pytest.param("diffusion", "resize", marks=pytest.mark.slow),
     ("diffusion", "crop"),
     ("autoregressive", "resize"),
 ]

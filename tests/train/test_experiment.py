@@ -2,6 +2,7 @@
 
 import pytest
 
+from helpers.commands import folder_of_emoji
 from helpers.killing import SETTINGS, STAGES, link_emoji
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
@@ -59,6 +60,8 @@ def test_without_previews_and_held_out_evaluations(train, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["preview__pictures", "held_out__examples"])
-def test_negative_numbers_are_one_sentence(train, wrong):
+def test_negative_numbers_are_one_sentence(tmp_path, wrong):
+    pictures = folder_of_emoji(tmp_path / "pictures", broken=0)
+    source = dict(data__source="folder", folder__path=str(pictures))
     with pytest.raises(UserError, match="must not be negative; 0 turns them off"):
-        train(**{wrong: -1})
+        Experiment(config(**source, **{wrong: -1}), tmp_path / "run").run()

@@ -60,7 +60,9 @@ def as_it_runs(stage):
     return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
 
 
-@pytest.mark.parametrize("head,mlp", [("linear", "fc"), ("tied", "conv")])
+@pytest.mark.parametrize(
+    "head,mlp", [("linear", "fc"), pytest.param("tied", "conv", marks=pytest.mark.slow)]
+)
 def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkeypatch):
     monkeypatch.setattr(attention, "CHUNK_ABOVE", 0)
     how = [dict(remat=remat, scan=scan) for remat in (False, True) for scan in (False, True)]
@@ -80,7 +82,9 @@ def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkey
     )  # the weights of attention once more
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize(
+    "parts", [4, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2))]
+)
 def test_a_step_in_parts_has_these_products_and_no_others(parts):
     """The twin learns nothing beside its parameters, and this optimizer multiplies no matrices."""
     stage, batch = step_stages.AUTOREGRESSIVE, jax.tree.map(jnp.asarray, step_stages.batch())

@@ -1,6 +1,5 @@
 """The training loop on a model of one number: bad numbers, signals, and hanging."""
 
-import json
 import signal
 import time
 
@@ -9,26 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.toy_training import TRAIN, Mean, example, script, train, waits
+from helpers.toy_training import TRAIN, Mean, contents, example, rows, script, train, waits
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
-from vqd_jax.runtime.log import TIMINGS
 from vqd_jax.train import loop
-
-
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-
-
-def contents(folder):
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    return (
-        checkpoints.latest_step(),
-        checkpoints.restore("state"),
-        checkpoints.restore("record"),
-        rows(folder),
-    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +132,10 @@ def test_an_evaluation_that_did_not_come_about_is_made_up_for(tmp_path):
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number,status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number,status",
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(request, tmp_path, number, status):
     train(tmp_path / "whole")
     process = script(waits(at=33, seconds=2, folder=tmp_path / "stopped"))
