@@ -45,7 +45,7 @@ from vqd_jax.inference.prompts import escape_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {"test": 128, "train": 64}  # pictures per part
-BOUND_IMAGES, DRAWS = 128, 20  # of the training cells; times of each image
+BOUND_IMAGES, DRAWS = 128, 20  # of the training pairs; times of each image
 
 
 def main() -> None:
@@ -138,7 +138,7 @@ def work_through(args: argparse.Namespace, settings: dict[str, Any], done: dict[
             left = (time.monotonic() - began) / i * (len(todo) - i) / 60
             print(
                 f"{i}/{len(todo)} {name}, seed {seed}: {row['bits']['test']:.3f} bits per token "
-                f"on test cells; {left:.0f} minutes left",
+                f"on test pairs; {left:.0f} minutes left",
                 flush=True,
             )
     for row in done["rows"]:

@@ -119,8 +119,8 @@ TABLES = {
             ("T = 100, 100 calls", "default", 100, "FID 12.97"),
         ),
     ),
-    "twin": Table(
-        "Against the autoregressive twin",
+    "baseline": Table(
+        "Against the autoregressive baseline",
         (
             ("diffusion, 25 calls", "default", 25, "FID 15.46, 1.25 images/s"),
             ("diffusion, 50 calls", "default", 50, "FID 13.62, 0.67 images/s"),
@@ -177,13 +177,13 @@ def value(numbers: list[float], form: str) -> str:
 
 
 def table(name: str, done: dict[str, Any]) -> str:
-    """One table as markdown; the row that is best on validation cells is bold."""
-    rates = done.get("speed", {}).get("images_per_second", {}) if name == "twin" else {}
+    """One table as markdown; the row that is best on the validation pairs is bold."""
+    rates = done.get("speed", {}).get("images_per_second", {}) if name == "baseline" else {}
     rows, means = [], {}
     for label, variant, calls, paper in TABLES[name].rows:
         runs = runs_of(done, variant)
         cells = [value([get(run, str(calls)) for run in runs], form) for _, get, form in COLUMNS]
-        if name == "twin":
+        if name == "baseline":
             rate = rates.get("autoregressive" if variant == "autoregressive" else f"{calls} calls")
             cells.append(f"{rate:.1f}" if rate else "—")
         if runs:
@@ -193,7 +193,7 @@ def table(name: str, done: dict[str, Any]) -> str:
     head = [
         TABLES[name].title,
         *(column for column, *_ in COLUMNS),
-        *(["images/s"] if name == "twin" else []),
+        *(["images/s"] if name == "baseline" else []),
         "seeds",
         "the papers",
     ]
@@ -235,7 +235,7 @@ def plot(done: dict[str, Any], out: Path) -> None:
 
     shown = {
         name: dict(
-            (variant, label.split(",")[0] if name in ("steps", "twin") else label)
+            (variant, label.split(",")[0] if name in ("steps", "baseline") else label)
             for label, variant, *_ in TABLES[name].rows
         )
         for name in TABLES

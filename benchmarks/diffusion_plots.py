@@ -79,7 +79,7 @@ def masked_figure() -> None:
         [T, 0], [1, 0], color="black", linewidth=0.8, linestyle=":", label="what the schedule says"
     )
     axis.invert_xaxis()
-    shape(axis, xlabel="t that the network is told", ylabel="share of [MASK] before the call")
+    shape(axis, xlabel="t given to the network", ylabel="share of [MASK] before the call")
     axis.legend(frameon=False, fontsize=8)
     save(figure, "masked.png")
 

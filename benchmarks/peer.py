@@ -206,7 +206,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def options(**defaults: Any) -> argparse.ArgumentParser:
-    """What both scripts are told."""
+    """The arguments of both scripts."""
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, **defaults
     )

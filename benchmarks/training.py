@@ -375,7 +375,7 @@ def measure(
         ours, other = PARTS[part]
         sides = {"vqd_jax": ours(case)} | ({"diffusers": getattr(theirs, other)} if theirs else {})
         row[part] = compare(sides, rows, case.flops, peak, rounds)
-        print(f"{case.size:6} batch {rows}: {part} {told(row[part])}", flush=True)
+        print(f"{case.size:6} batch {rows}: {part} {summary(row[part])}", flush=True)
     return row
 
 
@@ -407,7 +407,7 @@ def compare(
     return out
 
 
-def told(part: dict[str, Any]) -> str:
+def summary(part: dict[str, Any]) -> str:
     shares = part.get("mfu", part["share_of_measured_peak"])
     kind = "mfu" if "mfu" in part else "of the measured peak"
     text = ", ".join(

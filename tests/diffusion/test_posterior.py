@@ -1,4 +1,4 @@
-"""The branch form against explicit float64 matrices, and against its dense twin in the distribution
+"""The branch form against explicit float64 matrices, and against the dense form in the distribution
 of its draws.
 """
 

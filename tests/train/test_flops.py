@@ -86,7 +86,7 @@ def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkey
     "parts", [4, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2))]
 )
 def test_a_step_in_parts_has_these_products_and_no_others(parts):
-    """The twin learns nothing beside its parameters, and this optimizer multiplies no matrices."""
+    """The baseline learns nothing beside its parameters, and this optimizer multiplies no matrices."""
     stage, batch = step_stages.AUTOREGRESSIVE, jax.tree.map(jnp.asarray, step_stages.batch())
     params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
     optimizer = optax.sgd(0.1)

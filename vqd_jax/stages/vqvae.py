@@ -255,7 +255,7 @@ class VQVAEStage:
                 "vqvae_loss.adversarial_adaptive needs the gradient of the whole batch: set it to "
                 "False, or vqvae_train.accumulate to 1"
             )
-        norm = lambda f: optax.global_norm(mean(jax.grad(f)(last), rows.axis))
+        norm = lambda f: optax.tree.norm(mean(jax.grad(f)(last), rows.axis))
         reconstruction_norm = norm(lambda p: reconstruction(to_image(p))[0])
         adversarial_norm = norm(lambda p: adversarial(to_image(p)))
         ratio = reconstruction_norm / (adversarial_norm + 1e-4)

@@ -56,7 +56,7 @@ def make_step(
         if ema is not None:
             ema = average(ema, params, ema_decay, state.step)
         extra, batch_metrics = stage.update_extra(state.extra, aux, key, state.step, axis)
-        metrics |= batch_metrics | {"gradient_norm": optax.global_norm(grads)}
+        metrics |= batch_metrics | {"gradient_norm": optax.tree.norm(grads)}
         state = State(step=state.step + 1, params=params, ema=ema, opt_state=opt_state, extra=extra)
         return state, metrics
 
