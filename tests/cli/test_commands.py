@@ -228,7 +228,7 @@ def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, st
 
 
 @pytest.mark.slow
-def test_the_autoregressive_twin_trains_on_the_same_codec_and_draws(trained, cache, tmp_path):
+def test_the_autoregressive_baseline_trains_on_the_same_codec_and_draws(trained, cache, tmp_path):
     workdir = tmp_path / "emoji"
     shutil.copytree(trained[0], workdir)
     begun = contents(workdir)

@@ -120,7 +120,7 @@ def test_a_codec_alone(tmp_path):
 
 
 @pytest.mark.parametrize("stages", [("autoregressive",), ("diffusion", "autoregressive")], ids=str)
-def test_the_autoregressive_twin_travels_too(stages, tmp_path):
+def test_the_autoregressive_baseline_travels_too(stages, tmp_path):
     workdir = make_workdir(
         tmp_path / "run", {"learned_text.width": 12, "learned_text.heads": 3}, stages=stages
     )
