@@ -15,6 +15,7 @@ from PIL import Image
 from helpers import ROOT
 from helpers.captioned_sets import scenes
 from helpers.commands import TINY, run, run_in_process
+from helpers.emoji_set import emoji_cache
 from vqd_jax.cli import runner
 from vqd_jax.config import build
 from vqd_jax.data.batches import image_loader, pair_loader
@@ -179,12 +180,19 @@ def test_training_on_a_prepared_folder(tmp_path):
 EMOJI, HERE = "--config=configs/emoji.py", "--workdir={tmp}"
 
 
+def test_the_emoji_are_built_as_training_does(tmp_path):
+    cache = emoji_cache()
+    done = run_in_process(
+        "prepare", EMOJI, HERE.format(tmp=tmp_path), f"--config.data.cache={cache}"
+    )
+    assert f"prepared 900 images in {cache}" in done.stdout
+
+
 @pytest.mark.parametrize(
     "flags,sentence",
     [
         ([], "--config is missing"),
         (["--config=configs/none.py"], "there is no config file configs/none.py"),
-        ([EMOJI], "data.source=emoji needs no preparation"),
         (
             ["--config=configs/folder.py", "--config.folder.path={tmp}"],
             "none of the 1 images in {tmp} has a caption",

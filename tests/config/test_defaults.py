@@ -23,6 +23,7 @@ from vqd_jax.data.cub_flowers import cub, flowers
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.data.ffhq import ffhq
 from vqd_jax.data.imagenet import imagenet
+from vqd_jax.data.mixture import Mixture
 from vqd_jax.data.source import Record
 from vqd_jax.data.transforms import RandomCrop
 from vqd_jax.diffusion import schedules
@@ -53,6 +54,7 @@ MODULE = {"parent", "name"}  # every flax module has them
 # section: its one constructor, what others give that constructor, and what of the section goes
 # elsewhere
 CONSUMERS = {
+    "mixture": (Mixture, set(), set()),
     "emoji": (Emoji, {"cache", "resolution"}, set()),
     "folder": (captioned_folder, set(), set()),
     "cub": (cub, set(), set()),

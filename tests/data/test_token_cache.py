@@ -46,6 +46,18 @@ def test_a_damaged_file_is_written_again(tmp_path, damage):
     assert encode.calls == 4 and file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("offset, dtype", [(0, np.uint16), (2**16, np.int32)])
+def test_tokens_take_two_bytes_if_they_fit(tmp_path, offset, dtype):
+    encode = Encode()
+    larger = lambda images: encode(images) + offset
+    for _ in range(2):  # written, and read
+        tokens = cached_tokens(tmp_path, Images(), CODEC, larger)
+        np.testing.assert_array_equal(tokens, WANT + offset)
+        assert tokens.dtype == np.int32 and encode.calls == 2
+    (file,) = tmp_path.glob("*.npy")
+    assert np.load(file).dtype == dtype
+
+
 def test_tokens_of_some_images_are_their_rows():
     encode = Encode()
     tokens = encode_records(Images(), [70, 3, 3, 5], encode)

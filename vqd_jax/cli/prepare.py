@@ -10,6 +10,9 @@ have no caption. Everything left out is listed.
 
 Training uses the packed files as long as the names, sizes and captions of the originals stay the
 same (for a folder: their contents). An interrupted run resumes when it is started again.
+
+The emoji (data.source=emoji) are built from packages, some of which npm fetches, as the first
+training would do.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,6 @@ from absl import flags
 
 from vqd_jax.cli import runner
 from vqd_jax.cli.flags import define_config_flag
-from vqd_jax.core.errors import UserError
 
 AGAIN = "resumes after the images that are packed"
 
@@ -38,17 +40,19 @@ def define_flags(options: flags.FlagValues) -> None:
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     workdir = runner.training_workdir(options)
     config = options.config
-    if config.data.source == "emoji":
-        raise UserError("data.source=emoji needs no preparation: training reads it as it is")
 
     from vqd_jax.config import build
     from vqd_jax.data import prepared
-    from vqd_jax.data.image_files import printable
+    from vqd_jax.data.image_files import ImageFiles, printable
     from vqd_jax.runtime.workdir import Workdir
 
     build.transform(config, training=True)
     cache = Path(config.data.cache) if config.data.cache else Workdir(workdir).cache
     source = build.raw_source(config, cache)
+    if not isinstance(source, ImageFiles):
+        print(f"prepared {len(source)} images in {cache}")
+        print("train with the same flags: python -m vqd_jax.main")
+        return
     made = prepared.prepare(str(cache), source, build.prepared_size(config))
     print(f"prepared {made.num_images} images for {len(made)} examples in {made.root}")
     print(f"left out: {len(made.skipped)}")

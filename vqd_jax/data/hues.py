@@ -5,7 +5,7 @@ into those of another colour.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 HUES = (0.0, 28.0, 52.0, 115.0, 212.0, 272.0, 322.0)  # degrees of a typical colour of each word
@@ -15,7 +15,8 @@ SATURATION, VALUE = 0.3, 0.25  # a pixel counts as coloured above both
 FEWEST = 0.03  # the share of coloured pixels below which an image has no colour
 
 Image = UInt8[np.ndarray, "H W 3"]
-Channel = Float[np.ndarray, "H W"]
+Pixels = UInt8[np.ndarray, "*shape 3"]
+Channel = Float[np.ndarray, "*shape"]
 
 
 class Colour(NamedTuple):
@@ -34,28 +35,28 @@ class Colour(NamedTuple):
     hue: float
 
 
-def hsv(image: Image) -> tuple[Channel, Channel, Channel]:
+def hsv(pixels: Pixels) -> tuple[Channel, Channel, Channel]:
     """Hue in degrees [0, 360), saturation and value in [0, 1]; the hue of a grey pixel is 0."""
-    pixels = image.astype(np.float32) / 255
-    red, green, blue = np.moveaxis(pixels, -1, 0)
-    value, low = pixels.max(-1), pixels.min(-1)
-    spread = value - low
-    divisor = np.where(spread == 0, 1, spread)
-    sextant = np.select(
-        [spread == 0, value == red, value == green],
-        [0, (green - blue) / divisor, (blue - red) / divisor + 2],
-        (red - green) / divisor + 4,
-    )
-    return sextant % 6 * 60, spread / np.where(value == 0, 1, value), value
+    red, green, blue = (pixels[..., i].astype(np.float32) for i in range(3))
+    value = np.maximum(np.maximum(red, green), blue)
+    spread = value - np.minimum(np.minimum(red, green), blue)
+    divisor = np.maximum(spread, 1)
+    sextant = np.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    sextant = np.where(value == red, (green - blue) / divisor, sextant)
+    sextant += 6 * (sextant < 0)
+    return np.where(spread > 0, sextant * 60, 0), spread / np.maximum(value, 1), value / 255
 
 
-def rgb(hue: Channel, saturation: Channel, value: Channel) -> Image:
+def rgb(hue: Channel, saturation: Channel, value: Channel) -> Pixels:
     """The inverse of `hsv`; hues may lie outside [0, 360)."""
-    offset = np.array([5, 3, 1], np.float32)  # of red, green and blue
-    position = (offset + hue[..., None] / 60) % 6
-    ramp = np.clip(np.minimum(position, 4 - position), 0, 1)
-    out = value[..., None] * (1 - saturation[..., None] * ramp)
-    return np.clip(np.rint(out * 255), 0, 255).astype(np.uint8)
+    sextant, full = hue / 60 % 6, value * 255
+    drop = full * saturation
+    out = np.empty((*hue.shape, 3), np.uint8)
+    for i, offset in enumerate((5, 3, 1)):  # of red, green and blue
+        position = sextant + offset
+        position -= 6 * (position >= 6)
+        out[..., i] = np.rint(full - drop * np.clip(np.minimum(position, 4 - position), 0, 1))
+    return out
 
 
 def classify(hue: Float[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
@@ -63,19 +64,28 @@ def classify(hue: Float[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     return np.searchsorted(EDGES, hue, side="right") % len(COLOURS)
 
 
+def is_coloured(saturation: Channel, value: Channel) -> Bool[np.ndarray, "*shape"]:
+    """Which pixels count as coloured."""
+    return (saturation > SATURATION) & (value > VALUE)
+
+
 def colour_of(image: Image) -> Colour:
     """The main colour of an image: the word whose hues carry most of its saturation times value."""
-    hue, saturation, value = hsv(image)
-    coloured = (saturation > SATURATION) & (value > VALUE)
+    return main_colour(*hsv(image))
+
+
+def main_colour(hue: Channel, saturation: Channel, value: Channel) -> Colour:
+    """`colour_of` the image with these channels."""
+    coloured = is_coloured(saturation, value)
     saturated = float(coloured.mean())
     if saturated < FEWEST:
         return Colour(-1, 0.0, saturated, 0.0)
-    hue, weight = hue[coloured].astype(np.float64), (saturation * value)[coloured]
-    classes = classify(hue)
+    hues, weight = hue[coloured].astype(np.float64), (saturation * value)[coloured]
+    classes = classify(hues)
     totals = np.bincount(classes, weights=weight, minlength=len(COLOURS))
     index = int(totals.argmax())
     mine = classes == index
-    angle = np.angle(np.sum(weight[mine] * np.exp(1j * np.deg2rad(hue[mine]))))
+    angle = np.angle(np.sum(weight[mine] * np.exp(1j * np.deg2rad(hues[mine]))))
     return Colour(
         index, float(totals[index] / totals.sum()), saturated, float(np.rad2deg(angle) % 360)
     )
@@ -83,5 +93,8 @@ def colour_of(image: Image) -> Colour:
 
 def turn(image: Image, degrees: float) -> Image:
     """The image with all its hues turned by that angle; greys stay."""
-    hue, saturation, value = hsv(image)
-    return rgb(hue + degrees, saturation, value)
+    out = image.copy()
+    coloured = (image[..., 0] != image[..., 1]) | (image[..., 0] != image[..., 2])
+    hue, saturation, value = hsv(image[coloured])
+    out[coloured] = rgb(hue + np.float32(degrees), saturation, value)
+    return out

@@ -48,6 +48,7 @@ class Loader:
       load: `(item, rng) -> {name: array}`, called from several threads; rng depends on (seed,
         position) only.
       shuffle: whether each epoch has a new permutation; otherwise `items` repeat in order.
+      order: position → index of the item, in place of permutations of all items.
       prefetch: the number of batches that `iterate` loads ahead.
       threads: the number of loading threads.
     """
@@ -60,6 +61,7 @@ class Loader:
         seed: int,
         load: Load,
         shuffle: bool = True,
+        order: Callable[[int], int] | None = None,
         process_index: int = 0,
         process_count: int = 1,
         prefetch: int = 4,
@@ -79,7 +81,7 @@ class Loader:
         if seed < 0:
             raise UserError(f"the data seed must not be negative, got {seed}")
         self.items, self.batch_size, self.seed, self.shuffle = items, batch_size, seed, shuffle
-        self._load = load
+        self._load, self._order = load, order
         self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         self._permutation = functools.lru_cache(maxsize=4)(self._draw_permutation)
         positions = _Positions(batch_size, process_index, process_count)
@@ -101,6 +103,8 @@ class Loader:
 
     def index(self, position: int) -> int:
         """The index of the item at a global position."""
+        if self._order:
+            return self._order(position)
         epoch, i = divmod(position, len(self.items))
         return int(self._permutation(epoch)[i]) if self.shuffle else i
 

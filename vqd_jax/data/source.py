@@ -29,9 +29,10 @@ class Record:
       item: its identifier, from the name of its file.
       captions: its captions, the canonical one first.
       style: its drawing style, "" in sets without styles.
-      split: one of `splits.SPLITS`.
+      split: one of `splits.SPLITS`, or for variants of `splits.VARIANTS`.
       label: the index of its class, -1 in sets without classes.
       group: joins variants of a thing, which share a split.
+      part: "original", or how the image is made of originals.
     """
 
     item: str
@@ -40,6 +41,15 @@ class Record:
     split: str = "train"
     label: int = -1
     group: str = ""
+    part: str = "original"
+
+    def draw_caption(self, rng: np.random.Generator) -> str:
+        """A caption for training."""
+        return self.captions[rng.integers(len(self.captions))]
+
+    def texts(self) -> Iterable[str]:
+        """Captions that together have every word of `draw_caption`, to train a tokenizer on."""
+        return self.captions
 
     def example(self, image: UInt8[np.ndarray, "H W 3"]) -> Example:
         """The example of this record and its decoded image."""
@@ -83,7 +93,10 @@ def fingerprint(*parts: object, records: Iterable[Record] = ()) -> str:
     """A hex digest of the parts and the records, the same on every machine."""
     digest = hashlib.sha256(repr(parts).encode())
     # an attrgetter hashes a million records within seconds
-    values = operator.attrgetter(*(field.name for field in dataclasses.fields(Record)))
+    names = [field.name for field in dataclasses.fields(Record) if field.name != "part"]
+    values = operator.attrgetter(*names)
     for record in records:
         digest.update(repr(values(record)).encode())
+        if record.part != "original":  # without it, as before there were parts
+            digest.update(record.part.encode())
     return digest.hexdigest()[:32]

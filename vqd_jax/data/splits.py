@@ -13,6 +13,11 @@ import hashlib
 from collections.abc import Iterable
 
 TRAIN, CELLS, ITEMS = SPLITS = ("train", "held_out_cells", "held_out_items")
+TRAIN_VARIANTS, COLOURS, PAIRS = VARIANTS = (
+    "train_variants",
+    "held_out_colours",
+    "held_out_pairs",
+)
 VALIDATION, TEST = HALVES = ("validation", "test")
 
 

@@ -37,13 +37,17 @@ def cached_tokens(
     path = folder / f"tokens-{digest.hexdigest()[:16]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
         if len(stored := np.load(path)) == len(source):
-            return stored
+            return stored.astype(np.int32)
     tokens = _encode(source, range(len(source)), encode, f"encoding images into {path}")
+    small = tokens.max(initial=0) <= np.iinfo(np.uint16).max
     with lock(folder / "tokens.lock"):
         remove_leftovers(folder)
         with atomic_write(path, "tokens to") as part, part.open("wb") as file:
             # given the file itself, NumPy would hide the reason of a failed write
-            np.save(types.SimpleNamespace(write=file.write), tokens)
+            np.save(
+                types.SimpleNamespace(write=file.write),
+                tokens.astype(np.uint16) if small else tokens,
+            )
     return tokens
 
 

@@ -1,5 +1,6 @@
 """Trains the stages of a config in a workdir, one after the other."""
 
+import collections
 import functools
 import itertools
 import json
@@ -17,6 +18,8 @@ from vqd_jax.core.image_grid import grid, save_png
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data import batches
 from vqd_jax.data.loader import Loader
+from vqd_jax.data.mixture import Mixture
+from vqd_jax.data.splits import SPLITS, VARIANTS
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval.held_out import Bound, CodecEvaluation, TokenEvaluation
@@ -60,11 +63,9 @@ class Experiment:
         self.key = jax.random.key(config.seed)
         print(f"workdir {workdir}, built data in {self.cache}", flush=True)
         self.source = build.source(config, self.cache)
-        counts = (
-            f"{len(batches.indices(self.source, split))} {split}"
-            for split in ("train", "held_out_cells", "held_out_items")
-        )
-        print(f"images: {', '.join(counts)}", flush=True)
+        counts = collections.Counter(record.split for record in self.source.records)
+        shown = [*SPLITS, *(split for split in VARIANTS if counts[split])]
+        print(f"images: {', '.join(f'{counts[split]} {split}' for split in shown)}", flush=True)
         self.transform = build.transform(config, training=True)
         self.resize = build.transform(config, training=False)
 
@@ -261,9 +262,12 @@ class Experiment:
             **self._loading(train),
         )
 
-    def _loading(self, train: Train) -> dict[str, int]:
+    def _loading(self, train: Train) -> dict[str, Any]:
         """Arguments of `Loader`."""
+        records = [self.source.records[i] for i in batches.training_indices(self.source)]
+        mixture = Mixture(**self.config.mixture)
         return dict(
+            order=mixture.order(records, examples=train.examples, seed=self.config.seed),
             batch_size=train.batch_size,
             seed=self.config.seed,
             process_index=jax.process_index(),
@@ -277,7 +281,7 @@ class Experiment:
         if self.config.init_from:
             initial = Workdir(Path(self.config.init_from)).checkpoints(stage)
             return load_tokenizer(Checkpoints(initial, read_only=True).restore("tokenizer"))
-        train = batches.indices(self.source, "train")
+        train = batches.training_indices(self.source)
         return build.tokenizer(self.config, [self.source.records[i] for i in train])
 
     def _codec(self) -> Params:
