@@ -7,7 +7,7 @@ WORKDIR/
   adapter.safetensors   the adapter, where one is trained
   report.html           the report
   vqvae/  diffusion/  autoregressive/    one folder for each stage
-    checkpoints/STEP/         see `runtime.checkpoint`
+    checkpoints/STEP/         the last ones and the best one, see `runtime.checkpoint`
     metrics.jsonl             one line of scalars for each logged step
     tensorboard/              the same scalars
     machine.json              the machine on which the stage was last started
