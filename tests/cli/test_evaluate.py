@@ -134,6 +134,27 @@ def test_a_killed_run_goes_on_with_the_same_bits(workdir, tmp_path):
         assert Image.open(tmp_path / "whole" / name).size[0] > 300
 
 
+@pytest.mark.slow  # a minute
+def test_the_protocol_emoji64_on_any_captioned_set(workdir, tmp_path):
+    """Parts without records are left out, and a second run draws nothing and says the same."""
+    arguments = [f"--workdir={workdir}", f"--cache={tmp_path / 'cache'}", "--images=7"]
+    arguments += ["--protocol=emoji64", "--batch=4", f"--out={tmp_path / 'r.json'}"]
+    printed = main(*arguments).stdout
+    first = (tmp_path / "r.json").read_text()
+    assert "masked tokens, train" in printed and "free_colours (7)" in printed
+    result = json.loads(first)
+    assert result["repair"] == {}  # fewer than four held-out images in the half
+    assert not {"colours", "two_things", "synonyms", "bound"} & result.keys()
+    assert result["free_colours"]["images"] == result["seen_cells"]["images"] == 7
+    assert set(result["masked_bits"]) >= {"train"}
+    assert result["protocol"]["half"] == "test" and "Wilson" in result["intervals"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*.*")}
+    main(*arguments)
+    assert untimed((tmp_path / "r.json").read_text()) == untimed(first)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*.*")}
+    assert {**after, **before} == after and len(before) > 14
+
+
 def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
     made, real = save(tmp_path / "made", 9), save(tmp_path / "real", 8, first=6, size=20)
     both = [f"--pictures={made}", f"--reference={real}", "--protocol=emoji"]

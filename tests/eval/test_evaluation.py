@@ -337,6 +337,52 @@ def test_an_evaluation_without_git_writes_its_result(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("kind", ["itself", "a copy", "black images"])
+def test_equal_folders_have_no_distance_and_a_page(tmp_path, monkeypatch, kind):
+    for i in range(9):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        pixels = pixels * (kind != "black images")
+        for name in ("made", "real"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    toy = lambda protocol, **weights: Evaluator(protocol=protocol, networks={PRIMARY: network()})
+    monkeypatch.setattr(run, "make_evaluator", toy)
+    reference = "made" if kind == "itself" else "real"
+    done = run_in_process(
+        "evaluate",
+        f"--pictures={tmp_path / 'made'}",
+        f"--reference={tmp_path / reference}",
+        "--protocol=emoji",
+        f"--out={tmp_path / 'r.json'}",
+    )
+    assert "9 of 9 images are copies of real ones" in done.stdout
+    result = json.loads((tmp_path / "r.json").read_text())["pictures"]
+    assert result["copies"] == 9 and result["generated"]["vgg_kid"] == pytest.approx(0, abs=1e-12)
+    low, high = result["generated"]["vgg_kid_interval"]
+    assert low <= result["generated"]["vgg_kid"] <= high
+    assert (tmp_path / "r.png").exists()
+
+
+def test_what_a_protocol_leaves_out_is_said(tmp_path, monkeypatch):
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    protocol = small("adm", measures=("frechet",))
+    monkeypatch.setitem(PROTOCOLS, "adm", protocol)
+    toy = lambda protocol, **weights: Evaluator(protocol=protocol, networks={PRIMARY: network()})
+    monkeypatch.setattr(run, "make_evaluator", toy)
+    folder = f"{tmp_path}"
+    done = run_in_process(
+        "evaluate",
+        f"--pictures={folder}",
+        f"--reference={folder}",
+        "--protocol=adm",
+        f"--out={tmp_path / 'r.json'}",
+    )
+    assert "the protocol adm leaves out of the published one: sFID" in done.stdout
+    assert "sFID" in json.loads((tmp_path / "r.json").read_text())["protocol"]["omits"]
+
+
 def test_a_protocol_without_image_measures_needs_a_model():
     only = Protocol(name="inner", images=5, measures=("bound", "reconstruction"))
     with pytest.raises(UserError, match="the protocol inner only measures models"):

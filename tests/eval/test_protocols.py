@@ -21,6 +21,8 @@ STATED = {  # what is known of each from its authors: pictures, real ones, trunc
     "clean": (50_000, "train", {}, "clean"),
     "cmmd": (30_000, "own", {}, "pytorch-fid"),
     "emoji": (512, "own", {}, "pytorch-fid"),
+    "emoji64": (500, "own", {}, "pytorch-fid"),
+    "emoji64-validation": (500, "own", {}, "pytorch-fid"),
 }
 
 
@@ -29,17 +31,27 @@ def test_the_named_protocols_are_those_that_are_stated():
         p.name: (p.images, p.reference, dict(p.sampling), p.resizing) for p in PROTOCOLS.values()
     } == STATED
     assert all(name == p.name for name, p in PROTOCOLS.items())
-    assert PROTOCOLS["adm"].neighbours == 3 and PROTOCOLS["adm"].held == 10_000
+    adm = PROTOCOLS["adm"]
+    assert (adm.neighbours, adm.held, adm.closed_balls) == (3, 10_000, True)
+    assert adm.omits.startswith("sFID") and not PROTOCOLS["clean"].omits
     for p in PROTOCOLS.values():
         stored = json.loads(json.dumps(dataclasses.asdict(p)))
         assert (
             Protocol(**stored | {"measures": tuple(stored["measures"])}) == p
         )  # a result says all of it
         assert (
-            p.name in ("emoji", "cmmd")
+            p.name.startswith(("emoji", "cmmd"))
             or {"frechet"} <= set(p.measures)
             and p.features == "inception"
         )
+
+
+def test_settings_are_chosen_on_the_other_half():
+    test, validation = PROTOCOLS["emoji64"], PROTOCOLS["emoji64-validation"]
+    assert (test.half, validation.half) == ("test", "validation")
+    assert test.parts["held_out_cells"] == "held_out_cells/test"
+    assert validation.parts["held_out_cells"] == "held_out_cells/validation"
+    assert {*test.measures} - {*validation.measures} == {"free_colours", "synonyms"}
 
 
 def test_a_section_names_a_protocol_and_may_change_its_numbers():
@@ -86,6 +98,10 @@ def test_the_shipped_model_names_its_protocol_by_the_former_name():
             dict(features="vgg16", measures=("inception_score",)),
             "the measure inception_score of the protocol p needs inception features, got vgg16",
         ),
+        (
+            dict(half="train"),
+            "half of the protocol p must be one of both, validation, test",
+        ),
         (dict(images=0), "must be at least 1"),
         (dict(subset_size=1), "at least 1, its subset_size at least 2"),
         (dict(held=-1), "must not be negative"),
@@ -98,5 +114,7 @@ def test_impossible_protocols_are_an_error(changes, sentence):
 
 
 def test_an_unknown_protocol_is_an_error():
-    with pytest.raises(UserError, match="there is no protocol 'fid', only emoji, vqdiffusion-cub"):
+    with pytest.raises(
+        UserError, match="there is no protocol 'fid', only emoji, emoji64, emoji64-valid"
+    ):
         protocols.get_protocol("fid")

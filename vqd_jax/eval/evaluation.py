@@ -14,8 +14,10 @@ from jaxtyping import Int, UInt8
 
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.batches import Resized, evaluation_records, indices
+from vqd_jax.data.batches import Resized, evaluation_records, indices, spread
+from vqd_jax.data.image_folder import ImageFolder
 from vqd_jax.data.source import Items
+from vqd_jax.data.splits import CELLS, ITEMS
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval import held_out, measures
 from vqd_jax.eval.collect import (
@@ -108,6 +110,7 @@ class Evaluation:
             lpips=tuple(net for net, least in SMALLEST.items() if size >= least),
             examples=self.protocol.bound_images,
             intervals=True,
+            splits=tuple(map(self.protocol.half_of, (CELLS, ITEMS))),
         )
         return evaluate(0, self.model.codec_weights)
 
@@ -145,15 +148,7 @@ class Evaluation:
             _ = self.reference_records  # UserError now, before hours of sampling, if there are none
         records, prompts = [i for i, _ in requested], [text for _, text in requested]
         texts = prompts if self.model.config.condition.kind == "text" else []
-        images, rate = generate(
-            self.model,
-            folder,
-            prompts,
-            seed=p.seed,
-            batch=batch,
-            settings=self.settings,
-            protocol=p.name,
-        )
+        images, rate = self.draw(folder, prompts, batch)
         counts = collections.Counter(records)
         pairs = None
         if self.real:
@@ -183,6 +178,18 @@ class Evaluation:
             prompts=prompts,
             kernel=kernel,
             similarity=self.similarity(generated, real, records, texts),
+        )
+
+    def draw(self, folder: Path, prompts: Sequence[str], batch: int) -> tuple[ImageFolder, float]:
+        """Images of the prompts, see `generate`."""
+        return generate(
+            self.model,
+            folder,
+            prompts,
+            seed=self.protocol.seed,
+            batch=batch,
+            settings=self.settings,
+            protocol=self.protocol.name,
         )
 
     def prompts(self, split: str) -> list[tuple[int, str]]:
@@ -250,13 +257,9 @@ class Evaluation:
         own = real is None or self.real is None and self.protocol.reference == "own"
         real = real or self.evaluator.collect_real(RecordImages(self.source, records))
 
-        def decoded() -> Iterator[Batch]:
-            for first in range(0, len(records), BATCH_SIZE):
-                batch = records[first : first + BATCH_SIZE]
-                yield self.model.decode(np.stack([tokens[i] for i in batch]))
-
+        decoded = self.decode([tokens[i] for i in records])
         generated = self.evaluator.collect_generated(
-            decoded(), len(records), "decoded real images", weights=weights
+            decoded, len(records), "decoded real images", weights=weights
         )
         pairs = _pairs(records, records, real) if own else None
         values, _ = self.evaluator.compare(generated, real, records=pairs)
@@ -272,6 +275,20 @@ class Evaluation:
         values, _ = self.evaluator.compare(generated, real, records=pairs)
         return values | self.retrieval(generated, records)
 
+    def half_of(self, split: str) -> list[int]:
+        """At most the protocol's number of records of its half of a held-out split."""
+        return spread(indices(self.source, self.protocol.half_of(split)), self.protocol.images)
+
+    def decode(self, tokens: Sequence[Int[np.ndarray, " n"]] | Tokens) -> Iterator[Batch]:
+        """The images of tokens, in batches."""
+        for first in range(0, len(tokens), BATCH_SIZE):
+            yield self.model.decode(np.stack(tokens[first : first + BATCH_SIZE]))
+
+    def decoded(self, records: list[int]) -> UInt8[np.ndarray, "b H W 3"]:
+        """The codec's reconstructions of records."""
+        tokens = self.tokens(records)
+        return np.concatenate([*self.decode([tokens[i] for i in records])])
+
     def tokens(self, records: list[int]) -> Tokens:
         """The tokens of at least these records, by index; all, where training caches them."""
         if build.encodes_online(self.model.config):
@@ -284,24 +301,34 @@ class Evaluation:
 
     @functools.cached_property
     def gallery(self) -> tuple[Collected, list[str], list[str]]:
-        """Retrieval features, groups and styles of all real images."""
-        images, records = RecordImages(self.source, range(len(self.source))), self.source.records
-        spec = FeatureSpec(extract=self.evaluator.networks["retrieval"])
-        collected = collect(
-            batches(images), len(images), {"gallery": spec}, description="gallery of real images"
+        """Retrieval features, groups and styles of all original images."""
+        records = [self.source.records[i] for i in self.originals]
+        features = self.retrieval_features(
+            RecordImages(self.source, self.originals), "gallery of real images"
         )
         groups = [record.group or record.item for record in records]
-        return collected["gallery"], groups, [record.style for record in records]
+        return features, groups, [record.style for record in records]
+
+    @functools.cached_property
+    def originals(self) -> list[int]:
+        """The records that are not made of others."""
+        return [i for i, record in enumerate(self.source.records) if record.part == "original"]
+
+    def retrieval_features(self, images: Items, description: str) -> Collected:
+        """The features by which images are retrieved."""
+        spec = FeatureSpec(extract=self.evaluator.networks["retrieval"])
+        return collect(batches(images), len(images), {"": spec}, description=description)[""]
 
     def retrieval(self, generated: Mapping[str, Collected], records: list[int]) -> dict[str, Any]:
         """Whether generated images retrieve what their records show; {} unless measured."""
         if "retrieval" not in generated:
             return {}
         gallery, groups, styles = self.gallery
+        chosen = [self.source.records[i] for i in records]
         return retrieval(
             generated["retrieval"].features,
-            [groups[i] for i in records],
-            [styles[i] for i in records],
+            [record.group or record.item for record in chosen],
+            [record.style for record in chosen],
             gallery.features,
             groups,
             styles,
@@ -321,15 +348,17 @@ class Evaluation:
             return self.evaluator.similarity(generated, real, texts)
         gallery, groups, styles = self.gallery
         labels = np.array([f"{style}\n{group}" for group, style in zip(groups, styles)])
+        chosen = [self.source.records[i] for i in records]
+        own = np.array([f"{record.style}\n{record.group or record.item}" for record in chosen])
         values, nearest = measures.most_similar(
-            generated["retrieval"].features, gallery.features, (labels[records], labels)
+            generated["retrieval"].features, gallery.features, (own, labels)
         )
         return SimilarityReport(
             meaning="cosine similarity of efficientnet_lite0 features with the nearest real image "
             "that fits the prompt",
             values=values,
             nearest=nearest.tolist(),
-            images=RecordImages(self.source, range(len(self.source))),
+            images=RecordImages(self.source, self.originals),
         )
 
 

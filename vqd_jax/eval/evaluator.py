@@ -24,13 +24,14 @@ from vqd_jax.eval.collect import Batch, Collected, FeatureSpec, batches, collect
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Statistics
 from vqd_jax.eval.kernels import Records, cmmd
-from vqd_jax.eval.protocols import Protocol
+from vqd_jax.eval.protocols import MEASURES, Protocol
 from vqd_jax.eval.scores import clip_score, inception_score
 from vqd_jax.models.weights.hub import local_folder
 
 # key of the protocol's own features; the networks of other measures have the measure as their key
 PRIMARY = "features"
-MODEL_MEASURES = ("retrieval", "ceiling", "bound", "reconstruction")  # need a model and its data
+# the measures that need a model and its data
+MODEL_MEASURES = MEASURES[MEASURES.index("retrieval") :]
 
 
 @dataclasses.dataclass(frozen=True)

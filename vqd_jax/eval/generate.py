@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, lock, remove_leftovers
@@ -79,6 +79,36 @@ def generate(
         raise UserError(f"cannot write images into {folder}: {error.strerror or error}") from error
     rate = state["made"] / state["seconds"] if state["seconds"] else 0.0
     return ImageFolder(folder, files), rate
+
+
+def compute_batches(
+    folder: Path,
+    requested: dict[str, Any],
+    count: int,
+    batch: int,
+    compute: Callable[[int, int], Int[np.ndarray, "b n"]],
+    description: str,
+) -> Int[np.ndarray, "count n"]:
+    """The rows of `compute(first, end)`, `batch` at a time. Each batch is kept in a file of
+    `folder`, so that a run that was stopped goes on after those that are there.
+
+    `requested` says what the rows are of. UserError if the folder holds rows of something else.
+    """
+    rows = []
+    try:
+        with lock(folder / ".lock"), bar(count, 0, description, "image") as progress:
+            remove_leftovers(folder)
+            _open(folder, json.loads(json.dumps(requested | {"batch": batch, "rows": count})))
+            for first in range(0, count, batch):
+                path, end = folder / f"{first:06d}.npy", min(first + batch, count)
+                if not path.exists():
+                    with atomic_write(path, "tokens to") as part, part.open("wb") as file:
+                        np.save(file, compute(first, end))
+                rows.append(np.load(path))
+                progress.update(end - first)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot keep tokens in {folder}: {error}") from error
+    return np.concatenate(rows)
 
 
 def _write_images(

@@ -64,8 +64,13 @@ def share(name: str, hits: Float[np.ndarray, " n"]) -> dict[str, Any]:
     return {name: value, name + SUFFIX: [*wilson(value, len(hits))]}
 
 
-def mean(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """Mean of the values, with its interval where there is one."""
+def mean(
+    name: str,
+    values: Float[np.ndarray, " n"],
+    *,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> dict[str, Any]:
+    """Mean of the values, which lie within the bounds, with its interval where there is one."""
     interval = student(values)
     value = {name: float(values.mean(dtype=np.float64))}
-    return value | ({name + SUFFIX: [*interval]} if interval else {})
+    return value | ({name + SUFFIX: np.clip(interval, *bounds).tolist()} if interval else {})

@@ -22,14 +22,17 @@ ABOUT = (
     "_standard_error",
     "_subset_size",
 )  # endings of what is said about another measure
+# names, or endings of names, of shares, which are printed as percentages
 PERCENTAGES = (
     "retrieval@1",
     "retrieval@5",
-    "style_accuracy",
+    "_accuracy",
     "precision",
     "recall",
     "coverage",
-)  # as percentages
+    "restored",
+    "changed",
+)
 
 
 def table(result: Mapping[str, Any], parts: Sequence[str]) -> str:
@@ -43,6 +46,17 @@ def table(result: Mapping[str, Any], parts: Sequence[str]) -> str:
         f"{shown(b, '{:.3f}')['bits_per_token']} bits per token"
         for name, b in result.get("bound", {}).items()
     ]
+    lines += [
+        f"masked tokens, {name}: {shown(b, '{:.3f}')['bits_per_token']} bits per token"
+        for name, b in result.get("masked_bits", {}).items()
+    ]
+    for wrong, rows in result.get("repair", {}).items():
+        if wrong.endswith("%"):
+            lines += [
+                f"{f'repair, {wrong} wrong: {name}':34}"
+                + "  ".join(f"{measure} {text}" for measure, text in shown(values).items())
+                for name, values in rows.items()
+            ]
     if "reconstruction" in result:
         lines.append(
             "reconstruction: "
@@ -72,12 +86,12 @@ def shown(values: Mapping[str, Any], form: str = "{:.4f}") -> dict[str, str]:
     return {
         name: _formatted(
             float(value),
-            "{:.1%}" if name in PERCENTAGES else form,
+            "{:.1%}" if name.endswith(PERCENTAGES) else form,
             values.get(name + SUFFIX),
             values.get(f"{name}_std"),
         )
         for name, value in values.items()
-        if not name.startswith("chance@") and not name.endswith(ABOUT)
+        if not (isinstance(value, dict) or name.startswith("chance@") or name.endswith(ABOUT))
     }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.data import splits
+from vqd_jax.data.splits import CELLS, HALVES, ITEMS, TRAIN, VALIDATION
 
 FEATURES = ("inception", "vgg16", "efficientnet_lite0", "clip")
 RESIZING = ("pytorch-fid", "tf-legacy", "clean")
@@ -23,8 +25,14 @@ MEASURES = (
     "ceiling",
     "bound",
     "reconstruction",
+    "colours",
+    "free_colours",
+    "two_things",
+    "synonyms",
+    "masked_bits",
+    "repair",
 )
-TEST, ALL = "held_out_items", "train"
+TEST, ALL = ITEMS, TRAIN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,8 @@ class Protocol:
       subsets, subset_size: of the kernel distance; a subset has at most half of the images.
       bound_images, draws: images per split, and times per image, for the bound: t = 1 and draws -
         1 strata of the others. A split with fewer images has more times for each, at most all T.
+      half: "validation", "test" or "both" halves of the held-out splits that reconstruction and the
+        measures after it in MEASURES use.
       seed: of captions, sampling noise and subsets.
       omits: what the published protocol measures in addition.
     """
@@ -80,6 +90,7 @@ class Protocol:
     subset_size: int = 1000
     bound_images: int = 1024
     draws: int = 8
+    half: str = "both"
     seed: int = 0
     omits: str = ""
 
@@ -88,6 +99,7 @@ class Protocol:
             ("captions", self.captions, ("first", "random")),
             ("classes", self.classes, ("even", "frequency")),
             ("features", self.features, FEATURES),
+            ("half", self.half, ("both", *HALVES)),
             ("resizing", self.resizing, RESIZING),
         ):
             if value not in known:
@@ -117,6 +129,10 @@ class Protocol:
         if min(self.held, self.seed) < 0:
             raise UserError(f"held and seed of the protocol {self.name} must not be negative")
 
+    def half_of(self, split: str) -> str:
+        """The name of the protocol's half of a held-out split, see `data.batches.indices`."""
+        return split if self.half == "both" else f"{split}/{self.half}"
+
 
 _CUB = Protocol(
     name="vqdiffusion-cub",
@@ -129,6 +145,29 @@ _IMAGENET = Protocol(
     reference=ALL,
     held=10_000,
     sampling={"top_p": 0.869},
+)
+_EMOJI64 = Protocol(
+    name="emoji64",
+    parts={"seen_cells": TRAIN, "held_out_cells": f"{CELLS}/{splits.TEST}"},
+    images=500,
+    repeat=False,
+    captions="first",
+    features="vgg16",
+    measures=(
+        "kid",
+        "retrieval",
+        "ceiling",
+        "reconstruction",
+        "colours",
+        "free_colours",
+        "two_things",
+        "synonyms",
+        "masked_bits",
+        "repair",
+    ),
+    subsets=50,
+    subset_size=200,
+    half=splits.TEST,
 )
 PROTOCOLS = {
     protocol.name: protocol
@@ -143,6 +182,19 @@ PROTOCOLS = {
             measures=("kid", "retrieval", "ceiling", "bound", "reconstruction"),
             subsets=50,
             subset_size=200,
+        ),
+        _EMOJI64,
+        # for choosing settings; free prompts and synonyms, which have no halves, are left out
+        dataclasses.replace(
+            _EMOJI64,
+            name="emoji64-validation",
+            parts={"seen_cells": TRAIN, "held_out_cells": f"{CELLS}/{VALIDATION}"},
+            measures=tuple(
+                measure
+                for measure in _EMOJI64.measures
+                if measure not in ("free_colours", "synonyms")
+            ),
+            half=VALIDATION,
         ),
         # 30,000 images against as many real ones; smaller sets are over-sampled (the authors, in a
         # GitHub issue)

@@ -4,7 +4,8 @@ what its prompt asked for.
 Images have a group (what is drawn; variants such as skin tones share one) and a style (how).
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,42 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.eval.intervals import share
 
 _TIE = 1e-9  # cosine distances closer than this are equal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Retrieved:
+    """Credit of each image in [0, 1]: 1 if its prompt was met, fractions where ties are broken in
+    expectation.
+
+    Attributes:
+      hits: rank k -> whether the prompted group is one of the k nearest.
+      chance: rank k -> the credit expected of an image unrelated to its prompt.
+      right_style: whether the nearest image of the gallery has the prompted style.
+    """
+
+    hits: Mapping[int, Float[np.ndarray, " n"]]
+    chance: Mapping[int, Float[np.ndarray, " n"]]
+    right_style: Float[np.ndarray, " n"]
+
+    def __add__(self, other: "Retrieved") -> "Retrieved":
+        join = lambda a, b: {k: np.concatenate([a[k], b[k]]) for k in a}
+        return Retrieved(
+            hits=join(self.hits, other.hits),
+            chance=join(self.chance, other.chance),
+            right_style=np.concatenate([self.right_style, other.right_style]),
+        )
+
+    def measures(self) -> dict[str, Any]:
+        """Means over images, with Wilson's 95 % intervals."""
+        return {
+            **{f"chance@{k}": float(x.mean()) for k, x in self.chance.items()},
+            **{
+                name: v
+                for k, x in self.hits.items()
+                for name, v in share(f"retrieval@{k}", x).items()
+            },
+            **share("style_accuracy", self.right_style),
+        }
 
 
 def retrieval(
@@ -26,8 +63,24 @@ def retrieval(
     *,
     ranks: Sequence[int] = (1, 5),
 ) -> dict[str, Any]:
+    """The measures of `retrieve`."""
+    return retrieve(
+        features, groups, styles, gallery, gallery_groups, gallery_styles, ranks=ranks
+    ).measures()
+
+
+def retrieve(
+    features: Float[np.ndarray, "n d"],
+    groups: Sequence[str] | np.ndarray,
+    styles: Sequence[str] | np.ndarray,
+    gallery: Float[np.ndarray, "m d"],
+    gallery_groups: Sequence[str] | np.ndarray,
+    gallery_styles: Sequence[str] | np.ndarray,
+    *,
+    ranks: Sequence[int] = (1, 5),
+) -> Retrieved:
     """Scores generated images, whose prompts asked for `groups` in `styles`, against a gallery of
-    real images. All scores are means over images, in [0, 1], with Wilson's 95 % intervals.
+    real images.
 
     retrieval@k: the prompted group is one of the k nearest groups among the gallery's images of the
     prompted style; the distance of a group is that of its nearest image. style_accuracy: the
@@ -68,11 +121,7 @@ def retrieval(
         for k in ranks:
             hits[k][rows], chance[k][rows] = credit[k], min(1, k / len(names))
     right_style = _credit(to_style, _positions(styles, all_styles, "any"), (1,))[1]
-    return {
-        **{f"chance@{k}": float(chance[k].mean()) for k in ranks},
-        **{name: x for k in ranks for name, x in share(f"retrieval@{k}", hits[k]).items()},
-        **share("style_accuracy", right_style),
-    }
+    return Retrieved(hits=hits, chance=chance, right_style=right_style)
 
 
 def _credit(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.captioned_folder import captions_of
 from vqd_jax.data.image_folder import ImageFolder
-from vqd_jax.eval import protocols
+from vqd_jax.eval import emoji64, protocols, token_measures
 from vqd_jax.eval.collect import evenly_spaced
 from vqd_jax.eval.evaluation import Evaluation, cache_folder
 from vqd_jax.eval.evaluator import Scored, make_evaluator, without_model
@@ -95,6 +95,7 @@ def evaluate_model(
         for name, split in protocol.parts.items()
     }
     scored = {name: part for name, part in parts.items() if part}
+    scored |= emoji64.drawn_parts(evaluation, folder, batch)
     result = {
         "protocol": dataclasses.asdict(protocol),
         "intervals": MEANING,
@@ -105,13 +106,17 @@ def evaluate_model(
     }
     if "retrieval" in protocol.measures:
         result["gallery"] = {
-            "images": len(evaluation.source),
+            "images": len(evaluation.originals),
             "features": "efficientnet_lite0, cosine",
         }
     if "reconstruction" in protocol.measures:
         result["reconstruction"] = evaluation.reconstruction()
     if "bound" in protocol.measures:
         result["bound"] = evaluation.bound()
+    if "masked_bits" in protocol.measures:
+        result["masked_bits"] = token_measures.masked_bits(evaluation)
+    if "repair" in protocol.measures:
+        result["repair"] = token_measures.repair(evaluation, folder / "repair", batch)
     result |= {name: part.result for name, part in scored.items()}
     return result | {"config": json.loads(model.config.to_json())}, scored
 
