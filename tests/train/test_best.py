@@ -1,12 +1,13 @@
 """Training keeps the best checkpoint by a measure of its evaluations, whenever it is interrupted."""
 
 import json
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from helpers.toy_training import example, train
+from helpers.toy_training import example, script, train
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.validation import BETTER, is_better
 from vqd_jax.runtime.checkpoint import Best, Checkpoints
@@ -170,3 +171,32 @@ def test_which_values_are_better():
         assert not is_better(measure, float("nan"), 0.5) and not is_better(
             measure, float("nan"), None
         )
+
+
+@pytest.mark.slow  # 10 s each; the exceptions above are the quick ones
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_when_the_record_gets_its_name(tmp_path, whole, moment):
+    """SIGKILL just before, or just after, best.json of step 30 is there."""
+    process = script(
+        f"""
+        import os, signal
+        replace = Path.replace
+        def killed(self, target):
+            struck = str(target).endswith("30/best.json")
+            if struck and {moment!r} == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(self, target)
+            if struck:
+                os.kill(os.getpid(), signal.SIGKILL)
+        Path.replace = killed
+        lpips = {LPIPS!r}
+        evaluate = lambda step, w: {{"lpips": np.float32(lpips[step]), "psnr": -lpips[step], "mean": w["mean"]}}
+        train(Path({str(tmp_path)!r}), evaluate=evaluate, **{SETTINGS!r})
+        """
+    )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, errors
+    best = Checkpoints(tmp_path / "checkpoints", read_only=True).best()
+    assert best.step == (20 if moment == "before" else 30)
+    run(tmp_path)
+    assert_same(tmp_path, whole)
