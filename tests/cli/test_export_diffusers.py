@@ -16,6 +16,7 @@ from vqd_jax.models.weights.rules import Rule, conv, convert, inverse, invert, l
 
 REASONS = [
     ({"condition.kind": "class"}, "condition.kind is 'class' and not 'text'"),
+    ({"codebook.groups": 2}, "codebook.groups is 2 and not 1"),
     ({"denoiser.mlp": "conv"}, "denoiser.mlp is 'conv'"),
     ({"text.encoder": "learned"}, "text.encoder is 'learned'"),
     ({"vqvae.resampling": "fold"}, "vqvae.resampling is 'fold'"),

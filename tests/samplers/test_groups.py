@@ -74,7 +74,9 @@ def data():
 
 
 @pytest.mark.parametrize(
-    "order", ["random", "purity", pytest.param((2, 0, 3, 1), marks=pytest.mark.slow)], ids=str
+    "order",
+    ["random", *(pytest.param(x, marks=pytest.mark.slow) for x in ("purity", (2, 0, 3, 1)))],
+    ids=str,
 )
 def test_a_token_a_call_draws_the_data(order):
     """Whatever the order, as long as it does not depend on the codes that are drawn."""
@@ -141,6 +143,7 @@ def test_confident_counts_make_fine_tokens_wait():
     check(Counts(calls=2, order="confidence", noise=2.0, counts=(3, 1), groups=G), p)
 
 
+@pytest.mark.slow
 def test_purity_makes_fine_tokens_wait():
     """The last call draws all tokens that are left, each by itself."""
     sampler = PriorRule(calls=2, rule=2, groups=G)
@@ -207,7 +210,10 @@ def steps(masked, name):
 @pytest.mark.parametrize("known", [0.0, 0.3])
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x in ("tuple", "polished"))) for x in ORDERS],
+    [
+        pytest.param(x, marks=[pytest.mark.slow] * (x in ("tuple", "polished", "rule 1")))
+        for x in ORDERS
+    ],
 )
 def test_no_coarser_token_is_left_masked_when_a_token_is_revealed(name, known):
     for before, after in steps(states(name, known), name):

@@ -80,7 +80,7 @@ def test_tokens_are_the_codes_of_one_group_after_the_other(trained_codec):
     np.testing.assert_allclose(paint(weights, coarse), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("update", ["ema", "gradient"])
+@pytest.mark.parametrize("update", [pytest.param("ema", marks=pytest.mark.slow), "gradient"])
 def test_each_group_of_codes_learns_from_its_own_residuals(update, trained_codec):
     params, extra = trained_codec
     stage = codec(update, commitment=0.25)
@@ -172,7 +172,7 @@ class Perfect(DiffusionStage):
         return params["table"][t, z_t @ 3 ** jnp.arange(3, -1, -1)]
 
 
-@pytest.mark.parametrize("schedule", ["absorbing", "paper"])
+@pytest.mark.parametrize("schedule", [pytest.param("absorbing", marks=pytest.mark.slow), "paper"])
 def test_the_bound_of_a_perfect_denoiser(schedule, chain):
     """Every time in turn, 1,500 times for each image, against the expectation over all z_t; with
     the prior's term it is at least -log p.
