@@ -23,6 +23,7 @@ from vqd_jax.eval import emoji64
 from vqd_jax.eval.evaluation import Evaluation
 from vqd_jax.eval.evaluator import PRIMARY, Evaluator
 from vqd_jax.eval.features import Extractor
+from vqd_jax.eval.image_regions import half, trimmed
 from vqd_jax.eval.protocols import PROTOCOLS
 from vqd_jax.inference import pipeline
 
@@ -260,8 +261,8 @@ def test_a_set_without_such_records_has_no_such_parts(loaded, evaluation, tmp_pa
 def test_what_a_half_shows_is_cropped_and_centred():
     image = np.full((20, 30, 3), 255, np.uint8)
     image[5:9, 2:10] = (200, 0, 0)
-    got = emoji64.trimmed(emoji64.half(image, 0), 16)
+    got = trimmed(half(image, 0), 16)
     assert got.shape == (16, 16, 3)
     np.testing.assert_array_equal(got[4:12], np.broadcast_to((200, 0, 0), (8, 16, 3)))
     assert (got[:4] == 255).all() and (got[12:] == 255).all()
-    assert (emoji64.trimmed(emoji64.half(image, 1), 16) == 255).all()
+    assert (trimmed(half(image, 1), 16) == 255).all()

@@ -3,14 +3,12 @@ training never has. Each is measured on the drawn images and, as a ceiling, on t
 reconstructions of real images that show the same.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
 from vqd_jax.data import splits
 from vqd_jax.data.batches import indices, spread
@@ -21,6 +19,7 @@ from vqd_jax.data.source import Items, Record
 from vqd_jax.eval.collect import evenly_spaced
 from vqd_jax.eval.evaluation import MIN_IMAGES, Evaluation, RecordImages
 from vqd_jax.eval.evaluator import Scored
+from vqd_jax.eval.image_regions import Mapped, half, trimmed
 from vqd_jax.eval.intervals import share
 from vqd_jax.eval.retrieval import Retrieved, retrieve
 from vqd_jax.inference.prompts import escape_prompt
@@ -39,9 +38,7 @@ OBJECTS = (
     "house",
     "hat",
 )  # of free prompts such as "purple sofa"
-WHITE = 240  # every channel of a pixel of the background is at least this
 
-Pixels = UInt8[np.ndarray, "_ _ 3"]
 Measure = Callable[[Items, str], dict[str, Any]]  # (images, description of them) -> measures
 
 
@@ -259,40 +256,3 @@ def colour_hits(images: Items, words: Sequence[str]) -> Float[np.ndarray, " n"]:
     """1 for each image whose main colour is the one of its word, else 0."""
     indices_of = [colour_of(images[i]).index for i in range(len(images))]
     return np.array([float(i == COLOURS.index(word)) for i, word in zip(indices_of, words)])
-
-
-def half(image: Pixels, side: int) -> Pixels:
-    """The left (0) or right (1) half of an image."""
-    middle = image.shape[1] // 2
-    return image[:, middle:] if side else image[:, :middle]
-
-
-def trimmed(image: Pixels, size: int) -> Pixels:
-    """What the image shows on white, as large as it fits into a square of `size` pixels."""
-    shown = image.min(-1) < WHITE
-    if shown.any():
-        rows, columns = (np.flatnonzero(shown.any(axis))[[0, -1]] + [0, 1] for axis in (1, 0))
-        image = image[slice(*rows), slice(*columns)]
-    scale = size / max(image.shape[:2])
-    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
-    out = np.full((size, size, 3), 255, np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    out[top : top + height, left : left + width] = np.asarray(resized)
-    return out
-
-
-@dataclasses.dataclass(frozen=True)
-class Mapped:
-    """Images of which each is changed by a function."""
-
-    images: Items
-    change: Callable[[Pixels], Pixels]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Pixels:
-        return self.change(self.images[i])

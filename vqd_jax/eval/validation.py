@@ -62,7 +62,7 @@ def validation_records(source: Source, count: int) -> list[int]:
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DrawnRetrieval:
     """Draws an image for the first caption of each of some records, with the same noise every time,
-    and retrieves it among all real images (`eval.retrieval`). Collective.
+    and retrieves it among all original images (`eval.retrieval`). Collective.
 
     Attributes:
       codec: the weights of the codec.
