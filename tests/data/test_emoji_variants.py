@@ -10,9 +10,9 @@ import pytest
 from helpers.emoji_set import emoji_cache
 from vqd_jax.data import splits
 from vqd_jax.data.emoji import CATEGORIES, Emoji
+from vqd_jax.data.emoji_looks import look
 from vqd_jax.data.emoji_nouns import NOUNS
 from vqd_jax.data.emoji_synonyms import SYNONYMS
-from vqd_jax.data.emoji_variants import look
 from vqd_jax.data.emoji_wording import (
     COLOUR,
     KIND,

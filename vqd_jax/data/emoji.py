@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import array_record, emoji_art, emoji_icons, emoji_variants, splits
+from vqd_jax.data import array_record, emoji_art, emoji_icons, emoji_looks, emoji_variants, splits
 from vqd_jax.data.emoji_captions import captions
-from vqd_jax.data.emoji_variants import Original, Variant
+from vqd_jax.data.emoji_looks import Original
+from vqd_jax.data.emoji_variants import Variant
 from vqd_jax.data.emoji_wording import EmojiRecord, words
 from vqd_jax.data.image_bytes import decode
 from vqd_jax.data.source import Example, Items, Record, fingerprint
@@ -184,7 +185,7 @@ class Emoji:
 
     def _originals(self, cache: str) -> list[Original]:
         digests = [row.digest for row in self._rows]
-        looks = emoji_variants.looks(pathlib.Path(cache).expanduser(), digests, self._stored)
+        looks = emoji_looks.looks(pathlib.Path(cache).expanduser(), digests, self._stored)
         return [
             Original(
                 item=record.item,

@@ -2,10 +2,21 @@
 their categories.
 """
 
-# aliases of the package `emoji` that mean another thing, or that nobody should be shown
+# aliases of the package `emoji` that mean another thing, are no nouns, or should not be shown
 UNUSED_ALIASES = frozenset(
-    {"city sunrise", "date", "feet", "flags", "flipper", "hankey", "harambe", "metal", "shit"}
-    | {"no good", "rice scene", "stars", "underage"}
+    alias.strip()
+    for alias in """
+    bamboo, boom, bullettrain front, bullettrain side, calling, city sunrise, cold sweat,
+    compression, cupid, dagger knife, date, disappointed relieved, do not litter, facepunch,
+    feet, film strip, flags, flipper, golf, hankey, harambe, high brightness, hocho,
+    ideograph advantage, imp, innocent, joy cat, kissing closed eyes, kissing heart,
+    kissing smiling eyes, koko, laughing, loud sound, low brightness, mag right, medal military,
+    medal sports, metal, mountain snow, moyai, nail care, newspaper roll, no bell, no good,
+    no mouth, ok person, parking, partly sunny, persevere, pout, pray, relaxed, repeat one,
+    rice scene, rofl, roll eyes, satisfied, scream cat, shit, sleeping accommodation,
+    sleuth or spy, smirk cat, smoking, sob, sound, stars, stuck out tongue, sunny, sweat smile,
+    tada, triumph, twisted rightwards arrows, underage, yum, zap
+    """.split(",")
 )
 
 

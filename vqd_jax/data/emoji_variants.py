@@ -6,42 +6,19 @@ things are held out is decided by a stable hash, for all styles at once.
 """
 
 import dataclasses
-import hashlib
-import types
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from vqd_jax.core.files import atomic_write
 from vqd_jax.data import hues, splits
 from vqd_jax.data.emoji_captions import captions, phrase
-from vqd_jax.data.emoji_wording import COLOUR_WORDS, EmojiRecord, Words, coloured, wordings
+from vqd_jax.data.emoji_looks import SHARE, TURNED, Original, Pixels, Read, ink, recolourable
+from vqd_jax.data.emoji_wording import EmojiRecord, Words, coloured, wordings
 from vqd_jax.data.hues import COLOURS, HUES
 from vqd_jax.data.source import Record
-from vqd_jax.runtime.progress import track
 
-Pixels = UInt8[np.ndarray, "H W 3"]
-Read = Callable[[int], Pixels]  # an original by index
-
-SHARE = 0.6  # the least share of the main colour of an image that is recoloured
-NAMED_SHARE = 0.8  # and of one whose captions name its own colour
-SATURATED = 0.15  # the least share of coloured pixels of both
-INK = 0.5  # and of coloured ones among the pixels that are not white
-FRAME = 0.5  # the largest share of pixels at the border that are not white, but of symbols
-# the hues, least saturation and least value for which each word of COLOURS is the right one
-NAMED = (
-    (-12.0, 14.0, 0.6, 0.45),
-    (18.0, 33.0, 0.65, 0.8),
-    (40.0, 64.0, 0.55, 0.85),
-    (80.0, 158.0, 0.45, 0.35),
-    (182.0, 248.0, 0.45, 0.4),
-    (252.0, 294.0, 0.35, 0.4),
-    (297.0, 344.0, 0.35, 0.7),
-)
-WHITE = 240  # every channel of a white pixel is at least this
 ASYMMETRY = 2.0  # the least mean difference of a pixel from its mirror image, in 1/255
 BESIDE = 0.7  # the share of pairs side by side; in the others one thing is small, in a corner
 SEED = 64  # of the pairs
@@ -52,6 +29,8 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(","))
 
 
+# words of names that say a direction, subcategories whose mirror images are right, and emoji of
+# these subcategories on which some style writes
 _DIRECTED = frozenset(
     """left right left-facing right-facing leftwards rightwards waxing waning quarter crescent
     gibbous arrow""".split()
@@ -70,13 +49,14 @@ _MIRRORED = frozenset(
 _WITH_TEXT = _names("""
     ambulance, baby bottle, bank, beverage box, billed cap, bottle with popping cork, bus stop,
     canned food, chocolate bar, elevator, face with symbols on mouth, fire engine,
-    fortune cookie, fuel pump, glass of milk, label, lotion bottle, metro, motorway,
+    fortune cookie, fuel pump, glass of milk, label, lotion bottle, metro, moon cake, motorway,
     musical keyboard, oil drum, oncoming police car, oncoming taxi, person in steamy room,
-    police car, police officer, pool 8 ball, roll of paper, running shirt, safety vest, sake,
-    salt, scientist, singer, sleeping face, star of david, station, stop sign, superhero, taxi,
-    teacher, technologist, thermometer, ticket, world map
+    police car, police officer, pool 8 ball, racing car, roll of paper, running shirt,
+    safety vest, sake, salt, scientist, singer, sleeping face, star of david, station, stop sign,
+    superhero, taxi, teacher, technologist, thermometer, ticket, world map
     """)
 
+# subcategories of things for pairs, and emoji of these that are no single things
 _OBJECTS = frozenset(
     """
     animal-amphibian animal-bird animal-bug animal-mammal animal-marine animal-reptile plant-flower
@@ -85,65 +65,13 @@ _OBJECTS = frozenset(
     musical-instrument
     """.split()
 ) | {"light & video", "computer", "phone", "game", "place-building", "music"}
-_SCENES = ("place-", "hotel", "transport-water", "person-sport")  # starts of subcategories
-_OTHER_COLOUR = frozenset({"mahjong red dragon"})
 _NO_OBJECTS = _names("""
     badminton, bowling, brick, broken chain, bubbles, building construction, bus stop, calendar,
     chains, cinema, club suit, construction, cooking, coral, cricket game, diamond suit,
     elevator, fallen leaf, field hockey, heart suit, hole, houses, ice hockey, joker, lacrosse,
     landslide, link, microbe, motorway, paw prints, ping pong, railway track, rock, seat, shower,
-    spade suit, spider web, station, stop sign, tennis, window, wood
+    spade suit, spider web, station, stop sign, tennis, white flower, window, wood
     """)
-
-
-LOOK = np.dtype(
-    [
-        ("index", np.int8),  # the first four are those of hues.Colour
-        ("share", np.float32),
-        ("saturated", np.float32),
-        ("hue", np.float32),
-        ("saturation", np.float32),  # mean of the pixels of the main colour
-        ("value", np.float32),
-        ("ink", np.float32),  # the share of pixels that are not white
-        ("frame", np.float32),  # and of those at the border
-        ("asymmetry", np.float32),
-        ("turned", np.float32, len(COLOURS)),  # share of each colour once its hue is the main one
-    ]
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Original:
-    """A stored image and what it shows; `look` is a row of LOOK."""
-
-    item: str
-    name: str
-    style: str
-    group: str
-    split: str
-    label: int
-    category: str
-    subcategory: str
-    captions: tuple[str, ...]
-    words: Words
-    look: np.void
-
-    @property
-    def bare(self) -> str:
-        """The name without words for colours."""
-        return " ".join(word for word in self.name.split() if word not in COLOUR_WORDS)
-
-    @property
-    def colour(self) -> str:
-        """The word for the image's main colour, "" if there is none or the name says it."""
-        index = int(self.look["index"])
-        if self.look["share"] < NAMED_SHARE or self.bare != self.name or not _takes_colour(self):
-            return ""
-        low, high, saturation, value = NAMED[index]
-        hue = (float(self.look["hue"]) + 180) % 360 - 180 if low < 0 else float(self.look["hue"])
-        fits = low <= hue <= high
-        fits &= self.look["saturation"] >= saturation and self.look["value"] >= value
-        return COLOURS[index] if fits else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -215,10 +143,10 @@ def recoloured(
     names = {original.name for original in originals}
     shown = {(o.bare, int(o.look["index"])) for o in originals}
     for i, original in enumerate(originals):
-        if original.split != splits.TRAIN or not _recolourable(original, names):
+        if original.split != splits.TRAIN or not recolourable(original, names):
             continue
         bare, look = original.bare, original.look
-        for k, (colour, (_, _, saturation, value)) in enumerate(zip(COLOURS, NAMED)):
+        for k, (colour, (saturation, value)) in enumerate(zip(COLOURS, TURNED)):
             name = coloured(original.name, colour)
             if k == look["index"] or name in names or look["turned"][k] < SHARE:
                 continue
@@ -315,65 +243,6 @@ def pairs(
         )
 
 
-def looks(cache: Path, digests: Sequence[str], stored: Read) -> np.ndarray:
-    """The LOOK of every stored image, computed once and kept in the folder."""
-    name = hashlib.sha256(repr((VERSION, LOOK, digests)).encode()).hexdigest()[:16]
-    path = cache / f"emoji-looks-{name}.npy"
-    if path.exists():
-        return np.load(path)
-    rows = track(range(len(digests)), len(digests), "measuring the colours of emoji", "image")
-    out = np.array([look(stored(i)) for i in rows], LOOK)
-    with atomic_write(path, "the colours of emoji to") as part, part.open("wb") as file:
-        # given the file itself, NumPy would hide the reason of a failed write
-        np.save(types.SimpleNamespace(write=file.write), out)
-    return out
-
-
-def look(image: Pixels) -> tuple[object, ...]:
-    """The values of LOOK of an image."""
-    channels = hues.hsv(image)
-    colour = hues.main_colour(*channels)
-    dark = _ink(image)
-    ink = float(dark.mean())
-    frame = float(np.concatenate([dark[0], dark[-1], dark[1:-1, 0], dark[1:-1, -1]]).mean())
-    mirror = float(np.abs(image.astype(np.int16) - image[:, ::-1]).mean())
-    if colour.index < 0:
-        return *colour, 0.0, 0.0, ink, frame, mirror, (0.0,) * len(COLOURS)
-    coloured = hues.is_coloured(*channels[1:])
-    hue, saturation, value = (channel[coloured] for channel in channels)
-    mine, weight = hues.classify(hue) == colour.index, saturation * value
-    turned = [
-        weight[hues.classify((hue + target - colour.hue) % 360) == k].sum() / weight.sum()
-        for k, target in enumerate(HUES)
-    ]
-    mean = saturation[mine].mean(), value[mine].mean()
-    return *colour, *mean, ink, frame, mirror, tuple(turned)
-
-
-def _takes_colour(original: Original) -> bool:
-    """Whether the thing has a main colour, and "a blue …" in front of its name says so."""
-    seen, name = original.look, original.name
-    return bool(
-        seen["index"] >= 0
-        and seen["saturated"] >= max(SATURATED, INK * seen["ink"])
-        and (seen["frame"] < FRAME or original.category == "Symbols")
-        and not original.subcategory.startswith(_SCENES)
-        and not name.startswith(("no ", "non-"))
-        and "hair" not in name
-        and name not in _OTHER_COLOUR
-    )
-
-
-def _recolourable(original: Original, names: set[str]) -> bool:
-    """Whether the image has a main colour, and its name a place for the word."""
-    kept = original.name.split()
-    other = COLOUR_WORDS.difference(COLOURS).intersection(kept)
-    same = original.bare == original.name
-    clear = same or (original.bare not in names and kept[-1] not in COLOUR_WORDS)
-    large = bool(original.look["share"] >= SHARE)
-    return large and _takes_colour(original) and not other and clear
-
-
 def _is_object(original: Original) -> bool:
     name = original.name
     return (
@@ -399,17 +268,11 @@ def _arranged(first: int, second: int, rng: np.random.Generator) -> Pair:
     return Pair(first, second, (big, small), False)
 
 
-def _ink(image: Pixels) -> Bool[np.ndarray, "H W"]:
-    """Which pixels are not white."""
-    red, green, blue = (image[..., i] < WHITE for i in range(3))  # faster than a reduction
-    return red | green | blue
-
-
 def _paste(out: UInt8[np.ndarray, "side side 3"], image: Pixels, box: Sequence[float]) -> None:
     """Draws the part of the image that is not white as large as it fits into the box."""
     left, top, width, height = box
-    ink = _ink(image)
-    rows, columns = (ink.any(axis) for axis in (1, 0))
+    dark = ink(image)
+    rows, columns = (dark.any(axis) for axis in (1, 0))
     if not rows.any():
         return
     y, x = (np.flatnonzero(some)[[0, -1]] + [0, 1] for some in (rows, columns))

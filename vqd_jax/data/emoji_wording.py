@@ -29,6 +29,7 @@ STYLE_WORDS = {
     "firefox": ("mozilla",),
 }  # other words for each style
 COLOUR_WORDS = frozenset({*COLOURS, "brown", "black", "white", "grey"})
+REVERSED = ("arrow", "fist ", "lower left", "heavy ", "earth ", "double ", "point ", "mailbox ")
 
 _STYLED = (
     "{article} {style} style emoji of {phrase}",
@@ -49,11 +50,14 @@ class Words:
 
 
 def words(name: str, aliases: tuple[str, ...], subcategory: str) -> Words:
-    """The words for an emoji. Aliases that are long, or have a colour, which fits some styles only,
-    are left out.
+    """The words for an emoji, without aliases that are long, not in the order of English, or have a
+    colour, which fits some styles only.
     """
     fit = lambda alias: (
-        alias not in UNUSED_ALIASES and len(alias.split()) <= 3 and not has_colour(alias)
+        alias not in UNUSED_ALIASES
+        and len(alias.split()) <= 3
+        and not has_colour(alias)
+        and not alias.startswith(REVERSED)
     )
     others = dict.fromkeys([*filter(fit, aliases), *NOUNS.get(name, ())])
     return Words(name, tuple(others), "" if name in NO_KIND else KINDS.get(subcategory, ""))
