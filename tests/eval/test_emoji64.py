@@ -242,10 +242,9 @@ def test_white_images_have_the_score_of_chance(loaded, evaluation, tmp_path):
 
 def test_images_in_the_folder_are_not_drawn_again(loaded, evaluation, tmp_path):
     """A stopped run goes on with the same bits: the second model would draw others."""
-    how = evaluation(asked(loaded[1]))
-    first = emoji64.drawn_parts(how, tmp_path, 16)["two_things"].result
-    second = emoji64.drawn_parts(evaluation({}), tmp_path, 16)["two_things"].result
-    assert first == second
+    first = emoji64.free_colours(evaluation(asked(loaded[1])), tmp_path, 16).result
+    second = emoji64.free_colours(evaluation({}), tmp_path, 16).result
+    assert first == second and first["generated"]["colour_accuracy"] == 1
 
 
 def test_a_set_without_such_records_has_no_such_parts(loaded, evaluation, tmp_path):

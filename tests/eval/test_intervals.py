@@ -54,13 +54,13 @@ def squared_discrepancy(shift):
     return expected(0, 0) + expected(shift, shift) - 2 * expected(0, shift)
 
 
-@pytest.mark.parametrize("shift, paired", [(0.2, False), (0.2, True), (0.0, True), (0.0, False)])
+@pytest.mark.parametrize("shift, paired", [(0.2, False), (0.2, True), (0.0, True)])
 def test_the_interval_of_a_kernel_distance_holds_the_true_one(shift, paired):
-    """In 95 % of 300 trials, four standard errors fewer allowed, or in more where the distributions
+    """In 95 % of 200 trials, three standard errors fewer allowed, or in more where the distributions
     are equal. With `paired` most y_i are x_i.
     """
     random, n, held = np.random.default_rng(7), 60, 0
-    for _ in range(300):
+    for _ in range(200):
         x, y = random.uniform(-1, 1, (2, n, D))
         if paired:
             y = np.where(random.random((n, 1)) < 0.8, x, y)
@@ -68,4 +68,4 @@ def test_the_interval_of_a_kernel_distance_holds_the_true_one(shift, paired):
         value, error = (f(x, y + shift, records) for f in (polynomial_mmd2, polynomial_mmd2_error))
         low, high = intervals.normal(value, error)
         held += low <= squared_discrepancy(shift) <= high
-    assert 0.9 < held / 300 and (shift == 0 or held / 300 < 0.99)
+    assert 0.9 < held / 200 and (shift == 0 or held / 200 < 0.99)
