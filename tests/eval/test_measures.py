@@ -97,11 +97,17 @@ def test_a_kernel_distance_says_its_subset_size_and_its_error():
 
 
 def test_copies_pair_each_real_image_once():
-    real = collected(5)
-    features = np.concatenate([real.features[[3, 3, 1]], collected(8).features[:1]])
-    generated = Collected(count=4, indices=[0, 1, 2, 3], features=features, moments=None)
-    (records, of_real), count = measures.copies(generated, real)
-    assert (records, of_real, count) == ([3, 6, 1, 8], [0, 1, 2, 3, 4], 2)
+    def of(*digests):
+        count = len(digests)
+        features = np.zeros((count, 2), np.float32)
+        indices = [*range(count)]
+        return Collected(
+            count=count, indices=indices, features=features, moments=None, digests=digests
+        )
+
+    real = of(b"a", b"b", b"c", b"d", b"b")
+    (records, of_real), count = measures.copies(of(b"d", b"d", b"b", b"x", b"b", b"b"), real)
+    assert (records, of_real, count) == ([3, 6, 1, 8, 4, 10], [0, 1, 2, 3, 4], 3)
 
 
 def test_a_sigma_that_is_no_covariance_is_an_error(tmp_path):

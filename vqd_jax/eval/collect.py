@@ -2,6 +2,7 @@
 feature vectors of all or some.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,12 +42,14 @@ class Collected:
       indices: of the images whose features are kept.
       features: of those images, float32.
       moments: of all images, weighted; None if not requested.
+      digests: hashes of the pixels of the images whose features are kept.
     """
 
     count: int
     indices: Sequence[int]
     features: Float[np.ndarray, "n d"]
     moments: Moments | None
+    digests: Sequence[bytes] = ()
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -101,6 +104,7 @@ class _Collector:
         self.spec, self.weights = spec, weights
         self.indices = np.array(evenly_spaced(len(weights), spec.keep), int)
         self.features: list[np.ndarray] = []
+        self.digests: list[bytes] = []
         self.pending: list[np.ndarray] = []  # features that are not yet in the moments
         self.moments: Moments | None = None
 
@@ -108,7 +112,9 @@ class _Collector:
         """Adds the images from index `first` on."""
         features = self.spec.extract(images)
         low, high = np.searchsorted(self.indices, (first, first + len(images)))
-        self.features.append(features[self.indices[low:high] - first])
+        kept = self.indices[low:high] - first
+        self.features.append(features[kept])
+        self.digests += [hashlib.sha256(images[i].tobytes()).digest() for i in kept]
         if self.spec.moments:
             weights = self.weights[first : first + len(images)]
             self.pending.append(np.repeat(features, weights, axis=0))
@@ -128,4 +134,5 @@ class _Collector:
             indices=self.indices.tolist(),
             features=np.concatenate(self.features),
             moments=self.moments,
+            digests=self.digests,
         )

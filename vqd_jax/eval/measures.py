@@ -99,18 +99,18 @@ def kernel_distance(
 def copies(generated: Collected, real: Collected) -> tuple[Records, int]:
     """Records of two sets of images of unknown origin, and how many generated images are copies.
 
-    A generated image with exactly the features of a real one is a copy of it and has its record;
-    further equal ones, which a model that repeats itself has, do not.
+    A generated image with the pixels of a real one is a copy of it and has its record; further
+    equal ones, which a model that repeats itself has, do not.
     """
-    b = real.features
-    rows: dict[bytes, list[int]] = {}
-    for i in reversed(range(len(b))):
-        rows.setdefault(b[i].tobytes(), []).append(i)
+    count = len(real.digests)
+    free: dict[bytes, list[int]] = {}
+    for i in reversed(range(count)):
+        free.setdefault(real.digests[i], []).append(i)
     records = []
-    for i, feature in enumerate(generated.features):
-        equal = rows.get(feature.tobytes())
-        records.append(equal.pop() if equal else len(b) + i)
-    return (records, [*range(len(b))]), sum(i < len(b) for i in records)
+    for i, digest in enumerate(generated.digests):
+        equal = free.get(digest)
+        records.append(equal.pop() if equal else count + i)
+    return (records, [*range(count)]), sum(i < count for i in records)
 
 
 def neighbour_measures(
