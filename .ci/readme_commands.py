@@ -213,6 +213,7 @@ def small(arguments: list[str], cache: Path, pictures: Path) -> list[str]:
     return [
         *(folder + str(pictures) if a.startswith(folder) else a for a in arguments),
         *SMALL,
+        *(["--config.held_out.retrieval=8"] if any("retrieval" in a for a in arguments) else []),
         f"--config.data.cache={cache}",
     ]
 
