@@ -11,6 +11,7 @@ import pytest
 from helpers.killing import SETTINGS, STAGES, link_emoji
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
+from vqd_jax.data.source import Record
 from vqd_jax.data.splits import CELLS
 from vqd_jax.eval import validation
 from vqd_jax.inference import pipeline
@@ -42,9 +43,29 @@ def workdir(tmp_path):
     return link_emoji(tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    return Experiment(config(), link_emoji(tmp_path_factory.mktemp("checked") / "run"))
+@dataclasses.dataclass
+class Records:
+    """A source without images."""
+
+    records: list[Record]
+    fingerprint: str = ""
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, i):
+        raise AssertionError("no picture is needed")
+
+
+def experiment(splits=("train", CELLS), **changed):
+    """One that can be checked: nothing is read, and 20 records are in each of the splits."""
+    out = object.__new__(Experiment)
+    out.config = config(**changed)
+    out.source = Records(
+        [Record(item=str(i), captions=("",), split=split) for i in range(20) for split in splits]
+    )
+    return out
 
 
 @pytest.mark.parametrize(
@@ -70,18 +91,14 @@ def experiment(tmp_path_factory):
         (dict(held_out__retrieval=4, condition__kind="none"), "draws images of captions"),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence_at_the_start(experiment, changed, sentence):
-    experiment.config = config(**changed)
+def test_what_cannot_be_measured_is_one_sentence_at_the_start(changed, sentence):
     with pytest.raises(UserError, match=sentence):
-        experiment.check()
+        experiment(**changed).check()
 
 
-def test_without_held_out_images_nothing_is_drawn(experiment, monkeypatch):
-    train = [record for record in experiment.source.records if record.split == "train"]
-    monkeypatch.setattr(experiment.source, "records", train)
-    experiment.config = config(held_out__retrieval=4)
+def test_without_held_out_images_nothing_is_drawn():
     with pytest.raises(UserError, match="needs held-out images, and the data set has none"):
-        experiment.check()
+        experiment(("train",), held_out__retrieval=4).check()
 
 
 @pytest.mark.slow  # 60 s: a training, and the features of all images
