@@ -294,7 +294,8 @@ def baseline(request):
     made = AutoregressiveStage(
         network=network, conditioner=NoConditioner(), codec=codec(), drop_caption=0.0
     )
-    return made, random_params(made, {"text": jnp.zeros((1, 0), jnp.int32)})
+    params = random_params(made, {"text": jnp.zeros((1, 0), jnp.int32)})
+    return made, jax.tree.map(lambda x: 0.6 * x, params)  # no image is very unlikely
 
 
 def test_calls_with_a_cache_are_the_whole_pass_and_its_samples(baseline):
