@@ -34,7 +34,7 @@ def state():
 LIBRARIES = {"TF_CPP_MIN_LOG_LEVEL", "TPU_LIBRARY_PATH", "KMP_DUPLICATE_LIB_OK"}  # set by libraries
 # what our modules import, to see what these libraries set by themselves
 import jax, flax.linen, optax, orbax.checkpoint, ml_collections.config_flags, matplotlib, PIL.Image
-import grain, transformers
+import grain, scipy.stats, transformers
 """
 LOAD = """
 before = state()

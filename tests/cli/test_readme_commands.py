@@ -86,7 +86,7 @@ def test_readme_commands_are_shrunk_and_unknown_ones_refused(readme):
         assert shrink(line) is None
     main = [
         "env",
-        readme.UNOPTIMISED,
+        *readme.UNOPTIMISED,
         "python",
         "-m",
         "vqd_jax.main",
@@ -102,15 +102,19 @@ def test_readme_commands_are_shrunk_and_unknown_ones_refused(readme):
         "vqd prepare --config=c --config.folder.path=mine --workdir=runs/mine"
     )  # what training then reads
     assert prepare == [
-        *main[:2],
+        *main[:-5],
         "vqd",
         "prepare",
-        *main[5:],
+        *main[-2:],
         "--workdir=runs/mine",
         *readme.SMALL,
         "--config.data.cache=/cache",
     ]
-    assert shrink("python -m vqd_jax prepare --config=c")[:6] == [*main[:4], "vqd_jax", "prepare"]
+    assert shrink("python -m vqd_jax prepare --config=c")[: len(main) - 1] == [
+        *main[:-3],
+        "vqd_jax",
+        "prepare",
+    ]
     assert shrink("A=1 vqd sample --prompt=x") == [
         "env",
         "A=1",

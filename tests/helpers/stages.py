@@ -1,5 +1,6 @@
 """A tiny stage of each kind, with dropout, and a batch for them."""
 
+import jax
 import numpy as np
 
 from vqd_jax.diffusion import schedules
@@ -71,3 +72,15 @@ def batch():
         "text": rng.integers(1, 9, (8, 5)),
         "tokens": rng.integers(0, 6, (8, 16)),
     }
+
+
+def close(a, b, tolerance=1e-4):
+    """Compares trees of gradients. A bias before a norm has a gradient of rounding errors alone: it
+    is measured by the largest of the tree.
+    """
+    a, b = jax.tree.map(np.asarray, (a, b))
+    largest = max((np.abs(y).max() for y in jax.tree.leaves(b)), default=0)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 0.1 * largest)
+        )

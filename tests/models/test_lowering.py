@@ -94,7 +94,9 @@ def check_dtype(exported, dtype, products):
     assert all(out.dtype in (jnp.float32, jnp.int32, jnp.uint8) for out in exported.out_avals)
 
 
-@pytest.mark.parametrize("name", ["vqvae", "diffusion", "autoregressive"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vqvae", marks=pytest.mark.slow), "diffusion", "autoregressive"]
+)
 def test_the_training_step(name, stages):
     c, all_, trees = stages
     params, extra = trees[name]

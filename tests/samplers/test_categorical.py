@@ -21,7 +21,7 @@ def rows(logits, n, exclude=None, seed=0):
     return jax.jit(sample_categorical)(u, spread, skip)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 16, 17, 600])
+@pytest.mark.parametrize("k", [1, 2, 5, 16, 17, pytest.param(600, marks=pytest.mark.slow)])
 def test_draws_have_the_softmax_as_their_distribution(k):
     logits = jnp.asarray(3 * np.random.default_rng(k).normal(size=(3, k)), jnp.float32)
     codes, log_p, (own, other) = rows(logits, 100_000)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.stages import close
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.discriminator import PatchGAN
@@ -186,11 +187,6 @@ def losses(stage, scale):
         return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
     return (jax.jit(jax.grad(f)) for f in (generator, discriminator))
-
-
-def close(a, b, tolerance=1e-4):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(y).max() + 1e-9)
 
 
 def nonzero(tree):

@@ -159,6 +159,7 @@ def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(request, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, state, state_)
 
 
+@pytest.mark.slow  # two starts of a process
 def test_an_evaluation_ends_at_once(request, tmp_path):
     slow = "lambda step, weights: [print('there', flush=True), time.sleep(100)]"
     process = script(waits(at=999, seconds=0, folder=tmp_path, evaluate=slow))

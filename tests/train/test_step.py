@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from helpers.stages import CODEC, STAGES, batch
+from helpers.stages import CODEC, STAGES, batch, close
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.runtime.rows import Rows
@@ -70,18 +70,6 @@ def cases(layouts, quick):
         for stage in STAGES
         for layout in layouts
     ]
-
-
-def close(a, b, tolerance):
-    """A bias before a norm has a gradient of rounding errors alone: it is measured by the largest
-    of the tree.
-    """
-    a, b = jax.tree.map(np.asarray, (a, b))
-    largest = max((np.abs(y).max() for y in jax.tree.leaves(b)), default=0)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(
-            x, y, rtol=tolerance, atol=tolerance * max(np.abs(y).max(), 0.1 * largest)
-        )
 
 
 LAYOUTS = {

@@ -163,7 +163,7 @@ def top_p_filter(logits: Logits, top_p: Scalar) -> Logits:
     low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
     low = jnp.where(mass(high) >= top_p, high, low)
     # at 1 all are kept, although float32 sums reach 1 early
-    return jnp.where((log_p >= low) | (top_p >= 1), log_p, -1e4)
+    return jnp.where((log_p >= _just_below(low)) | (top_p >= 1), log_p, -1e4)
 
 
 def top_k_filter(logits: Logits, count: int) -> Logits:
@@ -171,4 +171,11 @@ def top_k_filter(logits: Logits, count: int) -> Logits:
     others.
     """
     last = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
-    return jnp.where(logits >= last, logits, -1e4)
+    return jnp.where(logits >= _just_below(last), logits, -1e4)
+
+
+def _just_below(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """x less a few units in the last place. A compiled program may compute the same logits twice,
+    in two fused kernels with other rounding, so that the code at the threshold would not reach it.
+    """
+    return x - 2e-6 * (1 + jnp.abs(x))
