@@ -124,7 +124,7 @@ def test_readme_commands_are_shrunk_and_unknown_ones_refused(readme):
         "--num=2",
     ]
     demo = (
-        "env --default-signal=INT A=1 timeout --signal=INT --preserve-status 40 vqd demo "
+        "env --default-signal=INT A=1 timeout --signal=INT --preserve-status 25 vqd demo "
         "--workdir=x --port=0"
     )
     assert shrink("A=1 vqd demo --workdir=x") == demo.split()
