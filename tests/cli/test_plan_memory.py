@@ -68,6 +68,7 @@ def check_data_parallel(name, found, devices, names):
 USUAL = ["H100 SXM", "TPU v5e", "TPU v5p", "TPU v6e"]
 
 
+@pytest.mark.slow  # 11 s
 def test_a_plan_of_data_parallel_training(config):
     """On the four devices of this process."""
     found = plan(config, "diffusion", chips(""))

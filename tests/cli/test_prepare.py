@@ -180,6 +180,7 @@ def test_training_on_a_prepared_folder(tmp_path):
 EMOJI, HERE = "--config=configs/emoji.py", "--workdir={tmp}"
 
 
+@pytest.mark.slow  # 10 s
 def test_the_emoji_are_built_as_training_does(tmp_path):
     cache = emoji_cache()
     done = run_in_process(

@@ -59,6 +59,7 @@ def test_it_is_the_picture_of_sample_bit_for_bit(shipped, prompt, settings):
     ]
 
 
+@pytest.mark.slow  # 10 s
 def test_it_says_what_the_network_gives_in_each_call(shipped):
     found = explain.explain(shipped, PROMPT, seed=5, calls=4, guidance=3.0, temperature=0.8)
     stage, ids = shipped.stage, jnp.asarray(shipped.tokenizer([PROMPT]))

@@ -157,6 +157,7 @@ def test_bad_fields_are_one_sentence(model, fields, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow  # 6 s
 def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
     """A file does not change its pictures when the workdir gets another plan."""
     planned = dataclasses.replace(model, entropy={"random": np.geomspace(9.0, 0.01, 64)})

@@ -89,6 +89,7 @@ def test_eight_devices_are_one(dtype):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # 6 s; test_pipeline.py compares sampling
 def test_four_devices_are_one():
     """Rows that do not divide; sampling is compared in inference/test_pipeline.py."""
     codec, params, codes = stages.CODEC, {}, np.random.default_rng(0).normal(size=(6, 3))

@@ -198,6 +198,7 @@ def test_a_signal_in_a_destructor_is_not_lost(request):
     )
 
 
+@pytest.mark.slow  # 7 s
 def test_a_step_that_does_not_end_is_not_waited_for(request, tmp_path):
     process = script("signals.GRACE = 2\n" + waits(at=33, seconds=1000, folder=tmp_path))
     request.addfinalizer(process.kill)
