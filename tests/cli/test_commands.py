@@ -21,6 +21,7 @@ from helpers.commands import (
     folder_of_emoji,
     run,
     run_in_process,
+    same_training,
     training,
 )
 from vqd_jax.__main__ import COMMANDS
@@ -212,19 +213,7 @@ def test_six_steps_are_three_and_a_resume_and_three(trained, cache, tmp_path, st
         and len([*(again / stage / "profile").rglob("*.trace.json.gz")]) == 1
     )
     assert measured(again, stage)[0] == measured(workdir, stage)[0]  # all that lies between counts
-    for name in {stage, "diffusion"}:
-        for item in ("state", "weights"):
-            one, two = (
-                Checkpoints(w / name / "checkpoints", read_only=True).restore(item)
-                for w in (workdir, again)
-            )
-            jax.tree.map(np.testing.assert_array_equal, one, two)
-        untimed = lambda w: [
-            {k: v for k, v in row.items() if k not in TIMINGS}
-            for row in read_metrics(w / name / "metrics.jsonl")
-        ]
-        assert untimed(workdir) == untimed(again)
-    assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
+    same_training(workdir, again, {stage, "diffusion"})
 
 
 @pytest.mark.slow

@@ -5,14 +5,11 @@ its workdir.
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.commands import run, run_in_process, training
-from vqd_jax.runtime.checkpoint import Checkpoints
-from vqd_jax.runtime.log import TIMINGS, read_metrics
+from helpers.commands import run, run_in_process, same_training, training
 
 pytestmark = pytest.mark.slow  # 2 minutes
 STAGES = ("vqvae", "diffusion")
@@ -35,19 +32,7 @@ def test_three_steps_and_a_resume_are_six(workdir, cache, tmp_path, stage):
         shutil.rmtree(again / "diffusion")
     done = run(*training(again, cache, "--config.codebook.groups=2"))
     assert f"{stage}: 3 of 6 steps" in done.stdout
-    for name in {stage, "diffusion"}:
-        for item in ("state", "weights"):
-            one, two = (
-                Checkpoints(w / name / "checkpoints", read_only=True).restore(item)
-                for w in (workdir, again)
-            )
-            jax.tree.map(np.testing.assert_array_equal, one, two)
-        untimed = lambda w: [
-            {k: v for k, v in row.items() if k not in TIMINGS}
-            for row in read_metrics(w / name / "metrics.jsonl")
-        ]
-        assert untimed(workdir) == untimed(again)
-    assert (workdir / "samples.png").read_bytes() == (again / "samples.png").read_bytes()
+    same_training(workdir, again, {stage, "diffusion"})
 
 
 def test_other_groups_are_another_model(workdir, cache):

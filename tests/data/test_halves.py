@@ -1,8 +1,8 @@
 """The validation and the test half of a held-out split."""
 
-import dataclasses
 import hashlib
 
+from helpers.records import RecordsOnly
 from vqd_jax.data import splits
 from vqd_jax.data.batches import indices
 from vqd_jax.data.source import Record
@@ -10,23 +10,8 @@ from vqd_jax.data.source import Record
 STYLES = ("google", "twitter", "openmoji")
 
 
-@dataclasses.dataclass
-class Records:
-    """Records without images."""
-
-    records: list[Record]
-    fingerprint: str = ""
-    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, i):
-        raise AssertionError("no picture is needed")
-
-
 # 500 groups in three styles; every tenth is held out as a whole, one style of each other
-PAIRS = Records(
+PAIRS = RecordsOnly(
     [
         Record(
             item=f"{i:x} in {style}",
@@ -67,7 +52,7 @@ def test_a_group_that_is_held_out_is_in_one_half():
 
 
 def test_without_groups_the_items_are_halved():
-    items = Records(
+    items = RecordsOnly(
         [Record(item=str(i), captions=("",), split="held_out_items") for i in range(99)]
     )
     first, second = (indices(items, f"held_out_items/{half}") for half in splits.HALVES)

@@ -8,9 +8,13 @@ from scipy.spatial.distance import cosine
 from scipy.stats import binomtest
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.retrieval import retrieval
+from vqd_jax.eval.retrieval import retrieve
 
 STYLES = ("google", "twitter")
+
+
+def measured(*arguments, **options):
+    return retrieve(*arguments, **options).measures()
 
 
 def brute(features, groups, styles, gallery, gallery_groups, gallery_styles, k):
@@ -43,7 +47,7 @@ def test_equals_brute_force(seed, coarse):
     if coarse:  # few distinct features: many ties
         gallery = gallery[random.integers(0, 3, 18)]
     groups, styles = random.choice(list("abcde"), 12).tolist(), random.choice(STYLES, 12).tolist()
-    scores = retrieval(
+    scores = measured(
         features, groups, styles, gallery, gallery_groups, gallery_styles, ranks=(1, 2)
     )
     for k in (1, 2):
@@ -59,19 +63,19 @@ def test_real_images_find_themselves_whatever_the_order_and_scale():
     groups, styles = [f"g{i // 2}" for i in range(20)], [STYLES[i % 2] for i in range(20)]
     order = random.permutation(20)
     mixed = [[labels[i] for i in order] for labels in (groups, styles)]
-    scores = retrieval(gallery[order], *mixed, gallery, groups, styles)
+    scores = measured(gallery[order], *mixed, gallery, groups, styles)
     assert scores["retrieval@1"] == scores["retrieval@5"] == scores["style_accuracy"] == 1
     wilson = binomtest(20, 20).proportion_ci(method="wilson")
     for name in ("retrieval@1", "retrieval@5", "style_accuracy"):
         assert scores[f"{name}_interval"] == pytest.approx([wilson.low, 1])
-    lied = retrieval(gallery, groups[2:] + groups[:2], styles, gallery, groups, styles)
+    lied = measured(gallery, groups[2:] + groups[:2], styles, gallery, groups, styles)
     assert lied["retrieval@1"] == 0 and lied["style_accuracy"] == 1
 
 
 def test_variants_of_a_group_count_as_one():
     gallery = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1], [-1, -1]], float)
     groups = ["hand", "hand", "hand", "waving", "sun"]
-    scores = retrieval(
+    scores = measured(
         np.array([[1.0, 0.0]]),
         ["waving"],
         ["google"],
@@ -89,7 +93,7 @@ def test_variants_of_a_group_count_as_one():
 
 def test_featureless_images_score_chance():
     gallery = np.eye(4)
-    scores = retrieval(
+    scores = measured(
         np.zeros((1, 4)), ["a"], ["google"], gallery, [*"abcd"], ["google"] * 4, ranks=(1, 3)
     )
     assert scores["retrieval@1"] == 0.25 and scores["retrieval@3"] == 0.75
@@ -98,8 +102,8 @@ def test_featureless_images_score_chance():
 def test_bad_input_is_an_error():
     x = np.eye(2)
     with pytest.raises(UserError, match="'moon' in the style 'google'"):
-        retrieval(x, ["sun", "moon"], ["google"] * 2, x, ["sun", "star"], ["google"] * 2)
+        measured(x, ["sun", "moon"], ["google"] * 2, x, ["sun", "star"], ["google"] * 2)
     with pytest.raises(UserError, match="no real image of 'twitter'"):
-        retrieval(x, ["sun", "sun"], ["google", "twitter"], x, ["sun", "star"], ["google"] * 2)
+        measured(x, ["sun", "sun"], ["google", "twitter"], x, ["sun", "star"], ["google"] * 2)
     with pytest.raises(UserError, match="each gallery image, got 2 images, 1 groups"):
-        retrieval(x, ["sun"] * 2, ["google"] * 2, x, ["sun"], ["google"] * 2)
+        measured(x, ["sun"] * 2, ["google"] * 2, x, ["sun"], ["google"] * 2)

@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jax
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from helpers import ROOT
 from helpers.emoji_set import emoji_cache
 from vqd_jax.cli import runner
+from vqd_jax.runtime.checkpoint import Checkpoints
+from vqd_jax.runtime.log import TIMINGS, read_metrics
 
 TINY = """
     vqvae.channels=8 vqvae.latent_width=8 codebook.codes=32 codebook.width=8 codebook.restart_every=2
@@ -114,6 +118,25 @@ def trained(tmp_path_factory, cache):
             folder.mkdir(exist_ok=True)
             printed.write_text(run(*training(workdir, cache)).stdout)
     return workdir, printed.read_text()
+
+
+def same_training(one, two, stages):
+    """Asserts that the stages of two workdirs have the same newest states, weights and logs, except
+    for times, and the same samples.
+    """
+    for stage in stages:
+        for item in ("state", "weights"):
+            trees = (
+                Checkpoints(workdir / stage / "checkpoints", read_only=True).restore(item)
+                for workdir in (one, two)
+            )
+            jax.tree.map(np.testing.assert_array_equal, *trees)
+        untimed = lambda workdir, stage=stage: [
+            {k: v for k, v in row.items() if k not in TIMINGS}
+            for row in read_metrics(workdir / stage)
+        ]
+        assert untimed(one) == untimed(two)
+    assert (one / "samples.png").read_bytes() == (two / "samples.png").read_bytes()
 
 
 def contents(folder):

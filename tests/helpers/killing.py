@@ -2,6 +2,7 @@
 they leave.
 """
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -15,12 +16,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from helpers import ROOT
 from helpers.emoji_set import emoji_cache
+from vqd_jax.config.defaults import defaults
 from vqd_jax.core.checksums import mismatch
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -51,6 +55,25 @@ SETTINGS = (
         )
     ]
 )
+
+
+def config(steps: int, **changed: Any) -> ConfigDict:
+    """The config of `training` with so many steps of each stage, saved at the end, and other
+    changes as section__key=value.
+    """
+    c = defaults()
+    for setting in SETTINGS:
+        key, _, value = setting.partition("=")
+        section, name = key.split(".")
+        c[section][name] = type(c[section][name])(ast.literal_eval(value))
+    for stage in STAGES:
+        train = c[f"{stage}_train"]
+        train.examples = train.save_every = steps * train.batch_size
+    for key, value in changed.items():
+        section, name = key.split("__")
+        c[section][name] = value
+    return c
+
 
 # Runs a module of vqd_jax in which the number-th file operation that matches a pattern sends a signal
 # to the process, lets every later write fail as on a full disk ("full"), or only prints a line

@@ -8,8 +8,8 @@ import pytest
 
 from helpers.workdirs import items, made, make_workdir, same_arrays
 from vqd_jax.cli import runner
+from vqd_jax.cli.flags import checkpoints_of
 from vqd_jax.cli.flags import loading as loading_flags
-from vqd_jax.cli.flags import say_checkpoints
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import export, loading, pipeline
 from vqd_jax.models.weights import exported
@@ -54,7 +54,7 @@ def weights(workdir, stage, step):
 @pytest.mark.parametrize(
     "which,step,kind", [(None, 9, "best"), ("last", 15, "last"), (12, 12, "step")]
 )
-def test_the_best_is_loaded_by_default_and_others_by_name(workdir, which, step, kind, capsys):
+def test_the_best_is_loaded_by_default_and_others_by_name(workdir, which, step, kind):
     model = pipeline.load(workdir, checkpoint=which)
     same_arrays(jax.device_get(model.weights), weights(workdir, "diffusion", step))
     same_arrays(jax.device_get(model.codec_weights), weights(workdir, "vqvae", 7))
@@ -62,14 +62,13 @@ def test_the_best_is_loaded_by_default_and_others_by_name(workdir, which, step, 
     assert (used.stage, used.step, used.kind) == ("diffusion", step, kind)
     record = {"measure": "retrieval@1", "value": 0.5} if kind == "best" else {}
     assert used.to_json() == {"step": step, "kind": kind} | record
-    say_checkpoints(model)
     own = {
         "best": "9, the best by retrieval@1 (0.5)",
         "last": "15, the last",
         "step": "12",
     }[kind]
-    said = f"model: vqvae step 7, the best by lpips (0.125); diffusion step {own}\n"
-    assert capsys.readouterr().out == said
+    said = f"model: vqvae step 7, the best by lpips (0.125); diffusion step {own}"
+    assert checkpoints_of(model) == said
 
 
 def test_without_a_best_one_the_last_is_loaded(workdir, tmp_path):
@@ -99,7 +98,7 @@ def test_the_chosen_one_is_exported_and_stays_the_best(workdir, tmp_path):
         "(vqvae step 7, the best by lpips (0.125); diffusion step 9, the best by retrieval@1 (0.5))"
     )
     small = [loading.chosen_checkpoint(tmp_path / "small", stage) for stage in RECORDS]
-    assert [(used.step, used.measure) for used in small] == [(7, "lpips"), (9, "retrieval@1")]
+    assert [(used.step, used.best.measure) for used in small] == [(7, "lpips"), (9, "retrieval@1")]
     file = tmp_path / "model.safetensors"
     assert "diffusion step 12)" in export.export(workdir, "safetensors", file, "12")
     stages, _ = exported.read(file)

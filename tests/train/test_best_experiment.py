@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from helpers.killing import SETTINGS, STAGES, link_emoji
-from vqd_jax.config.defaults import defaults
+from helpers import killing
+from helpers.killing import STAGES, link_emoji
+from helpers.records import RecordsOnly
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.source import Record
 from vqd_jax.data.splits import CELLS
@@ -22,20 +23,12 @@ from vqd_jax.train.experiment import Experiment
 
 
 def config(**changed):
-    """The training of `helpers.killing`, with four steps of each stage."""
-    c = defaults()
-    for setting in SETTINGS:
-        key, _, value = setting.partition("=")
-        section, name = key.split(".")
-        c[section][name] = type(c[section][name])(eval(value))
+    """Four steps of each stage, evaluated after each."""
+    out = killing.config(steps=4, **changed)
     for stage in STAGES:
-        train = c[f"{stage}_train"]
+        train = out[f"{stage}_train"]
         train.evaluate_every = train.batch_size
-        train.examples = train.save_every = 4 * train.batch_size
-    for key, value in changed.items():
-        section, name = key.split("__")
-        c[section][name] = value
-    return c
+    return out
 
 
 @pytest.fixture
@@ -43,26 +36,11 @@ def workdir(tmp_path):
     return link_emoji(tmp_path / "run")
 
 
-@dataclasses.dataclass
-class Records:
-    """A source without images."""
-
-    records: list[Record]
-    fingerprint: str = ""
-    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, i):
-        raise AssertionError("no picture is needed")
-
-
 def experiment(splits=("train", CELLS), **changed):
     """One that can be checked: nothing is read, and 20 records are in each of the splits."""
     out = object.__new__(Experiment)
     out.config = config(**changed)
-    out.source = Records(
+    out.source = RecordsOnly(
         [Record(item=str(i), captions=("",), split=split) for i in range(20) for split in splits]
     )
     return out

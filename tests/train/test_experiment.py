@@ -2,9 +2,9 @@
 
 import pytest
 
+from helpers import killing
 from helpers.commands import folder_of_emoji
-from helpers.killing import SETTINGS, STAGES, link_emoji
-from vqd_jax.config.defaults import defaults
+from helpers.killing import STAGES, link_emoji
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import read_metrics
@@ -12,20 +12,12 @@ from vqd_jax.train.experiment import Experiment
 
 
 def config(**changed):
-    """Two steps of each stage of `helpers.killing`'s training."""
-    c = defaults()
-    c.unlock()
-    for setting in SETTINGS:
-        key, _, value = setting.partition("=")
-        section, name = key.split(".")
-        c[section][name] = type(c[section][name])(eval(value))
+    """Two steps of each stage, evaluated at the end."""
+    out = killing.config(steps=2, **changed)
     for stage in STAGES:
-        train = c[f"{stage}_train"]
-        train.examples = train.evaluate_every = train.save_every = 2 * train.batch_size
-    for key, value in changed.items():
-        section, name = key.split("__")
-        c[section][name] = value
-    return c
+        train = out[f"{stage}_train"]
+        train.evaluate_every = train.examples
+    return out
 
 
 @pytest.fixture

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from vqd_jax.cli.flags import define_loading_flags, define_workdir_flag, loading, required_workdir
+from vqd_jax.cli.flags import (
+    checkpoints_of,
+    define_loading_flags,
+    define_workdir_flag,
+    loading,
+    required_workdir,
+)
 
 LEAVING = 10.0  # seconds for a running network call to end after Ctrl-C
 
@@ -57,8 +63,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
             f"warning: everyone who can reach {options.host} can generate images here",
             file=sys.stderr,
         )
-    loaded = "; ".join(map(str, model.checkpoints))
-    print(f"{server.address}  (Ctrl-C ends it; model: {loaded})", flush=True)
+    print(f"{server.address}  (Ctrl-C ends it; {checkpoints_of(model)})", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from absl import flags
 
 from vqd_jax.cli.flags import (
     check_output_files,
+    checkpoints_of,
     define_loading_flags,
     define_prompt_flags,
     define_sampling_flags,
@@ -21,7 +22,6 @@ from vqd_jax.cli.flags import (
     loading,
     required_workdir,
     sampling,
-    say_checkpoints,
 )
 from vqd_jax.core.errors import UserError
 
@@ -45,7 +45,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     prompts = [check_prompt(prompt) for prompt in [*options.prompt, *options.label]]
     model = pipeline.load(options.workdir, **loading(options))
-    say_checkpoints(model)
+    print(checkpoints_of(model), flush=True)
     prompt = explain.single_prompt(model.prompts(prompts, labels=bool(options.label)))
     explanation = explain.explain(
         model,

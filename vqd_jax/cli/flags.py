@@ -99,9 +99,9 @@ def define_checkpoint_flag(options: flags.FlagValues) -> None:
     )
 
 
-def say_checkpoints(model: "TextToImage") -> None:
-    """Prints from which checkpoints the model was loaded."""
-    print(f"model: {'; '.join(map(str, model.checkpoints))}", flush=True)
+def checkpoints_of(model: "TextToImage") -> str:
+    """From which checkpoints the model was loaded."""
+    return f"model: {'; '.join(map(str, model.checkpoints))}"
 
 
 def define_loading_flags(options: flags.FlagValues) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vqd_jax.cli.flags import define_cache_flag, define_workdir_flag, say_checkpoints
+from vqd_jax.cli.flags import checkpoints_of, define_cache_flag, define_workdir_flag
 from vqd_jax.core.errors import UserError
 
 
@@ -60,7 +60,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     workdir = Path(options.workdir)
     model = pipeline.load(workdir)
-    say_checkpoints(model)
+    print(checkpoints_of(model), flush=True)
     n = model.process and model.stage.tokens
     if options.calls > n:
         raise UserError(f"a plan for {n} tokens has 1..{n} calls, got {options.calls}")

@@ -18,6 +18,7 @@ from absl import flags
 from vqd_jax.cli.flags import (
     SAMPLING,
     check_output_files,
+    checkpoints_of,
     define_loading_flags,
     define_prompt_flags,
     define_sampling_flags,
@@ -25,7 +26,6 @@ from vqd_jax.cli.flags import (
     loading,
     required_workdir,
     sampling,
-    say_checkpoints,
 )
 from vqd_jax.core.errors import UserError
 
@@ -106,7 +106,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     prompts = [check_prompt(p) for p in [*options.prompt, *options.label]]
     started = time.perf_counter()
     model = pipeline.load(options.workdir, **loading(options))
-    say_checkpoints(model)
+    print(checkpoints_of(model), flush=True)
     weights = model.digest
     if options.like:
         wanted, only = request.read_file(model, options.like, weights)

@@ -28,7 +28,7 @@ def indices(source: Source, *splits: str) -> list[int]:
 
 
 def _half(record: Record) -> str:
-    return f"{record.split}/{half(record.split, record.group or record.item, record.style)}"
+    return f"{record.split}/{half(record.split, record.thing, record.style)}"
 
 
 def training_indices(source: Source) -> list[int]:
@@ -70,8 +70,10 @@ def pair_loader(
     if not 0 <= drop_words < 1:
         raise UserError(f"data.drop_words is a probability in [0, 1), got {drop_words:g}")
     train = training_indices(source)
-    texts = list(dict.fromkeys(text for i in train for text in source.records[i].captions))
-    ids = {} if drop_words else dict(zip(texts, tokenizer(texts)))
+    ids = {}
+    if not drop_words:
+        texts = list(dict.fromkeys(text for i in train for text in source.records[i].captions))
+        ids = dict(zip(texts, tokenizer(texts)))
 
     def load(i, rng):
         caption = source.records[i].draw_caption(rng)

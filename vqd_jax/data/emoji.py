@@ -150,8 +150,8 @@ class Emoji:
             made += emoji_variants.pairs(originals, pairs, held_out_pairs, varied)
             if varied:
                 self.records = [
-                    EmojiRecord(**vars(record), words=(original.words,), colours=(original.colour,))
-                    for record, original in zip(self.records, originals)
+                    EmojiRecord.of(o.record, words=(o.words,), colours=(o.colour,))
+                    for o in originals
                 ]
             self.variants = [variant for variant, _ in made]
             self.records += [record for _, record in made]
@@ -188,15 +188,10 @@ class Emoji:
         looks = emoji_looks.looks(pathlib.Path(cache).expanduser(), digests, self._stored)
         return [
             Original(
-                item=record.item,
+                record=record,
                 name=row.name,
-                style=record.style,
-                group=record.group,
-                split=record.split,
-                label=record.label,
                 category=row.category,
                 subcategory=row.subcategory,
-                captions=record.captions,
                 words=words(row.name, row.aliases, row.subcategory),
                 look=look,
             )

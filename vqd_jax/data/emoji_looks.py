@@ -16,6 +16,7 @@ from vqd_jax.core.files import atomic_write
 from vqd_jax.data import hues
 from vqd_jax.data.emoji_wording import COLOUR_WORDS, Words
 from vqd_jax.data.hues import COLOURS, HUES
+from vqd_jax.data.source import Record
 from vqd_jax.runtime.progress import track
 
 Pixels = UInt8[np.ndarray, "H W 3"]
@@ -73,15 +74,10 @@ LOOK = np.dtype(
 class Original:
     """A stored image and what it shows; `look` is a row of LOOK."""
 
-    item: str
+    record: Record
     name: str
-    style: str
-    group: str
-    split: str
-    label: int
     category: str
     subcategory: str
-    captions: tuple[str, ...]
     words: Words
     look: np.void
 
@@ -167,3 +163,14 @@ def ink(image: Pixels) -> Bool[np.ndarray, "H W"]:
     """Which pixels are not white."""
     red, green, blue = (image[..., i] < WHITE for i in range(3))  # faster than a reduction
     return red | green | blue
+
+
+def ink_box(image: Pixels) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of what is not white, as in Pillow; None if all is."""
+    dark = ink(image)
+    if not dark.any():
+        return None
+    (left, right), (top, bottom) = (
+        (np.flatnonzero(dark.any(axis))[[0, -1]] + [0, 1]).tolist() for axis in (0, 1)
+    )
+    return left, top, right, bottom

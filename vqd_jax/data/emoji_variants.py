@@ -7,6 +7,7 @@ things are held out is decided by a stable hash, for all styles at once.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,7 +15,7 @@ from PIL import Image
 
 from vqd_jax.data import hues, splits
 from vqd_jax.data.emoji_captions import captions, phrase
-from vqd_jax.data.emoji_looks import SHARE, TURNED, Original, Pixels, Read, ink, recolourable
+from vqd_jax.data.emoji_looks import SHARE, TURNED, Original, Pixels, Read, ink_box, recolourable
 from vqd_jax.data.emoji_wording import EmojiRecord, Words, coloured, wordings
 from vqd_jax.data.hues import COLOURS, HUES
 from vqd_jax.data.source import Record
@@ -35,17 +36,23 @@ _DIRECTED = frozenset(
     """left right left-facing right-facing leftwards rightwards waxing waning quarter crescent
     gibbous arrow""".split()
 )
-_MIRRORED = frozenset(
+# subcategories that have both mirrored images and pairs
+_THINGS = frozenset(
     """
     animal-amphibian animal-bird animal-bug animal-mammal animal-marine animal-reptile plant-flower
     plant-other food-asian food-fruit food-marine food-prepared food-sweet food-vegetable drink
+    sport clothing tool household transport-air transport-ground transport-water musical-instrument
+    """.split()
+)
+_MIRRORED = _THINGS.union(
+    """
     dishware face-affection face-concerned face-costume face-glasses face-hand face-hat
     face-neutral-skeptical face-smiling face-tongue face-unwell cat-face monkey-face heart hands
     hand-fingers-closed hand-fingers-open hand-fingers-partial hand-prop person person-activity
-    person-fantasy person-gesture person-resting person-role person-sport body-parts sport clothing
-    tool household transport-air transport-ground transport-water musical-instrument
-    """.split()
-) | {"sky & weather"}
+    person-fantasy person-gesture person-resting person-role person-sport body-parts
+    """.split(),
+    {"sky & weather"},
+)
 _WITH_TEXT = _names("""
     ambulance, baby bottle, bank, beverage box, billed cap, bottle with popping cork, bus stop,
     canned food, chocolate bar, elevator, face with symbols on mouth, fire engine,
@@ -57,14 +64,7 @@ _WITH_TEXT = _names("""
     """)
 
 # subcategories of things for pairs, and emoji of these that are no single things
-_OBJECTS = frozenset(
-    """
-    animal-amphibian animal-bird animal-bug animal-mammal animal-marine animal-reptile plant-flower
-    plant-other food-asian food-fruit food-marine food-prepared food-sweet food-vegetable drink
-    transport-air transport-ground transport-water sport clothing tool household
-    musical-instrument
-    """.split()
-) | {"light & video", "computer", "phone", "game", "place-building", "music"}
+_OBJECTS = _THINGS | {"light & video", "computer", "phone", "game", "place-building", "music"}
 _NO_OBJECTS = _names("""
     badminton, bowling, brick, broken chain, bubbles, building construction, bus stop, calendar,
     chains, cinema, club suit, construction, cooking, coral, cricket game, diamond suit,
@@ -143,7 +143,7 @@ def recoloured(
     names = {original.name for original in originals}
     shown = {(o.bare, int(o.look["index"])) for o in originals}
     for i, original in enumerate(originals):
-        if original.split != splits.TRAIN or not recolourable(original, names):
+        if original.record.split != splits.TRAIN or not recolourable(original, names):
             continue
         bare, look = original.bare, original.look
         for k, (colour, (saturation, value)) in enumerate(zip(COLOURS, TURNED)):
@@ -157,14 +157,11 @@ def recoloured(
                 Recoloured(i, round(HUES[k] - float(look["hue"]), 2)),
                 _record(
                     varied,
+                    original.record,
                     words=(original.words,),
                     colours=(colour,),
-                    item=original.item,
-                    captions=captions(name, original.style),
-                    style=original.style,
+                    captions=captions(name, original.record.style),
                     split=splits.COLOURS if secret else splits.TRAIN_VARIANTS,
-                    label=original.label,
-                    group=original.group,
                     part="recoloured",
                 ),
             )
@@ -174,7 +171,7 @@ def mirrored(originals: Sequence[Original], varied: bool) -> Iterator[tuple[Vari
     """The mirror images of things whose mirror image is right, unless they are symmetric."""
     for i, original in enumerate(originals):
         fits = (
-            original.split == splits.TRAIN
+            original.record.split == splits.TRAIN
             and original.look["asymmetry"] >= ASYMMETRY
             and original.subcategory in _MIRRORED
             and original.name not in _WITH_TEXT
@@ -185,14 +182,10 @@ def mirrored(originals: Sequence[Original], varied: bool) -> Iterator[tuple[Vari
                 Mirrored(i),
                 _record(
                     varied,
+                    original.record,
                     words=(original.words,),
                     colours=(original.colour,),
-                    item=original.item,
-                    captions=original.captions,
-                    style=original.style,
                     split=splits.TRAIN_VARIANTS,
-                    label=original.label,
-                    group=original.group,
                     part="mirrored",
                 ),
             )
@@ -207,8 +200,8 @@ def pairs(
     """
     objects: dict[str, list[int]] = {}
     for i, original in enumerate(originals):
-        if original.split == splits.TRAIN and _is_object(original):
-            objects.setdefault(original.style, []).append(i)
+        if original.record.split == splits.TRAIN and _is_object(original):
+            objects.setdefault(original.record.style, []).append(i)
     rng = np.random.default_rng(SEED)
     styles = [style for style in sorted(objects) if len(objects[style]) > 1]
     if not styles:
@@ -219,25 +212,25 @@ def pairs(
         i, j = (objects[style][k] for k in rng.integers(len(objects[style]), size=2))
         pair = _arranged(i, j, rng)
         first, second = originals[i], originals[j]
-        if first.group == second.group or set(first.name.split()) & set(second.name.split()):
+        one, two = first.record, second.record
+        if one.group == two.group or set(first.name.split()) & set(second.name.split()):
             continue
         count -= 1
         joint = "and" if pair.beside else "with"
         what = f"{phrase(first.name)} {joint} {phrase(second.name)}"
-        secret = splits.unit("pair", *sorted((first.group, second.group))) < held_out
+        secret = splits.unit("pair", *sorted((one.group, two.group))) < held_out
         yield (
             pair,
             _record(
                 varied,
+                one,
                 words=(first.words, second.words),
                 colours=(first.colour, second.colour),
                 joint=joint,
-                item=f"{first.item}+{second.item}",
+                item=f"{one.item}+{two.item}",
                 captions=wordings(what, style),
-                style=style,
                 split=splits.PAIRS if secret else splits.TRAIN_VARIANTS,
-                label=first.label,
-                group=f"{first.group}+{second.group}",
+                group=f"{one.group}+{two.group}",
                 part="pair",
             ),
         )
@@ -271,28 +264,28 @@ def _arranged(first: int, second: int, rng: np.random.Generator) -> Pair:
 def _paste(out: UInt8[np.ndarray, "side side 3"], image: Pixels, box: Sequence[float]) -> None:
     """Draws the part of the image that is not white as large as it fits into the box."""
     left, top, width, height = box
-    dark = ink(image)
-    rows, columns = (dark.any(axis) for axis in (1, 0))
-    if not rows.any():
+    shown = ink_box(image)
+    if shown is None:
         return
-    y, x = (np.flatnonzero(some)[[0, -1]] + [0, 1] for some in (rows, columns))
-    scale = min(width / (x[1] - x[0]), height / (y[1] - y[0]))
-    size = [max(1, round(scale * int(end - start))) for start, end in (x, y)]
-    drawn = Image.fromarray(image).resize(
-        size, Image.Resampling.BICUBIC, box=(x[0], y[0], x[1], y[1])
-    )
+    sides = shown[2] - shown[0], shown[3] - shown[1]
+    scale = min(width / sides[0], height / sides[1])
+    size = [max(1, round(scale * side)) for side in sides]
+    drawn = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=shown)
     at = [round(left + (width - size[0]) / 2), round(top + (height - size[1]) / 2)]
     out[at[1] : at[1] + size[1], at[0] : at[0] + size[0]] = np.asarray(drawn)
 
 
 def _record(
     varied: bool,
+    original: Record,
     *,
     words: tuple[Words, ...],
     colours: tuple[str, ...],
     joint: str = "and",
-    **fields,
+    **changes: Any,
 ) -> Record:
+    """The record of an original with changes, whose captions are varied or plain."""
+    record = dataclasses.replace(original, **changes)
     if varied:
-        return EmojiRecord(words=words, colours=colours, joint=joint, **fields)
-    return Record(**fields)
+        return EmojiRecord.of(record, words=words, colours=colours, joint=joint)
+    return record

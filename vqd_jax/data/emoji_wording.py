@@ -7,6 +7,7 @@ style (10 %), and other words for the style (20 % of the rest).
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,11 @@ class EmojiRecord(Record):
     words: tuple[Words, ...]
     colours: tuple[str, ...]
     joint: str = "and"
+
+    @classmethod
+    def of(cls, record: Record, **fields: Any) -> "EmojiRecord":
+        """The record with these further fields."""
+        return cls(**vars(record), **fields)
 
     def draw_caption(self, rng: np.random.Generator) -> str:
         names = [

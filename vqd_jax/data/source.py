@@ -43,6 +43,11 @@ class Record:
     group: str = ""
     part: str = "original"
 
+    @property
+    def thing(self) -> str:
+        """What the image shows: the group, or the item where there are no groups."""
+        return self.group or self.item
+
     def draw_caption(self, rng: np.random.Generator) -> str:
         """A caption for training."""
         return self.captions[rng.integers(len(self.captions))]

@@ -73,7 +73,7 @@ def colours(evaluation: Evaluation, folder: Path, batch: int) -> Scored | None:
         RecordImages(evaluation.source, recoloured), "gallery of recoloured images"
     ).features
     chosen, others = ([everything[i] for i in which] for which in (records, recoloured))
-    label = lambda record: f"{record.group or record.item} {colour_word(record)}"
+    label = lambda record: f"{record.thing} {colour_word(record)}"
 
     def measure(images: Items, description: str) -> dict[str, Any]:
         found = retrieve(
@@ -206,7 +206,7 @@ def synonyms(evaluation: Evaluation, folder: Path, batch: int) -> Scored | None:
             found.append(
                 retrieve(
                     features[rows],
-                    [record.group or record.item for record in wanted],
+                    [record.thing for record in wanted],
                     [record.style if styled else "" for record in wanted],
                     gallery.features,
                     groups,

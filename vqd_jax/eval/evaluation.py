@@ -33,7 +33,7 @@ from vqd_jax.eval.evaluator import Evaluator, RealImages, Scored, SimilarityRepo
 from vqd_jax.eval.generate import generate
 from vqd_jax.eval.kernels import Records
 from vqd_jax.eval.protocols import Protocol
-from vqd_jax.eval.retrieval import retrieval
+from vqd_jax.eval.retrieval import retrieve
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import escape_prompt
 from vqd_jax.models.lpips import SMALLEST
@@ -306,8 +306,7 @@ class Evaluation:
         features = self.retrieval_features(
             RecordImages(self.source, self.originals), "gallery of real images"
         )
-        groups = [record.group or record.item for record in records]
-        return features, groups, [record.style for record in records]
+        return features, [r.thing for r in records], [r.style for r in records]
 
     @functools.cached_property
     def originals(self) -> list[int]:
@@ -325,14 +324,15 @@ class Evaluation:
             return {}
         gallery, groups, styles = self.gallery
         chosen = [self.source.records[i] for i in records]
-        return retrieval(
+        found = retrieve(
             generated["retrieval"].features,
-            [record.group or record.item for record in chosen],
+            [record.thing for record in chosen],
             [record.style for record in chosen],
             gallery.features,
             groups,
             styles,
         )
+        return found.measures()
 
     def similarity(
         self,
@@ -349,7 +349,7 @@ class Evaluation:
         gallery, groups, styles = self.gallery
         labels = np.array([f"{style}\n{group}" for group, style in zip(groups, styles)])
         chosen = [self.source.records[i] for i in records]
-        own = np.array([f"{record.style}\n{record.group or record.item}" for record in chosen])
+        own = np.array([f"{record.style}\n{record.thing}" for record in chosen])
         values, nearest = measures.most_similar(
             generated["retrieval"].features, gallery.features, (own, labels)
         )

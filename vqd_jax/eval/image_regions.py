@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vqd_jax.data.emoji_looks import ink_box
 from vqd_jax.data.source import Items
-
-WHITE = 240  # every channel of a pixel of the background is at least this
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
@@ -22,10 +21,9 @@ def half(image: Pixels, side: int) -> Pixels:
 
 def trimmed(image: Pixels, size: int) -> Pixels:
     """What the image shows on white, as large as it fits into a square of `size` pixels."""
-    shown = image.min(-1) < WHITE
-    if shown.any():
-        rows, columns = (np.flatnonzero(shown.any(axis))[[0, -1]] + [0, 1] for axis in (1, 0))
-        image = image[slice(*rows), slice(*columns)]
+    if shown := ink_box(image):
+        left, top, right, bottom = shown
+        image = image[top:bottom, left:right]
     scale = size / max(image.shape[:2])
     height, width = (max(1, round(scale * side)) for side in image.shape[:2])
     out = np.full((size, size, 3), 255, np.uint8)

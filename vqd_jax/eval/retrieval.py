@@ -53,22 +53,6 @@ class Retrieved:
         }
 
 
-def retrieval(
-    features: Float[np.ndarray, "n d"],
-    groups: Sequence[str] | np.ndarray,
-    styles: Sequence[str] | np.ndarray,
-    gallery: Float[np.ndarray, "m d"],
-    gallery_groups: Sequence[str] | np.ndarray,
-    gallery_styles: Sequence[str] | np.ndarray,
-    *,
-    ranks: Sequence[int] = (1, 5),
-) -> dict[str, Any]:
-    """The measures of `retrieve`."""
-    return retrieve(
-        features, groups, styles, gallery, gallery_groups, gallery_styles, ranks=ranks
-    ).measures()
-
-
 def retrieve(
     features: Float[np.ndarray, "n d"],
     groups: Sequence[str] | np.ndarray,

@@ -22,7 +22,7 @@ from vqd_jax.eval.collect import FeatureSpec, batches, collect
 from vqd_jax.eval.evaluation import RecordImages
 from vqd_jax.eval.features import Extractor, efficientnet_lite0
 from vqd_jax.eval.reconstruction import WINDOW
-from vqd_jax.eval.retrieval import retrieval
+from vqd_jax.eval.retrieval import retrieve
 from vqd_jax.inference.prompts import conditioning, escape_prompt
 from vqd_jax.runtime.devices import all_devices, replicate
 from vqd_jax.samplers.guidance import GuidanceConfig
@@ -85,7 +85,7 @@ class DrawnRetrieval:
         records = [self.source.records[i] for i in chosen]
         features = self._features(weights, [escape_prompt(r.captions[0]) for r in records])
         gallery, real = self._gallery
-        found = retrieval(features, *_labels(records), gallery, *_labels(real))
+        found = retrieve(features, *_labels(records), gallery, *_labels(real)).measures()
         return {name: found[name] for name in (*DRAWN, "chance@1", "chance@5")}
 
     def _features(self, weights: Params, prompts: list[str]) -> Float[np.ndarray, "n d"]:
@@ -131,4 +131,4 @@ class DrawnRetrieval:
 
 def _labels(records: list[Record]) -> tuple[list[str], list[str]]:
     """Groups and styles."""
-    return [record.group or record.item for record in records], [r.style for r in records]
+    return [record.thing for record in records], [record.style for record in records]

@@ -16,7 +16,7 @@ from vqd_jax.core.files import atomic_write, remove_on_error
 from vqd_jax.data.text.load import load_tokenizer
 from vqd_jax.inference import loading
 from vqd_jax.models.weights import diffusers, exported
-from vqd_jax.runtime.checkpoint import Best, Checkpoints, widen
+from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
 
 ENDINGS = {"safetensors": ".safetensors", "diffusers": "-diffusers", "workdir": "-small"}
@@ -94,10 +94,9 @@ def stored(workdir: Path, used: dict[str, loading.StageCheckpoint]) -> exported.
 def mark_best(out: Path, used: dict[str, loading.StageCheckpoint]) -> None:
     """Notes in a small workdir which of its checkpoints are the best of their training."""
     for stage, chosen in used.items():
-        if chosen.measure:
-            best = Best(step=chosen.step, measure=chosen.measure, value=chosen.value)
+        if chosen.best:
             with Checkpoints(Workdir(out).checkpoints(stage), keep=1) as checkpoints:
-                checkpoints.mark_best(best)
+                checkpoints.mark_best(chosen.best)
 
 
 def one_file(workdir: Path, out: Path, stages: exported.Stages, plan: Plan) -> None:

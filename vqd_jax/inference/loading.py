@@ -13,7 +13,7 @@ from vqd_jax.config import build
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
-from vqd_jax.runtime.checkpoint import Checkpoints, widen
+from vqd_jax.runtime.checkpoint import Best, Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages.lora import Adapter
 
@@ -24,23 +24,22 @@ class StageCheckpoint:
 
     Attributes:
       kind: "best", "last", or "step" for another one.
-      measure, value: by which a best one was chosen.
+      best: by which measure it is the best; None if it is another one.
     """
 
     stage: str
     step: int
     kind: str
-    measure: str | None = None
-    value: float | None = None
+    best: Best | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that have a value, except the stage."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k != "stage" and v is not None}
+        """The step and the kind, and of a best one the measure and its value."""
+        chosen = dataclasses.asdict(self.best) if self.best else {}
+        return {"step": self.step, "kind": self.kind} | chosen
 
     def __str__(self) -> str:
-        chosen = f"the best by {self.measure} ({self.value:.4g})" if self.measure else "the last"
-        return f"{self.stage} step {self.step}{f', {chosen}' if self.kind != 'step' else ''}"
+        last = ", the last" if self.kind == "last" else ""
+        return f"{self.stage} {self.best or f'step {self.step}{last}'}"
 
 
 def chosen_checkpoint(
@@ -52,9 +51,7 @@ def chosen_checkpoint(
     if step is None:
         raise UserError(f"there is no finished checkpoint in {checkpoints.folder}, none at all")
     if best and best.step == step:
-        return StageCheckpoint(
-            stage=stage, step=step, kind="best", measure=best.measure, value=best.value
-        )
+        return StageCheckpoint(stage=stage, step=step, kind="best", best=best)
     kind = "last" if step == checkpoints.latest_step() else "step"
     return StageCheckpoint(stage=stage, step=step, kind=kind)
 

@@ -37,6 +37,9 @@ class Best:
     measure: str
     value: float
 
+    def __str__(self) -> str:
+        return f"step {self.step}, the best by {self.measure} ({self.value:.4g})"
+
 
 class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in a folder. Saving runs in the background: end with `close()`, or `with`.
@@ -157,7 +160,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """The step in words: "step 600, the best by lpips (0.0823)" or "step 900, the last"."""
         best = self.best()
         if best and best.step == step:
-            return f"step {step}, the best by {best.measure} ({best.value:.4g})"
+            return str(best)
         return f"step {step}{', the last' if step == self.latest_step() else ''}"
 
     def has(self, item: str, step: int | None = None) -> bool:
