@@ -87,7 +87,7 @@ def test_without_a_best_one_the_last_is_loaded(workdir, tmp_path):
 
 def test_a_step_that_there_is_not_is_one_sentence(workdir):
     with pytest.raises(
-        UserError, match="best, last or a step, of which there are 9, 12, 15, got 13"
+        UserError, match="no checkpoint 13 in .*: choose best, last or one of the steps 9, 12, 15$"
     ):
         pipeline.load(workdir, checkpoint=13)
 

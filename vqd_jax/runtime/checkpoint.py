@@ -151,8 +151,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             return best.step
         if str(which) not in map(str, steps):
             raise UserError(
-                f"a checkpoint in {self.folder} is best, last or a step, of which there are "
-                f"{', '.join(map(str, steps))}, got {which}"
+                f"there is no checkpoint {which} in {self.folder}: choose best, last or one of the "
+                f"steps {', '.join(map(str, steps))}"
             )
         return int(which)
 
