@@ -93,7 +93,7 @@ def test_which_one_is_chosen(tmp_path):
         assert checkpoints.choose("last") == 30
         assert checkpoints.choose("20") == checkpoints.choose(20) == 20
         for wrong in ("25", "first", 7):
-            with pytest.raises(UserError, match=f"there are 10, 20, 30, got {wrong}"):
+            with pytest.raises(UserError, match=f"no checkpoint {wrong} in .*steps 10, 20, 30$"):
                 checkpoints.choose(wrong)
         assert checkpoints.describe(10) == "step 10, the best by lpips (0.5)"
         assert checkpoints.describe(20) == "step 20"
