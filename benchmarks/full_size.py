@@ -300,7 +300,7 @@ def programs(c, model: argparse.Namespace):
         yield (
             f"training step, {rows} picture{'s' * (rows > 1)}",
             lambda step=step: step.lower(parallelism(devices=1)),
-            (3 + c.denoiser.remat) * rows / parts,
+            (3 + (c.denoiser.remat == "full")) * rows / parts,
         )
 
 

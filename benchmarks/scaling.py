@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCH, ROWS = 64, 8  # of strong scaling; of each device in weak scaling
 LAYOUTS = {"pmap": [], "fsdp": ["parallel.strategy=mesh", "parallel.fsdp={}"]}
 MODELS = {"base": "configs/coco.py", "large": "configs/ithq.py"}
-COMMON = ["stages=('diffusion',)", "denoiser.scan=True", "denoiser.remat=True"]
+COMMON = ["stages=('diffusion',)", "denoiser.scan=True", "denoiser.remat=full"]
 SHOWN = ("H100 SXM", "TPU v5p", "TPU v5e")
 
 

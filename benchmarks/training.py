@@ -62,7 +62,7 @@ class Case:
     batch: dict[str, np.ndarray]
 
     @classmethod
-    def make(cls, size: str, rows: int, remat: bool) -> "Case":
+    def make(cls, size: str, rows: int, remat: str) -> "Case":
         c = peer.config(size)
         c.denoiser.remat = remat
         stage, params = peer.ours(c, Given())
@@ -433,8 +433,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument(
         "--remat",
-        action="store_true",
-        help="compute layers again in the backward pass of ours, as base does as published",
+        default="none",
+        choices=("none", "products", "full"),
+        help="denoiser.remat of ours; the config of base has products",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
     args = parser.parse_args()

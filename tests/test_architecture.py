@@ -134,6 +134,14 @@ def test_what_lies_below_the_config_does_not_see_it():
     assert seeing <= {"config", "inference", "eval", "train", "cli"}
 
 
+def test_keys_come_from_one_place():
+    """`jax.random.key` would follow the environment; see core/prng.py."""
+    makers = {
+        path.name for path in FILES if re.search(r"random\.(key|PRNGKey)\(", path.read_text())
+    }
+    assert makers == {"prng.py"}
+
+
 def test_pure_parts_know_no_network():
     for name in TREES:
         if part(name) in ("diffusion", "samplers"):

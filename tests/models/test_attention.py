@@ -1,13 +1,17 @@
-"""Full and chunked attention: values and gradients are JAX's own, and chunked attention stores
-nothing as large as the weights.
+"""Every kind of attention: values and gradients are JAX's own; chunked attention and the kernels
+store nothing as large as the weights.
+
+cuDNN's kernels run on no CPU: here JAX's own attention stands in for them behind the same code.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqd_jax.models import attention
+from vqd_jax.models import attention, fused_attention
 
 
 def arrays(b, n, m, d, dtype=jnp.float32):
@@ -69,13 +73,62 @@ def test_values_and_gradients_with_a_mask_for_each_row_or_query(rows, queries):
     )
 
 
-@pytest.mark.parametrize("chunked,stored", [(False, True), (True, True), (True, False)])
-def test_few_weights_are_not_chunked(chunked, stored, monkeypatch):
+@pytest.mark.parametrize("keys,masked", [(16, False), (16, True), (7, False), (7, True)])
+def test_values_and_gradients_of_what_cudnn_gets(keys, masked, monkeypatch):
+    """The number of keys becomes a multiple of 8, and those that are added get no weight."""
+    seen = []
+
+    def stand_in(q, k, v, *, mask, implementation):
+        assert implementation == "cudnn"
+        seen.append((k.shape, mask is None or mask.shape))
+        return jax_attention(q, k, v, mask=mask)
+
+    jax_attention = jax.nn.dot_product_attention
+    given = arrays(4, 5, keys, 12)
+    mask = jnp.asarray(np.random.default_rng(4).random((4, 1, keys)) < 0.6) if masked else None
+    mask = mask if mask is None else mask.at[:, :, 2].set(True)
+    want = exactly(given, 3, mask)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    close(run(functools.partial(attention.attend, mask=mask, kind="cudnn"), *given, 3), want)
+    full = -(-keys // 8) * 8
+    shape = (1 if mask is None else 4, 1, 5, full)
+    assert seen == [((4, full, 3, 4), shape if masked or keys < full else True)]
+
+
+@pytest.mark.parametrize(
+    "n,d,kernel", [(256, 128, True), (128, 64, True), (256, 64, False), (100, 128, False)]
+)
+def test_values_and_gradients_of_the_attention_of_tpus(n, d, kernel, monkeypatch):
+    """The Splash kernel runs in Pallas's interpreter, for gradients only, and where it takes the
+    shape; with a mask never.
+    """
+    calls = []
+
+    def interpreted(q, k, v):
+        calls.append(q.shape)
+        return fused_attention.splash_attention(q, k, v, interpret=True)
+
+    monkeypatch.setattr(fused_attention, "_gradient_kernel", interpreted)
+    heads = 2 if d == 128 else 1 + (not kernel)
+    given = arrays(2, n, n, d)
+    attend = functools.partial(attention.attend, kind="splash")
+    want = exactly(given, heads)
+    close([attend(*given[:3], heads)], want[:1])
+    assert not calls
+    close(run(attend, *given, heads), want)
+    assert calls == ([(2, heads, n, d // heads)] if kernel else [])
+    mask = jnp.arange(n)[None, None] < 77
+    close(run(functools.partial(attend, mask=mask), *given, heads), exactly(given, heads, mask))
+    assert len(calls) == kernel
+
+
+@pytest.mark.parametrize("kind,stored", [("full", True), ("chunked", True), ("chunked", False)])
+def test_few_weights_are_not_chunked(kind, stored, monkeypatch):
     """Whether the forward pass stores the 16 x 16 weights of 2 x 3 heads, which are exactly
     CHUNK_ABOVE or one more.
     """
     monkeypatch.setattr(attention, "CHUNK_ABOVE", 2 * 3 * 16 * 16 - (not stored))
-    layer = attention.SelfAttention(6, 3, chunked, init_std=0.02, dtype=jnp.float32)
+    layer = attention.SelfAttention(6, 3, kind, init_std=0.02, dtype=jnp.float32)
     x = jnp.ones((2, 16, 6))
     params = jax.eval_shape(layer.init, jax.random.key(0), x)
     residuals = jax.eval_shape(lambda p, x: jax.vjp(layer.apply, p, x)[1], params, x)
@@ -115,7 +168,9 @@ def test_cross_attention_sows_its_weights_if_intermediates_are_mutable():
     """They are positive, sum to one over the text, are 0 beyond it, and with the values they give
     the output, whose bits do not change.
     """
-    layer = attention.CrossAttention(width=12, heads=3, init_std=0.5, dtype=jnp.float32)
+    layer = attention.CrossAttention(
+        width=12, heads=3, kind="full", init_std=0.5, dtype=jnp.float32
+    )
     x, text = (
         jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)
         for i, shape in enumerate(((2, 5, 12), (2, 7, 9)))

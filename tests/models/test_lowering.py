@@ -5,6 +5,7 @@ The quick tests lower in bfloat16, the dtype of accelerators; those in float32, 
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from vqd_jax.train.optim import Optim
 from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
 
-ROWS, LENGTH = 2, 5
+ROWS, LENGTH, CODES = 2, 5, 22
 
 
 @pytest.fixture(
@@ -37,7 +38,7 @@ def stages(request):
     c.data.image_size = 16
     c.vqvae.channels, c.vqvae.latent_width, c.vqvae.middle_attention = 8, 8, True
     c.vqvae.attention_resolutions = (8,)
-    c.codebook.codes, c.codebook.width = 16, 4
+    c.codebook.codes, c.codebook.width = CODES, 4
     c.discriminator.width, c.discriminator.layers = 4, 1
     c.vqvae_loss.lpips = c.vqvae_loss.adversarial = 0.1
     c.denoiser.layers, c.denoiser.width, c.denoiser.heads, c.denoiser.dropout = 2, 16, 2, 0.1
@@ -94,9 +95,22 @@ def check_dtype(exported, dtype, products):
     assert all(out.dtype in (jnp.float32, jnp.int32, jnp.uint8) for out in exported.out_avals)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("vqvae", marks=pytest.mark.slow), "diffusion", "autoregressive"]
-)
+def check_sums(exported):
+    """All sums over rows or positions are float32: those of gradients (of biases, of AdaLN, of
+    embeddings by index) and of the codebook's averages. So are the logits, and the products of the
+    search for the nearest code, which have the highest precision.
+    """
+    text = exported.mlir_module()
+    sums = re.findall(r"stablehlo\.reduce\(.* applies stablehlo\.add .*", text)
+    scatters = re.findall(r'"stablehlo\.scatter"\(.*?\}\) : .*?\n', text, re.DOTALL)
+    assert sums and not [line for line in sums + scatters if "bf16" in line]
+    products = re.findall(r"stablehlo\.dot_general .*", text)
+    codes = [line for line in products if re.search(rf"-> tensor<[\dx]*x{CODES}xf32>", line)]
+    assert len(codes) >= 1 and not [x for x in products if re.search(rf"-> .*x{CODES}xbf16", x)]
+    return codes
+
+
+@pytest.mark.parametrize("name", ["vqvae", "diffusion", "autoregressive"])
 def test_the_training_step(name, stages):
     c, all_, trees = stages
     params, extra = trees[name]
@@ -125,6 +139,9 @@ def test_the_training_step(name, stages):
     check_dtype(
         exported, c.denoiser.dtype, ("convolution",) if name == "vqvae" else ("dot_general",)
     )
+    codes = check_sums(exported)
+    if name == "vqvae":
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in codes)
     before, after = jax.tree.leaves(state), exported.out_avals[: len(jax.tree.leaves(state))]
     assert [(x.shape, x.dtype) for x in before] == [(x.shape, x.dtype) for x in after]
 
@@ -151,9 +168,10 @@ def test_every_sampler(sampler, static_guidance, stages):
     assert more.count("stablehlo.dot_general") == text.count(
         "stablehlo.dot_general"
     )  # one body for all calls of a kind
-    assert "x17x" not in text.replace(
-        f"tensor<17x{c.denoiser.width}x", ""
-    )  # no (b, n, k + 1) tensor; k is 16
+    states = CODES + 1
+    assert f"x{states}x" not in text.replace(
+        f"tensor<{states}x{c.denoiser.width}x", ""
+    )  # no (b, n, k + 1) tensor
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ def test_the_loss_is_the_mean_of_the_likelihood_and_captions_are_dropped():
 
 @pytest.mark.slow  # ten seconds each; the next test compares a scan bit for bit
 @pytest.mark.parametrize(
-    "options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str
+    "options", [{"remat": "full"}, {"scan": True}, {"scan": True, "remat": "full"}], ids=str
 )
 def test_remat_and_scan_change_no_number_beyond_rounding(options):
     rows, plain_ = data(), make(layers=11)  # more than ten, whose names do not sort by number
@@ -387,7 +387,7 @@ def test_a_scan_draws_the_same_pictures(conditions):
 @pytest.mark.slow  # 6 s; the denoiser's is the same code
 def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
     products = {}
-    for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": True}}.items():
+    for name, options in {"plain": {}, "scan": {"scan": True}, "remat": {"remat": "full"}}.items():
         stage, rows = make(layers=6, **options), data()
         keys = jax.random.split(jax.random.key(0), 4)
         loss = lambda p, stage=stage, rows=rows, keys=keys: stage.bound(

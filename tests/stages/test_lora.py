@@ -213,9 +213,9 @@ def test_the_gradient_reaches_the_adapter_alone(kind):
 @pytest.mark.parametrize(
     "options",
     [
-        {"scan": True, "remat": True},
+        {"scan": True, "remat": "full"},
         {"scan": True},
-        {"remat": True},
+        {"remat": "full"},
     ],
     ids=str,
 )

@@ -28,7 +28,7 @@ from vqd_jax.train.state import State
 from vqd_jax.train.step import make_step
 
 name, rng = sys.argv[1], np.random.default_rng(0)
-deep = step_stages.DIFFUSION.denoiser.clone(layers=2, scan=True, remat=True)
+deep = step_stages.DIFFUSION.denoiser.clone(layers=2, scan=True, remat="full")
 adapted = dataclasses.replace(step_stages.DIFFUSION, denoiser=deep, adapter=Adapter(rank=2, kernels="all"))
 scanned = dataclasses.replace(step_stages.AUTOREGRESSIVE, network=step_stages.AUTOREGRESSIVE.network.clone(layers=2, scan=True))
 stage = (step_stages.STAGES | {"adapter": adapted, "autoregressive": scanned})[name]

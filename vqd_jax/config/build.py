@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,10 +31,12 @@ from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.models.discriminator import PatchGAN
+from vqd_jax.models.fused_attention import cudnn_takes
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.text_learned import LearnedText
 from vqd_jax.models.vqvae import VQVAE
 from vqd_jax.models.weights.hub import local_folder
+from vqd_jax.runtime.devices import has_fused_attention, platform
 from vqd_jax.samplers.ancestral import Ancestral, Remask
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler
@@ -288,8 +289,7 @@ def conditioner(
 def diffusion_stage(config: ConfigDict, tokenizer: Tokenizer) -> DiffusionStage:
     """The second stage: the denoiser of tokens, with its process, conditioner and loss."""
     fields = _with_dtype(config.denoiser)
-    if fields["attention"] == "auto":
-        fields["attention"] = "chunked" if jax.default_backend() == "cpu" else "full"
+    fields["attention"] = _attention(fields)
     denoiser = Denoiser(T=config.process.T, **_tokens_and_condition(config), **fields)
     return DiffusionStage(
         process=process(config),
@@ -343,10 +343,20 @@ def _tokens_and_condition(config: ConfigDict) -> dict[str, Any]:
     )
 
 
+def _attention(denoiser: dict[str, Any]) -> str:
+    """The attention of a denoiser with these fields on the platform that it is built for: instead
+    of "auto", or of the kernels of another platform, its own.
+    """
+    takes = cudnn_takes(denoiser["width"] // max(denoiser["heads"], 1), denoiser["dtype"])
+    cudnn = "cudnn" if takes and has_fused_attention() else "full"
+    best = {"cpu": "chunked", "tpu": "splash"}.get(platform(), cudnn)
+    return best if denoiser["attention"] in ("auto", "cudnn", "splash") else denoiser["attention"]
+
+
 def _with_dtype(section: ConfigDict) -> dict[str, Any]:
     """The section with its dtype resolved for this machine's devices, and lists as tuples."""
     fields = _tuples(section)
-    auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    auto = jnp.float32 if platform() == "cpu" else jnp.bfloat16
     fields["dtype"] = choose(
         "dtype", section.dtype, {"auto": auto, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
     )

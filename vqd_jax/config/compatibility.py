@@ -12,8 +12,9 @@ REMOVED: dict[tuple[str, str], Any] = {
     ("diffusion_loss", "continuous"): False,
 }
 # Values that have another name now
-RENAMED_VALUES: dict[tuple[str, str], dict[str, str]] = {
+RENAMED_VALUES: dict[tuple[str, str], dict[Any, str]] = {
     ("denoiser", "attention"): {"whole": "full", "parts": "chunked"},
+    ("denoiser", "remat"): {False: "none", True: "full"},
     ("evaluation", "name"): {"cells": "emoji"},
 }
 
@@ -33,6 +34,6 @@ def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
             )
     for (section, key), names in RENAMED_VALUES.items():
         value = sections.get(section, {}).get(key)
-        if isinstance(value, str) and value in names:
+        if isinstance(value, (str, bool)) and value in names:
             sections[section][key] = names[value]
     return config

@@ -171,10 +171,13 @@ def defaults() -> ConfigDict:
         head="linear",  # linear (as published) | tied (to the token embedding; trains faster)
         init_std=0.02,  # of all weights
         dropout=0.0,
-        # full | chunked (a few heads at a time, in the CPU's cache) | auto (chunked on CPUs)
+        # auto (what the devices have) | full | chunked (a few heads at a time, in a CPU's cache) |
+        # cudnn (NVIDIA GPUs, bfloat16) | splash (TPUs); elsewhere, the last two are auto
         attention="auto",
         dtype="auto",
-        remat=False,  # recompute layers in the backward pass: less memory, a third more work
+        # what is computed again in the backward pass: none | products (all but the products: a
+        # little more work) | full (all: the least memory, a third more work)
+        remat="none",
         scan=False,  # one compiled layer for all: compiles faster
     )
     c.adapter = _section(  # LoRA: low-rank adapters of the denoiser in init_from

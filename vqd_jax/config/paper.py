@@ -52,19 +52,19 @@ def text(c: ConfigDict) -> None:
 def small(c: ConfigDict) -> None:
     """VQ-Diffusion-S: 36 million parameters."""
     denoiser(c, layers=18, width=192, mlp_ratio=2, mlp="conv")
-    c.denoiser.remat = True  # the attention weights of 1024 tokens would not fit
+    c.denoiser.remat = "products"
 
 
 def base(c: ConfigDict) -> None:
     """VQ-Diffusion-B: 389 million parameters."""
     denoiser(c, layers=19, width=1024)
-    c.denoiser.remat = True
+    c.denoiser.remat = "products"
 
 
 def large(c: ConfigDict) -> None:
     """The largest model of Tang et al. 2022: 1.36 billion parameters."""
     denoiser(c, layers=36, width=1408)
-    c.denoiser.remat = True
+    c.denoiser.remat = "products"
 
 
 def imagenet(c: ConfigDict) -> None:

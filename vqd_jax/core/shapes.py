@@ -19,6 +19,7 @@ Images = Float[Array, "b H W 3"]  # in [-1, 1]
 TextIds = Int[Array, "b m"]
 TextStates = Float[Array, "b m e"]
 TextMask = Bool[Array, "b m"]  # True where the denoiser may attend
+AttentionMask = Bool[Array, "#b #q m"]
 PRNGKey = Key[Array, ""]
 PRNGKeys = Key[Array, " b"]  # one key for each example
 DenoiseFn = Callable[[Tokens, Times], Logits]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from vqd_jax.core.files import atomic_write
 from vqd_jax.core.image_grid import grid, save_png, side_by_side
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.batches import ROWS, evaluation_records, indices, spread
 from vqd_jax.data.loader import sequential
@@ -167,7 +168,7 @@ class Bound:
         devices = all_devices()
         nats, weights = [], replicate(weights, devices)
         for j, (batch, valid) in enumerate(sequential(chosen, ROWS, load)):
-            key = jax.random.fold_in(jax.random.key(0), j)
+            key = jax.random.fold_in(root_key(0), j)
             value = jitted.bound(
                 self.stage,
                 weights,

@@ -14,6 +14,7 @@ from vqd_jax.config import build
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import remove_on_error
+from vqd_jax.core.prng import root_key
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.inference import loading
@@ -163,7 +164,7 @@ def codec_target(
     images = shape(1, config.data.image_size, config.data.image_size, 3)
     width = stage.model.code_width
     target = {
-        "vqvae": jax.eval_shape(stage.model.init, jax.random.key(0), images)["params"],
+        "vqvae": jax.eval_shape(stage.model.init, root_key(0), images)["params"],
         "codes": shape(codes, width),
     }
     if remap:
@@ -204,7 +205,7 @@ def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, An
     """Shapes of the weights of a network over tokens and of its conditioner."""
     batch = {"text": jax.ShapeDtypeStruct((1, tokens.length), jnp.int32)}
     init = build.TOKEN_STAGES[stage](config, tokens).init
-    return jax.eval_shape(init, jax.random.key(0), batch)[0]
+    return jax.eval_shape(init, root_key(0), batch)[0]
 
 
 def diffusion_weights(

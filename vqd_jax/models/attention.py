@@ -1,7 +1,8 @@
 """Multi-head attention with biases on every projection, as the denoiser's blocks use it.
 
 One fused product gives the queries, keys and values of self-attention; softmax is float32. The
-backward passes are written out, since XLA's CPU backend runs the derived ones several times slower.
+backward passes for CPUs are written out, since XLA's CPU backend runs the derived ones several
+times slower.
 """
 
 import flax.linen as nn
@@ -10,7 +11,18 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, DTypeLike, Float
 
+from vqd_jax.core.shapes import AttentionMask
+from vqd_jax.models.fused_attention import (
+    cudnn_attention,
+    plain_attention,
+    splash_takes,
+    tpu_attention,
+)
 from vqd_jax.models.linear import Linear
+
+# What `attend` may run: "full" runs everywhere, "chunked" is for CPUs, "cudnn" for NVIDIA GPUs in
+# bfloat16, and "splash" for TPUs.
+KINDS = ("full", "chunked", "cudnn", "splash")
 
 # Attention weights per chunk of `attend_chunked`; 2**17 and 2**20 are no faster on two cores.
 CHUNK = 2**18
@@ -21,7 +33,6 @@ CHUNK_ABOVE = 2**23
 
 Heads = Float[Array, "b heads n f"]
 Weights = Float[Array, "b heads q m"]
-Mask = Bool[Array, "#b #q m"]
 
 
 def attend(
@@ -29,17 +40,34 @@ def attend(
     k: Float[Array, "b m d"],
     v: Float[Array, "b m d"],
     heads: int,
-    mask: Mask | None = None,
+    mask: AttentionMask | None = None,
+    kind: str = "full",
 ) -> Float[Array, "b q d"]:
-    """softmax(q k^T / sqrt(f)) v over `heads` heads; keys where `mask` is False get no weight."""
-    return _join(_attend(*_split(q, k, v, heads), mask))
+    """softmax(q k^T / sqrt(f)) v over `heads` heads; keys where `mask` is False get no weight.
+
+    `kind`, one of KINDS, changes speed and memory only. "chunked" and "splash" have forms of their
+    own for self-attention without a mask; see `attend_chunked` and `models.fused_attention`.
+    """
+    if kind == "cudnn":
+        split = lambda x: rearrange(x, "b n (heads f) -> b n heads f", heads=heads)
+        out = cudnn_attention(split(q), split(k), split(v), mask)
+        return rearrange(out, "b n heads f -> b n (heads f)")
+    plain = mask is None and q.shape == k.shape
+    if kind == "chunked" and plain and q.shape[0] * heads * q.shape[1] ** 2 > CHUNK_ABOVE:
+        return attend_chunked(q, k, v, heads)
+    q, k, v = _split(q, k, v, heads)
+    if kind == "splash":
+        return _join(
+            tpu_attention(q, k, v) if plain and splash_takes(q) else plain_attention(q, k, v, mask)
+        )
+    return _join(_attend(q, k, v, mask))
 
 
 def attention_weights(
     q: Float[Array, "b q d"],
     k: Float[Array, "b m d"],
     heads: int,
-    mask: Mask | None = None,
+    mask: AttentionMask | None = None,
 ) -> Weights:
     """softmax(q k^T / sqrt(f)), the weight of each key for each query; keys where `mask` is False
     get none.
@@ -143,7 +171,7 @@ def _scores(q, k):
     return (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
 
 
-def _masked(scores: Weights, mask: Mask | None) -> Weights:
+def _masked(scores: Weights, mask: AttentionMask | None) -> Weights:
     return scores if mask is None else jnp.where(mask[:, None], scores, -1e9)
 
 
@@ -175,14 +203,11 @@ def _gradients(q, k, v, w, g, delta):
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to every position.
-
-    With `chunked`, calls with more than CHUNK_ABOVE weights use `attend_chunked`.
-    """
+    """Every position attends to every position, by the attention `kind` of KINDS."""
 
     width: int
     heads: int
-    chunked: bool
+    kind: str
     init_std: float
     dtype: DTypeLike
 
@@ -192,19 +217,18 @@ class SelfAttention(nn.Module):
             features, dtype=self.dtype, name=name, kernel_init=nn.initializers.normal(self.init_std)
         )
         q, k, v = jnp.split(dense(3 * self.width, "qkv")(x), 3, axis=-1)
-        weights = q.shape[0] * self.heads * q.shape[1] ** 2
-        function = attend_chunked if self.chunked and weights > CHUNK_ABOVE else attend
-        return dense(self.width, "out")(function(q, k, v, self.heads))
+        return dense(self.width, "out")(attend(q, k, v, self.heads, kind=self.kind))
 
 
 class CrossAttention(nn.Module):
-    """Image positions attend to the text states.
+    """Image positions attend to the text states, by the attention `kind` of KINDS.
 
     Sows `attention_weights` as "attention" if the collection "intermediates" is mutable.
     """
 
     width: int
     heads: int
+    kind: str
     init_std: float
     dtype: DTypeLike
 
@@ -220,4 +244,4 @@ class CrossAttention(nn.Module):
         mask = text_mask[:, None]
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", attention_weights(q, k, self.heads, mask))
-        return dense(self.width, "out")(attend(q, k, v, self.heads, mask))
+        return dense(self.width, "out")(attend(q, k, v, self.heads, mask, self.kind))

@@ -39,7 +39,8 @@ class Codes:
 def nearest(vectors: Float[Array, "k z"], z: Float[Array, "*axes z"]) -> Int[Array, "*axes"]:
     """Index of the code at the smallest Euclidean distance."""
     half_norms = 0.5 * jnp.square(vectors).sum(-1)
-    return jnp.argmax(z @ vectors.T - half_norms.reshape((1,) * (z.ndim - 1) + (-1,)), axis=-1)
+    products = jnp.matmul(z, vectors.T, precision="highest")
+    return jnp.argmax(products - half_norms.reshape((1,) * (z.ndim - 1) + (-1,)), axis=-1)
 
 
 def straight_through(
@@ -176,8 +177,8 @@ class Codebook:
         axis: str | None,
     ) -> Codes:
         z = jax.lax.stop_gradient(z)
-        assigned = jax.nn.one_hot(index, self.codes, dtype=z.dtype)
-        count, total = assigned.sum(0), assigned.T @ z
+        assigned = jax.nn.one_hot(index, self.codes)
+        count, total = assigned.sum(0), jnp.matmul(assigned.T, z, precision="highest")
         if axis is not None:
             count, total = jax.lax.psum((count, total), axis)
             z = jax.lax.all_gather(z, axis, tiled=True)

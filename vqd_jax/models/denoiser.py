@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Logits, PRNGKey, Times, Tokens
-from vqd_jax.models.attention import CrossAttention, SelfAttention
+from vqd_jax.models.attention import KINDS, CrossAttention, SelfAttention
 from vqd_jax.models.dropout import Dropout
+from vqd_jax.models.linear import Conv
 from vqd_jax.models.transformer import (
     AdaLayerNorm,
     Condition,
@@ -33,7 +34,7 @@ ACCEPTED = {
     "head": ("linear", "tied"),
     "mlp": ("fc", "conv"),
     "condition": ("text", "class", "none"),
-    "attention": ("full", "chunked"),
+    "attention": KINDS,
 }
 
 
@@ -60,11 +61,11 @@ class Block(TransformerBlock):
         norm = lambda name: AdaLayerNorm(size=self.T, kind=self.time, name=name, **shared)(h, t - 1)
         dropout = Dropout(self.dropout)
         drop = lambda x: dropout(x, dropout_rows)
-        chunked = self.attention == "chunked"
-        attend = SelfAttention(d, self.heads, chunked, name="self_attention", **shared)
+        attention = shared | dict(width=d, heads=self.heads, kind=self.attention)
+        attend = SelfAttention(name="self_attention", **attention)
         h = h + drop(attend(norm("norm1")))
         if self.condition == "text":
-            cross_attend = CrossAttention(d, self.heads, name="cross_attention", **shared)
+            cross_attend = CrossAttention(name="cross_attention", **attention)
             h = h + drop(cross_attend(norm("norm2"), condition, mask))
         x = self.mlp_norm(h, condition)
         return h + drop(self.conv_mlp(x) if self.mlp == "conv" else self.linear_mlp(x))
@@ -73,7 +74,7 @@ class Block(TransformerBlock):
         """Two 3x3 convolutions over the token grid, with PyTorch's initial weights."""
         d = x.shape[-1]
         h, w = self.grid
-        conv = lambda features, name, fan_in: nn.Conv(
+        conv = lambda features, name, fan_in: Conv(
             features,
             (3, 3),
             dtype=self.dtype,
@@ -109,8 +110,7 @@ class Denoiser(TokenTransformer, kw_only=True):
         and column l % w of those, as in the released ImageNet and FFHQ models, which read 16x16
         grids through 32x32 tables.
       time: "learned" (a table for each AdaLN) or "sinusoidal".
-      attention: "full", or "chunked": a few heads at a time, which fit the cache of a CPU; their
-        weights are computed again in the backward pass.
+      attention: how attention is computed, of `models.attention.KINDS`.
     """
 
     T: int

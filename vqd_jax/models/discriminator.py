@@ -13,6 +13,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import PRNGKey
+from vqd_jax.models.linear import Conv
 
 _WEIGHTS = nn.initializers.normal(0.02)
 _PAD = ((1, 1), (1, 1))
@@ -66,8 +67,8 @@ class PatchGAN(nn.Module):
             x = nn.leaky_relu(norm(x), 0.2).astype(self.dtype)
         return self._conv(1, 1, "logits", bias=True)(x).astype(jnp.float32)
 
-    def _conv(self, features: int, stride: int, name: str, bias: bool) -> nn.Conv:
-        return nn.Conv(
+    def _conv(self, features: int, stride: int, name: str, bias: bool) -> Conv:
+        return Conv(
             features,
             (4, 4),
             (stride, stride),

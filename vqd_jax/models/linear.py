@@ -1,38 +1,74 @@
-"""The linear layer of the transformers, with its backward pass written as two plain matrix
-products.
+"""Linear layers and convolutions. Whatever dtype they compute in, the gradients of their biases are
+sums in float32, and so are those of the kernels of linear layers.
 
-Autodiff transposes the output of the weight gradient, which XLA's CPU backend runs several times
-slower than the same product written row-major; results are equal up to rounding.
+The backward pass of a linear layer is written as two plain matrix products: autodiff transposes the
+output of the weight gradient, which XLA's CPU backend runs several times slower than the same
+product written row-major; results are equal up to rounding.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "*axes i"], w: Float[Array, "i o"]) -> Float[Array, "*axes o"]:
-    """x @ w, with gradients as two-dimensional products."""
-    return x @ w
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear(
+    x: Float[Array, "*axes i"], w: Float[Array, "i o"], b: Float[Array, " o"], dtype: DTypeLike
+) -> Float[Array, "*axes o"]:
+    """x w + b, a product in the dtype of x with results of `dtype`."""
+    return _forward(x, w, b, dtype)[0]
 
 
-def _forward(x, w):
-    return x @ w, (x, w)
+def _forward(x, w, b, dtype):
+    y = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=dtype)
+    return y + b.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,)), (x, w, b)
 
 
-def _backward(saved, g):
-    x, w = saved
+def _backward(dtype, saved, g):
+    x, w, b = saved
     x_2d, g_2d = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    return (g_2d @ w.T).reshape(x.shape), x_2d.T @ g_2d
+    rows = g_2d.astype(x.dtype)
+    dx = (rows @ w.astype(x.dtype).T).reshape(x.shape)
+    dw = jnp.matmul(x_2d.T, rows, preferred_element_type=w.dtype)
+    return dx, dw, g_2d.sum(0, dtype=b.dtype)
 
 
-product.defvjp(_forward, _backward)
+linear.defvjp(_forward, _backward)
 
 
-def _dot_general(x, w, dimension_numbers, precision=None, preferred_element_type=None):
-    return product(x, w)
+class Linear(nn.Module):
+    """x W + b over the last axis.
+
+    Attributes:
+      dtype: of the product.
+      out_dtype: of the results; None for `dtype`.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    out_dtype: DTypeLike | None = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*axes i"]) -> Float[Array, "*axes o"]:
+        w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        b = self.param("bias", nn.initializers.zeros, (self.features,))
+        return linear(x.astype(self.dtype), w, b, self.out_dtype or self.dtype)
 
 
-Linear = functools.partial(nn.Dense, dot_general=_dot_general)
+def _all_but_bias(x: Array, kernel: Array, bias: Array | None, *, dtype: Any) -> tuple[Any, ...]:
+    return x.astype(dtype), kernel.astype(dtype), bias
+
+
+class Conv(nn.Conv):
+    """`flax.linen.Conv` that adds the bias in the bias's own dtype."""
+
+    dtype: DTypeLike = jnp.float32
+    promote_dtype: Any = _all_but_bias
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b _ _ o"]:
+        return super().__call__(x).astype(self.dtype)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import TextIds, TextMask, TextStates
+from vqd_jax.models.linear import Linear
 
 INIT = nn.initializers.normal(0.02)
 
@@ -33,15 +34,9 @@ class LearnedText(nn.Module):
         """States and a mask that is True where the caption is (not padding)."""
         check_text_shape(ids, self.length, self.width, self.heads)
         mask = ids != 0
-        x = nn.Embed(
-            self.vocabulary,
-            self.width,
-            embedding_init=INIT,
-            dtype=self.dtype,
-            name="token_embedding",
-        )(ids)
+        x = nn.Embed(self.vocabulary, self.width, embedding_init=INIT, name="token_embedding")(ids)
         positions = self.param("position_embedding", INIT, (self.length, self.width))
-        x = x + positions[None].astype(self.dtype)
+        x = (x + positions[None]).astype(self.dtype)
         for i in range(self.layers):
             x = TextBlock(self.heads, nn.gelu, self.dtype, name=f"block_{i}")(
                 x, mask[:, None, None, :]
@@ -62,8 +57,8 @@ class TextBlock(nn.Module):
         x = x + TextAttention(self.heads, self.dtype, name="attention")(
             text_norm("norm_1")(x), mask
         )
-        y = nn.Dense(4 * width, dtype=self.dtype, name="mlp_in")(text_norm("norm_2")(x))
-        return x + nn.Dense(width, dtype=self.dtype, name="mlp_out")(self.activation(y))
+        y = Linear(4 * width, dtype=self.dtype, name="mlp_in")(text_norm("norm_2")(x))
+        return x + Linear(width, dtype=self.dtype, name="mlp_out")(self.activation(y))
 
 
 class TextAttention(nn.Module):
@@ -79,7 +74,7 @@ class TextAttention(nn.Module):
         e = x.shape[-1]
 
         def project(name: str) -> Float[Array, "b a m f"]:
-            y = nn.Dense(e, dtype=self.dtype, name=name)(x)
+            y = Linear(e, dtype=self.dtype, name=name)(x)
             return rearrange(y, "b m (a f) -> b a m f", a=self.heads)
 
         query, key, value = project("query"), project("key"), project("value")
@@ -90,7 +85,7 @@ class TextAttention(nn.Module):
         weights = jax.nn.softmax(scores).astype(self.dtype)
         y = jnp.einsum("baqk,bakf->baqf", weights, value)
         y = rearrange(y, "b a m f -> b m (a f)")
-        return nn.Dense(e, dtype=self.dtype, name="out")(y)
+        return Linear(e, dtype=self.dtype, name="out")(y)
 
 
 def text_norm(name: str) -> nn.LayerNorm:

@@ -17,7 +17,20 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import TextStates, Tokens
-from vqd_jax.models.linear import Linear, product
+from vqd_jax.models.linear import Linear, linear
+
+# Their results need little memory beside what they cost.
+KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper")
+
+
+def _is_product(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """Whether it is a product of a linear layer, or a kernel of attention."""
+    linear = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name in KERNELS or linear(primitive, *arguments, **parameters)
+
+
+# What is stored for the backward pass, by `TokenTransformer.remat`
+POLICIES: dict[str, Callable[..., bool] | None] = {"full": None, "products": _is_product}
 
 Condition = TextStates | Int[Array, " b"]
 Aux = dict[str, Array]
@@ -30,10 +43,10 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def layer_norm(x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
-    """Normalises the last axis in float32, without gain or bias; epsilon 1e-5."""
-    x32 = x.astype(jnp.float32)
-    x32 = x32 - x32.mean(-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
+    """Normalises the last axis, without gain or bias; epsilon 1e-5. The result is float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
 
 
 def sinusoid(i: Int[Array, " b"], size: int, d: int) -> Float[Array, "b d"]:
@@ -64,9 +77,9 @@ class AdaLayerNorm(nn.Module):
             e = jnp.where((i < self.size)[:, None], e, table.embedding.mean(0)[None])
         else:
             e = sinusoid(i, self.size, d)
-        change = Linear(2 * d, dtype=self.dtype, kernel_init=normal, name="linear")(jax.nn.silu(e))
-        scale, shift = jnp.split(change[:, None, :], 2, axis=-1)
-        return layer_norm(h) * (1 + scale) + shift
+        linear = Linear(2 * d, self.dtype, jnp.float32, kernel_init=normal, name="linear")
+        scale, shift = jnp.split(linear(jax.nn.silu(e))[:, None, :], 2, axis=-1)
+        return (layer_norm(h) * (1 + scale) + shift).astype(h.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -114,7 +127,8 @@ class TokenTransformer(nn.Module):
       head: "linear", as published, or "tied": logits are products with the token embedding, so that
         an untrained network already tends to copy the tokens that are not [MASK].
       dtype: of the matrix products; parameters, norms, softmax and logits are float32.
-      remat: compute each layer again in the backward pass instead of storing its intermediates.
+      remat: what a layer computes again in the backward pass instead of storing it: "none", "full"
+        (everything) or "products" (all but its linear layers and attention kernels).
       scan: one program for all layers, whose parameters are stacked at run time: compiles faster.
     """
 
@@ -131,12 +145,12 @@ class TokenTransformer(nn.Module):
     init_std: float = 0.02
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
 
     def check(self, accepted: dict[str, tuple[str, ...]]) -> None:
         """UserError for a field that has none of its accepted values, or sizes that do not fit."""
-        for field, values in accepted.items():
+        for field, values in (accepted | {"remat": ("none", *POLICIES)}).items():
             if (value := getattr(self, field)) not in values:
                 raise UserError(
                     f"denoiser.{field} must be {', '.join(values[:-1])} or {values[-1]}, got "
@@ -200,7 +214,8 @@ class TokenTransformer(nn.Module):
         names = [f"block{i}" for i in range(self.layers)]
         if self.scan and not self.is_initializing():
             return self._scan_layers(block(parent=None), call, x, names)
-        call = nn.remat(call) if self.remat and not self.scan else call
+        if self.remat != "none" and not self.scan:
+            call = nn.remat(call, policy=POLICIES[self.remat])
         aux = {}
         for name in names:
             x, aux[name] = call(block(name=name), x)
@@ -227,7 +242,8 @@ class TokenTransformer(nn.Module):
             rngs = {} if key is None else {"dropout": key}
             return call(functools.partial(layer.apply, {"params": params}, rngs=rngs), x)
 
-        step = jax.checkpoint(step) if self.remat else step
+        if self.remat != "none":
+            step = jax.checkpoint(step, policy=POLICIES[self.remat])
         x, aux = jax.lax.scan(step, x, (stacked, keys))
         return x, {name: jax.tree.map(lambda y, i=i: y[i], aux) for i, name in enumerate(names)}
 
@@ -238,12 +254,10 @@ class TokenTransformer(nn.Module):
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         outputs = self.groups * self.codes
         if self.head == "tied":
-            kernel = self._without_masks(tables.embedding).T.astype(self.dtype)
             bias = self.param("head_bias", nn.initializers.zeros, (outputs,))
-            return product(x, kernel).astype(jnp.float32) + bias[None, None]
+            return linear(x, self._without_masks(tables.embedding).T, bias, jnp.float32)
         normal = nn.initializers.normal(self.init_std)
-        head = Linear(outputs, dtype=self.dtype, kernel_init=normal, name="head")
-        return head(x).astype(jnp.float32)
+        return Linear(outputs, self.dtype, jnp.float32, kernel_init=normal, name="head")(x)
 
     def _without_masks(self, tables: Float[Array, "gv d"]) -> Float[Array, "gk d"]:
         """The embeddings of the codes of all groups."""

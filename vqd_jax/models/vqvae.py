@@ -17,7 +17,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Images
-from vqd_jax.models.linear import Linear
+from vqd_jax.models.linear import Conv, Linear
 
 Map = Float[Array, "b h w c"]
 Resized = Float[Array, "b _ _ _"]  # a map of another size
@@ -36,10 +36,10 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map) -> Float[Array, "b h w _"]:
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(
             jax.nn.silu(norm(x, "norm1"))
         )
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(
             jax.nn.silu(norm(h, "norm2"))
         )
         if x.shape[-1] != self.features:
@@ -87,7 +87,7 @@ class Trunk(nn.Module):
     dtype: DTypeLike
 
     def conv(self, features: int, name: str) -> nn.Module:
-        return nn.Conv(features, (3, 3), dtype=self.dtype, name=name)
+        return Conv(features, (3, 3), dtype=self.dtype, name=name)
 
     def level(self, x: Map, features: int, blocks: int, name: str) -> Resized:
         """Residual blocks at one resolution, with attention after each if it is chosen for it."""
@@ -117,7 +117,7 @@ class Encoder(Trunk):
                 if self.resampling == "fold":
                     x = Linear(x.shape[-1], dtype=self.dtype, name=f"down{i}_resample")(fold(x, 2))
                 else:  # pads below and on the right only, as the released codecs do
-                    x = nn.Conv(
+                    x = Conv(
                         x.shape[-1],
                         (3, 3),
                         strides=2,
@@ -183,7 +183,7 @@ class VQVAE(nn.Module):
         trunk = {name: getattr(self, name) for name in names}
         self.encoder, self.decoder = Encoder(**trunk), Decoder(**trunk)
         self.to_code, self.from_code = Linear(self.code_width), Linear(self.latent_width)
-        self.last = nn.Conv(3 * self.patch_size**2, (3, 3), dtype=self.dtype)
+        self.last = Conv(3 * self.patch_size**2, (3, 3), dtype=self.dtype)
 
     @property
     def downsampling(self) -> int:

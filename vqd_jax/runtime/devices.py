@@ -1,8 +1,10 @@
-"""The devices of this process and of all, and functions whose rows are shared by several of them:
-sampling and evaluation, where weights are replicated.
+"""The devices of this process and of all, the platform that programs are built for, and functions
+whose rows are shared by several devices: sampling and evaluation, where weights are replicated.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +17,34 @@ from vqd_jax.core.errors import UserError
 Devices = tuple[jax.Device, ...]
 Tree = TypeVar("Tree")
 AXIS = "rows"
+_platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what programs are built for. It is that of the devices here, except
+    within `building_for`.
+    """
+    return _platform.get(None) or jax.default_backend()
+
+
+@contextlib.contextmanager
+def building_for(platform: str) -> Iterator[None]:
+    """Within it, programs are built for a platform whose devices need not be here."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def has_fused_attention() -> bool:
+    """Whether cuDNN has kernels of attention for the GPUs that programs are built for: NVIDIA's
+    since Ampere.
+    """
+    if _platform.get(None):
+        return True
+    major = getattr(jax.devices()[0], "compute_capability", "0").partition(".")[0]
+    return major.isdecimal() and int(major) >= 8
 
 
 def local_devices(rows: int) -> Devices:

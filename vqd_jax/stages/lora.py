@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.models.weights.files import read_tree, safetensors_header, write_safetensors
 from vqd_jax.runtime.checkpoint import fit
@@ -119,7 +120,7 @@ def apply_file(path: str | os.PathLike, denoiser: Params, *, scale: float = 1.0)
             f"the adapter {path} was trained on another model than this one: use it with the "
             "workdir it started from"
         )
-    expected = flatten_dict(jax.eval_shape(adapter.init, jax.random.key(0), denoiser), sep="/")
+    expected = flatten_dict(jax.eval_shape(adapter.init, root_key(0), denoiser), sep="/")
     matrices = unflatten_dict(fit(arrays, expected, f"the adapter {path}"), sep="/")
     return adapter.merged(denoiser, matrices, scale)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vqd_jax.core.chunking import map_chunks
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import DenoiseFn, Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.denoiser import Denoiser
@@ -217,7 +218,7 @@ def limit_compiled_samplers(most: int) -> None:
 
 def image_keys(seed: int, first: int, count: int) -> PRNGKeys:
     """The keys of the images `first`, `first` + 1, ... of a seed."""
-    return row_keys(jax.random.key(seed), first, count)
+    return row_keys(root_key(seed), first, count)
 
 
 def row_keys(key: PRNGKey, first: int, count: int) -> PRNGKeys:
@@ -379,7 +380,7 @@ class DiffusionSampling:
     ) -> Float[Array, "b l m"]:
         """Cross-attention from each position to each text token, averaged over layers and heads."""
         condition, mask = self.condition(params, ids, jnp.zeros(len(ids), bool))
-        unrolled = self.denoiser.clone(remat=False, scan=False)  # whose layers sow their weights
+        unrolled = self.denoiser.clone(remat="none", scan=False)  # whose layers sow their weights
         _, sown = unrolled.apply(
             {"params": self.merged(params)}, z_t, t, condition, mask, mutable="intermediates"
         )

@@ -200,7 +200,7 @@ class VQVAEStage:
         z = self._encode(weights, to_float(images))
         if "projection" in weights:
             logits = (
-                z @ weights["projection"]["kernel"]
+                jnp.matmul(z, weights["projection"]["kernel"], precision="highest")
                 + weights["projection"]["bias"][None, None, None]
             )
             if keys is not None:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import grid, save_png
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data import batches
 from vqd_jax.data.loader import Loader
@@ -60,7 +61,7 @@ class Experiment:
         self.output = Workdir(Path(self.scratch.name)) if self.scratch else self.workdir
         self.cache = Path(config.data.cache) if config.data.cache else self.workdir.cache
         self.parallel = parallelism(**config.parallel)
-        self.key = jax.random.key(config.seed)
+        self.key = root_key(config.seed)
         print(f"workdir {workdir}, built data in {self.cache}", flush=True)
         self.source = build.source(config, self.cache)
         counts = collections.Counter(record.split for record in self.source.records)

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int
 
 from vqd_jax.core.shapes import Params, PRNGKey
+from vqd_jax.runtime.devices import platform
 from vqd_jax.runtime.rows import Rows, mean
 from vqd_jax.train.stage import Trainable
 from vqd_jax.train.state import State, average
@@ -69,7 +70,7 @@ def default_micro_batches(rows: int, tokens: int) -> int:
     On a CPU it is the smallest that leaves at most CACHED_TOKENS to each, so that a layer finds in
     the cache what the one before it wrote; elsewhere it is 1.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return 1
     for count in range(1, rows):
         if rows % count == 0 and rows // count * tokens <= CACHED_TOKENS:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.models.clip import ClipCaption, ClipImage
 from vqd_jax.models.text_clip import ClipText
@@ -58,7 +59,7 @@ def load_clip(folder: str | Path) -> tuple[ClipImage, ClipCaption, Params]:
     image, caption = networks(source)
     pixels = jax.ShapeDtypeStruct((1, image.size, image.size, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, caption.tower.length), jnp.int32)
-    shapes = lambda network, x: jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    shapes = lambda network, x: jax.eval_shape(network.init, root_key(0), x)["params"]
     target = {"image": shapes(image, pixels), "caption": shapes(caption, ids)}
     return (
         image,

