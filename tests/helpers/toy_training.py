@@ -88,14 +88,17 @@ def train(
     stage=Mean(),
     evaluate=lambda step, weights: {"mean": weights["mean"]},
     load=None,
+    parallel=None,
     **changed,
 ):
-    """A run in `folder`, with `changed` keys of TRAIN and GUARD."""
+    """A run in `folder`, on one device unless `parallel` says otherwise, with `changed` keys of
+    TRAIN and GUARD.
+    """
     settings = TRAIN | {k: v for k, v in changed.items() if k in TRAIN}
     guard = GUARD | {k: v for k, v in changed.items() if k in GUARD}
     loader = Loader(
         range(10_000),
-        batch_size=2,
+        batch_size=settings["batch_size"],
         seed=0,
         shuffle=False,
         load=load or (lambda i, rng: example(i, bad or {})),
@@ -109,7 +112,7 @@ def train(
             guard=Guard(**guard),
             profile=Profile(steps=0),
             loader=loader,
-            parallel=parallelism(devices=1),
+            parallel=parallel or parallelism(devices=1),
             checkpoints=checkpoints,
             log=Log(folder),
             key=jax.random.key(0),

@@ -90,7 +90,8 @@ class Sharded:
         """
 
         def program(state: Any, frozen: Any, batch: Any, key: Any) -> tuple[Any, Any]:
-            with nn.intercept_methods(self._shard_rows):
+            abstract = self.mesh.abstract_mesh  # for kernels that are sharded by hand
+            with jax.sharding.use_abstract_mesh(abstract), nn.intercept_methods(self._shard_rows):
                 state, metrics = step(state, frozen, batch, key)
             return jax.lax.with_sharding_constraint(state, self.shardings(state)), metrics
 
@@ -127,11 +128,29 @@ class Sharded:
             *(axis if divides(axis, size) else None for axis, size in zip(axes, shape))
         )
 
+    def create(self, make: Callable[..., Any], *same: Any, placed: Any = ()) -> Any:
+        """The tree `make(*same, *placed)` as `device_put` would place it: each device computes its
+        shards. Arguments in `placed` are results of `create` or `device_put`.
+        """
+        shardings = self.shardings(jax.eval_shape(make, *same, *placed))
+        return jax.jit(make, out_shardings=shardings)(*same, *placed)
+
+    def stored_like(self, shapes: Any) -> Any:
+        """The `like` of `Checkpoints.restore` for a tree of these shapes, whose result `device_put`
+        then places.
+        """
+        return self.device_put_shapes(shapes)
+
     def device_put(self, tree: Any) -> Any:
-        """Each device's shards of a tree that every process has in full."""
-        put = lambda x, sharding: jax.make_array_from_callback(
-            np.shape(x), sharding, lambda index: np.asarray(x)[index]
-        )
+        """Each device's shards of a tree that every process has in full, or that is there."""
+
+        def put(x: Any, sharding: NamedSharding) -> jax.Array:
+            if isinstance(x, jax.Array) and x.sharding == sharding:
+                return x
+            return jax.make_array_from_callback(
+                np.shape(x), sharding, lambda index: np.asarray(x)[index]
+            )
+
         return jax.tree.map(put, tree, self.shardings(tree))
 
     def device_put_shapes(self, tree: Any) -> Any:
@@ -149,12 +168,20 @@ class Sharded:
         put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch_sharding)
         return jax.tree.map(put, batch)
 
-    def unreplicate(self, tree: Any) -> Any:
-        """The tree itself: there is one."""
-        return tree
+    def unreplicate(self, metrics: Any) -> Any:
+        """The metrics themselves: there is one replica."""
+        return metrics
 
-    def to_host(self, tree: Any) -> Any:
-        """NumPy arrays of an unreplicated tree, in every process. Collective."""
+    def local(self, state: Any) -> Any:
+        """The state itself: a program can compute with it."""
+        return state
+
+    def to_store(self, state: Any) -> Any:
+        """What `Checkpoints.save` takes for the state or a part of it: arrays on their devices."""
+        return state
+
+    def to_host(self, state: Any) -> Any:
+        """The state or a part of it as NumPy arrays, in every process. Collective."""
         if jax.process_count() == 1:
-            return jax.device_get(tree)
-        return multihost_utils.process_allgather(tree, tiled=True)
+            return jax.device_get(state)
+        return multihost_utils.process_allgather(state, tiled=True)

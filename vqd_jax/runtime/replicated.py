@@ -61,6 +61,23 @@ class Pmap:
             donate_argnums=0,
         )
 
+    def create(self, make: Callable[..., Any], *same: Any, placed: Any = ()) -> Any:
+        """The tree `make(*same, *placed)` as `device_put` would place it, computed by each device
+        for itself. Arguments in `placed` are results of `create` or `device_put`.
+        """
+        program = jax.pmap(
+            lambda _, *arguments: make(*arguments),
+            in_axes=(0, *[None] * len(same), *[0] * len(placed)),
+            devices=jax.local_devices()[: self.devices],
+        )
+        return program(np.arange(self.devices), *same, *placed)
+
+    def stored_like(self, shapes: Any) -> Any:
+        """The `like` of `Checkpoints.restore` for a tree of these shapes, whose result `device_put`
+        then places.
+        """
+        return shapes
+
     def device_put(self, tree: Any) -> Any:
         """A replica on every local device, along a new first axis."""
 
@@ -92,13 +109,24 @@ class Pmap:
         local = jax.tree.map(lambda x: jax.ShapeDtypeStruct(rows(x), x.dtype), batch)
         return self.device_put_shapes(local)
 
-    def unreplicate(self, tree: Any) -> Any:
-        """The first device's replica of the state or of the metrics."""
-        return _first_row(jax.tree.map(lambda x: x.addressable_shards[0].data, tree))
+    def unreplicate(self, metrics: Any) -> Any:
+        """The metrics of the first device, which need not have been computed yet."""
+        return _first_row(self.local(metrics))
 
-    def to_host(self, tree: Any) -> Any:
-        """NumPy arrays of an unreplicated tree."""
-        return jax.device_get(tree)
+    def local(self, state: Any) -> Any:
+        """The first device's replica of the state, not copied: its first axis has one row."""
+        return jax.tree.map(lambda x: x.addressable_shards[0].data, state)
+
+    def to_store(self, state: Any) -> Any:
+        """What `Checkpoints.save` takes for the state or a part of it."""
+        return self.to_host(state)
+
+    def to_host(self, state: Any) -> Any:
+        """The state or a part of it as NumPy arrays; on a CPU they are views."""
+        replica = self.local(state)
+        for x in jax.tree.leaves(replica):
+            x.copy_to_host_async()
+        return jax.tree.map(lambda x: np.asarray(x).reshape(x.shape[1:]), replica)
 
 
 _first_row = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))

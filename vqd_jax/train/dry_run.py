@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike, Int
 from ml_collections import ConfigDict
 
 from vqd_jax.config import build
+from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.models.lpips import LPIPS
@@ -23,7 +24,7 @@ from vqd_jax.train.cost.roofline import Bytes
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.stage import Stage
-from vqd_jax.train.state import State
+from vqd_jax.train.state import State, first_average
 from vqd_jax.train.step import make_step
 
 CLIP = (49408, 77)  # vocabulary of CLIP's tokenizer, tokens of a caption
@@ -70,10 +71,10 @@ class DryRun:
             parallel.device_put_shapes(self.frozen),
             parallel.shard_shapes(self.batch),
         )
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: root_key(0))
         if jax.process_count() > 1 and isinstance(parallel, Pmap):  # pmap then needs arrays
             arguments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)
-            key = jax.random.key(0)
+            key = root_key(0)
         return parallel.compile(self.step).lower(*arguments, key)
 
     def compile(self, parallel: Parallelism) -> "Compiled":
@@ -146,10 +147,11 @@ def dry_run(config: ConfigDict, name: str) -> DryRun:
             batch |= {"tokens": shape(rows, stage.tokens, dtype="int32")}
     params, extra = eval_init(stage.init, batch)
     optimizer = Optim(**config[f"{section}_optim"]).build(train.steps, rows, stage.unchanged)
+    average = lambda params: first_average(params, stage.unchanged)
     state = State(
         step=shape(dtype="int32"),
         params=params,
-        ema=params if train.ema else None,
+        ema=jax.eval_shape(average, params) if train.ema else None,
         extra=extra,
         opt_state=jax.eval_shape(optimizer.init, params),
     )
@@ -173,7 +175,7 @@ def codec_weights(codec: VQVAEStage, images: dict[str, Any]) -> Params:
 
 def eval_init(init: Callable[..., Any], *arguments: Any) -> Any:
     """The shapes of `init(key, *arguments)`."""
-    return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)), *arguments)
+    return jax.eval_shape(init, jax.eval_shape(lambda: root_key(0)), *arguments)
 
 
 def shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -188,6 +190,4 @@ def _for_accelerators(config: ConfigDict) -> ConfigDict:
             section.dtype = "bfloat16"
     for section in (config.vqvae_train, config.diffusion_train):
         section.accumulate = section.accumulate or 1
-    if config.denoiser.attention == "auto":
-        config.denoiser.attention = "full"
     return config

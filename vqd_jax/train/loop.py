@@ -34,7 +34,7 @@ from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
 from vqd_jax.train.stage import Stage
-from vqd_jax.train.state import State, restore_or_init
+from vqd_jax.train.state import State, StateStore
 from vqd_jax.train.step import STOPPING, default_micro_batches, make_step
 
 HELD_OUT = "held_out/"  # prefix of an evaluation's metrics in the log
@@ -145,16 +145,15 @@ class Trainer:
         """Trains from the latest checkpoint to the end. Fault at bad numbers."""
         # ---------------------------- Restore or init -----------------------------
         train, alone = self.train, jax.process_count() == 1
-        state, record = self._restore_or_init(), self._restore_record(rollbacks)
-        first = int(state.step)
+        state = self._store.restore_or_init(self._keys[0], self.loader.global_batch(0))
+        record, first = self._restore_record(rollbacks), int(self.parallel.to_host(state.step))
         if not rollbacks:
-            self._announce(state)
+            self._announce()
         self._resume_log(first, rollbacks)
         best = self._restore_best(first)
         if unevaluated(train, self.checkpoints, self.log.folder):
-            values = self.evaluate(first, jax.device_get(self._weights(state)))
+            values = self.evaluate(first, self.parallel.to_host(self._store.weights(state)))
             best = self._record_evaluation(first, values, self._better(first, values, best)) or best
-        state, frozen = self.parallel.device_put(state), self._placed_frozen
         pending = None  # metrics of the last step, not yet checked
         meter = Meter(self.cost, self.log, first)
         with (
@@ -171,7 +170,7 @@ class Trainer:
                     if not alone:
                         batch |= self._stopping(signalled())
                     batch = self.parallel.shard(batch)
-                state, metrics = trace(step, self._step, state, frozen, batch, self._keys[1])
+                state, metrics = trace(step, self._step, state, self._frozen, batch, self._keys[1])
                 metrics = self.parallel.unreplicate(metrics)
 
                 # -------- Check, one step behind, so that the device need not wait --------
@@ -201,15 +200,15 @@ class Trainer:
                 watchdog.pause()
                 if stop:
                     signals.acknowledge()
-                weights = self._finite_weights(step, state)
+                self._check_weights(step, state)
                 if stop or saves:
-                    self._save(step, state, weights, record)
+                    self._save(step, state, record)
                 if evaluates and not stop:
-                    values = self._evaluate(step, self.parallel.to_host(weights))
+                    values = self._evaluate(step, state)
                     stop = values is None
                     better = self._better(step, values, best)
                     if (stop or better) and not saves:
-                        self._save(step, state, weights, record)
+                        self._save(step, state, record)
                     if not stop:
                         best = self._record_evaluation(step, values, better) or best
                 if stop:
@@ -244,13 +243,25 @@ class Trainer:
         return self.optim.build(self.train.steps, self.train.batch_size, self.stage.unchanged)
 
     @functools.cached_property
+    def _store(self) -> StateStore:
+        return StateStore(
+            name=self.name,
+            stage=self.stage,
+            optimizer=self._optimizer,
+            checkpoints=self.checkpoints,
+            parallel=self.parallel,
+            ema=self.train.ema > 0,
+            init_from=self.init_from,
+        )
+
+    @functools.cached_property
     def _step(self) -> Callable[..., tuple[Any, dict[str, Any]]]:
         return self.parallel.compile(
             make_step(self.stage, self._optimizer, self.train.ema, self.micro_batches)
         )
 
     @functools.cached_property
-    def _placed_frozen(self) -> Params:
+    def _frozen(self) -> Params:
         return self.parallel.device_put(self.frozen)
 
     @property
@@ -264,18 +275,6 @@ class Trainer:
         return init_key, step_key
 
     # Start and restart.
-
-    def _restore_or_init(self) -> State:
-        return restore_or_init(
-            self.name,
-            self.stage,
-            self._optimizer,
-            self.checkpoints,
-            self._keys[0],
-            self.loader.global_batch(0),
-            ema=self.train.ema > 0,
-            init_from=self.init_from,
-        )
 
     def _restore_record(self, rollbacks: list[Rollback]) -> TrainingRecord:
         record = TrainingRecord()
@@ -294,8 +293,9 @@ class Trainer:
             return None  # a later one is damaged, and training is going to make it again
         return best
 
-    def _announce(self, state: State) -> None:
-        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    def _announce(self) -> None:
+        shapes = jax.eval_shape(self.stage.init, self._keys[0], self.loader.global_batch(0))[0]
+        overview = parameter_overview.get_parameter_overview(shapes, include_stats=False)
         print(overview, flush=True)
         print(f"{self.name}: {self.cost.text}", flush=True)
         facts = {"devices": self.cost.devices, "flops_per_step": self.cost.flops}
@@ -376,23 +376,16 @@ class Trainer:
         record.add(values, watched)
         return stopping > 0
 
-    def _weights(self, state: State) -> Params:
-        return self.stage.weights_of(state.params if state.ema is None else state.ema, state.extra)
-
-    def _finite_weights(self, step: int, state: Any) -> Params:
-        """The weights, where they are. Fault if they are not finite."""
-        weights = self._weights(self.parallel.unreplicate(state))
-        if not _all_finite(weights):
+    def _check_weights(self, step: int, state: State) -> None:
+        """Fault if the weights are not finite."""
+        if not _all_finite(self.parallel.local(self._store.weights(state))):
             raise Fault(step, "weights that are not finite")
-        return weights
 
-    def _save(self, step: int, state: Any, weights: Params, record: TrainingRecord) -> None:
-        state = self.parallel.unreplicate(state)
-        stored = {name: getattr(state, name) for name in ("step", "params", "opt_state", "extra")}
-        own = {"state": stored, "weights": weights, "record": record.to_json()}
+    def _save(self, step: int, state: State, record: TrainingRecord) -> None:
+        own = self._store.items(state) | {"record": record.to_json()}
         self.checkpoints.save(step, own | self.items)
 
-    def _evaluate(self, step: int, weights: Params) -> Mapping[str, SupportsFloat] | None:
+    def _evaluate(self, step: int, state: State) -> Mapping[str, SupportsFloat] | None:
         """The measures; None if a signal came meanwhile. With several processes it is only noted,
         as they have to agree upon it first.
         """
@@ -401,7 +394,7 @@ class Trainer:
             interruptible = signals.interruptible()
         try:
             with interruptible:
-                return self.evaluate(step, weights)
+                return self.evaluate(step, self.parallel.to_host(self._store.weights(state)))
         except signals.INTERRUPTS:
             return None
 
