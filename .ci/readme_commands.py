@@ -210,6 +210,7 @@ def assigned(assignments: list[str]) -> list[str]:
 
 def small(arguments: list[str], cache: Path, pictures: Path) -> list[str]:
     folder = "--config.folder.path="
+    arguments = ["--chip=cpu:8" if a.startswith("--chip=") else a for a in arguments]  # always there
     return [
         *(folder + str(pictures) if a.startswith(folder) else a for a in arguments),
         *SMALL,

@@ -14,7 +14,7 @@ COMMANDS = {
     "explain": "show in one figure how an image was generated, step by step",
     "evaluate": "measure a model or a folder of images by a named protocol",
     "plan": "measure how many tokens to sample in each network call",
-    "plan_memory": "estimate memory and step time on hardware you don't have",
+    "plan_memory": "plan memory and speed on chips you don't have",
     "report": "write one HTML page about a run",
     "export": "write a trained model as one file, for diffusers, or small",
     "convert": "make a workdir of released PyTorch weights or an exported file",

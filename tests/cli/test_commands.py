@@ -290,6 +290,7 @@ def test_sampling_is_repeatable_and_writes_nothing_to_the_workdir(trained, tmp_p
     assert contents(workdir) == before
 
 
+@pytest.mark.slow  # 15 s
 def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
     workdir = tmp_path / "emoji"
     shutil.copytree(trained[0], workdir)
@@ -349,6 +350,7 @@ def test_samplers_edits_and_plans_on_the_command_line(trained, cache, tmp_path):
     assert orange.sum() >= 40 * 32 - 16 * 12 and contents(workdir) == before
 
 
+@pytest.mark.slow  # 45 s
 def test_evaluation_writes_one_json(trained, cache, tmp_path):
     workdir, _ = trained
     before = contents(workdir)
@@ -585,7 +587,7 @@ BAD = [
             "--config.denoiser.attention=some",
             "--config.data.cache={cache}",
         ],
-        "denoiser.attention must be full or chunked, got 'some'",
+        "denoiser.attention must be full, chunked, cudnn or splash, got 'some'",
     ),  # before the codec is trained
     (
         ["train", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"],

@@ -47,7 +47,10 @@ def vocabulary(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    ["text", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "text")],  # 5 s each
+)
 def test_there_and_back_everything_is_the_same(name, vocabulary, tmp_path):
     workdir = make_workdir(
         tmp_path / "run",
@@ -106,6 +109,7 @@ def test_half_precision_stays_and_a_small_workdir_keeps_what_is_there(tmp_path):
     same_workdirs(small, tmp_path / "again")
 
 
+@pytest.mark.slow  # 8 s
 def test_a_codec_alone(tmp_path):
     workdir = make_workdir(tmp_path / "run", {}, stages=())
     assert "a codec alone" in made("export", f"--workdir={workdir}")
@@ -120,6 +124,7 @@ def test_a_codec_alone(tmp_path):
 
 
 @pytest.mark.parametrize("stages", [("autoregressive",), ("diffusion", "autoregressive")], ids=str)
+@pytest.mark.slow  # 22 s
 def test_the_autoregressive_baseline_travels_too(stages, tmp_path):
     workdir = make_workdir(
         tmp_path / "run", {"learned_text.width": 12, "learned_text.heads": 3}, stages=stages

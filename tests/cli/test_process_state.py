@@ -79,3 +79,20 @@ def test_a_command_sets_what_it_needs():
     assert any("PIL" in text for text in changed["filters"][1])
     assert changed["unraisablehook"] == [True, False]
     assert changed["log_filters"][1]["absl"] == changed["log_filters"][0]["absl"] + 1
+
+
+def test_deterministic_reaches_the_compiler():
+    """XLA ends the process for flags that it does not know."""
+    code = """
+from vqd_jax.cli import runner
+import os, jax
+runner.make_gpus_deterministic()
+print(jax.numpy.ones(3).sum(), os.environ["XLA_FLAGS"])
+"""
+    env = os.environ | {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [
+        "3.0",
+        "--xla_cpu_enable_fast_math=false",
+        "--xla_gpu_deterministic_ops=true",
+    ], done.stderr

@@ -74,6 +74,7 @@ def test_it_begins_where_the_process_is(sampler):
         assert abs(first - left * np.cos(np.pi / 8)) <= 0.5
 
 
+@pytest.mark.slow  # 7 s
 def test_all_else_works_with_it(sampler, model):
     """The public interface takes it where a name may stand: it is drawn, watched, repainted and
     varied with.

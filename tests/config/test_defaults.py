@@ -92,7 +92,7 @@ CONSUMERS = {
     "evaluation": (protocols.with_overrides, set(), set()),
     "guard": (Guard, set(), set()),
     "profile": (Profile, set(), set()),
-    "parallel": (parallelism, set(), set()),
+    "parallel": (parallelism, {"on"}, set()),
 }
 SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")
 READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
@@ -119,7 +119,12 @@ def configs():
 def test_every_section_is_known_here():
     sections = {name for name, value in defaults().items() if isinstance(value, ConfigDict)}
     assert sections == CONSUMERS.keys() | READ
-    assert {name for name in defaults()} - sections == {"seed", "stages", "init_from"}
+    assert {name for name in defaults()} - sections == {
+        "seed",
+        "deterministic",
+        "stages",
+        "init_from",
+    }
 
 
 @pytest.mark.parametrize("section", CONSUMERS)
@@ -142,7 +147,7 @@ def test_what_is_read_key_by_key_is_all_read():
         if not any(re.search(rf"\b{section}\.{key}\b", text) for text in SOURCES.values())
     ]
     assert not unread
-    for key in ("seed", "stages", "init_from"):
+    for key in ("seed", "deterministic", "stages", "init_from"):
         assert any(re.search(rf"config\.{key}\b", text) for text in SOURCES.values())
 
 
@@ -195,7 +200,7 @@ def test_a_key_has_one_default(section):
 
 OLD = {  # as an early version stored it: keys are missing, removed, or have values with other names
     "seed": 3,
-    "denoiser": {"layers": 5, "attention": "parts"},
+    "denoiser": {"layers": 5, "attention": "parts", "remat": True},
     "diffusion_loss": {"auxiliary": 0.25, "antithetic": False, "continuous": False},
     "evaluation": {"name": "cells", "images": 7},
 }
@@ -206,6 +211,7 @@ def test_a_config_of_an_earlier_version_is_read():
     config = complete(OLD)
     assert before == OLD and config.seed == 3 and set(config) == set(defaults())
     assert (config.denoiser.layers, config.denoiser.attention) == (5, "chunked")
+    assert config.denoiser.remat == "full"
     assert config.denoiser.width == defaults().denoiser.width
     assert config.diffusion_loss.auxiliary == 0.25 and "continuous" not in config.diffusion_loss
     assert protocols.with_overrides(**config.evaluation).name == "emoji"

@@ -36,7 +36,7 @@ def mean_class(c):
     "change,null,parameters",
     [
         (text(paper.small), 77 * 512, 35_936_647),
-        (text(paper.base), 77 * 512, 388_780_871),
+        pytest.param(text(paper.base), 77 * 512, 388_780_871, marks=pytest.mark.slow),  # 8 s
         pytest.param(ithq, 77 * 512, 1_359_274_624, marks=pytest.mark.slow),  # 12 s
         (paper.imagenet, 0, 518_037_966),
         (mean_class, 0, 518_025_678),

@@ -77,7 +77,10 @@ def test_a_rate_that_is_too_large_would_change_them(chain):
     )
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name",
+    ["paper", *(pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULES if n != "paper")],
+)
 def test_a_million_draws_have_the_dense_posterior(name):
     """The compiled step that users run, in float32, against `MaskAndReplace.reverse`."""
     T, k, n = 20, 11, 250_000
@@ -110,6 +113,7 @@ def test_a_million_draws_have_the_dense_posterior(name):
             )
 
 
+@pytest.mark.slow  # 5 s
 def test_the_statistic_can_fail():
     process, n = schedules.paper(20, 11), 250_000
     logits, z = jnp.zeros((1, n, 11)), jnp.zeros((1, n), int)

@@ -27,7 +27,11 @@ PROMPT = "a google style emoji of a red apple"
             {"sampler": "counts", "calls": 3, "order": "confidence"},
             marks=pytest.mark.slow,
         ),
-        ("a crab AND a dog :0.5", {"calls": 2, "negative_prompt": "a tree"}),
+        pytest.param(  # 12 s
+            "a crab AND a dog :0.5",
+            {"calls": 2, "negative_prompt": "a tree"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             PROMPT, {"sampler": "remask", "calls": 3, "guidance": 1.0}, marks=pytest.mark.slow
         ),
@@ -130,6 +134,7 @@ def test_an_autoregressive_model_is_not_explained(tmp_path):
         explain.explain(model, "apples")
 
 
+@pytest.mark.slow  # 6 s
 def test_the_command_on_the_shipped_model(tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out.png"

@@ -99,6 +99,7 @@ def test_what_is_watched_of_a_change_is_what_comes_out(model, name, strength):
     assert all((s[known.mask] == image[known.mask]).all() for s in seen)
 
 
+@pytest.mark.slow  # 10 s
 def test_a_blend_has_weights(model):
     assert split_prompt("a cat AND a dog :0.5") == [("a cat", 1.0), ("a dog", 0.5)]
     assert split_prompt("a SANDcastle: 3 towers") == [("a SANDcastle: 3 towers", 1.0)]
@@ -112,6 +113,7 @@ def test_a_blend_has_weights(model):
         model.tokens([f"{both} AND {apple} :-2"])
 
 
+@pytest.mark.slow  # 7 s
 def test_a_negative_prompt_leads_away(model):
     prompt = ["a google style emoji of a dog"] * 4
     plain = model.tokens(prompt, calls=6, guidance=3.0)

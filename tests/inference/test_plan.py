@@ -71,6 +71,7 @@ def test_what_is_measured_is_what_is_not_known(model, monkeypatch):
     )
 
 
+@pytest.mark.slow  # 5 s
 def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
     workdir = tmp_path / "emoji"
     shutil.copytree(SHIPPED, workdir)

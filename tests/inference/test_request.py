@@ -62,8 +62,7 @@ def requests(model):
     "name",
     [
         "plain",
-        "varied",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("option", "masked", "wider")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("varied", "option", "masked", "wider")),
     ],
 )
 def test_a_file_makes_its_picture_again(model, weights, requests, name, tmp_path):

@@ -110,6 +110,7 @@ def test_create_reuses_and_replaces(cloud, state, kind, verbs, said):
         sentence(done, 1, said)
 
 
+@pytest.mark.slow  # 2 s
 def test_a_zone_without_capacity_is_asked_again_with_growing_pauses(cloud):
     cloud.failing(["tpu-vm create", 2, CAPACITY])
     cloud.tpu("create", ok=True)
@@ -444,6 +445,7 @@ def test_a_preempted_vm_is_made_again_and_training_resumes_from_the_bucket(cloud
 
 
 @two
+@pytest.mark.slow  # 4 s
 def test_training_that_got_sigterm_is_started_again(cloud):
     """As when a machine shuts down: training saved and ended with status 143, which is not done."""
     cloud.env["BEHAVE"] = (
@@ -467,6 +469,7 @@ def test_a_follower_says_that_training_got_sigterm(cloud):
     sentence(cloud.tpu("logs"), 1, "training on worker 0 of vqd-jax got SIGTERM, as when")
 
 
+@pytest.mark.slow  # 2 s
 def test_a_preempted_vm_without_a_bucket_is_not_made_again(cloud):
     cloud.env["BEHAVE"] = GATE
     cloud.failing(["tpu_worker.sh state", 1, "the connection was closed", "PREEMPTED\tv5litepod-8"])
@@ -474,6 +477,7 @@ def test_a_preempted_vm_without_a_bucket_is_not_made_again(cloud):
     assert cloud.verbs().count("create") == 1
 
 
+@pytest.mark.slow  # 5 s
 def test_a_lost_connection_is_tried_again_and_is_not_the_end_of_training(cloud):
     cloud.env["BEHAVE"] = "sleep 1; echo trained"
     cloud.failing(["tpu_worker.sh state", 4, "the connection was closed"])
@@ -486,6 +490,7 @@ def test_a_lost_connection_is_tried_again_and_is_not_the_end_of_training(cloud):
     )
 
 
+@pytest.mark.slow  # 7 s
 def test_run_follows_what_trains_already_and_never_deletes_it_unasked(cloud):
     cloud.pushed()
     cloud.env["BEHAVE"] = GATE

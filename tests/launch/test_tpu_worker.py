@@ -91,6 +91,7 @@ def test_an_upload_that_is_cut_leaves_the_earlier_checkpoint_and_no_new_sums(clo
     }
 
 
+@pytest.mark.slow  # 3 s
 def test_what_the_bucket_has_is_fetched_if_it_is_further(cloud):
     checkpoint(stored(cloud), 3)
     executable(stored(cloud) / "vqvae" / "metrics.jsonl", "of three")
@@ -99,6 +100,7 @@ def test_what_the_bucket_has_is_fetched_if_it_is_further(cloud):
     assert contents(local(cloud)) == contents(stored(cloud)) and not local(cloud, 1).exists()
 
 
+@pytest.mark.slow  # 3 s
 def test_a_folder_that_is_further_is_not_overwritten(cloud):
     checkpoint(stored(cloud), 3)
     executable(stored(cloud) / "vqvae" / "metrics.jsonl", "of three")

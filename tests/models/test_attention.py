@@ -96,7 +96,13 @@ def test_values_and_gradients_of_what_cudnn_gets(keys, masked, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "n,d,kernel", [(256, 128, True), (128, 64, True), (256, 64, False), (100, 128, False)]
+    "n,d,kernel",
+    [
+        pytest.param(256, 128, True, marks=pytest.mark.slow),
+        (128, 64, True),
+        (256, 64, False),
+        (100, 128, False),
+    ],
 )
 def test_values_and_gradients_of_the_attention_of_tpus(n, d, kernel, monkeypatch):
     """The Splash kernel runs in Pallas's interpreter, for gradients only, and where it takes the

@@ -94,6 +94,7 @@ def test_moving_averages_are_those_of_each_group_on_its_own_residuals():
         np.testing.assert_allclose(codes.vectors, e.reshape(-1, Z), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # 2 s
 def test_a_dead_code_of_a_group_restarts_at_a_residual_of_that_group():
     """The second code of the second group is far from everything and counts as dead."""
     codes = tables()

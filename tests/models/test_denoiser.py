@@ -271,11 +271,12 @@ def test_bad_fields_are_one_sentence(wrong, sentence):
     [
         (
             "fc",
-            [
-                {"remat": "full", "attention": "chunked"},
-                {"remat": "products", "scan": True},
-                {"scan": True},
-            ],
+            [{"remat": "products", "scan": True, "attention": "chunked"}],
+        ),
+        pytest.param(
+            "fc",
+            [{"remat": "full", "attention": "chunked"}, {"scan": True}],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "conv",
@@ -318,6 +319,7 @@ def test_scan_has_one_program_for_all_layers_and_remat_keeps_less():
     assert products["plain"] < products["products"] < products["full"]
 
 
+@pytest.mark.slow  # 2 s
 def test_dropout_is_drawn_anew_in_every_layer_and_call_of_a_scan():
     model = Denoiser(**FIELDS, dropout=0.5, scan=True)
     params = random_params(model)

@@ -43,6 +43,7 @@ def picture(name: str) -> np.ndarray:
     return np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1
 
 
+@pytest.mark.slow  # 8 s
 def test_names_what_emoji_show():
     images = jnp.asarray(np.stack([picture(name) for name in PICTURED]))
     features, logits = jax.jit(EfficientNetLite0().apply)(

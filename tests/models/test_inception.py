@@ -107,7 +107,7 @@ def test_shapes_and_number_of_parameters_are_the_published_ones(shapes, state):
     assert trained == 27_161_264 - AUXILIARY + 8 * 2049  # torchvision's count; 8 classes more
 
 
-@pytest.mark.parametrize("name", ["Mixed_7b", "Mixed_7c"])
+@pytest.mark.parametrize("name", ["Mixed_7b", pytest.param("Mixed_7c", marks=pytest.mark.slow)])
 def test_a_block_equals_its_definition(name):
     """In float64, with convolutions as shifted products; the pool is a mean without the padding, and
     a maximum in the last block.
@@ -147,6 +147,7 @@ def test_a_block_equals_its_definition(name):
     np.testing.assert_allclose(got[0], want, atol=1e-5)
 
 
+@pytest.mark.slow  # 7 s
 def test_a_missing_file_a_missing_key_and_another_network_are_named(state, tmp_path):
     with pytest.raises(
         UserError,
@@ -181,6 +182,7 @@ def test_a_missing_file_a_missing_key_and_another_network_are_named(state, tmp_p
             load_inception(path)
 
 
+@pytest.mark.slow  # 6 s
 def test_the_file_is_found_in_torchs_cache_and_its_name_has_its_checksum(
     file, monkeypatch, tmp_path
 ):

@@ -110,7 +110,10 @@ def check_sums(exported):
     return codes
 
 
-@pytest.mark.parametrize("name", ["vqvae", "diffusion", "autoregressive"])
+@pytest.mark.parametrize(
+    "name",
+    ["diffusion", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vqvae", "autoregressive"))],
+)
 def test_the_training_step(name, stages):
     c, all_, trees = stages
     params, extra = trees[name]
@@ -153,10 +156,10 @@ PLAIN, ALL = (
 SAMPLERS = [
     pytest.param(Ancestral(calls=7), PLAIN, marks=pytest.mark.slow),
     (Ancestral(calls=7), ALL),
-    (Remask(calls=7), PLAIN),
+    pytest.param(Remask(calls=7), PLAIN, marks=pytest.mark.slow),
     pytest.param(Counts(calls=7, order="halton"), PLAIN, marks=pytest.mark.slow),
-    (Counts(calls=7, order="confidence", polish=2), ALL),
-    (ReleasedFast(calls=7), PLAIN),
+    pytest.param(Counts(calls=7, order="confidence", polish=2), ALL, marks=pytest.mark.slow),
+    pytest.param(ReleasedFast(calls=7), PLAIN, marks=pytest.mark.slow),
     (PriorRule(calls=7), ALL),
 ]
 
@@ -177,6 +180,7 @@ def test_every_sampler(sampler, static_guidance, stages):
 @pytest.mark.parametrize(
     "static_guidance", [pytest.param(PLAIN, marks=pytest.mark.slow), ALL], ids=["plain", "all"]
 )
+@pytest.mark.slow  # 4 s
 def test_the_autoregressive_sampler(static_guidance, stages):
     _, all_, trees = stages
     _, _, text, _ = lowered("autoregressive", stages, AutoregressiveSampler(), static_guidance)

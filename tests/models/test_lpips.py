@@ -170,6 +170,7 @@ def test_orders_distortions_of_an_apple_as_published(params):
     assert 0.02 < blur < 0.15 < vendor < 0.5 < noisy < 1.3 and vendor < pear < noisy
 
 
+@pytest.mark.slow  # 5 s
 def test_gradient_is_finite_and_reaches_the_inputs_only(params):
     x, y = jnp.zeros((1, 16, 16, 3)), batch(emoji("Goog", APPLE))[:, :16, 20:36]
     gradient = jax.jit(jax.grad(lambda p, x: distance(p, x, y).sum(), argnums=(0, 1)))

@@ -82,6 +82,7 @@ def test_nothing_but_padding_is_finite():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow  # 4 s
 def test_bfloat16_is_near_and_its_parameters_are_float32():
     model, params = build(2, jnp.bfloat16)
     made = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(IDS))

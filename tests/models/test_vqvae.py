@@ -188,7 +188,14 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["vqgan", "fold", "no attention"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(LAYOUTS[0], id="vqgan"),
+        pytest.param(LAYOUTS[1], id="fold", marks=pytest.mark.slow),
+        pytest.param(LAYOUTS[2], id="no attention", marks=pytest.mark.slow),
+    ],
+)
 def test_encode_and_decode_are_the_papers_network(layout):
     fields = TINY | layout
     model, side = VQVAE(**fields), 16 if fields["patch_size"] == 2 else 8
@@ -285,6 +292,7 @@ def test_the_f16_vqgan_has_the_parameters_of_the_paper():
     assert count(params) == encoder + decoder + conv(128, 3) + 2 * one(256, 256) == 71_879_555
 
 
+@pytest.mark.slow  # 4 s
 def test_bfloat16_computes_close_to_float32_and_keeps_parameters():
     x, params = images(), None
     outs = []

@@ -22,6 +22,14 @@ BUILT = [
     ("NVIDIA A100-PCIE-40GB", 108 * 2048 * 1.41e9, 5120 * 2.43e9, 16 * PCIE),
     ("NVIDIA A100 80GB PCIe", 108 * 2048 * 1.41e9, 5120 * 3.024e9, 16 * PCIE),
     ("NVIDIA L4", 58 * 1024 * 2.04e9, 192 * 12.5e9, 16 * PCIE),
+    ("NVIDIA B200", 148 * 8192 * 1.856e9, 8192 * 7.8e9, 36 * NVLINK),
+    ("NVIDIA A10G", 80 * 512 * 1.71e9, 384 * 12.5e9, 16 * PCIE),
+    ("NVIDIA L40S", 142 * 1024 * 2.49e9, 384 * 18e9, 16 * PCIE),
+    ("Tesla V100-SXM2-16GB", 80 * 1024 * 1.53e9, 4096 * 1.758e9, 6 * NVLINK),
+    ("Tesla V100-SXM2-32GB", 80 * 1024 * 1.53e9, 4096 * 1.758e9, 6 * NVLINK),
+    ("TPU v2", 2 * 128**2 * 0.7e9, 700e9 * 8 / 2, 4 * 62e9 / 2),  # half a chip each
+    ("TPU v3", 2 * 2 * 128**2 * 0.94e9, 900e9 * 8 / 2, 4 * 82e9 / 2),
+    ("TPU7x", 4614e12 / 4, 4 * 1024 * 7.2e9, 9.6e12 / 8 / 4),  # as announced, in 8 bits
     ("Tesla T4", 40 * 1024 * 1.59e9, 256 * 10e9, 8 * PCIE),
     ("TPU v4", 8 * 2 * 128**2 * 1.05e9, 4096 * 2.4e9, 6 * 50e9),
     ("TPU v5 lite", 4 * 2 * 128**2 * 1.5e9, 2048 * 3.2e9, 4 * 50e9),
@@ -47,6 +55,21 @@ def test_the_figures_are_those_that_the_chip_is_built_for(kind, peak, bandwidth,
     assert not named or found.memory == named[0]
 
 
+def test_clocks_are_the_peak_by_the_matrix_units():
+    """FLOP of a device in a cycle, by the size and number of its matrix units."""
+    units = {
+        "TPU v2": 128**2,
+        "TPU v3": 2 * 128**2,
+        "TPU v4": 8 * 128**2,
+        "TPU v5e": 4 * 128**2,
+        "TPU v5p": 8 * 128**2,
+        "TPU v6e": 4 * 256**2,
+    }
+    for kind, products in units.items():
+        assert chip(kind).peak / chip(kind).clock == pytest.approx(2 * products, rel=0.003)
+    assert {x.name for x in CHIPS.values() if x.clock} == {*units}
+
+
 def test_every_chip_is_checked_above():
     assert {chip(kind) for kind, *_ in BUILT} == {*CHIPS.values()}
 
@@ -59,7 +82,7 @@ def test_both_names_of_a_tpu(one, other):
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "cpu", "TPU v3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090"]
+    "kind", ["", "cpu", "TPU v99", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090"]
 )
 def test_what_is_not_in_the_table_is_unknown(kind):
     assert chip(kind) is None

@@ -174,7 +174,7 @@ with Checkpoints(folder, shared=True) as checkpoints:
 """
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("order", [(0, 1), pytest.param((1, 0), marks=pytest.mark.slow)])
 def test_killed_while_both_are_saving(tmp_path, order):
     both = two(FOREVER, tmp_path)
     try:

@@ -129,7 +129,7 @@ print("state", float(parallel.unreplicate(state)))
 """
 
 
-@pytest.mark.parametrize("devices", [0, 1])
+@pytest.mark.parametrize("devices", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_processes_are_one_batch(devices):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

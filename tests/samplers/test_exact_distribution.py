@@ -173,7 +173,10 @@ def truncated(p, top_p):
     return out
 
 
-@pytest.mark.parametrize("rule,weight,top_p", [(1, 0.0, 1.0), (2, 0.0, 0.86), (2, 1.5, 0.86)])
+@pytest.mark.parametrize(
+    "rule,weight,top_p",
+    [(1, 0.0, 1.0), (2, 0.0, 0.86), pytest.param(2, 1.5, 0.86, marks=pytest.mark.slow)],
+)
 def test_prior_rules_are_the_released_arithmetic(rule, weight, top_p):
     """With truncation at 0.86, as the released models are sampled."""
     p = truncated(FLAT, top_p)

@@ -375,6 +375,7 @@ def test_uniform_codes_of_every_codebook(k):
         assert stats.chi2_contingency(pairs).pvalue > 1e-4
 
 
+@pytest.mark.slow  # 3 s
 def test_a_step_reaches_every_code_of_a_large_codebook():
     """From [MASK] any code, from a code any other one."""
     k, n = 50_000, 8
@@ -450,6 +451,7 @@ class TestReleased:
             times = call_times(ReleasedFast(calls=calls), process, 4)
             assert times[0] == 100 and times[-1] == 1 and (np.diff(times[:-1]) == -stride).all()
 
+    @pytest.mark.slow  # 5 s
     def test_a_quarter_is_still_masked_at_the_last_call_of_stride_4(self):
         process = schedules.released(100, 8)
         denoise = lambda z, t: jnp.zeros((*z.shape, 8))

@@ -255,6 +255,7 @@ def conditions():
     ],
     ids=str,
 )
+@pytest.mark.slow  # 8 s
 def test_sampling_is_a_loop_over_whole_passes(conditions, settings):
     """With the same noise; guidance, ramp and the calls without it by their definitions."""
     stage, guidance_config = make(), GuidanceConfig(**settings)
@@ -293,6 +294,7 @@ def _draw_at(place, keys, predict, z):
     return next_token(keys, predict, (None, z), place)[1][:, place]
 
 
+@pytest.mark.slow  # 7 s
 def test_known_tokens_stay_and_the_trace_and_the_watch_show_every_call(conditions):
     stage = make()
     params, plain_ = random_params(stage), GuidanceConfig()

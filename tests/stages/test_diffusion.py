@@ -223,6 +223,7 @@ def test_the_estimate_of_the_bound_is_unbiased(draws, params, exact):
     np.testing.assert_allclose(got.var(), variance, rtol=0.3)
 
 
+@pytest.mark.slow  # 3 s
 def test_the_estimate_of_a_row_does_not_depend_on_the_others(params):
     run = lambda z, ids: jitted.bound(make(), params, jax.random.key(0), z, ids, 2)
     data, other = batch(5), batch(5, seed=7)
@@ -288,6 +289,7 @@ def test_guidance_of_one_is_no_guidance_and_of_zero_no_caption(sample):
     assert (sample(ids, 3.0, guided=True) != sample(other, 3.0, guided=True)).any()
 
 
+@pytest.mark.slow  # 4 s
 def test_truncation_and_temperature_reach_the_samples(sample):
     ids = batch(64)["text"]
     np.testing.assert_array_equal(sample(ids, top_p=1.0, truncated=True), sample(ids))
@@ -345,6 +347,7 @@ def test_top_k_of_one_is_the_mode(sample):
 # ---- weights
 
 
+@pytest.mark.slow  # 3 s
 def test_initial_parameters_and_weights(params):
     stage = make()
     fresh, history = jax.jit(stage.init)(jax.random.key(0), batch(4))

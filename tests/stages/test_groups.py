@@ -298,6 +298,7 @@ def baseline(request):
     return made, jax.tree.map(lambda x: 0.6 * x, params)  # no image is very unlikely
 
 
+@pytest.mark.slow  # 7 s
 def test_calls_with_a_cache_are_the_whole_pass_and_its_samples(baseline):
     """The probabilities of all 16 images add up to one, and samples have them."""
     stage, params = baseline

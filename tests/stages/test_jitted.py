@@ -119,6 +119,7 @@ def test_four_devices_are_one():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=int(got.dtype == np.uint8))
 
 
+@pytest.mark.slow  # 8 s
 def test_a_deleted_model_is_freed(tmp_path):
     """Its weights leave the device, although it was sampled from, decoded and its digest taken."""
     workdir = make_workdir(tmp_path / "model", MODELS["none"])

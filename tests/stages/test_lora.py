@@ -155,7 +155,7 @@ def test_a_merged_kernel_is_the_base_and_a_scaled_product(alpha, scale):
 
 @pytest.mark.parametrize(
     "kind",
-    ["text", "none", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("clip", "class"))],
+    ["text", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("none", "clip", "class"))],
 )
 def test_a_fresh_adapter_changes_nothing_and_one_with_an_up_does(kind):
     stage = stage_of(kind)
@@ -254,6 +254,7 @@ def test_scan_and_remat_change_no_number_beyond_rounding(options):
         ),
     ],
 )
+@pytest.mark.slow  # 11 s
 def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kind, muon):
     stage = stage_of(kind)
     params = drawn(stage)

@@ -38,6 +38,7 @@ def transformer(**fields):
     return dataclasses.replace(step_stages.DIFFUSION, denoiser=denoiser, conditioner=words)
 
 
+@pytest.mark.slow  # 3 s
 def test_a_transformer_by_hand():
     b, n, m, d, k, layers = 8, 16, 5, 8, 6, 2
     attention = (n * d * 3 * d + n * n * d) + (n * n * d + n * d * d)
@@ -63,6 +64,7 @@ def as_it_runs(stage):
 @pytest.mark.parametrize(
     "head,mlp", [("linear", "fc"), pytest.param("tied", "conv", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow  # 19 s
 def test_layers_computed_again_or_in_one_program_need_the_same(head, mlp, monkeypatch):
     monkeypatch.setattr(attention, "CHUNK_ABOVE", 0)
     how = [

@@ -1,18 +1,12 @@
-"""Estimate memory and step time on hardware you don't have.
+"""Plan memory and speed on hardware you don't have, with its own compiler.
 
-  vqd plan_memory --config=configs/X.py --devices=N [--config.SECTION.KEY=VALUE ...]
+  vqd plan_memory --config=configs/X.py --chip=v5e:2x2 [--sample] [--config.SECTION.KEY=VALUE ...]
 
-Compiles the training step of every stage for N devices, which the processors of this machine stand
-in for, from shapes alone: no data and no weights are needed. Prints parameters, operations, memory
-per device, communication between devices, and for each chip the time of a step and whether the
-memory suffices:
-
-  time          = max(compute, memory) + communication
-  compute       = operations per device / peak
-  memory        = (arguments + outputs + 2 x temporaries x micro-batches) / bandwidth
-  communication = sum of (bytes that a device sends around the ring of its group / link speed)
-
-This is an upper bound from data sheets; real programs reach about half of it (docs/scaling.md).
+Compiles the training step of every stage, or with --sample the sampler and the decoder, for the
+chips that --chip names: TPU slices (v4:2x2x1, v5e:2x4, v5p:2x2x1, v6e:2x2, ...), NVIDIA GPUs by
+hosts and GPUs (h100:1x1x8, h200:1x1x1, a100:1x1x8), or CPU devices (cpu:8). No chip, data or
+weights are needed, only the compiler: pip install "jax[tpu]" or "jax[cuda12]". Prints bytes on each
+device, collectives, kernels of libraries, and on TPUs the cycles that the compiler expects.
 """
 
 import json
@@ -27,33 +21,36 @@ from vqd_jax.cli.flags import define_config_flag
 
 def define_flags(options: flags.FlagValues) -> None:
     define_config_flag(options)
-    flags.DEFINE_integer("devices", 8, "number of devices", lower_bound=1, flag_values=options)
-    flags.DEFINE_string(
-        "chip", "", "kind of device; H100, TPU v5e, v5p and v6e by default", flag_values=options
+    flags.DEFINE_string("chip", "v5e:2x2", "kind and topology of the devices", flag_values=options)
+    flags.DEFINE_boolean("sample", False, "plan sampling instead of training", flag_values=options)
+    flags.DEFINE_integer(
+        "batch", 16, "images a device samples at a time", lower_bound=1, flag_values=options
     )
-    flags.DEFINE_string(
-        "json",
-        "",
-        "JSON file to write, with every collective operation listed",
-        flag_values=options,
-    )
+    flags.DEFINE_string("json", "", "JSON file to write", flag_values=options)
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     runner.config_file(options)
 
-    import jax
+    from vqd_jax.train.cost.targets import prepare_environment, target
 
-    from vqd_jax.train.cost.plan import chips, plan, table
+    prepare_environment(options.chip)
+
+    from vqd_jax.train.cost.plan import plan_sampling, plan_training, table
     from vqd_jax.train.resume import with_model_of
 
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    config, on = options.config, chips(options.chip)
+    on, config = target(options.chip), options.config
     config = with_model_of(config.init_from, config) if config.init_from else config
     plans = []
     for name in config.stages:
-        plans.append(plan(config, name, on))
-        print(table(plans[-1]), flush=True)
+        if not options.sample:
+            found = [plan_training(config, name, on)]
+        elif name == "vqvae":
+            continue  # decoding is planned with the stage that samples
+        else:
+            found = plan_sampling(config, name, on, options.batch)
+        for plan in found:
+            print(table(plan), flush=True)
+        plans += found
     if options.json:
         Path(options.json).write_text(json.dumps(plans, indent=1) + "\n")

@@ -38,6 +38,8 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     workdir = runner.training_workdir(options)
+    if options.config.deterministic:
+        runner.make_gpus_deterministic()
 
     from vqd_jax.runtime import signals
 

@@ -13,9 +13,11 @@ from vqd_jax.config import build
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
+from vqd_jax.core.shapes import Params
 from vqd_jax.runtime.checkpoint import Best, Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages.lora import Adapter
+from vqd_jax.stages.token_stage import TokenStage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,21 @@ class StageCheckpoint:
     def __str__(self) -> str:
         last = ", the last" if self.kind == "last" else ""
         return f"{self.stage} {self.best or f'step {self.step}{last}'}"
+
+
+def in_compute_dtype(stage: TokenStage, weights: Params) -> Params:
+    """The weights with the network's kernels in the dtype of its products, to which every call
+    would otherwise convert them.
+    """
+    networks = {"denoiser": "denoiser", "autoregressive": "network"}
+
+    def convert(path: jax.tree_util.KeyPath, x: Any) -> Any:
+        names = [getattr(entry, "key", None) for entry in path]
+        if names[0] not in networks or names[-1] != "kernel":
+            return x
+        return x.astype(getattr(stage, networks[names[0]]).dtype)
+
+    return jax.tree_util.tree_map_with_path(convert, weights)
 
 
 def chosen_checkpoint(

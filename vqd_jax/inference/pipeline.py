@@ -122,7 +122,7 @@ class TextToImage:
     ) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
         """(tokens, images) after each network call, as they are computed; [MASK] is grey.
 
-        The last ones are those of `tokens`, bit for bit.
+        The last ones are those of `tokens`, on a CPU bit for bit.
         """
         arguments = self._arguments(prompts, negative_prompt, image, strength, settings)
         for tokens in sampling.watch(

@@ -41,12 +41,13 @@ RULES = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sharded:
     """A step on a mesh of `devices` devices of every process. `fsdp` and `tensor` are the sizes of
-    those axes; `data` has the rest.
+    those axes; `data` has the rest. With `on` it is compiled for these devices.
     """
 
     devices: int
     fsdp: int = 1
     tensor: int = 1
+    on: tuple[jax.Device, ...] = ()
     replicas = 1  # of the step: one program computes the whole batch
 
     def __post_init__(self):
@@ -59,7 +60,7 @@ class Sharded:
     @property
     def device_count(self) -> int:
         """Devices of all processes."""
-        return self.devices * jax.process_count()
+        return len(self.on) or self.devices * jax.process_count()
 
     @property
     def description(self) -> str:
@@ -69,7 +70,7 @@ class Sharded:
     @functools.cached_property
     def mesh(self) -> Mesh:
         shape = self.device_count // (self.fsdp * self.tensor), self.fsdp, self.tensor
-        devices = np.array(devices_of_each_process(self.devices))
+        devices = np.array(self.on or devices_of_each_process(self.devices))
         return Mesh(devices.reshape(shape), ("data", "fsdp", "tensor"))
 
     @property

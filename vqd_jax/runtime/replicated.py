@@ -17,14 +17,17 @@ from vqd_jax.runtime.rows import AXIS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pmap:
-    """A step on `devices` devices of every process, each with a replica of the state."""
+    """A step on `devices` devices of every process, each with a replica of the state. With `on` it
+    is compiled for these devices.
+    """
 
     devices: int
+    on: tuple[jax.Device, ...] = ()
 
     @property
     def device_count(self) -> int:
         """Devices of all processes."""
-        return self.devices * jax.process_count()
+        return len(self.on) or self.devices * jax.process_count()
 
     @property
     def replicas(self) -> int:
@@ -43,7 +46,7 @@ class Pmap:
     @functools.cached_property
     def _sharding(self) -> NamedSharding:
         """One row on each local device."""
-        devices = np.array(jax.local_devices()[: self.devices])
+        devices = np.array(self.on or jax.local_devices()[: self.devices])
         return NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec(AXIS))
 
     def check_batch(self, size: int, micro_batches: int = 1) -> None:
@@ -56,7 +59,7 @@ class Pmap:
         return jax.pmap(
             functools.partial(step, axis=AXIS),
             axis_name=AXIS,
-            devices=devices_of_each_process(self.devices),
+            devices=self.on or devices_of_each_process(self.devices),
             in_axes=(0, 0, 0, None),
             donate_argnums=0,
         )

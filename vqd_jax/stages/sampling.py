@@ -17,7 +17,7 @@ from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import DenoiseFn, Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.models.denoiser import Denoiser
-from vqd_jax.runtime.devices import Devices, local_devices, map_rows
+from vqd_jax.runtime.devices import Devices, local_devices, map_rows, platform
 from vqd_jax.samplers.base import Constraint, Sampler, call_times, sample_loop
 from vqd_jax.samplers.guidance import GuidanceConfig, StaticGuidance
 from vqd_jax.stages import autoregressive
@@ -54,8 +54,9 @@ def sample(
     """
     static_guidance, dynamic = guidance_arguments(guidance_config, scales)
     keys = image_keys(seed, first, scales.shape[1])
-    # the program of `watch`, except for a trace, which has no window
-    if window is None and stage.windowed and not trace:
+    # On a CPU it is the program of `watch`, except for a trace, which has no window; elsewhere a
+    # loop whose number of calls is not compiled in would wait for the host at every call.
+    if window is None and stage.windowed and not trace and platform() == "cpu":
         window = ALL_CALLS
     out = _sample(
         stage,
@@ -89,8 +90,8 @@ def watch(
     constraint: Constraint | None = None,
     t_start: int | None = None,
 ) -> Iterator[Int[np.ndarray, "b n"]]:
-    """The states of `sample` after each call, as they are computed; the last one equals the result
-    of `sample` bit for bit.
+    """The states of `sample` after each call, as they are computed. On a CPU the last one equals
+    the result of `sample` bit for bit; elsewhere these are two programs, which may round otherwise.
     """
     static_guidance, dynamic = guidance_arguments(guidance_config, scales)
     keys = image_keys(seed, first, scales.shape[1])
@@ -149,6 +150,26 @@ def guidance_arguments(
         "temperature": float(guidance_config.temperature),
         "top_p": float(guidance_config.top_p),
     }
+
+
+def lower(
+    stage: TokenStage,
+    weights: Params,
+    keys: Any,  # Any, as these are shapes
+    conditions: Conditioning,
+    scales: Float[np.ndarray, "p b"],
+    *,
+    sampler: AnySampler,
+    guidance_config: GuidanceConfig,
+    devices: Devices,
+) -> jax.stages.Lowered:
+    """The program of `sample`, lowered for arguments of these shapes and `devices` that need not be
+    here.
+    """
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    nothing = (None,) * 4  # image, constraint, window and z
+    arguments = (weights, keys, conditions, dynamic, *nothing)
+    return _sample.lower(stage, sampler, static_guidance, None, False, devices, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import DTypeLike, Int
 from ml_collections import ConfigDict
 
@@ -15,12 +16,10 @@ from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.models.lpips import LPIPS
-from vqd_jax.runtime.parallel import Parallelism, bytes_per_device
+from vqd_jax.runtime.parallel import Parallelism
 from vqd_jax.runtime.replicated import Pmap
 from vqd_jax.stages.vqvae import VQVAEStage
 from vqd_jax.train.cost import flops
-from vqd_jax.train.cost.compiled import Collective, Program
-from vqd_jax.train.cost.roofline import Bytes
 from vqd_jax.train.loop import Train
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.stage import Stage
@@ -47,13 +46,13 @@ class StubTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """A stage, its step (`train.step.make_step`) and the shapes of the step's arguments, with the
-    batch of all devices together.
+    """A stage, its optimizer and the shapes of the arguments of its step (`train.step.make_step`),
+    with the batch of all devices together.
     """
 
     stage: Stage
     train: Train
-    step: Callable[..., Any]
+    optimizer: optax.GradientTransformation
     state: State
     frozen: Params
     batch: dict[str, Any]
@@ -65,7 +64,9 @@ class DryRun:
 
     def lower(self, parallel: Parallelism) -> jax.stages.Lowered:
         """The lowered step for these devices. UserError if they cannot share the batch."""
-        parallel.check_batch(self.train.batch_size, self.train.accumulate)
+        micro_batches = self.train.micro_batches(parallel.device_count, self.stage.tokens)
+        parallel.check_batch(self.train.batch_size, micro_batches)
+        step = make_step(self.stage, self.optimizer, self.train.ema, micro_batches)
         arguments = (
             parallel.device_put_shapes(self.state),
             parallel.device_put_shapes(self.frozen),
@@ -75,57 +76,11 @@ class DryRun:
         if jax.process_count() > 1 and isinstance(parallel, Pmap):  # pmap then needs arrays
             arguments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)
             key = root_key(0)
-        return parallel.compile(self.step).lower(*arguments, key)
-
-    def compile(self, parallel: Parallelism) -> "Compiled":
-        """The compiled step, whose machine code is not optimised: that would take half of the time,
-        and nobody runs it.
-        """
-        program = self.lower(parallel).compile(
-            {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-        )
-        memory, text = program.memory_analysis(), Program.read(program.as_text())
-        size = Bytes(
-            memory.argument_size_in_bytes,
-            memory.output_size_in_bytes,
-            memory.alias_size_in_bytes,
-            memory.temp_size_in_bytes,
-        )
-        state = parallel.device_put_shapes(self.state)
-        trees = {
-            "parameters": state.params,
-            "optimizer": state.opt_state,
-            "average": state.ema,
-            "other state": (state.extra, state.step),
-            "frozen": parallel.device_put_shapes(self.frozen),
-            "batch": parallel.shard_shapes(self.batch),
-        }
-        arguments = {name: bytes_per_device(tree) for name, tree in trees.items()}
-        return Compiled(size, arguments, text.products(), text.collectives(parallel.axes))
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What a compiled step needs on each device.
-
-    Attributes:
-      size: bytes, by the compiler.
-      arguments: bytes of the arguments, by purpose.
-      products: FLOP of the matrix products and convolutions.
-      collectives: all exchanges with other devices.
-    """
-
-    size: Bytes
-    arguments: dict[str, int]
-    products: int
-    collectives: list[Collective]
+        return parallel.compile(step).lower(*arguments, key)
 
 
 def dry_run(config: ConfigDict, name: str) -> DryRun:
-    """The dry run of a stage. Where the config leaves a choice to the machine, the machine has
-    accelerators.
-    """
-    config = _for_accelerators(config)
+    """The dry run of a stage, for the platform of `runtime.devices.platform`."""
     sections = {"vqvae": "vqvae"} | dict.fromkeys(build.TOKEN_STAGES, "diffusion")
     section = build.choose("stages", name, sections)
     train, codec = Train(**config[f"{section}_train"]), build.vqvae_stage(config)
@@ -155,8 +110,7 @@ def dry_run(config: ConfigDict, name: str) -> DryRun:
         extra=extra,
         opt_state=jax.eval_shape(optimizer.init, params),
     )
-    step = make_step(stage, optimizer, train.ema, train.accumulate)
-    return DryRun(stage, train, step, state, frozen, batch)
+    return DryRun(stage, train, optimizer, state, frozen, batch)
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | StubTokenizer:
@@ -180,14 +134,3 @@ def eval_init(init: Callable[..., Any], *arguments: Any) -> Any:
 
 def shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
-
-
-def _for_accelerators(config: ConfigDict) -> ConfigDict:
-    """A copy with the values that "auto" and 0 have on accelerators."""
-    config = config.copy_and_resolve_references()
-    for section in (config.vqvae, config.denoiser):
-        if section.dtype == "auto":
-            section.dtype = "bfloat16"
-    for section in (config.vqvae_train, config.diffusion_train):
-        section.accumulate = section.accumulate or 1
-    return config

@@ -94,7 +94,7 @@ class Experiment:
             self._check_measures(name)
         for name in config.stages:
             train = dry_run(config, name).train
-            self.parallel.check_batch(train.batch_size, train.accumulate)
+            self.parallel.check_batch(train.batch_size, train.accumulate or 1)
         clip = config.condition.kind == "text" and config.text.encoder == "clip"
         if clip and not config.init_from and {*config.stages} & {*build.TOKEN_STAGES}:
             build.tokenizer(config, [])  # from its file

@@ -74,6 +74,10 @@ class Train:
                 "accumulate at least 0"
             )
 
+    def micro_batches(self, devices: int, tokens: int) -> int:
+        """Micro-batches of each of the devices, for examples of so many tokens."""
+        return self.accumulate or default_micro_batches(self.batch_size // devices, tokens)
+
     @property
     def steps(self) -> int:
         return max(self.examples // self.batch_size, 1)
@@ -223,8 +227,7 @@ class Trainer:
 
     @functools.cached_property
     def micro_batches(self) -> int:
-        rows = self.train.batch_size // self.parallel.device_count
-        return self.train.accumulate or default_micro_batches(rows, self.stage.tokens)
+        return self.train.micro_batches(self.parallel.device_count, self.stage.tokens)
 
     @functools.cached_property
     def cost(self) -> Cost:

@@ -54,10 +54,11 @@ def params(seed=0):
             {"width": 512, "heads": 8},
             151_277_313,
         ),
-        (
+        pytest.param(
             {"patch": 14, "width": 1024, "layers": 24, "heads": 16, "embedding": 768},
             {"width": 768, "heads": 12},
             427_616_513,
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -103,6 +104,7 @@ def test_an_image_is_embedded_by_the_definition():
     np.testing.assert_allclose(got[0], want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow  # 4 s
 def test_a_caption_is_its_end_token_whatever_pads_it():
     p, ended = params()["caption"], np.where(np.cumsum(IDS == 22, axis=1) > 0, 22, IDS)
     got, again = (jax.jit(CAPTION.apply)({"params": p}, jnp.asarray(ids)) for ids in (IDS, ended))
@@ -129,6 +131,7 @@ def test_a_folder_gives_its_sizes_and_arrays(folder):
     jax.tree.map(np.testing.assert_array_equal, found, params())
 
 
+@pytest.mark.slow  # 4 s
 def test_extractors_take_pictures_of_any_size_and_ids(folder):
     extract = clip(folder, batch=2)
     pictures = np.random.default_rng(2).integers(0, 256, (3, 24, 30, 3), dtype=np.uint8)

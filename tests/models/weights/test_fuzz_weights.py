@@ -256,6 +256,7 @@ def test_weights_of_another_shape(sizes, source):
                 )
 
 
+@pytest.mark.slow  # 6 s
 def test_values_of_another_kind(models):
     """Well formed settings with one wrong value."""
     place, _ = models

@@ -42,6 +42,14 @@ def vocabulary(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("vocabulary"), VOCABULARY, MERGES)
 
 
+# Commands that take 10 s and more for each model; docs/published.md has another text model.
+ONE = pytest.mark.parametrize(
+    "converted",
+    ["text", *(pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS if n != "text")],
+    indirect=True,
+)
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def converted(request, tmp_path_factory, vocabulary):
     """Converts a checkpoint of each variant: (model, PyTorch network, PyTorch codec, null, folder)."""
@@ -240,6 +248,7 @@ def test_the_schedule_is_the_checkpoints_own(converted):
     )
 
 
+@ONE
 def test_sample_draws_from_it(converted, tmp_path):
     model, *_, folder = converted
     asked = {"text": "--prompt=ab cd", "class": "--label=3", "none": "--seed=1"}[
@@ -264,6 +273,7 @@ def test_sample_draws_from_it(converted, tmp_path):
     assert done.returncode == 0 and (tmp_path / "x.png").stat().st_size > 100, done.stderr
 
 
+@ONE
 def test_training_goes_on_from_it(converted, tmp_path):
     model, *_, folder = converted
     pictures = tmp_path / "pictures"
