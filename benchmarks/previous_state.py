@@ -86,8 +86,12 @@ class PreviousStateDenoiser(Denoiser, kw_only=True):
         logits = super().__call__(*args, **kwargs)
         return logits if self.with_mask else logits[..., : self.codes]
 
-    def logits(self, x: Float[Array, "b n d"], tokens: Any, outputs: int) -> StateLogits:
-        return super().logits(x, tokens, outputs + 1)
+    @property
+    def outputs(self) -> int:
+        return self.codes + 1
+
+    def _without_masks(self, tables: Float[Array, "v d"]) -> Float[Array, "v d"]:
+        return tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

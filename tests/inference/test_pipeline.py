@@ -2,12 +2,18 @@
 watching, bad settings.
 """
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import ROOT
 from vqd_jax.core.errors import UserError
+from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import split_prompt
+from vqd_jax.runtime.devices import building_for
 from vqd_jax.samplers.base import Constraint
 from vqd_jax.stages import sampling
 
@@ -163,3 +169,25 @@ def test_a_negative_prompt_leads_away(model):
 def test_bad_settings_are_one_sentence(model, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         model.tokens(["a dog"], **settings)
+
+
+def test_kernels_are_kept_in_the_compute_dtype_and_the_digest_is_that_of_the_stored_ones(
+    monkeypatch,
+):
+    """As on an accelerator, where the products are bfloat16."""
+    stored = pipeline.load(ROOT / "pretrained" / "emoji")
+    monkeypatch.setattr(pipeline, "platform", lambda: "gpu")
+    with building_for("tpu"):  # whose plain attention runs anywhere
+        model = pipeline.load(ROOT / "pretrained" / "emoji")
+    network = model.weights["denoiser"]
+    assert model.stage.denoiser.dtype == jnp.bfloat16
+    assert (
+        network["block0"]["mlp_in"]["kernel"].dtype == network["head"]["kernel"].dtype == "bfloat16"
+    )
+    others = [network["block0"]["mlp_in"]["bias"], network["tokens"]["embedding"]]
+    assert {x.dtype for x in others} == {jnp.dtype("float32")}
+    assert model.digest == stored.digest
+    # the same tokens as with kernels that every call converts
+    whole = dataclasses.replace(model, weights=stored.weights)
+    asked = dict(prompts=["a google style emoji of a robot"] * 2, calls=4, guidance=2.0)
+    np.testing.assert_array_equal(model.tokens(**asked), whole.tokens(**asked))

@@ -267,6 +267,43 @@ def test_bad_fields_are_one_sentence(wrong, sentence):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        pytest.param(dict(scan=True), marks=pytest.mark.slow),
+        pytest.param(dict(time="sinusoidal"), marks=pytest.mark.slow),
+        pytest.param(dict(condition="class", classes=5), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_what_is_prepared_once_and_shared_by_prompts_changes_nothing(options):
+    """Two prompts for each image, as in guidance, against the images given twice."""
+    model = Denoiser(**FIELDS, **options)
+    z, t, text, mask = inputs()
+    prompts, masks = jnp.stack([text, text[::-1]], 1), jnp.stack([mask, mask[::-1]], 1)
+    if model.condition == "class":
+        text, prompts = jnp.arange(3), jnp.array([[0, 3], [1, 4], [2, 0]])
+    flat = lambda x: x.reshape(6, *x.shape[2:])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), z, t, text, mask)["params"]
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.4 * rng.normal(size=s.shape), jnp.float32), shapes
+    )
+
+    @jax.jit
+    def both(params):
+        rows = flat(prompts), flat(masks)
+        prepared = model.prepare(params, rows[0])
+        want = model.apply({"params": params}, z.repeat(2, 0), t.repeat(2), *rows)
+        return want, model.apply({"params": params}, z, t, *rows, prepared=prepared, prompts=2)
+
+    want, got = both(params)
+    assert got.shape == (6, 6, 7)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert np.abs(want[0] - want[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
     "mlp,variants",
     [
         (

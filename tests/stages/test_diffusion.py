@@ -335,7 +335,7 @@ def test_an_interval_skips_the_passes_outside_of_it(sample, params):
         .compile()
         .cost_analysis()["flops"]
     )
-    assert cost(guidance_below=0.0) < 0.6 * cost()
+    assert cost(guidance_below=0.0) < 0.7 * cost()  # the two share the first self-attention
 
 
 @pytest.mark.slow  # samplers/test_guidance.py tests the filter

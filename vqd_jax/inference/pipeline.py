@@ -24,13 +24,14 @@ from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.inference.loading import (
     StageCheckpoint,
     chosen_checkpoint,
+    in_compute_dtype,
     read_plan,
     stored_items,
     stored_model,
     token_stage,
 )
 from vqd_jax.inference.prompts import conditioning, requested_prompts
-from vqd_jax.runtime.devices import local_devices
+from vqd_jax.runtime.devices import local_devices, platform
 from vqd_jax.samplers.base import Constraint, Sampler
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted, sampling
@@ -52,6 +53,7 @@ class TextToImage:
       tokenizer: prompts to text ids.
       entropy: what `vqd plan` measured for each order, for planned counts.
       checkpoints: from which the stages were loaded.
+      stored_digest: `digest`, where kernels are not kept in the dtype in which they are stored.
     """
 
     config: ConfigDict
@@ -62,6 +64,7 @@ class TextToImage:
     tokenizer: Tokenizer | None
     entropy: dict[str, np.ndarray]
     checkpoints: tuple[StageCheckpoint, ...] = ()
+    stored_digest: str = ""
 
     def __call__(
         self, prompts: Sequence[str], *, seed: int = 0, negative_prompt: str = "", **settings: Any
@@ -171,12 +174,8 @@ class TextToImage:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of all weights."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path((self.weights, self.codec_weights)):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()
+        """The SHA-256 of all weights, as they are stored."""
+        return self.stored_digest or _digest(self.weights, self.codec_weights)
 
     @property
     def fixed_sampling(self) -> dict[str, Any]:
@@ -322,6 +321,10 @@ def load(
                 f"an adapter changes a denoiser, and what is loaded from {workdir} has none"
             )
         weights["denoiser"] = apply_file(adapter, weights["denoiser"], scale=adapter_scale)
+    stored_digest = ""
+    if model is not None and platform() != "cpu":
+        stored_digest = _digest(weights, codec_weights)
+        weights = in_compute_dtype(model, weights)
     return TextToImage(
         config=config,
         codec=build.vqvae_stage(config),
@@ -331,7 +334,16 @@ def load(
         tokenizer=tokenizer,
         entropy=read_plan(workdir, plan),
         checkpoints=tuple(used),
+        stored_digest=stored_digest,
     )
+
+
+def _digest(weights: Params | None, codec_weights: Params) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path((weights, codec_weights)):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _to_device(tree: Any) -> Any:

@@ -234,12 +234,18 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], text: Float[Array, "b m e"], text_mask: Bool[Array, "b m"]
+        self,
+        x: Float[Array, "b n d"],
+        text: Float[Array, "b m e"],
+        text_mask: Bool[Array, "b m"],
+        kv: Float[Array, "b m _"] | None = None,
     ) -> Float[Array, "b n d"]:
+        """`kv`, if it is there, has the keys and values of the text."""
         dense = lambda features, name: Linear(
             features, dtype=self.dtype, name=name, kernel_init=nn.initializers.normal(self.init_std)
         )
-        k, v = jnp.split(dense(2 * self.width, "kv")(text), 2, axis=-1)
+        kv = dense(2 * self.width, "kv")(text) if kv is None else kv
+        k, v = jnp.split(kv, 2, axis=-1)
         q = dense(self.width, "q")(x)
         mask = text_mask[:, None]
         if self.is_mutable_collection("intermediates"):

@@ -99,7 +99,7 @@ class Autoregressive(TokenTransformer):
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
         block = self.block(CausalBlock)
         if cache is None:
-            call = lambda block, x: block(x, condition, mask, first, None, dropout_rows)
+            call = lambda block, x, _: block(x, condition, mask, first, None, dropout_rows)
             x, new = self.run_layers(block, call, x)
         else:
             new = {}

@@ -7,7 +7,7 @@ ones have neither.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -17,10 +17,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.shapes import Logits, PRNGKey, Times, Tokens
+from vqd_jax.core.shapes import Params, PRNGKey, Times, Tokens
 from vqd_jax.models.attention import KINDS, CrossAttention, SelfAttention
 from vqd_jax.models.dropout import Dropout
-from vqd_jax.models.linear import Conv
+from vqd_jax.models.linear import Conv, linear
 from vqd_jax.models.transformer import (
     AdaLayerNorm,
     Condition,
@@ -29,6 +29,7 @@ from vqd_jax.models.transformer import (
     quick_gelu,
 )
 
+Prepared = dict[str, Array]  # of a layer, see `Denoiser.prepare`
 ACCEPTED = {
     "time": ("learned", "sinusoidal"),
     "head": ("linear", "tied"),
@@ -52,21 +53,30 @@ class Block(TransformerBlock):
         self,
         h: Float[Array, "b n d"],
         t: Times,
-        condition: Condition,
-        mask: Bool[Array, "b m"],
+        condition: Float[Array, "pb m e"] | Int[Array, " pb"],
+        mask: Bool[Array, "pb m"],
         dropout_rows: Int[Array, " b"] | None,
-    ) -> Float[Array, "b n d"]:
-        d = h.shape[-1]
+        prepared: Prepared | None = None,
+        prompts: int = 1,
+    ) -> Float[Array, "pb n d"]:
+        """The result has the rows of the condition, `prompts` for each row of h. `prepared` is the
+        layer's part of `Denoiser.prepare`.
+        """
+        d, prepared = h.shape[-1], prepared or {}
         shared = dict(init_std=self.init_std, dtype=self.dtype)
-        norm = lambda name: AdaLayerNorm(size=self.T, kind=self.time, name=name, **shared)(h, t - 1)
+        norm = lambda name: AdaLayerNorm(size=self.T, kind=self.time, name=name, **shared)(
+            h, t - 1, prepared.get(name)
+        )
         dropout = Dropout(self.dropout)
         drop = lambda x: dropout(x, dropout_rows)
         attention = shared | dict(width=d, heads=self.heads, kind=self.attention)
         attend = SelfAttention(name="self_attention", **attention)
         h = h + drop(attend(norm("norm1")))
+        if prompts > 1:
+            h, t = h.repeat(prompts, 0), t.repeat(prompts)
         if self.condition == "text":
             cross_attend = CrossAttention(name="cross_attention", **attention)
-            h = h + drop(cross_attend(norm("norm2"), condition, mask))
+            h = h + drop(cross_attend(norm("norm2"), condition, mask, prepared.get("kv")))
         x = self.mlp_norm(h, condition)
         return h + drop(self.conv_mlp(x) if self.mlp == "conv" else self.linear_mlp(x))
 
@@ -119,15 +129,48 @@ class Denoiser(TokenTransformer, kw_only=True):
     time: str = "learned"
     attention: str = "full"
 
+    def prepare(self, params: Params, condition: Condition) -> dict[str, Prepared]:
+        """What the layers compute from the time or the text alone, by the layer's name: scales and
+        shifts of the adaptive norms at all times, keys and values of the text. Sampling computes it
+        once for all calls.
+        """
+        norm = AdaLayerNorm(self.T, self.init_std, self.dtype, self.time, parent=None)
+        names = ("norm1", "norm2") if self.condition == "text" else ("norm1",)
+        out: dict[str, Prepared] = {}
+        for i in range(self.layers):
+            layer = params[f"block{i}"]
+            out[f"block{i}"] = own = {
+                name: norm.apply(
+                    {"params": layer.get(name, {})},
+                    jnp.arange(self.T),
+                    self.width,
+                    method="changes",
+                )
+                for name in names
+            }
+            if self.condition == "text":
+                kv = layer["cross_attention"]["kv"]
+                own["kv"] = linear(
+                    condition.astype(self.dtype), kv["kernel"], kv["bias"], self.dtype
+                )
+        return out
+
     @nn.compact
     def __call__(
         self,
         z_t: Tokens,
         t: Times,
-        condition: Condition,
-        mask: Bool[Array, "b m"],
+        condition: Float[Array, "pb m e"] | Int[Array, " pb"],
+        mask: Bool[Array, "pb m"],
         dropout_rows: Int[Array, " b"] | None = None,
-    ) -> Logits:
+        prepared: Mapping[str, Prepared] | None = None,
+        prompts: int = 1,
+    ) -> Float[Array, "pb n k"]:
+        """Logits for each row of the condition.
+
+        `prepared` is the result of `prepare`. The condition has `prompts` rows one after the other
+        for each row of z_t: what does not depend on it is computed once.
+        """
         self.check(ACCEPTED)
         if self.positions and math.prod(self.positions) < math.prod(self.grid):
             raise UserError(
@@ -139,8 +182,13 @@ class Denoiser(TokenTransformer, kw_only=True):
             x = rearrange(x, "b (g l) d -> g b l d", g=self.groups).sum(0)
         x = (x + place[None]).astype(self.dtype)
         condition = condition.astype(self.dtype) if self.condition == "text" else condition
-        call = lambda block, x: (block(x, t, condition, mask, dropout_rows), {})
-        x, _ = self.run_layers(self.block(Block), call, x)
+        block, first = self.block(Block), 0
+        if prompts > 1:
+            own = prepared and prepared["block0"]
+            x = block(name="block0")(x, t, condition, mask, dropout_rows, own, prompts)
+            t, first = t.repeat(prompts), 1
+        call = lambda block, x, own: (block(x, t, condition, mask, dropout_rows, own), {})
+        x, _ = self.run_layers(block, call, x, prepared, first)
         logits = self.logits(x, tables)
         if self.groups == 1:
             return logits

@@ -5,7 +5,7 @@ embeddings, layers and head, and the adaptive norm of their blocks.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -68,9 +68,21 @@ class AdaLayerNorm(nn.Module):
     dtype: DTypeLike
     kind: str = "learned"
 
+    def __call__(
+        self,
+        h: Float[Array, "b n d"],
+        i: Int[Array, " b"],
+        changes: Float[Array, "size _"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """`changes`, if they are there, are those of all indices, from `changes`."""
+        change = self.changes(i, h.shape[-1]) if changes is None else changes[i]
+        scale, shift = jnp.split(change[:, None, :], 2, axis=-1)
+        return (layer_norm(h) * (1 + scale) + shift).astype(h.dtype)
+
     @nn.compact
-    def __call__(self, h: Float[Array, "b n d"], i: Int[Array, " b"]) -> Float[Array, "b n d"]:
-        d, normal = h.shape[-1], nn.initializers.normal(self.init_std)
+    def changes(self, i: Int[Array, " b"], d: int) -> Float[Array, "b _"]:
+        """Scales and shifts for the indices."""
+        normal = nn.initializers.normal(self.init_std)
         if self.kind == "learned":
             table = nn.Embed(self.size, d, embedding_init=normal, name="table")
             e = table(jnp.minimum(i, self.size - 1))
@@ -78,8 +90,7 @@ class AdaLayerNorm(nn.Module):
         else:
             e = sinusoid(i, self.size, d)
         linear = Linear(2 * d, self.dtype, jnp.float32, kernel_init=normal, name="linear")
-        scale, shift = jnp.split(linear(jax.nn.silu(e))[:, None, :], 2, axis=-1)
-        return (layer_norm(h) * (1 + scale) + shift).astype(h.dtype)
+        return linear(jax.nn.silu(e))
 
 
 class TransformerBlock(nn.Module):
@@ -173,6 +184,11 @@ class TokenTransformer(nn.Module):
         """n, the number of tokens of an image."""
         return self.groups * math.prod(self.grid)
 
+    @property
+    def outputs(self) -> int:
+        """The number of logits of a position."""
+        return self.groups * self.codes
+
     def group(self, index: Index) -> Index:
         """The group of each token, by its index in the image."""
         return index // math.prod(self.grid)
@@ -203,48 +219,54 @@ class TokenTransformer(nn.Module):
     def run_layers(
         self,
         block: Callable[..., nn.Module],
-        call: Callable[[Callable[..., Any], Array], tuple[Array, Aux]],
+        call: Callable[[Callable[..., Any], Array, Any], tuple[Array, Aux]],
         x: Float[Array, "b n d"],
+        inputs: Mapping[str, Any] | None = None,
+        first: int = 0,
     ) -> tuple[Float[Array, "b n d"], dict[str, Aux]]:
-        """Runs all layers (unrolled, rematerialised or scanned).
+        """Runs the layers from `first` on (unrolled, rematerialised or scanned).
 
-        `block(name=name)` makes a layer, `call(layer, x) -> (x, aux)` applies it. Returns the
-        output of the last layer and each layer's aux by the layer's name.
+        `block(name=name)` makes a layer, `call(layer, x, inputs[name]) -> (x, aux)` applies it; if
+        there are no inputs, it gets None. Returns the output of the last layer and each layer's aux
+        by the layer's name.
         """
-        names = [f"block{i}" for i in range(self.layers)]
-        if self.scan and not self.is_initializing():
-            return self._scan_layers(block(parent=None), call, x, names)
+        names = [f"block{i}" for i in range(first, self.layers)]
+        given = [inputs[name] for name in names] if inputs else [None] * len(names)
+        if self.scan and not self.is_initializing() and names:
+            return self._scan_layers(block(parent=None), call, x, names, given)
         if self.remat != "none" and not self.scan:
             call = nn.remat(call, policy=POLICIES[self.remat])
         aux = {}
-        for name in names:
-            x, aux[name] = call(block(name=name), x)
+        for name, own in zip(names, given):
+            x, aux[name] = call(block(name=name), x, own)
         return x, aux
 
     def _scan_layers(
         self,
         layer: nn.Module,
-        call: Callable[[Callable[..., Any], Array], tuple[Array, Aux]],
+        call: Callable[[Callable[..., Any], Array, Any], tuple[Array, Aux]],
         x: Float[Array, "b n d"],
         names: list[str],
+        given: list[Any],
     ) -> tuple[Float[Array, "b n d"], dict[str, Aux]]:
         """`run_layers` by `lax.scan`; checkpoints hold each layer's parameters by name, so
         `nn.scan`, whose parameters are stacked, does not fit.
         """
         params = [self.variables["params"][name] for name in names]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        stack = lambda *leaves: jnp.stack(leaves)
+        stacked, inputs = jax.tree.map(stack, *params), jax.tree.map(stack, *given)
         keys = None
         if self.has_rng("dropout"):
-            keys = jax.random.split(self.make_rng("dropout"), self.layers)
+            keys = jax.random.split(self.make_rng("dropout"), len(names))
 
-        def step(x, inputs):
-            params, key = inputs
+        def step(x, of_layer):
+            params, key, own = of_layer
             rngs = {} if key is None else {"dropout": key}
-            return call(functools.partial(layer.apply, {"params": params}, rngs=rngs), x)
+            return call(functools.partial(layer.apply, {"params": params}, rngs=rngs), x, own)
 
         if self.remat != "none":
             step = jax.checkpoint(step, policy=POLICIES[self.remat])
-        x, aux = jax.lax.scan(step, x, (stacked, keys))
+        x, aux = jax.lax.scan(step, x, (stacked, keys, inputs))
         return x, {name: jax.tree.map(lambda y, i=i: y[i], aux) for i, name in enumerate(names)}
 
     def logits(self, x: Float[Array, "b l d"], tables: nn.Embed) -> Float[Array, "b l gk"]:
@@ -252,7 +274,7 @@ class TokenTransformer(nn.Module):
         head is tied, they are products with the embeddings of `tables`.
         """
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
-        outputs = self.groups * self.codes
+        outputs = self.outputs
         if self.head == "tied":
             bias = self.param("head_bias", nn.initializers.zeros, (outputs,))
             return linear(x, self._without_masks(tables.embedding).T, bias, jnp.float32)

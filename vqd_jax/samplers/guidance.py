@@ -63,7 +63,7 @@ class GuidanceConfig:
                 f"{self.guidance_below:g}"
             )
 
-    def static_guidance(self, *, guided: bool) -> "StaticGuidance":
+    def static_guidance(self, *, guided: bool, learned_null: bool = False) -> "StaticGuidance":
         """The part that is compiled in; `guided` says whether any scale differs from 1."""
         return StaticGuidance(
             guided=guided,
@@ -71,6 +71,7 @@ class GuidanceConfig:
             guidance_below=self.guidance_below,
             truncated=self.top_p < 1,
             top_k=self.top_k,
+            learned_null=learned_null,
         )
 
 
@@ -83,6 +84,7 @@ class StaticGuidance:
     guidance_below: float = 1.0
     truncated: bool = False
     top_k: int = 0
+    learned_null: bool = False  # guidance moves away from the learned null for every image
 
     def guides(self, masked: Float[np.ndarray, " calls"]) -> Bool[np.ndarray, " calls"]:
         """True at the calls that need the second pass; `masked` is each call's masked share."""

@@ -93,7 +93,7 @@ def attention(
     truncation. Attention is `stage.attention` of each position to each prompt, None for models
     without text.
     """
-    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales, conditions)
     guided = bool(static_guidance.guides(1 - np.asarray(stage.process.unmasked)[[time]])[0])
     t = np.full(len(z), time, np.int32)
     out = _attention(stage, static_guidance, guided, weights, conditions, dynamic, z, t)

@@ -16,6 +16,7 @@ from vqd_jax.core.chunking import map_chunks
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import DenoiseFn, Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.diffusion.process import MaskAndReplace
+from vqd_jax.models.conditioning import Conditioner
 from vqd_jax.models.denoiser import Denoiser
 from vqd_jax.runtime.devices import Devices, local_devices, map_rows, platform
 from vqd_jax.samplers.base import Constraint, Sampler, call_times, sample_loop
@@ -52,7 +53,7 @@ def sample(
     `window` = (first, end) only these calls are made, from the state z unless first is 0. `devices`
     share the rows; by default one device computes all of them.
     """
-    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales, conditions)
     keys = image_keys(seed, first, scales.shape[1])
     # On a CPU it is the program of `watch`, except for a trace, which has no window; elsewhere a
     # loop whose number of calls is not compiled in would wait for the host at every call.
@@ -93,7 +94,7 @@ def watch(
     """The states of `sample` after each call, as they are computed. On a CPU the last one equals
     the result of `sample` bit for bit; elsewhere these are two programs, which may round otherwise.
     """
-    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales, conditions)
     keys = image_keys(seed, first, scales.shape[1])
 
     def run(window: tuple[int, int] | None, z: Int[np.ndarray, "b n"] | None) -> Any:
@@ -141,11 +142,12 @@ def _window_arguments(
 
 
 def guidance_arguments(
-    guidance_config: GuidanceConfig, scales: Float[np.ndarray, "p b"]
+    guidance_config: GuidanceConfig, scales: Float[np.ndarray, "p b"], conditions: Conditioning
 ) -> tuple[StaticGuidance, dict[str, Any]]:
     """The static part of guidance, and the arguments that need no other compilation."""
-    guided = bool((scales != 1).any() or len(scales) > 1)
-    return guidance_config.static_guidance(guided=guided), {
+    guided, drop = bool((scales != 1).any() or len(scales) > 1), np.asarray(conditions.drop)
+    learned_null = bool(drop[-1].all() and not drop[:-1].any())
+    return guidance_config.static_guidance(guided=guided, learned_null=guided and learned_null), {
         "scales": np.asarray(scales, np.float32),
         "temperature": float(guidance_config.temperature),
         "top_p": float(guidance_config.top_p),
@@ -166,7 +168,10 @@ def lower(
     """The program of `sample`, lowered for arguments of these shapes and `devices` that need not be
     here.
     """
-    static_guidance, dynamic = guidance_arguments(guidance_config, scales)
+    drop = np.zeros(conditions.drop.shape, bool)
+    drop[-1] = True  # no negative prompt
+    given = dataclasses.replace(conditions, drop=drop)
+    static_guidance, dynamic = guidance_arguments(guidance_config, scales, given)
     nothing = (None,) * 4  # image, constraint, window and z
     arguments = (weights, keys, conditions, dynamic, *nothing)
     return _sample.lower(stage, sampler, static_guidance, None, False, devices, *arguments)
@@ -364,19 +369,33 @@ class DiffusionSampling:
 
         The prompts are encoded once, here.
         """
-        ids, drop = conditions.ids, conditions.drop
-        ids, drop = (ids, drop) if guided else (ids[:-1], drop[:-1])
-        prompts = ids.shape[0]
-        condition, mask = (
-            x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1)  # the prompts of an image together
-            for x in self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
-        )
-        unmasked, kernels = jnp.asarray(self.process.unmasked, jnp.float32), self.merged(params)
+        condition, mask = self._conditions(params, conditions, static_guidance, guided=guided)
+        prompts, kernels = condition.shape[1], self.merged(params)
+        unmasked = jnp.asarray(self.process.unmasked, jnp.float32)
+        flat = lambda x: x.reshape(x.shape[0] * prompts, *x.shape[2:])
+        prepared = self.denoiser.prepare(kernels, flat(condition))
+        # keys and values of the text are rows of the batch, too
+        text = {
+            name: layer.pop("kv").reshape(*mask.shape, -1)
+            for name, layer in prepared.items()
+            if "kv" in layer
+        }
 
-        def network(z_t: Tokens, t: Times, condition: Any, mask: Any) -> Float[Array, "b p n k"]:
-            rows = (x.reshape(x.shape[0] * prompts, *x.shape[2:]) for x in (condition, mask))
+        def network(
+            z_t: Tokens, t: Times, condition: Any, mask: Any, text: Any
+        ) -> Float[Array, "b p n k"]:
+            layers = {
+                name: layer | ({"kv": flat(text[name])} if text else {})
+                for name, layer in prepared.items()
+            }
             logits = self.denoiser.apply(
-                {"params": kernels}, z_t.repeat(prompts, 0), t.repeat(prompts), *rows
+                {"params": kernels},
+                z_t,
+                t,
+                flat(condition),
+                flat(mask),
+                prepared=layers,
+                prompts=prompts,
             )
             return logits.reshape(-1, prompts, *logits.shape[1:])
 
@@ -387,6 +406,7 @@ class DiffusionSampling:
                 t,
                 condition,
                 mask,
+                text,
                 elements=prompts * z_t.shape[1] * self.process.k,
                 least=2 // prompts,
             )
@@ -395,6 +415,33 @@ class DiffusionSampling:
             return static_guidance.shape(logits, dynamic["temperature"], dynamic["top_p"])
 
         return denoise
+
+    def _conditions(
+        self,
+        params: Params,
+        conditions: Conditioning,
+        static_guidance: StaticGuidance,
+        *,
+        guided: bool,
+    ) -> tuple[Any, Bool[Array, "b p m"]]:
+        """The conditions of each image and their masks, rows (b, p, ...): of its prompts, and with
+        `guided` of the negative one. The learned null does not pass through the text encoder.
+        """
+        ids, drop = conditions.ids, conditions.drop
+        learned = isinstance(self.conditioner, Conditioner) and self.conditioner.null == "learned"
+        null = guided and learned and static_guidance.learned_null
+        if null or not guided:
+            ids, drop = ids[:-1], drop[:-1]
+        condition, mask = (
+            x.reshape(*drop.shape, *x.shape[1:]).swapaxes(0, 1)
+            for x in self.condition(params, ids.reshape(drop.size, -1), drop.reshape(-1))
+        )
+        if null:
+            states = params["conditioner"]["null"]
+            states = jnp.broadcast_to(states, (len(condition), 1, *states.shape))
+            condition = jnp.concatenate([condition, states.astype(condition.dtype)], axis=1)
+            mask = jnp.concatenate([mask, jnp.ones_like(mask[:, :1])], axis=1)
+        return condition, mask
 
     def attention(
         self, params: Params, z_t: Tokens, t: Times, ids: TextIds
