@@ -210,7 +210,8 @@ def assigned(assignments: list[str]) -> list[str]:
 
 def small(arguments: list[str], cache: Path, pictures: Path) -> list[str]:
     folder = "--config.folder.path="
-    arguments = ["--chip=cpu:8" if a.startswith("--chip=") else a for a in arguments]  # always there
+    # the one compiler that is always there
+    arguments = ["--chip=cpu:8" if a.startswith("--chip=") else a for a in arguments]
     return [
         *(folder + str(pictures) if a.startswith(folder) else a for a in arguments),
         *SMALL,

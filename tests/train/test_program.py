@@ -62,6 +62,15 @@ def test_memory_and_what_is_donated():
     assert Memory(arguments=40, outputs=30, in_place=20, temporaries=15).peak == 65
 
 
+def test_the_largest_arrays():
+    """What a loop hands on is listed once; arguments are not computed."""
+    step = lambda x, _: (jnp.tanh(x @ x), x.sum())
+    program = jax.jit(lambda x: jax.lax.scan(step, x, None, length=3)).lower(jnp.ones((32, 32)))
+    largest = Program.read(program.compile()).largest
+    assert next(iter(largest.items())) == ("f32[32,32]", 4 * 32 * 32)
+    assert list(largest.values()) == sorted(largest.values(), reverse=True)
+
+
 def test_a_program_of_one_device_exchanges_nothing():
     program = Program.read(jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile())
     assert program.collectives == {}

@@ -184,6 +184,7 @@ def _plan(
         "arguments": arguments,
         "collectives": program.collectives,
         "kernels": program.kernels,
+        "largest": program.largest,
         "cycles": program.cycles,
         "seconds": seconds,
     }
@@ -206,6 +207,8 @@ def table(p: dict[str, Any]) -> str:
         f"    outputs      {_bytes(memory['outputs'])}, of which {_bytes(memory['in_place'])} in "
         "the memory of donated arguments",
     ]
+    largest = [f"{name} {_bytes(size)}" for name, size in [*p["largest"].items()][:3]]
+    lines.append(f"    largest      {', '.join(largest)}")
     for kind, (count, size) in p["collectives"].items():
         lines.append(f"  {kind:12} {count:,} times, {_bytes(size)} of operands on each device")
     for name, count in p["kernels"].items():

@@ -20,6 +20,8 @@ COLLECTIVES = {
     "kCollectivePermute": "collective-permute",
     "kCollectiveBroadcast": "collective-broadcast",
 }
+GIVEN = ("kParameter", "kConstant", "kTuple", "kGetTupleElement", "kBitcast", "kWhile", "kCall")
+LISTED = 8  # of the largest arrays
 KERNELS = re.compile(r'custom_call_target="((?:tpu_custom_call|__cudnn|__cublas|__gpu\$)[^"]*)"')
 _ENTRY = re.compile(r"^ENTRY %?([\w.\-]+)", re.MULTILINE)
 _RESULT = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) [a-z][\w\-]*\(")
@@ -53,12 +55,15 @@ class Program:
       collectives: (times, bytes of their operands on each device, all together) by kind.
       kernels: how often each kernel of a library, or of Pallas, runs.
       cycles: of a TPU, None elsewhere.
+      largest: the largest arrays that are computed and written to memory, "bf16[8,1024,1024]" and
+        their bytes.
     """
 
     memory: Memory
     collectives: dict[str, tuple[int, int]]
     kernels: dict[str, int]
     cycles: int | None
+    largest: dict[str, int]
 
     @classmethod
     def read(cls, compiled: jax.stages.Compiled) -> "Program":
@@ -72,17 +77,22 @@ class Program:
         )
         exchanged: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
         kernels: collections.Counter[str] = collections.Counter()
-        cycles = 0
+        cycles, sizes = 0, {}
         for x in instructions(compiled):
             if kind := COLLECTIVES.get(x.operation.removesuffix("Start")):
                 exchanged[kind][0] += x.times
                 exchanged[kind][1] += x.times * sum(map(_bytes, x.operands))
+            if not x.fused and x.operation not in GIVEN:
+                for dtype, dims in x.result:
+                    name = f"{dtype}[{','.join(map(str, dims))}]"
+                    sizes[name] = _bytes([(dtype, dims)])
             if found := KERNELS.search(x.text):
                 kernels[found[1]] += x.times
             if not x.fused and (found := _CYCLES.search(x.text)):
                 cycles += x.times * int(found[1])
         collective = {kind: (count, size) for kind, (count, size) in sorted(exchanged.items())}
-        return cls(memory, collective, dict(sorted(kernels.items())), cycles or None)
+        largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:LISTED])
+        return cls(memory, collective, dict(sorted(kernels.items())), cycles or None, largest)
 
 
 Dims = tuple[int, ...]
