@@ -155,6 +155,7 @@ def test_the_protocol_emoji64_on_any_captioned_set(workdir, tmp_path):
     assert {**after, **before} == after and len(before) > 14
 
 
+@pytest.mark.slow  # 3 s
 def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
     made, real = save(tmp_path / "made", 9), save(tmp_path / "real", 8, first=6, size=20)
     both = [f"--pictures={made}", f"--reference={real}", "--protocol=emoji"]

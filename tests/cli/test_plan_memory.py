@@ -74,6 +74,7 @@ def test_a_plan_of_data_parallel_training(config):
     assert f"parameters   {parameters:,}; micro-batches 1, attention chunked" in printed
 
 
+@pytest.mark.slow  # 8 s
 def test_a_plan_on_a_mesh_shards_the_state(config):
     config.parallel.strategy, config.parallel.fsdp = "mesh", 4
     found = plan_training(config, "diffusion", target("cpu:4"))

@@ -99,9 +99,10 @@ READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
 SOURCES = {p: p.read_text() for p in (ROOT / "vqd_jax").rglob("*.py") if p.name != "defaults.py"}
 
 
-def slow(name):
-    """flowers and coco are built as cub is, and ithq is the largest."""
-    return [pytest.mark.slow] if name in ("flowers", "coco", "ithq") else []
+def slow(name, variant):
+    """flowers and coco are built as cub is, as are its variants, and ithq is the largest."""
+    many = name in ("flowers", "coco", "ithq") or (name in ("cub", "imagenet") and variant)
+    return [pytest.mark.slow] if many else []
 
 
 def configs():
@@ -113,7 +114,9 @@ def configs():
         for variant in dict.fromkeys(
             ["", *re.findall(rf"configs/{path.name}:(\w+)", module.__doc__)]
         ):
-            yield pytest.param(module, variant, id=f"{path.stem}:{variant}", marks=slow(path.stem))
+            yield pytest.param(
+                module, variant, id=f"{path.stem}:{variant}", marks=slow(path.stem, variant)
+            )
 
 
 def test_every_section_is_known_here():

@@ -83,7 +83,7 @@ def test_a_file_makes_its_picture_again(model, weights, requests, name, tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    ["varied", *(pytest.param(n, marks=pytest.mark.slow) for n in ("option", "masked"))],
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("varied", "option", "masked"))],
 )
 def test_what_is_watched_ends_as_what_is_drawn(model, requests, name):
     seen = list(request.watch(model, requests[name]))

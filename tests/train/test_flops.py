@@ -108,6 +108,7 @@ def test_a_step_in_parts_has_these_products_and_no_others(parts):
 
 
 @pytest.mark.parametrize("name", step_stages.STAGES)
+@pytest.mark.slow  # 6 s
 def test_each_example_costs_the_same(name):
     """The codec's loss balances two gradients, but over all rows: by as many products."""
     assert of_stage(step_stages.STAGES[name], 8) == 4 * of_stage(step_stages.STAGES[name], 2) > 0
