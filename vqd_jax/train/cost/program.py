@@ -137,7 +137,7 @@ def instructions(compiled: jax.stages.Compiled) -> Iterator[Instruction]:
                 yield Instruction(operation, text, result, operands, times, fused, loops)
                 if operation.endswith(("Done", "Update")):
                     continue  # of what a Start has begun
-                trips = int(found[1]) if (found := _TRIPS.search(text)) else 1
+                trips = _trips(text, by_name) if operation == "kWhile" else 1
                 names = _CALLED.findall(text)
                 for found in _BRANCHES.finditer(text):
                     names += re.findall(r"[\w.\-]+", found[1])
@@ -145,6 +145,20 @@ def instructions(compiled: jax.stages.Compiled) -> Iterator[Instruction]:
                 for name in filter(by_name.get, names):
                     around = (*loops, name) if operation == "kWhile" else loops
                     waiting.append((by_name[name], times * trips, inside, around))
+
+
+def _trips(loop: str, computations: dict[str, Any]) -> int:
+    """How often a loop runs: what the compiler noted, or else the constant below which the
+    condition keeps the index, which JAX counts from 0. 1 if neither is there.
+    """
+    if found := _TRIPS.search(loop):
+        return int(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop)
+    assert condition
+    texts = [x.to_string() for x in computations[condition[1]].instructions()]
+    limits = [x for text in texts for x in re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)]
+    below = any("direction=LT" in text for text in texts)
+    return int(limits[0]) if below and len(limits) == 1 else 1
 
 
 def _arrays(text: str) -> list[tuple[str, Dims]]:

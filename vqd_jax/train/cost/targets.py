@@ -102,6 +102,9 @@ def prepare_environment(name: str) -> None:
     }
     os.environ.update(quiet | alone)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # programs for chips cannot be read back
     kind, _, count = name.partition(":")
     if kind == "cpu" and count.isdecimal() and int(count):
         jax.config.update("jax_num_cpu_devices", int(count))
