@@ -93,6 +93,22 @@ def test_a_plan_of_sampling_has_decoding_with_it(config):
     assert table(decode).startswith("vqvae, decoding of 6 images")
 
 
+@pytest.mark.slow  # 8 s
+def test_an_autoregressive_model_is_planned_with_its_own_sampler(config):
+    sample, _ = plan_sampling(config, "autoregressive", target("cpu:2"), 2)
+    assert sample["what"] == "autoregressive, sampling with autoregressive"
+    assert sample["options"]["calls"] == 16 and sample["images"] == 4
+
+
+@pytest.mark.slow  # 3 s
+def test_a_codec_alone_samples_nothing():
+    command = [sys.executable, "-m", "vqd_jax", "plan_memory", *CONFIG, "--chip=cpu:1", "--sample"]
+    command += ["--config.stages=('vqvae',)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the stage vqvae alone samples nothing: leave out --sample\n"
+
+
 @pytest.mark.slow  # 30 s: three stages are compiled for eight devices
 def test_the_command_for_all_stages(tmp_path):
     out = tmp_path / "plan.json"

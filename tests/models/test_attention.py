@@ -108,13 +108,13 @@ def test_values_and_gradients_of_the_attention_of_tpus(n, d, kernel, monkeypatch
     """The Splash kernel runs in Pallas's interpreter, for gradients only, and where it takes the
     shape; with a mask never.
     """
-    calls = []
+    calls, splash_attention = [], fused_attention.splash_attention
 
     def interpreted(q, k, v):
         calls.append(q.shape)
-        return fused_attention.splash_attention(q, k, v, interpret=True)
+        return splash_attention(q, k, v, interpret=True)
 
-    monkeypatch.setattr(fused_attention, "_gradient_kernel", interpreted)
+    monkeypatch.setattr(fused_attention, "splash_attention", interpreted)
     heads = 2 if d == 128 else 1 + (not kernel)
     given = arrays(2, n, n, d)
     attend = functools.partial(attention.attend, kind="splash")

@@ -17,6 +17,7 @@ from absl import flags
 
 from vqd_jax.cli import runner
 from vqd_jax.cli.flags import define_config_flag
+from vqd_jax.core.errors import UserError
 
 
 def define_flags(options: flags.FlagValues) -> None:
@@ -41,14 +42,16 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     on, config = target(options.chip), options.config
     config = with_model_of(config.init_from, config) if config.init_from else config
+    # decoding is planned with the stage that samples
+    stages = [name for name in config.stages if not (options.sample and name == "vqvae")]
+    if not stages:
+        raise UserError("the stage vqvae alone samples nothing: leave out --sample")
     plans = []
-    for name in config.stages:
-        if not options.sample:
-            found = [plan_training(config, name, on)]
-        elif name == "vqvae":
-            continue  # decoding is planned with the stage that samples
-        else:
+    for name in stages:
+        if options.sample:
             found = plan_sampling(config, name, on, options.batch)
+        else:
+            found = [plan_training(config, name, on)]
         for plan in found:
             print(table(plan), flush=True)
         plans += found

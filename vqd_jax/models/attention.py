@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from vqd_jax.core.shapes import AttentionMask
 from vqd_jax.models.fused_attention import (
     cudnn_attention,
+    masked,
     plain_attention,
     splash_takes,
     tpu_attention,
@@ -73,7 +74,7 @@ def attention_weights(
     get none.
     """
     q, k, _ = _split(q, k, k, heads)
-    return jax.nn.softmax(_masked(_scores(q, k), mask))
+    return jax.nn.softmax(masked(_scores(q, k), mask))
 
 
 def attend_chunked(
@@ -106,7 +107,7 @@ def _attend(q, k, v, mask):
 
 
 def _attend_forward(q, k, v, mask):
-    w, total, _ = _weights(_masked(_scores(q, k), mask))
+    w, total, _ = _weights(masked(_scores(q, k), mask))
     out, w = _mix(w, total, v), w.astype(v.dtype)
     return out, (q, k, v, w, total, out)
 
@@ -169,10 +170,6 @@ def _to_chunks(x: Heads, weights: int, chunk: int) -> Float[Array, "chunks c n f
 
 def _scores(q, k):
     return (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
-
-
-def _masked(scores: Weights, mask: AttentionMask | None) -> Weights:
-    return scores if mask is None else jnp.where(mask[:, None], scores, -1e9)
 
 
 def _weights(scores):

@@ -59,22 +59,24 @@ def tpu_attention(q: Heads, k: Heads, v: Heads) -> Heads:
 
 
 def _forward(q, k, v):
-    return jax.vjp(_gradient_kernel, q, k, v)
+    return jax.vjp(splash_attention, q, k, v)
 
 
 tpu_attention.defvjp(_forward, lambda backward, g: backward(g))
 
 
-def _gradient_kernel(q, k, v):
-    return splash_attention(q, k, v)
-
-
 def plain_attention(q, k, v, mask=None):
     """softmax(q k^T) v, differentiated by JAX."""
     scores = jnp.einsum("bhqf,bhkf->bhqk", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask[:, None], scores, -1e9)
-    return jnp.einsum("bhqk,bhkf->bhqf", jax.nn.softmax(scores).astype(v.dtype), v)
+    weights = jax.nn.softmax(masked(scores, mask)).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkf->bhqf", weights, v)
+
+
+def masked(
+    scores: Float[Array, "b heads q m"], mask: AttentionMask | None
+) -> Float[Array, "b heads q m"]:
+    """The scores, which give no weight to keys where `mask` is False."""
+    return scores if mask is None else jnp.where(mask[:, None], scores, -1e9)
 
 
 def splash_attention(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:

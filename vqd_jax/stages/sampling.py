@@ -320,15 +320,16 @@ class DiffusionSampling:
             state = jnp.where(window[0] == 0, state, z).astype(z.dtype)
         masked = 1 - np.asarray(self.process.unmasked)
         times = call_times(sampler, self.process, self.tokens, t_start)
+        guides = static_guidance.guides(masked[times]).tolist()
         denoise = {
             guided: self.denoise(params, conditions, dynamic, static_guidance, guided=guided)
-            for guided in (False, True)
+            for guided in {*guides}
         }
         return sample_loop(
             sampler,
             keys,
             self.process,
-            [denoise[bool(guided)] for guided in static_guidance.guides(masked[times])],
+            [denoise[guided] for guided in guides],
             state,
             constraint=constraint,
             t_start=t_start,

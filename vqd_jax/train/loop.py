@@ -149,10 +149,11 @@ class Trainer:
         """Trains from the latest checkpoint to the end. Fault at bad numbers."""
         # ---------------------------- Restore or init -----------------------------
         train, alone = self.train, jax.process_count() == 1
-        state = self._store.restore_or_init(self._keys[0], self.loader.global_batch(0))
+        batch = self.loader.global_batch(0)
+        state = self._store.restore_or_init(self._keys[0], batch)
         record, first = self._restore_record(rollbacks), int(self.parallel.to_host(state.step))
         if not rollbacks:
-            self._announce()
+            self._announce(batch)
         self._resume_log(first, rollbacks)
         best = self._restore_best(first)
         if unevaluated(train, self.checkpoints, self.log.folder):
@@ -296,8 +297,8 @@ class Trainer:
             return None  # a later one is damaged, and training is going to make it again
         return best
 
-    def _announce(self) -> None:
-        shapes = jax.eval_shape(self.stage.init, self._keys[0], self.loader.global_batch(0))[0]
+    def _announce(self, batch: Batch) -> None:
+        shapes, _ = jax.eval_shape(self.stage.init, self._keys[0], batch)
         overview = parameter_overview.get_parameter_overview(shapes, include_stats=False)
         print(overview, flush=True)
         print(f"{self.name}: {self.cost.text}", flush=True)

@@ -95,12 +95,10 @@ class StateStore:
         step = self.checkpoints.latest_step()
         if step is not None and self.checkpoints.has("state"):
             return self._restore(key, batch)
-        if step is None and not self.init_from:
-            fresh = lambda key, batch: self._fresh(*self.stage.init(key, batch))
-            return self.parallel.create(fresh, key, batch)
-        params, extra = self.parallel.create(self.stage.init, key, batch)
+        if step is None and self.init_from is None:
+            return self.parallel.create(self._init, key, batch)
         if step is None:
-            assert self.init_from
+            params, extra = self.parallel.create(self.stage.init, key, batch)
             params = self.parallel.device_put(self.init_from(self.parallel.to_host(params)))
             return self.parallel.create(self._fresh, placed=(params, extra))
         print(
@@ -108,7 +106,6 @@ class StateStore:
             "averages start anew",
             flush=True,
         )
-        del params, extra
         stored = fit(
             widen(self.checkpoints.restore("weights")),
             self.stage.weights_of(*jax.eval_shape(self.stage.init, key, batch)),
@@ -135,6 +132,9 @@ class StateStore:
         average = [] if state.ema is None or complete else ["ema"]
         return ["step", "params", "opt_state", "extra", *average]
 
+    def _init(self, key: PRNGKey, batch: dict[str, Any]) -> State:
+        return self._fresh(*self.stage.init(key, batch))
+
     def _fresh(self, params: Params, extra: Any, step: int = 0) -> State:
         return State(
             step=jnp.full((), step, jnp.int32),
@@ -145,9 +145,7 @@ class StateStore:
         )
 
     def _restore(self, key: PRNGKey, batch: Batch) -> State:
-        fresh = lambda key, batch: self._fresh(*self.stage.init(key, batch))
-        shapes = jax.eval_shape(fresh, key, batch)
-        like = self.parallel.stored_like(shapes)
+        like = self.parallel.stored_like(jax.eval_shape(self._init, key, batch))
         names = self._fields(like)
         stored = self.checkpoints.restore(
             "state", like={name: getattr(like, name) for name in names}

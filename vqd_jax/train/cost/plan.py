@@ -72,10 +72,15 @@ def plan_sampling(config: ConfigDict, name: str, on: Target, rows: int) -> list[
     images = rows * len(on.devices)
     with building_for(on.platform):
         dry = dry_run.dry_run(config, name)
-        stage, weights = dry.stage, place(_sampling_weights(dry))
-        codec, _ = weights_of_codec(config)
+        stage = dry.stage
+        kept = functools.partial(in_compute_dtype, stage)
+        weights = place(jax.eval_shape(kept, dry.state.params))
+        side = config.data.image_size
+        image = {"image": dry_run.shape(1, side, side, 3, dtype="uint8")}
+        codec = place(dry_run.codec_weights(stage.codec, image))
         length = dry_run.tokenizer(config).length
-        sampler, guidance_config = build.sampling(config, **config.sampling)
+        settings = dict(config.sampling) | stage.fixed_sampling
+        sampler, guidance_config = build.sampling(config, **settings)
         scales = np.full((1, images), guidance_config.guidance, np.float32)
         keys = jax.eval_shape(lambda: jax.random.split(root_key(0), images))
         shape = functools.partial(dry_run.shape, dtype="int32")
@@ -91,7 +96,7 @@ def plan_sampling(config: ConfigDict, name: str, on: Target, rows: int) -> list[
             devices=on.devices,
         )
         program = _compile(lowered, f"sampling of {rows} images on {on.name}")
-        decode = jax.jit(stage.codec.decode).lower(place(codec), place(shape(rows, stage.tokens)))
+        decode = jax.jit(stage.codec.decode).lower(codec, place(shape(rows, stage.tokens)))
         decoding = _compile(decode, f"decoding of {rows} images on {on.name}")
     common = dict(axes={AXIS: len(on.devices)}, images=images, flops=None)
     arguments = {"parameters": bytes_per_device(weights)}
@@ -101,7 +106,7 @@ def plan_sampling(config: ConfigDict, name: str, on: Target, rows: int) -> list[
         _plan(
             on,
             program,
-            what=f"{name}, sampling with {config.sampling.sampler}",
+            what=f"{name}, sampling with {settings['sampler']}",
             parameters=weights,
             arguments=arguments,
             options=options,
@@ -112,24 +117,11 @@ def plan_sampling(config: ConfigDict, name: str, on: Target, rows: int) -> list[
             decoding,
             what="vqvae, decoding",
             parameters=codec,
-            arguments={"parameters": bytes_per_device(place(codec))},
+            arguments={"parameters": bytes_per_device(codec)},
             options={},
             **common,
         ),
     ]
-
-
-def _sampling_weights(dry: dry_run.DryRun) -> Any:
-    """The shapes of the weights that sampling keeps on a device."""
-    return jax.eval_shape(functools.partial(in_compute_dtype, dry.stage), dry.state.params)
-
-
-def weights_of_codec(config: ConfigDict) -> tuple[Any, Any]:
-    """The shapes of a codec's weights, and the codec."""
-    codec, side = build.vqvae_stage(config), config.data.image_size
-    rows = config.vqvae_train.batch_size
-    images = {"image": dry_run.shape(rows, side, side, 3, dtype="uint8")}
-    return dry_run.codec_weights(codec, images), codec
 
 
 def _how(stage: Any) -> dict[str, Any]:

@@ -170,6 +170,6 @@ def _arrays(text: str) -> list[tuple[str, Dims]]:
 
 
 def _bytes(arrays: list[tuple[str, Dims]]) -> int:
-    """Of these arrays; a dtype of HLO ends with its bits, but for pred."""
-    bits = lambda dtype: int(re.findall(r"\d+", dtype + "8" * (dtype == "pred"))[0])
+    """Of these arrays. HLO's names of dtypes have their bits, except for pred, which has 8."""
+    bits = lambda dtype: int(found[0]) if (found := re.search(r"\d+", dtype)) else 8
     return sum(math.prod(dims) * -(-bits(dtype) // 8) for dtype, dims in arrays)

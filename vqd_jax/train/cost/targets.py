@@ -15,7 +15,10 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.hardware import CHIPS, Chip
 
 TPUS = {"v4": "TPU v4", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e", "tpu7x": "TPU7x"}
-KNOWN = "cpu:8, h100:1x1x8, h200:1x1x8, a100:1x1x8, or a slice of TPUs: v4:2x2x1, v5e:2x2, v5p:2x2x1, v6e:2x4"  # noqa: E501
+KNOWN = (
+    "cpu:8, h100:1x1x8, h200:1x1x8, a100:1x1x8, or a slice of TPUs: v4:2x2x1, v5e:2x2, v5p:2x2x1, "
+    "v6e:2x4, tpu7x:2x2x1"
+)
 
 
 @dataclasses.dataclass(frozen=True)
