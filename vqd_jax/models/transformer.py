@@ -30,7 +30,7 @@ def _is_product(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
 
 
 # What is stored for the backward pass, by `TokenTransformer.remat`
-POLICIES: dict[str, Callable[..., bool] | None] = {"full": None, "products": _is_product}
+POLICIES: dict[str, Callable[..., bool] | None] = {"products": _is_product, "full": None}
 
 Condition = TextStates | Int[Array, " b"]
 Aux = dict[str, Array]
