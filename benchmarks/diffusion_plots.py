@@ -2,6 +2,7 @@
 needs matplotlib).
 """
 
+import argparse
 from pathlib import Path
 
 import jax
@@ -90,6 +91,13 @@ def save(figure, name: str) -> None:
     print(DOCS / name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     schedule_figure()
     masked_figure()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ Each run, both stages on emoji, gets a signal, SIGKILL or SIGTERM, at every kind
 it writes (the data set, inside saves, tokens, pictures, between the stages …) and at random ones,
 20 in all, and goes on by the same command. Compared are parameters, averages, optimizer and record
 in the checkpoints, their sums, metrics.jsonl without times, tokens, pictures, the data set and what
-files there are. `tests/killing.py` has the moments. Runs that differ stay in the workdir. `--seed`
-chooses when and where.
+files there are. `tests/helpers/killing.py` has the moments. Runs that differ stay in the workdir.
+`--seed` chooses when and where.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import killing  # noqa: E402
+from helpers import killing  # noqa: E402
 
 EACH = 20  # kills of a run
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from vqd_jax.config import build, paper
 from vqd_jax.config.defaults import defaults
+from vqd_jax.core.cores import cores
 from vqd_jax.runtime.compile_cache import enable_compilation_cache
 
 SIZES = {  # layers, width, heads, codes, side of the token grid
@@ -167,11 +168,6 @@ def clock(f: Callable[[], Any]) -> float:
     started = time.perf_counter()
     jax.block_until_ready(f())
     return time.perf_counter() - started
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def best_threads(f: Callable[[], Any]) -> int:

@@ -1,10 +1,11 @@
 """Images per second of a training step, side by side with PyTorch: diffusers' Transformer2DModel
 and the published loss.
 
-  pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax; on a GPU a
-  torch with CUDA) python benchmarks/training.py --out=results/training.json python
-  benchmarks/training.py --device=gpu --sizes=base --batches 32 64      (elsewhere; without torch
-  ours alone)
+  pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax)
+  python benchmarks/training.py --out=results/training.json
+  python benchmarks/training.py --device=gpu --sizes=base --batches 32 64      (elsewhere)
+
+On a GPU torch needs CUDA; without torch ours is measured alone.
 
 Both do a whole step: draw times by importance, noise the tokens, the network, the loss and its
 gradient, clipping, AdamW and the average of the weights. Ours is the step that `vqd_jax.main`

@@ -1,5 +1,6 @@
 """Batches are a function of (seed, step): across processes, restarts, threads and epochs."""
 
+import collections
 import itertools
 import threading
 import time
@@ -94,9 +95,31 @@ def test_processes_share_one_global_batch(count):
             same(part.global_batch(step), whole[step])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_as_many_batches_load_at_once_as_there_are_threads(threads):
+    inside, most = collections.Counter(), []
+
+    def slow(item, rng):
+        inside[threading.current_thread()] = 1
+        most.append(sum(inside.values()))
+        time.sleep(0.01)
+        inside[threading.current_thread()] = 0
+        return {"item": np.int64(item)}
+
+    with make(100, load=slow, threads=threads).iterate() as batches:
+        for _ in range(20):
+            next(batches)
+    assert max(most) == threads
+
+
+def test_negative_numbers_of_threads_get_a_sentence():
+    with pytest.raises(UserError, match="must not be negative, got -1 and 0"):
+        make(threads=-1)
+
+
 @pytest.mark.parametrize("start", [0, 3])
 def test_iterating_equals_random_access(start):
-    loader = make(100, process_index=1, process_count=2, threads=3, prefetch=3)
+    loader = make(100, process_index=1, process_count=2, threads=3)
     with loader.iterate(start) as batches:
         for step, batch in zip(range(start, start + 12), batches):
             same(batch, loader[step])
@@ -109,7 +132,7 @@ def test_prefetching_happens_in_the_background_and_stops():
         loaded.append(threading.current_thread())
         return {"item": np.int64(item)}
 
-    batches = make(100, load=slow, prefetch=2).iterate()
+    batches = make(100, load=slow, threads=2).iterate()
     next(batches)
     deadline = time.time() + 5
     while len(loaded) < 8 and time.time() < deadline:

@@ -76,7 +76,7 @@ def test_a_stopped_run_continues_with_the_same_bytes(model, whole, tmp_path, mon
         return png(image)
 
     monkeypatch.setattr(generate, "encode_png", struck)
-    monkeypatch.setattr(generate.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(generate, "cores", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         generate.generate(model, tmp_path, PROMPTS, **HOW)
     before = contents(tmp_path)

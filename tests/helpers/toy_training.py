@@ -44,6 +44,7 @@ TRAIN = dict(
     log_every=10,
     evaluate_every=60,
     save_every=40,
+    save_minutes=0.0,
     keep=2,
     best="",
 )
@@ -103,7 +104,7 @@ def train(
         shuffle=False,
         load=load or (lambda i, rng: example(i, bad or {})),
     )
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints", keep=settings["keep"]) as checkpoints:
         loop.Trainer(
             name="toy",
             stage=stage,

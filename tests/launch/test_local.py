@@ -76,6 +76,29 @@ def test_local_dry_run_prints_what_it_would_run(shell, local):
     assert shell.arguments() == ["-m", "vqd_jax.main", *AWKWARD]
 
 
+@pytest.mark.parametrize(
+    "given,fraction,flags",
+    [
+        ({}, "0.92", "--xla_gpu_enable_latency_hiding_scheduler=true"),
+        (
+            {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", "XLA_FLAGS": "--xla_a=1 --xla_b=2"},
+            "0.5",
+            "--xla_a=1 --xla_b=2 --xla_gpu_enable_latency_hiding_scheduler=true",
+        ),
+        (
+            {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false"},
+            "0.92",
+            "--xla_gpu_enable_latency_hiding_scheduler=false",
+        ),
+    ],
+)
+def test_settings_for_nvidia_gpus(shell, local, given, fraction, flags):
+    executable(shell.bin / "nvidia-smi", "")
+    told = 'BEHAVE=echo "$XLA_PYTHON_CLIENT_MEM_FRACTION|$XLA_FLAGS"'.partition("=")[2]
+    said = local(ok=True, BEHAVE=told, **given).stdout
+    assert f"{fraction}|{flags}" in said.splitlines()
+
+
 def test_local_detaches_and_logs(shell, local):
     log = shell.folder / "new folder" / "train.log"
     done = local(

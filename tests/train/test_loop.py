@@ -132,6 +132,18 @@ def test_an_evaluation_that_did_not_come_about_is_made_up_for(tmp_path):
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
+def test_saves_by_the_clock_change_nothing_else(tmp_path):
+    for folder, minutes in (("whole", 0.0), ("often", 1e-9)):
+        train(tmp_path / folder, save_minutes=minutes, keep=60, examples=60)
+    steps = [Checkpoints(tmp_path / f / "checkpoints").steps() for f in ("whole", "often")]
+    assert steps == [[20, 30], [*range(1, 31)]]
+    (*_, state, record, log), (*_, state_, record_, log_) = (
+        contents(tmp_path / folder) for folder in ("whole", "often")
+    )
+    assert (record, log) == (record_, log_)
+    jax.tree.map(np.testing.assert_array_equal, state, state_)
+
+
 @pytest.mark.parametrize(
     "number,status",
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],

@@ -32,6 +32,8 @@ def defaults() -> ConfigDict:
         # transforms, tokens are computed during training
         transform="resize",
         drop_words=0.0,  # probability of dropping each word of a training caption
+        threads=0,  # batches loaded at the same time; 0 is one for each core, at most 16
+        workers=0,  # processes among which these threads are divided; 0 is none but this one
         cache="",  # folder for prepared data sets and tokens; "" is <workdir>/cache
     )
     c.mixture = _section(  # shares of training examples; 0 and 0 draw all records equally often
@@ -139,6 +141,7 @@ def defaults() -> ConfigDict:
         log_every=640,
         evaluate_every=12_800,
         save_every=12_800,
+        save_minutes=15.0,  # save at least this often, in minutes; 0 for never
         keep=2,  # number of newest checkpoints kept
         # also keep the best checkpoint by this measure of the evaluations: psnr | ssim | lpips;
         # "" keeps none
@@ -230,6 +233,7 @@ def defaults() -> ConfigDict:
         log_every=1_280,
         evaluate_every=51_200,
         save_every=25_600,
+        save_minutes=15.0,  # save at least this often, in minutes; 0 for never
         keep=2,
         best="",  # retrieval@1 | retrieval@5 | style_accuracy; they need held_out.retrieval
     )

@@ -4,13 +4,12 @@ images.
 The fingerprint of a large set covers the names and sizes of its files, not their bytes.
 """
 
-import collections
 import concurrent.futures
 import logging
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -214,22 +213,6 @@ def map_threads(
         return []
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return list(track(pool.map(function, items), len(items), description, unit))
-
-
-def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """Yields `(item, function(item))` in order; threads compute a few items ahead."""
-    workers = os.cpu_count() or 1
-    waiting: collections.deque = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 4 * workers:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        for item, future in waiting:
-            yield item, future.result()
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

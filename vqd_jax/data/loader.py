@@ -6,20 +6,33 @@ permutation is our own, because Grain's index cipher walks a 16-bit domain and t
 example on small sets.
 """
 
+import collections
+import concurrent.futures
 import functools
+import itertools
+import multiprocessing.connection
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
 
+from vqd_jax.core.cores import cores
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.source import Items
 
 Example = dict[str, Any]  # of arrays or NumPy scalars, the same shapes for every item
 Batch = dict[str, np.ndarray]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Load = Callable[[Any, np.random.Generator], Example]
+
+MOST_THREADS = 16  # by default: each holds a batch
+AHEAD = 2  # finished batches that wait, beside those that are being loaded
 
 
 class _Positions:
@@ -49,8 +62,10 @@ class Loader:
         position) only.
       shuffle: whether each epoch has a new permutation; otherwise `items` repeat in order.
       order: position → index of the item, in place of permutations of all items.
-      prefetch: the number of batches that `iterate` loads ahead.
-      threads: the number of loading threads.
+      threads: the number of batches that `iterate` loads at the same time; 0 is one for each core,
+        at most MOST_THREADS.
+      workers: the number of processes among which these threads are divided; 0 keeps them all in
+        this one. The batches are the same.
     """
 
     def __init__(
@@ -64,8 +79,8 @@ class Loader:
         order: Callable[[int], int] | None = None,
         process_index: int = 0,
         process_count: int = 1,
-        prefetch: int = 4,
-        threads: int = 2,
+        threads: int = 0,
+        workers: int = 0,
     ):
         if len(items) == 0:
             raise UserError(
@@ -82,8 +97,11 @@ class Loader:
             raise UserError(f"the data seed must not be negative, got {seed}")
         self.items, self.batch_size, self.seed, self.shuffle = items, batch_size, seed, shuffle
         self._load, self._order = load, order
-        self._read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-        self._permutation = functools.lru_cache(maxsize=4)(self._draw_permutation)
+        if min(threads, workers) < 0:
+            raise UserError(
+                f"data.threads and data.workers must not be negative, got {threads} and {workers}"
+            )
+        self._threads, self._workers = threads or min(cores(), MOST_THREADS), workers
         positions = _Positions(batch_size, process_index, process_count)
         self._batches = grain.MapDataset.source(positions).map(self.example).batch(positions.rows)
 
@@ -99,14 +117,20 @@ class Loader:
 
     def iterate(self, start: int = 0) -> "Batches":
         """The batches start, start + 1, …; `close()`, or the end of a `with`, stops the threads."""
-        return Batches(iter(self._batches[start:].to_iter_dataset(self._read)))
+        each = max(self._threads // max(self._workers, 1), 1)
+        read = grain.ReadOptions(num_threads=each, prefetch_buffer_size=each + AHEAD)
+        batches = self._batches[start:].to_iter_dataset(read)
+        if self._workers:
+            options = grain.MultiprocessingOptions(num_workers=self._workers)
+            batches = batches.mp_prefetch(options, worker_init_fn=_follow_parent)
+        return Batches(iter(batches))
 
     def index(self, position: int) -> int:
         """The index of the item at a global position."""
         if self._order:
             return self._order(position)
         epoch, i = divmod(position, len(self.items))
-        return int(self._permutation(epoch)[i]) if self.shuffle else i
+        return int(permutation((self.seed, 0, epoch), len(self.items))[i]) if self.shuffle else i
 
     def example(self, position: int) -> Example:
         """The loaded example at a global position."""
@@ -114,8 +138,25 @@ class Loader:
             self.items[self.index(position)], np.random.default_rng((self.seed, 1, position))
         )
 
-    def _draw_permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.items))
+
+@functools.lru_cache(maxsize=16)
+def permutation(seed: tuple[int, ...], count: int) -> np.ndarray:
+    """The permutation of `count` items that belongs to a seed."""
+    return np.random.default_rng(seed).permutation(count)
+
+
+def _follow_parent(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C, which the terminal sends to every process, to the one that trains, and ends
+    this one with it, even if that was killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=end, daemon=True, name="parent").start()
 
 
 class Batches:
@@ -150,8 +191,24 @@ def sequential(items: Items, batch_size: int, load: Load) -> Iterator[tuple[Batc
 
     The generator given to `load` depends on the index of the item only.
     """
-    for start in range(0, len(items), batch_size):
-        stop = min(start + batch_size, len(items))
-        rows = [load(items[i], np.random.default_rng((0, 1, i))) for i in range(start, stop)]
-        rows += rows[-1:] * (batch_size - len(rows))
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}, stop - start
+    one = lambda i: load(items[i], np.random.default_rng((0, 1, i)))
+    loaded = prefetch(one, range(len(items)))
+    while rows := [row for _, row in itertools.islice(loaded, batch_size)]:
+        valid = len(rows)
+        rows += rows[-1:] * (batch_size - valid)
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}, valid
+
+
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """Yields `(item, function(item))` in order; threads, one for each core, compute a few ahead."""
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 4 * cores():
+                item, future = waiting.popleft()
+                yield item, future.result()
+        for item, future in waiting:
+            yield item, future.result()

