@@ -8,7 +8,9 @@ torch, ours is measured alone.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -84,13 +86,11 @@ def ours(c: ConfigDict, encoder: Any = None) -> tuple[Any, Any]:
     shapes, _ = jax.eval_shape(
         stage.init, jax.random.key(0), {"text": jnp.zeros((1, 77), jnp.int32)}
     )
-    rng = np.random.default_rng(0)  # with weights of 0.02 all logits would be alike
+    keys = map(functools.partial(jax.random.fold_in, jax.random.key(0)), itertools.count())
 
-    def draw(path, x):
-        centre = float(path[-1].key == "scale")
-        return jnp.asarray(
-            centre + (1.0 if path[-1].key == "null" else 0.05) * rng.normal(size=x.shape), x.dtype
-        )
+    def draw(path, x):  # with weights of 0.02 all logits would be alike
+        centre, width = path[-1].key == "scale", 1.0 if path[-1].key == "null" else 0.05
+        return centre + width * jax.random.normal(next(keys), x.shape, x.dtype)
 
     return stage, jax.tree_util.tree_map_with_path(draw, shapes)
 

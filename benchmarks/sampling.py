@@ -18,7 +18,9 @@ machine's peak that matrix products and convolutions take.
 
 import argparse
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -192,9 +194,17 @@ def difference(stage, params, pipe) -> float:
     return float(np.abs(np.asarray(a) - b.numpy().swapaxes(1, 2)).max())
 
 
-def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
-    """A row per batch and kind of guidance."""
+def pictures(
+    size: str,
+    batches: list[int],
+    rounds: int,
+    *,
+    guidances: tuple[float, ...] = (1.0, GUIDANCE),
+    scan: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """A row per batch and guidance. With `scan` one layer is compiled for all."""
     c = peer.config(size)
+    c.denoiser.scan = scan
     (stage, params), side = peer.ours(c), c.data.image_size
     shapes = codec_weights(
         stage.codec, {"image": jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)}
@@ -202,8 +212,8 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
     codec = jax.tree.map(
         lambda x: 0.05 * jax.random.normal(jax.random.key(1), x.shape, x.dtype), shapes
     )
-    peak, known, rows = peer.measured_peak(), chip(jax.devices()[0].device_kind), []
-    for guidance in (1.0, GUIDANCE):
+    peak, known = peer.measured_peak(), chip(jax.devices()[0].device_kind)
+    for guidance in guidances:
         how = dict(
             seed=0,
             sampler=Ancestral(calls=CALLS),
@@ -219,20 +229,6 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
                 peer.clock(lambda draw=draw, given=given: draw(*given)) for _ in range(rounds)
             ]
             median, count = statistics.median(seconds), operations(stage, *given, **how)
-            rows.append(
-                {
-                    "size": size,
-                    "batch": batch,
-                    "calls": CALLS,
-                    "guidance": guidance,
-                    "images_per_second": batch / median,
-                    "flops": count,
-                    "seconds": seconds,
-                    "share_of_measured_peak": count / median / peak,
-                    "measured_peak": peak,
-                }
-                | ({"mfu": count / median / known.peak} if known else {})
-            )
             print(
                 f"{size:6} batch {batch}, guidance {guidance:g}: {batch / median:.3f} images/s, "
                 f"{median * 1e3:.0f} ms, "
@@ -240,7 +236,17 @@ def pictures(size: str, batches: list[int], rounds: int) -> list[dict]:
                 "measured peak" + (f", MFU {count / median / known.peak:.0%}" if known else ""),
                 flush=True,
             )
-    return rows
+            yield {
+                "size": size,
+                "batch": batch,
+                "calls": CALLS,
+                "guidance": guidance,
+                "images_per_second": batch / median,
+                "flops": count,
+                "seconds": seconds,
+                "share_of_measured_peak": count / median / peak,
+                "measured_peak": peak,
+            } | ({"mfu": count / median / known.peak} if known else {})
 
 
 def operations(

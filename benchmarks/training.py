@@ -63,9 +63,9 @@ class Case:
     batch: dict[str, np.ndarray]
 
     @classmethod
-    def make(cls, size: str, rows: int, remat: str) -> "Case":
+    def make(cls, size: str, rows: int, remat: str, scan: bool = False) -> "Case":
         c = peer.config(size)
-        c.denoiser.remat = remat
+        c.denoiser.remat, c.denoiser.scan = remat, scan
         stage, params = peer.ours(c, Given())
         rng, n = np.random.default_rng(1), int(np.prod(stage.denoiser.grid))
         batch = {

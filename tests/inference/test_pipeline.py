@@ -36,7 +36,12 @@ def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypat
     """9 prompts, 2 at a time: on 4 devices, padded, and one after the other on one."""
     assert jax.local_device_count() == 4
     settings = {"calls": 4, "seed": 5} | settings
+    placed, replicate = [], pipeline.replicate
+    keep = lambda tree, devices: placed.append(devices) or replicate(tree, devices)
+    monkeypatch.setattr(pipeline, "replicate", keep)
+    model = dataclasses.replace(model)  # whose weights are nowhere else yet
     shared = list(model.batches(PROMPTS, 2, **settings))
+    assert placed == [tuple(jax.local_devices())]  # not with every batch
     assert [len(images) for images in shared] == [8, 1]
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
@@ -45,6 +50,20 @@ def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypat
     np.testing.assert_array_equal(np.concatenate(shared), np.concatenate(alone))
     tokens = model.tokens(PROMPTS[2:4], first=2, **settings)
     np.testing.assert_array_equal(model.decode(tokens), alone[1])
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_accelerators_draw_a_batch_ahead(model, monkeypatch, count):
+    prompts = [f"a google style emoji of a {x}" for x in ("dog", "cat", "robot", "apple", "sun")]
+    want = np.concatenate([*model.batches(prompts[:count], 2, seed=3, calls=3)])
+    started, sample = [], sampling.sample
+    record = lambda *a, **kw: started.append(kw["first"]) or sample(*a, **kw)
+    monkeypatch.setattr(sampling, "sample", record)
+    monkeypatch.setattr(pipeline, "local_devices", lambda rows: (jax.local_devices()[0],))
+    monkeypatch.setattr(pipeline, "platform", lambda: "gpu")
+    for i, images in enumerate(model.batches(prompts[:count], 2, seed=3, calls=3)):
+        assert started == [*range(0, count, 2)][: i + 2]
+        np.testing.assert_array_equal(images, want[2 * i : 2 * i + 2])
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])

@@ -173,9 +173,10 @@ def _make_calls(
     model = evaluation.model
     rows = np.minimum(np.arange(first, first + batch), len(z) - 1)
     conditions, scales = model.conditions([prompts[i] for i in rows], "", guidance)
+    devices = local_devices(batch)
     made = sampling.sample(
         model.stage,
-        model.weights,
+        model.on(devices)[0],
         conditions,
         scales,
         seed=evaluation.protocol.seed,
@@ -184,9 +185,9 @@ def _make_calls(
         guidance_config=guidance,
         window=window,
         z=z[rows],
-        devices=local_devices(batch),
+        devices=devices,
     )
-    return made[: end - first]
+    return np.asarray(made)[: end - first]
 
 
 def last_calls(

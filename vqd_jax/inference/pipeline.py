@@ -1,5 +1,6 @@
 """A trained workdir as a function from prompts to images: `load` and `TextToImage`."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from vqd_jax.config import build
@@ -31,7 +32,7 @@ from vqd_jax.inference.loading import (
     token_stage,
 )
 from vqd_jax.inference.prompts import conditioning, requested_prompts
-from vqd_jax.runtime.devices import local_devices, platform
+from vqd_jax.runtime.devices import Devices, local_devices, platform, replicate
 from vqd_jax.samplers.base import Constraint, Sampler
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted, sampling
@@ -100,16 +101,13 @@ class TextToImage:
         which k is [MASK]. `devices` share the rows.
         """
         arguments = self._arguments(prompts, negative_prompt, image, strength, settings)
-        return sampling.sample(
-            self.stage,
-            self.weights,
-            **arguments,
-            seed=seed,
-            first=first,
-            constraint=constraint,
-            trace=trace,
-            devices=local_devices(devices),
+        options = dict(seed=seed, first=first, constraint=constraint, trace=trace)
+        return jax.tree.map(
+            np.asarray, self._sample(local_devices(devices), **arguments, **options)
         )
+
+    def _sample(self, devices: Devices, **arguments: Any) -> Any:
+        return sampling.sample(self.stage, self.on(devices)[0], **arguments, devices=devices)
 
     def watch(
         self,
@@ -177,6 +175,21 @@ class TextToImage:
         """The SHA-256 of all weights, as they are stored."""
         return self.stored_digest or _digest(self.weights, self.codec_weights)
 
+    def on(self, devices: Devices) -> tuple[Params | None, Params]:
+        """(weights, codec_weights) for functions whose rows these devices share. Several devices
+        get their copies once, and keep them until others are asked for.
+        """
+        if len(devices) == 1:
+            return self.weights, self.codec_weights
+        if devices not in self._copies:
+            self._copies.clear()
+            self._copies[devices] = replicate((self.weights, self.codec_weights), devices)
+        return self._copies[devices]
+
+    @functools.cached_property
+    def _copies(self) -> dict[Devices, tuple[Params | None, Params]]:
+        return {}
+
     @property
     def fixed_sampling(self) -> dict[str, Any]:
         """Keys of `config.sampling` that have only one value for this model."""
@@ -232,21 +245,40 @@ class TextToImage:
         return conditioning(kind, self.tokenizer, prompts, negative_prompt, guidance_config)
 
     def batches(
-        self, prompts: Sequence[str], batch: int, *, seed: int = 0, start: int = 0, **settings: Any
+        self,
+        prompts: Sequence[str],
+        batch: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        negative_prompt: str = "",
+        **settings: Any,
     ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
         """The images of `prompts`, at most `batch` at a time on each local device, all by one
         compiled program: the last batch is padded.
 
         Image i depends on (prompt i, seed, i, batch) and the settings, not on the number of
-        devices. `start`, a multiple of `batch`, skips the images before it.
+        devices. `start`, a multiple of `batch`, skips the images before it. Accelerators draw a
+        batch while the caller has the one before it.
         """
-        devices = len(local_devices(-(-(len(prompts) - start) // batch)))
-        rows = batch * devices
+        devices = local_devices(-(-(len(prompts) - start) // batch))
+        rows = batch * len(devices)
+        drawn: collections.deque[tuple[Any, int]] = collections.deque()
         for first in range(start, len(prompts), rows):
             part = [*prompts[first : first + rows]]
             padded = part + part[-1:] * (rows - len(part))
-            tokens = self.tokens(padded, seed=seed, first=first, devices=devices, **settings)
-            yield self.decode(tokens, devices=devices)[: len(part)]
+            arguments = self._arguments(padded, negative_prompt, None, 1.0, settings)
+            tokens = self._sample(devices, **arguments, seed=seed, first=first)
+            drawn.append((self._decode(tokens, devices), len(part)))
+            if len(drawn) > self._ahead:
+                yield _finished(*drawn.popleft())
+        for images, valid in drawn:
+            yield _finished(images, valid)
+
+    @property
+    def _ahead(self) -> int:
+        """How many batches `batches` starts before it waits for one: more would share a CPU."""
+        return 0 if platform() == "cpu" else 1
 
     def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
         """Images of the model's size to tokens in [0, k), in raster order; of several groups of
@@ -258,14 +290,17 @@ class TextToImage:
                 f"encode takes uint8 images (b, {size}, {size}, 3), got {images.dtype} "
                 f"{images.shape}"
             )
-        return np.asarray(jitted.encode(self.codec, self.codec_weights, images))
+        devices = local_devices(len(images))
+        return np.asarray(jitted.encode(self.codec, self.on(devices)[1], images, devices=devices))
 
     def decode(
         self, tokens: Int[np.ndarray, "b n"], *, devices: int = 0
     ) -> UInt8[np.ndarray, "b H W 3"]:
         """Tokens to images. `devices` share the rows; 0 for all local ones."""
-        shared = local_devices(devices or len(tokens))
-        return np.asarray(jitted.decode(self.codec, self.codec_weights, tokens, devices=shared))
+        return np.asarray(self._decode(tokens, local_devices(devices or len(tokens))))
+
+    def _decode(self, tokens: Any, devices: Devices) -> UInt8[Array, "b H W 3"]:
+        return jitted.decode(self.codec, self.on(devices)[1], tokens, devices=devices)
 
     def decode_partial(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
         """`decode` of tokens of which some are [MASK]: grey, and code 0 for the decoder. With
@@ -344,6 +379,10 @@ def _digest(weights: Params | None, codec_weights: Params) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _finished(images: UInt8[Array, "b H W 3"], valid: int) -> UInt8[np.ndarray, "valid H W 3"]:
+    return np.asarray(images)[:valid]
 
 
 def _to_device(tree: Any) -> Any:

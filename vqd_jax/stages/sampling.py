@@ -46,7 +46,8 @@ def sample(
     z: Int[np.ndarray, "b n"] | None = None,
     devices: Devices | None = None,
 ) -> Any:
-    """Tokens for each row of `conditions`; with `trace` (tokens, states (calls, b, n)).
+    """Tokens for each row of `conditions`; with `trace` (tokens, states (calls, b, n)): JAX
+    arrays, which may still be computed when this returns.
 
     Row i uses the noise of image `first` + i of the seed, whatever the batch. `scales` are those of
     guidance. With `image`, sampling starts from its tokens noised to the time `t_start`. With
@@ -59,7 +60,7 @@ def sample(
     # loop whose number of calls is not compiled in would wait for the host at every call.
     if window is None and stage.windowed and not trace and platform() == "cpu":
         window = ALL_CALLS
-    out = _sample(
+    return _sample(
         stage,
         sampler,
         static_guidance,
@@ -74,7 +75,6 @@ def sample(
         constraint,
         *_window_arguments(stage, window, len(keys), z),
     )
-    return jax.tree.map(np.asarray, out)
 
 
 def watch(
