@@ -65,8 +65,8 @@ def commands() -> list[tuple[str, str, list[str]]]:
     return out
 
 
-def plan(kind: str, model: str, arguments: list[str]) -> dict:
-    """A row: what `vqd plan_memory` says, or that the program does not fit."""
+def plan(kind: str, model: str, arguments: list[str]) -> dict | None:
+    """A row: what `vqd plan_memory` says, or that the program does not fit; None if it failed."""
     given = [x if x.startswith("--") else f"--config.{x}" for x in arguments]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "vqd_jax", "plan_memory", f"--config={MODELS[model]}"]
@@ -79,7 +79,8 @@ def plan(kind: str, model: str, arguments: list[str]) -> dict:
         if done.returncode:
             error = done.stderr.strip().splitlines()[-1]
             if "does not fit" not in error:
-                sys.exit(f"failed: {' '.join(command)}")
+                print(f"failed: {' '.join(command)}", flush=True)
+                return None
             return row | {"error": error}
         return row | {"plans": json.loads((Path(folder) / "plan").read_text())}
 
@@ -162,7 +163,9 @@ def main() -> None:
         if args.only not in chip or importlib.util.find_spec(compiler) is None:
             continue
         if (kind, model, arguments) not in map(key, rows):
-            rows.append(plan(kind, model, arguments) | {"with": versions()})
+            if not (row := plan(kind, model, arguments)):
+                continue
+            rows.append(row | {"with": versions()})
             rows.sort(key=lambda row: order.index(key(row)))
             args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     if args.tables:

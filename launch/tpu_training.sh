@@ -44,7 +44,7 @@ push() {
   local install='{ command -v tmux >/dev/null || sudo apt-get install -y -q tmux; }'
   install+=' && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv'
   install+=' && { test -x vqd_venv/bin/python || python3 -m uv venv -q --seed --python 3.12 vqd_venv; }'
-  install+=' && vqd_venv/bin/python -m pip install -q -r vqd_jax/requirements.txt "jax[tpu]"'
+  install+=' && vqd_venv/bin/python -m pip install -q -r vqd_jax/requirements.txt "jax[tpu]" gcsfs'
   remote "the installation on $name failed" all "$install"
 
   local check='import jax; print(jax.devices()); assert jax.default_backend() == "tpu"'

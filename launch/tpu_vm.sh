@@ -29,9 +29,8 @@
 #   --delete         delete the VM at the end of run, trained or failed; workdirs that are not in a bucket are fetched first
 #   --dry-run        print the commands for a VM that does not exist yet, and do nothing
 #
-# A preempted VM loses its disk: use --workdir=gs://BUCKET/FOLDER for spot VMs. The workers train on their disks. The first worker
-# downloads the bucket's files before training and uploads new ones every five minutes and at the end (for details see
-# launch/tpu_worker.sh). The VM's service account needs write access to the bucket.
+# A preempted VM loses its disk: use --workdir=gs://BUCKET/FOLDER for spot VMs. Every worker then writes its parts of the checkpoints
+# to the bucket; logs and pictures follow after each checkpoint. The VM's service account needs write access to the bucket.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -590,8 +590,8 @@ BAD = [
         "denoiser.attention must be full, chunked, cudnn or splash, got 'some'",
     ),  # before the codec is trained
     (
-        ["train", "--config=configs/emoji.py", "--workdir=gs://bucket/emoji"],
-        "a workdir is a local folder, got gs://bucket/emoji",
+        ["train", "--config=configs/emoji.py", "--workdir=s3://bucket/emoji"],
+        "write a local folder or gs://BUCKET/FOLDER",
     ),
     (
         ["train", "--config=configs/emoji.py", "--workdir={tmp}", "--processes=2"],

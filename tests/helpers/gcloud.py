@@ -1,9 +1,8 @@
-"""A stand-in for gcloud that records every call, fails on request, and has a TPU VM and buckets as
-folders.
+"""A stand-in for gcloud that records every call, fails on request, and has a TPU VM as folders.
 
-In $CLOUD: `calls` and `storage`, a JSON line for each call, with its arguments and its stdin;
-`state`, the node's state and type, absent without a node; `worker0`, `worker1`, … the home folders
-of the workers, in which remote commands run; `buckets`. `failures` is a JSON list of [regular
+In $CLOUD: `calls`, a JSON line for each call, with its arguments and its stdin; `state`, the node's
+state and type, absent without a node; `worker0`, `worker1`, … the home folders of the workers, in
+which remote commands run. `failures` is a JSON list of [regular
 expression over the call, times, output of gcloud, and optionally the node's next state]: the first
 one that matches and has times left makes the call fail.
 """
@@ -100,56 +99,12 @@ def workers():
     ]
 
 
-def local(path):
-    return (
-        cloud / "buckets" / path.removeprefix("gs://") if path.startswith("gs://") else Path(path)
-    )
-
-
-def storage(verb, *paths):
-    recursive = "--recursive" in paths
-    paths = [p for p in paths if not p.startswith("--")]
-    source = local(paths[0])
-    if verb == "ls":
-        found = (
-            sorted(p for p in source.parent.parent.rglob(source.name))
-            if "**" in paths[0]
-            else [*source.iterdir()]
-            if source.is_dir()
-            else []
-        )
-        if not found:
-            end("One or more URLs matched no objects.")
-        for path in found:
-            print("gs://" + str(path.relative_to(cloud / "buckets")) + "/" * path.is_dir())
-    elif verb == "cp":
-        local(paths[1]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, local(paths[1]))
-    elif verb == "rm":
-        assert recursive
-        shutil.rmtree(source)
-    elif verb == "rsync":
-        assert recursive
-        if not source.is_dir():
-            end(f"Did not find existing container at: {paths[0]}")
-        for file in sorted(source.rglob("*")):
-            name = str(file.relative_to(source))
-            if file.is_file() and not any(
-                re.match(pattern, name) for pattern in flag("exclude", "\0").split(",")
-            ):
-                target = local(paths[1]) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, target)
-
-
 if __name__ == "__main__":
     asked = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    with (cloud / ("storage" if words[0] == "storage" else "calls")).open("a") as calls:
+    with (cloud / "calls").open("a") as calls:
         calls.write(json.dumps({"words": words, "stdin": asked}) + "\n")
     fail_on_request()
     if words[:3] == ["compute", "tpus", "tpu-vm"]:
         node(words[3])
-    elif words[0] == "storage":
-        storage(*words[1:])
     else:
         end(f"unknown command {line}")

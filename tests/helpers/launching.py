@@ -148,13 +148,6 @@ class Cloud(Shell):
             out.append(call["words"][3:-1])
         return out
 
-    def storage(self):
-        """The arguments of the workers' calls of gcloud storage."""
-        return [
-            json.loads(line)["words"][1:]
-            for line in (self.cloud / "storage").read_text().splitlines()
-        ]
-
     def verbs(self):
         return [call[0] for call in self.calls()]
 

@@ -397,17 +397,17 @@ def test_a_worker_that_forgot_its_training_is_a_failure(cloud):
 
 
 RESUMES = """
-    here=runs/my-bucket/emoji/vqvae/checkpoints/3
+    here=$CLOUD/my-bucket/emoji/vqvae/checkpoints/3
     [[ -f $here/sha256.json && -f $here/weights ]] && { echo resumed; exit; }
     mkdir -p $here; echo weights >$here/weights; echo sums >$here/sha256.json
 """
 
 
 def test_a_preempted_vm_is_made_again_and_training_resumes_from_the_bucket(cloud):
-    cloud.env |= {"BEHAVE": RESUMES + GATE, "VQD_SYNC": "1"}
+    cloud.env["BEHAVE"] = RESUMES + GATE
 
     def preempt():
-        wait_for((cloud.cloud / "buckets/my-bucket/emoji/vqvae/checkpoints/3/sha256.json").exists)
+        wait_for((cloud.cloud / "my-bucket/emoji/vqvae/checkpoints/3/sha256.json").exists)
         cloud.failing(
             ["tpu_worker.sh state", 1, "the connection was closed", "PREEMPTED\tv5litepod-8"]
         )

@@ -318,8 +318,8 @@ def test_what_is_not_there_is_told(saved, tmp_path):
         checkpoints.restore("tokenizer")
     with pytest.raises(UserError, match="there is no finished checkpoint in .*none at all"):
         Checkpoints(tmp_path / "empty").restore("state")
-    with pytest.raises(UserError, match="local paths.*gs://bucket/run"):
-        Checkpoints("gs://bucket/run")
+    with pytest.raises(UserError, match="write a local folder or gs://BUCKET.*s3://bucket/run"):
+        Checkpoints("s3://bucket/run")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write checkpoints to .*file"):
         Checkpoints(tmp_path / "file/c")

@@ -70,5 +70,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if given and is_exported(Path(source).expanduser()):
         raise UserError(f"{source} holds a complete model: leave out {' and '.join(given)}")
     extra = convert.Extra(**{name: options[name].value for name in EXTRA})
+    if "://" in options.workdir:
+        raise UserError(f"vqd convert makes a local folder, got {options.workdir}: copy it then")
     convert.convert(source, Path(options.workdir), extra)
     print(f"{options.workdir}: sample from it with vqd sample --workdir={options.workdir}")

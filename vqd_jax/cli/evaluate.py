@@ -22,6 +22,7 @@ from vqd_jax.cli.flags import (
     loading,
     sampling,
 )
+from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.protocols import PROTOCOLS
 
@@ -118,7 +119,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if workdir:
         print(f"writing {out} and {out.with_suffix('.png')}", flush=True)
         result, scored = run.evaluate_model(
-            Path(workdir),
+            as_path(workdir),
             choice,
             folder=Path(options.pictures) if options.pictures else out.with_suffix(""),
             batch=options.batch,

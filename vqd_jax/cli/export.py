@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from vqd_jax.cli.flags import define_checkpoint_flag
+from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
 
 FORMATS = ("safetensors", "diffusers", "workdir")
@@ -44,4 +45,4 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.inference import export
 
     out = Path(options.out) if options.out else None
-    print(export.export(Path(options.workdir), options.format, out, options.checkpoint))
+    print(export.export(as_path(options.workdir), options.format, out, options.checkpoint))

@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from vqd_jax.cli.flags import checkpoints_of, define_cache_flag, define_workdir_flag
+from vqd_jax.core.buckets import as_path, is_bucket
 from vqd_jax.core.errors import UserError
 
 
@@ -58,14 +59,14 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     from vqd_jax.inference import loading, pipeline, plan
     from vqd_jax.runtime.workdir import Workdir
 
-    workdir = Path(options.workdir)
+    workdir = as_path(options.workdir)
     model = pipeline.load(workdir)
     print(checkpoints_of(model), flush=True)
     n = model.process and model.stage.tokens
     if options.calls > n:
         raise UserError(f"a plan for {n} tokens has 1..{n} calls, got {options.calls}")
     path = Workdir(workdir).plan
-    if not os.access(path.parent, os.W_OK):
+    if not is_bucket(path) and not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write the plan to {path.parent}: permission denied")
     cache = evaluation.cache_folder(options.cache, workdir)
     source = batches.Resized(

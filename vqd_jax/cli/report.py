@@ -28,7 +28,8 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     from vqd_jax.web.report import page
 
-    workdir = Path(options.workdir)
+    workdir = options.workdir
+    Workdir(workdir).download()
     out = Path(options.out) if options.out else Workdir(workdir).report
     page.write(workdir, out)
     print(out)

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from absl import flags, logging
 
+from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
 
 ANEW = "starts over"
@@ -193,18 +194,14 @@ def config_file(options: flags.FlagValues) -> tuple[str, str]:
     return path, variant
 
 
-def training_workdir(options: flags.FlagValues) -> Path:
+def training_workdir(options: flags.FlagValues) -> str:
     """--workdir, or runs/FILE-VARIANT for --config=FILE:VARIANT. UserError without that file, or
-    for a bucket.
+    for an address that is none of a bucket.
     """
     path, variant = config_file(options)
-    named = options.workdir
-    if "://" in (named or ""):
-        raise UserError(
-            f"a workdir is a local folder, got {named}: mount the bucket, or let launch/tpu_vm.sh "
-            "keep the workdir in it"
-        )
-    return Path(named or Path("runs") / (Path(path).stem + (f"-{variant}" if variant else "")))
+    workdir = options.workdir or f"runs/{Path(path).stem}{f'-{variant}' if variant else ''}"
+    as_path(workdir)
+    return workdir
 
 
 def _no_config(path: str) -> str:

@@ -8,23 +8,22 @@ import functools
 import hashlib
 import json
 from collections.abc import Collection
-from pathlib import Path
 
+from vqd_jax.core.buckets import AnyPath, files_below, stamp
 from vqd_jax.core.files import atomic_write
 
 CHECKSUMS = "sha256.json"
 
 
-def write_checksums(directory: Path) -> None:
+def write_checksums(directory: AnyPath) -> None:
     """Writes the checksums of all files in `directory`."""
-    files = sorted(f for f in directory.rglob("*") if f.is_file())
-    checksums = {f.relative_to(directory).as_posix(): _sha256(f) for f in files}
+    checksums = {name: _sha256(file) for name, file in files_below(directory)}
     with atomic_write(directory / CHECKSUMS, "checksums to") as part:
         part.write_text(json.dumps(checksums, indent=1) + "\n")
 
 
 def mismatch(
-    directory: Path, subfolder: str | None = None, *, ignore: Collection[str] = ()
+    directory: AnyPath, subfolder: str | None = None, *, ignore: Collection[str] = ()
 ) -> str | None:
     """What is wrong with the files whose checksums were written, or None. New files do not matter.
 
@@ -40,8 +39,7 @@ def mismatch(
             file = directory / name
             if not file.is_file():
                 return f"{name} is missing"
-            stat = file.stat()
-            if _cached_sha256(file, stat.st_size, stat.st_mtime_ns) != value:
+            if _cached_sha256(file, *stamp(file)) != value:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
@@ -51,11 +49,11 @@ def mismatch(
 
 
 @functools.lru_cache(maxsize=4096)
-def _cached_sha256(file: Path, size: int, changed: int) -> str:
+def _cached_sha256(file: AnyPath, size: int, changed: int) -> str:
     """The checksum of a file, read again only after its size or time of change has changed."""
     return _sha256(file)
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: AnyPath) -> str:
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

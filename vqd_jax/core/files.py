@@ -3,21 +3,30 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vqd_jax.core.buckets import AnyPath, is_bucket, readable_errors
 from vqd_jax.core.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, what: str = "") -> Iterator[Path]:
+def atomic_write(path: AnyPath, what: str = "") -> Iterator[Path]:
     """Yields a temporary path beside `path`, for a file or a folder, that is renamed to `path` at
     the end; parent folders are created. After an error it is removed and `path` is unchanged.
+    For a file in a bucket, the temporary path is a local one.
 
     An OSError becomes a UserError "cannot write {what} {path}: …".
     """
+    if is_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (local := Path(folder) / path.name)
+            with readable_errors(f"cannot write {what}{' ' * bool(what)}{path}"):
+                path.write_bytes(local.read_bytes())
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
 
@@ -90,7 +91,7 @@ def save_png(
 ) -> None:
     """Writes a PNG file atomically, with `metadata` as its text; parent folders are created."""
     content = png_bytes(image, metadata)  # in memory, as Pillow hides why a file cannot be written
-    with atomic_write(Path(path), "the picture") as part:
+    with atomic_write(as_path(path), "the picture") as part:
         part.write_bytes(content)
 
 

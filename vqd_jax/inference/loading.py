@@ -63,7 +63,7 @@ def chosen_checkpoint(
     workdir: str | os.PathLike, stage: str, which: str | int | None = None
 ) -> StageCheckpoint:
     """The checkpoint of a stage that `which` names, see `Checkpoints.choose`."""
-    checkpoints = Checkpoints(Workdir(Path(workdir)).checkpoints(stage), read_only=True)
+    checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
     step, best = checkpoints.choose(which), checkpoints.best()
     if step is None:
         raise UserError(f"there is no finished checkpoint in {checkpoints.folder}, none at all")
@@ -77,7 +77,7 @@ def token_stage(workdir: str | os.PathLike, wanted: str | None = None) -> str | 
     """The name of the stage over tokens in a workdir: "diffusion" if it has both, None without any.
     UserError if the `wanted` one is missing.
     """
-    folder = Workdir(Path(workdir))
+    folder = Workdir(workdir)
     found = [
         name
         for name in build.TOKEN_STAGES
@@ -109,7 +109,7 @@ def stored_items(
     """Items of a checkpoint of a stage, by default the best one or else the last; arrays in
     float32.
     """
-    folder = Workdir(Path(workdir)).checkpoints(stage)
+    folder = Workdir(workdir).checkpoints(stage)
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.choose() if step is None else step
     return [widen(checkpoints.restore(item, step=step)) for item in items]
@@ -117,7 +117,7 @@ def stored_items(
 
 def write_plan(workdir: str | os.PathLike, entropy: dict[str, np.ndarray]) -> None:
     """Stores the cross-entropies of `plan.measure` in the workdir."""
-    path = Workdir(Path(workdir)).plan
+    path = Workdir(workdir).plan
     with atomic_write(path, "the plan") as temporary, temporary.open("wb") as file:
         np.savez(file, **entropy)
 
@@ -126,13 +126,13 @@ def read_plan(
     workdir: str | os.PathLike, plan: str | os.PathLike | None = None
 ) -> dict[str, np.ndarray]:
     """The cross-entropies in the file `plan`, by default in the workdir's, which may be missing."""
-    path = Path(plan) if plan else Workdir(Path(workdir)).plan
+    path = Path(plan) if plan else Workdir(workdir).plan
     if plan and not path.is_file():
         raise UserError(f"there is no plan {path}: make one with vqd plan")
     if not path.exists():
         return {}
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             return dict(stored)
     except Exception as error:  # damaged archives raise nearly anything
         raise UserError(

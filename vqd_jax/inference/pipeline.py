@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +32,7 @@ from vqd_jax.inference.loading import (
 )
 from vqd_jax.inference.prompts import conditioning, requested_prompts
 from vqd_jax.runtime.devices import Devices, local_devices, platform, replicate
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.base import Constraint, Sampler
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages import jitted, sampling
@@ -334,7 +334,7 @@ def load(
       adapter: a file that training with `adapter.rank` wrote, for the workdir it started from.
       adapter_scale: how strongly the adapter changes the model.
     """
-    if not Path(workdir).is_dir():
+    if not Workdir(workdir).root.is_dir():
         raise UserError(
             f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use "
             "pretrained/emoji"

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vqd_jax.core.buckets import as_path, forget_listings, is_bucket, remove_tree
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, remove_leftovers
@@ -45,7 +46,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in a folder. Saving runs in the background: end with `close()`, or `with`.
 
     Args:
-      folder: a local path, created if need be, with one subfolder per step.
+      folder: a local path or one in a bucket, created if need be, with one subfolder per step.
       keep: the number of newest steps to keep, beside the best one.
       read_only: never write, as for a shipped checkpoint or one of a run in progress. Otherwise the
         leftovers of killed saves are removed now.
@@ -61,13 +62,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         read_only: bool = False,
         shared: bool = False,
     ):
-        if "://" in str(folder):
-            raise UserError(
-                f"checkpoints are kept on local paths, mount the bucket to use it, got {folder}"
-            )
         if keep < 1:
             raise UserError(f"the number of checkpoints to keep must be at least 1, got {keep}")
-        self.folder = Path(folder).absolute()
+        path = as_path(folder)
+        self.folder = path if is_bucket(path) else path.absolute()
         self.keep = keep
         self.read_only = read_only
         self.shared = shared
@@ -83,6 +81,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
+        forget_listings(self.folder)
         if not self.folder.is_dir():
             return []
         folders = filter(_is_step, self.folder.iterdir())
@@ -190,7 +189,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             return
         with self._writing(step):
             if jax.process_index() == 0 and directory.exists():
-                directory.rename(self._replaced(step))
+                if is_bucket(directory):  # where renaming is copying
+                    _remove(directory)
+                else:
+                    directory.rename(self._replaced(step))
             if sharded:
                 finish = orbax_io.write_sharded(directory, items)
             else:
@@ -247,8 +249,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _finish(self, step: int) -> None:
         """Once everything is written: writes the checksums and removes superseded steps."""
         directory = self._directory(step)
-        for marker in directory.rglob("commit_success.txt"):  # for object stores, with local paths
-            marker.unlink()
+        if not is_bucket(directory):  # where Orbax needs it
+            for marker in directory.rglob("commit_success.txt"):
+                marker.unlink()
         write_checksums(directory)
         _remove(self._replaced(step))
         steps = self.steps()
@@ -273,6 +276,12 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _remove_leftovers(self) -> None:
         """Removes what killed saves left."""
+        if is_bucket(self.folder):
+            forget_listings(self.folder)
+            for directory in self.folder.iterdir() if self.folder.is_dir() else ():
+                if not (directory / CHECKSUMS).is_file():
+                    remove_tree(directory)
+            return
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
             for leftover in self.folder.glob(pattern):
                 shutil.rmtree(leftover)
@@ -297,8 +306,13 @@ def _is_step(path: Path) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    """Renames the folder first, so that a kill halfway leaves nothing that looks like a step."""
-    if directory.exists():
+    """Renames the folder first, so that a kill halfway leaves nothing that looks like a step. In a
+    bucket, the checksums go first.
+    """
+    if is_bucket(directory):
+        (directory / CHECKSUMS).unlink(missing_ok=True)
+        remove_tree(directory)
+    elif directory.exists():
         shutil.rmtree(directory.rename(directory.with_name(directory.name + ".deleted")))
 
 

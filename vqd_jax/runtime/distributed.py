@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vqd_jax.core.buckets import is_bucket
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, remove_leftovers
 from vqd_jax.runtime.signals import SIGTERM_STATUS
@@ -97,10 +98,10 @@ def exit_on_error() -> Iterator[None]:
 
 
 def primary_process(folder: Path) -> int:
-    """The index of the first process that sees the same `folder`, which is created if need be.
-    Collective.
+    """The index of the first process that sees the same `folder`, which is created if need be: 0
+    for one in a bucket. Collective.
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or is_bucket(folder):
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     marker = lambda number: folder / f".process-{number}"

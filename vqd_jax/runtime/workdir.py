@@ -1,5 +1,8 @@
 """The layout of a workdir: every path inside one is spelled here.
 
+Of a workdir in a bucket, the checkpoints are written to the bucket by every process. All other
+files are written to a local folder, `Workdir.path`, and copied to the bucket by `Workdir.upload`.
+
 WORKDIR/
   .lock                 held by the process that trains
   cache/                prepared data sets and tokens, unless data.cache names another folder
@@ -19,12 +22,17 @@ WORKDIR/
 
 import contextlib
 import dataclasses
+import functools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vqd_jax.core import buckets
+from vqd_jax.core.buckets import AnyPath, as_path, is_bucket
 from vqd_jax.core.files import lock, remove_leftovers
 
+LOCAL = Path.home() / ".cache" / "vqd_jax" / "workdirs"  # of files that go to a bucket later
 STAGES = ("vqvae", "diffusion", "autoregressive")  # in the order in which they are trained
 
 
@@ -37,10 +45,6 @@ class StageFolder:
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
@@ -85,9 +89,21 @@ class StageFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A folder with a model, or with the training of one."""
+    """A folder with a model, or with the training of one: local, or gs://BUCKET/FOLDER."""
 
-    path: Path
+    location: str | os.PathLike
+
+    @functools.cached_property
+    def root(self) -> AnyPath:
+        """The folder, where it is."""
+        return as_path(self.location)
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """The folder, or the local one of what a bucket has but checkpoints."""
+        if not is_bucket(self.root):
+            return self.root
+        return LOCAL / os.fspath(self.root).removeprefix("gs://")
 
     @property
     def cache(self) -> Path:
@@ -102,8 +118,8 @@ class Workdir:
         return self.path / "report.html"
 
     @property
-    def plan(self) -> Path:
-        return self.stage("diffusion").path / "plan.npz"
+    def plan(self) -> AnyPath:
+        return self.root / "diffusion" / "plan.npz"
 
     def samples(self, stage: str) -> Path:
         """The final samples of a stage."""
@@ -112,8 +128,8 @@ class Workdir:
     def stage(self, name: str) -> StageFolder:
         return StageFolder(self.path / name)
 
-    def checkpoints(self, stage: str) -> Path:
-        return self.stage(stage).checkpoints
+    def checkpoints(self, stage: str) -> AnyPath:
+        return self.root / stage / "checkpoints"
 
     def logged_stages(self) -> list[StageFolder]:
         """The folders with metrics, in the order of training; or this one, if it has metrics."""
@@ -124,8 +140,9 @@ class Workdir:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Holds the workdir for one training, after removing what killed ones left half-written.
+        A bucket's files are fetched first, and its new ones copied there at the end.
 
-        UserError if another process trains there.
+        UserError if another process trains there; of a bucket, only one on this machine is seen.
         """
         busy = (
             f"another process is training in {self.path}: wait for it, stop it, or choose another "
@@ -134,4 +151,33 @@ class Workdir:
         with lock(self.path / ".lock", busy):
             for folder in (self.path, *(self.stage(name).path for name in STAGES)):
                 remove_leftovers(folder)
-            yield
+            self.download()
+            try:
+                yield
+            finally:
+                self.upload()
+
+    def download(self, prefix: str = "") -> None:
+        """Fetches from the bucket, if this is one, what is newer there: files whose relative names
+        begin with `prefix`.
+        """
+        wanted = lambda name: name.startswith(prefix) and _is_copied(name)
+        if is_bucket(self.root):
+            with buckets.readable_errors(f"cannot read {self.root}"):
+                buckets.download(self.root, self.path, wanted)
+
+    def upload(self) -> None:
+        """Copies to the bucket, if this is one, what has changed."""
+        if is_bucket(self.root):
+            with buckets.readable_errors(f"cannot write to {self.root}"):
+                buckets.upload(self.path, self.root, _is_copied)
+
+
+def _is_copied(name: str) -> bool:
+    """Whether a file of this relative name is copied between a bucket and `Workdir.path`: not
+    checkpoints, hidden files and prepared data sets.
+    """
+    folder, _, rest = name.partition("/")
+    if folder == "cache":
+        return rest.startswith("tokens-")
+    return "/checkpoints/" not in name and not any(p.startswith(".") for p in name.split("/"))

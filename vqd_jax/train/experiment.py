@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vqd_jax.config import build
+from vqd_jax.core.buckets import as_path, is_bucket
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import grid, save_png
 from vqd_jax.core.prng import root_key
@@ -51,18 +52,23 @@ class Experiment:
     Process 0 writes the workdir; the logs and images of the others go to a temporary folder.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: str | Path):
         self.config = config = _with_initial_model(config, workdir)
         self.workdir = Workdir(workdir)
         self.is_primary = jax.process_index() == 0
-        self.folder_owner = distributed.primary_process(workdir)  # of those that see this workdir
+        # of the processes that see this workdir
+        self.folder_owner = distributed.primary_process(self.workdir.root)
         self.shared = distributed.is_shared(self.folder_owner)
         self.scratch = None if self.is_primary else tempfile.TemporaryDirectory()
         self.output = Workdir(Path(self.scratch.name)) if self.scratch else self.workdir
         self.cache = Path(config.data.cache) if config.data.cache else self.workdir.cache
+        if not self.is_primary:
+            self.workdir.download("cache/")  # process 0 has fetched everything
         self.parallel = parallelism(**config.parallel)
         self.key = root_key(config.seed)
-        print(f"workdir {workdir}, built data in {self.cache}", flush=True)
+        copied = f" (its logs and pictures through {self.workdir.path})"
+        there = f"workdir {workdir}{copied if is_bucket(self.workdir.root) else ''}"
+        print(f"{there}, built data in {self.cache}", flush=True)
         self.source = build.source(config, self.cache)
         counts = collections.Counter(record.split for record in self.source.records)
         shown = [*SPLITS, *(split for split in VARIANTS if counts[split])]
@@ -131,7 +137,8 @@ class Experiment:
                     self._draw_samples(name)
             if self.config.adapter.rank:
                 self._write_adapter()
-            page.refresh(self.workdir.path)
+            page.refresh(self.workdir.location)
+            self.workdir.upload()
             print(f"all of it on one page: {self.workdir.report}", flush=True)
         distributed.barrier()
 
@@ -282,7 +289,7 @@ class Experiment:
         if checkpoints.has("tokenizer"):
             return load_tokenizer(checkpoints.restore("tokenizer"))
         if self.config.init_from:
-            initial = Workdir(Path(self.config.init_from)).checkpoints(stage)
+            initial = Workdir(self.config.init_from).checkpoints(stage)
             return load_tokenizer(Checkpoints(initial, read_only=True).restore("tokenizer"))
         train = batches.training_indices(self.source)
         return build.tokenizer(self.config, [self.source.records[i] for i in train])
@@ -291,7 +298,7 @@ class Experiment:
         """The weights of the trained codec, which is copied here from `init_from` if need be."""
         checkpoints = Checkpoints(self.workdir.checkpoints("vqvae"), read_only=True)
         if checkpoints.latest_step() is None and self.config.init_from:
-            copy_codec(Workdir(Path(self.config.init_from)), self.workdir)
+            copy_codec(Workdir(self.config.init_from), self.workdir)
         self._broadcast(checkpoints)
         if checkpoints.latest_step() is None:
             raise UserError(
@@ -320,7 +327,8 @@ class Experiment:
 
     def _refresh_report(self) -> None:
         if self.is_primary:
-            page.refresh(self.workdir.path)
+            page.refresh(self.workdir.location)
+            self.workdir.upload()
 
     def _prompts(self) -> list[tuple[str, str]]:
         """(prompt, kind) of the previews; the kinds are the keys of LABELS."""
@@ -337,7 +345,7 @@ class Experiment:
         prompts = self._prompts()
         if not prompts:
             return
-        model = pipeline.load(self.workdir.path, stage=stage)
+        model = pipeline.load(self.workdir.location, stage=stage)
         images = model([prompt for prompt, _ in prompts], seed=self.config.seed)
         captions = [LABELS[kind] + prompt for prompt, kind in prompts]
         path = self.workdir.samples(stage)
@@ -361,11 +369,11 @@ class Experiment:
         )
 
 
-def _with_initial_model(config: ConfigDict, workdir: Path) -> ConfigDict:
+def _with_initial_model(config: ConfigDict, workdir: str | Path) -> ConfigDict:
     """The config, with the model that it is to start from. UserError for an adapter without one."""
     if config.init_from:
         origin = config.init_from
-        if loading.token_stage(workdir) and not Path(origin).exists():
+        if loading.token_stage(workdir) and not as_path(origin).exists():
             origin = workdir  # a run that has begun no longer needs the other folder
         config = with_model_of(origin, config)
     if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):

@@ -39,7 +39,7 @@ def with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
     """The config with the model of another workdir, whose token stage is to be trained further."""
     stage = loading.token_stage(workdir) or "diffusion"
     stored = complete(
-        Checkpoints(Workdir(Path(workdir)).checkpoints(stage), read_only=True).restore("config")
+        Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True).restore("config")
     )
     values = config.to_dict() | {name: stored[name].to_dict() for name in MODEL}
     values["stages"] = (stage,)

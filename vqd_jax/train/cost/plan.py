@@ -208,7 +208,8 @@ def table(p: dict[str, Any]) -> str:
     if p["flops"]:
         lines.append(f"  operations   {p['flops'] / 1e12:.3g} TFLOP of the model, on all devices")
     if p["cycles"]:
-        lines.append(f"  cycles       {p['cycles'] / 1e6:,.1f} million, by the compiler")
+        without = ", without the kernels" if p["kernels"] else ""
+        lines.append(f"  cycles       {p['cycles'] / 1e6:,.1f} million, by the compiler{without}")
     for how, seconds in p["seconds"].items():
         rate = p["images"] / seconds
         lines.append(f"  {1e3 * seconds:,.1f} ms {how}: {rate:,.1f} images/s")

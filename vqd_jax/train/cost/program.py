@@ -23,6 +23,7 @@ COLLECTIVES = {
 GIVEN = ("kParameter", "kConstant", "kTuple", "kGetTupleElement", "kBitcast", "kWhile", "kCall")
 LISTED = 8  # of the largest arrays
 KERNELS = re.compile(r'custom_call_target="((?:tpu_custom_call|__cudnn|__cublas|__gpu\$)[^"]*)"')
+UNKNOWN_CYCLES = 2**63 - 1  # what the compiler of a v6e says of a kernel
 _ENTRY = re.compile(r"^ENTRY %?([\w.\-]+)", re.MULTILINE)
 _RESULT = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) [a-z][\w\-]*\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
@@ -54,7 +55,7 @@ class Program:
       memory: on each device.
       collectives: (times, bytes of their operands on each device, all together) by kind.
       kernels: how often each kernel of a library, or of Pallas, runs.
-      cycles: of a TPU, None elsewhere.
+      cycles: of a TPU, without its kernels, which the compiler does not estimate; None elsewhere.
       largest: the largest arrays that are computed and written to memory, "bf16[8,1024,1024]" and
         their bytes.
     """
@@ -88,7 +89,8 @@ class Program:
                     sizes[name] = _bytes([(dtype, dims)])
             if found := KERNELS.search(x.text):
                 kernels[found[1]] += x.times
-            if not x.fused and (found := _CYCLES.search(x.text)):
+            found = _CYCLES.search(x.text)
+            if found and not x.fused and int(found[1]) < UNKNOWN_CYCLES:
                 cycles += x.times * int(found[1])
         collective = {kind: (count, size) for kind, (count, size) in sorted(exchanged.items())}
         largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:LISTED])

@@ -53,7 +53,7 @@ def curves(workdir: Path) -> list[dict[str, Any]]:
         if panels:
             out.append(
                 {
-                    "stage": "" if folder.path == workdir else folder.name,
+                    "stage": "" if folder.path == Workdir(workdir).path else folder.name,
                     "panels": sorted(
                         panels, key=lambda panel: (panel["timing"], panel["name"] != "loss")
                     ),
@@ -190,7 +190,8 @@ def _at_draw(values: np.ndarray, counts: Sequence[int]) -> list[float]:
 def evaluations(workdir: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(file, result) of each JSON of `vqd evaluate` in the workdir or its subfolders."""
     found = []
-    for path in sorted([*workdir.glob("*.json"), *workdir.glob("*/*.json")]):
+    folder = Workdir(workdir).path
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
             result = json.loads(path.read_text())
         except ValueError:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
 from vqd_jax.runtime.workdir import Workdir
@@ -31,14 +32,14 @@ TABLES = {
 }
 
 
-def write(workdir: Path, out: Path) -> None:
+def write(workdir: str | Path, out: Path) -> None:
     """Writes the report of `workdir` to `out`. UserError if there is nothing to report or the file
     cannot be written.
     """
     _put(out, page(workdir))
 
 
-def refresh(workdir: Path) -> None:
+def refresh(workdir: str | Path) -> None:
     """Writes the report into the workdir during training. Damaged files only print a message; a
     report that cannot be written is a UserError.
     """
@@ -56,9 +57,10 @@ def _put(out: Path, content: str) -> None:
         part.write_text(content, encoding="utf-8")
 
 
-def page(workdir: Path) -> str:
+def page(workdir: str | Path) -> str:
     """The report as HTML."""
-    if not workdir.is_dir():
+    workdir = as_path(workdir)
+    if not Workdir(workdir).path.is_dir():
         raise UserError(f"there is no workdir {workdir}: train one with python -m vqd_jax.main")
     data: dict[str, Any] = {}
     bodies = {title: _html(section, workdir, data) for title, section in FIGURES.items()}
@@ -68,7 +70,7 @@ def page(workdir: Path) -> str:
         raise UserError(
             f"there is nothing to report in {workdir}: it has no metrics, images or config of a run"
         )
-    name = text(workdir.absolute().name)
+    name = text(Workdir(workdir).path.absolute().name)
     state = _html(sections.state, workdir)
     style = _file("vqd_jax.web", "shared.css") + _file("vqd_jax.web.report", "report.css")
     script = _file("vqd_jax.web.report", "report.js")

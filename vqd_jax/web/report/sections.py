@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqd_jax.eval import page
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.web.report import contents, run_info
 from vqd_jax.web.report.markup import stage_title, table, text
 
@@ -26,7 +27,7 @@ def evaluations(workdir: Path) -> str:
     out = []
     for path, result in contents.evaluations(workdir):
         try:
-            out.append(_evaluation(path, path.relative_to(workdir), result))
+            out.append(_evaluation(path, path.relative_to(Workdir(workdir).path), result))
         except (AttributeError, KeyError, TypeError, ValueError):
             out.append(
                 f'<p class="note">{text(path.name)} is not a result of this version of vqd '
