@@ -15,6 +15,8 @@ null as in Tang et al. 2022, layers recomputed in the backward pass.
 
 Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
 denoiser 78 (414,113 captions, 100 epochs), small 14, codec about 15 more.
+On 64 TPU v5e the denoiser takes at least 5.4 hours: its compiler estimates the cycles of all but
+the kernels of attention (docs/scaling.md).
 
 Expected metric: FID of Gu et al. 2022: S 30.17, B 19.75, B pre-trained on Conceptual Captions
 13.86; of Tang et al. 2022, with a learned null, 8.44 (not reproduced here). Protocol as far as it

@@ -15,6 +15,8 @@ null as in Tang et al. 2022, layers recomputed in the backward pass.
 
 Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
 denoiser 6 (400 epochs), small 3 (800 epochs), codec about 7 more.
+On 64 TPU v5e the denoiser takes at least 0.4 hours: its compiler estimates the cycles of all but
+the kernels of attention (docs/scaling.md).
 
 Expected metric: FID of Gu et al. 2022: S 12.97, B 11.94; B pre-trained on Conceptual Captions 10.32
 (not reproduced here). Protocol as far as it is known: 30,000 images for test captions against

@@ -16,6 +16,8 @@ Method: no config was released for this data set, so the one for CUB is used. Sc
 
 Hardware: one H100 (80 GB). Hours, estimated from counted FLOPs at 40 % of its peak, never run:
 denoiser 5 (400 epochs), small 3 (800 epochs), codec about 7 more.
+On 64 TPU v5e the denoiser takes at least 0.4 hours: its compiler estimates the cycles of all but
+the kernels of attention (docs/scaling.md).
 
 Expected metric: FID of Gu et al. 2022: S 14.95, B 14.88; B pre-trained on Conceptual Captions 14.10
 (not reproduced here). Protocol as far as it is known: 30,000 images for test captions against

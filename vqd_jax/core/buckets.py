@@ -59,12 +59,13 @@ def files_below(folder: AnyPath) -> list[tuple[str, AnyPath]]:
     return sorted((file.relative_to(folder).as_posix(), file) for file in files)
 
 
-def stamp(file: AnyPath) -> tuple[int, int]:
-    """(size, time of the last change) of a file."""
-    status: Any = file.stat()
-    if is_bucket(file):
-        return status.length, int(status.mtime)
-    return status.st_size, status.st_mtime_ns
+def stamps(folder: AnyPath) -> dict[str, tuple[int, int]]:
+    """Relative name → (size, time of the last change) of all files in a folder."""
+    if is_bucket(folder):
+        found = _objects(folder).items()
+        return {name: (about["size"], int(about["generation"])) for name, about in found}
+    files = files_below(folder)
+    return {name: (file.stat().st_size, file.stat().st_mtime_ns) for name, file in files}
 
 
 def remove_tree(folder: AnyPath) -> None:

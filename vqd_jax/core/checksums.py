@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection
 
-from vqd_jax.core.buckets import AnyPath, files_below, stamp
+from vqd_jax.core.buckets import AnyPath, files_below, stamps
 from vqd_jax.core.files import atomic_write
 
 CHECKSUMS = "sha256.json"
@@ -32,14 +32,14 @@ def mismatch(
     """
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
+        there = stamps(directory)
         for name, value in checksums.items():
             top, inside, _ = name.partition("/")
             if inside and (top in ignore or subfolder not in (None, top)):
                 continue
-            file = directory / name
-            if not file.is_file():
+            if name not in there:
                 return f"{name} is missing"
-            if _cached_sha256(file, *stamp(file)) != value:
+            if _cached_sha256(directory / name, *there[name]) != value:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
