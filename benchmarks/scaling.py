@@ -58,6 +58,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
             devices *= int(size)
         settings = [x.format(fsdp) for x in parallel]
         settings += [f"diffusion_train.batch_size={rows * devices}", "denoiser.scan=True"]
+        settings += ["diffusion_train.accumulate=1"] * (model == "large")
         out.append(("training", model, [f"--chip={chip}", *settings]))
     for chip, model, rows in SAMPLING:
         arguments = [f"--chip={chip}", "--sample", f"--batch={rows}", "denoiser.scan=True"]
