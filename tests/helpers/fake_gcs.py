@@ -1,7 +1,9 @@
 """A Google Cloud Storage in memory, over HTTP: the part of its JSON API that gcsfs and TensorStore
 use, with generations and their preconditions.
 
-  python -m helpers.fake_gcs PORT        serves until it is killed; any bucket exists
+  python -m helpers.fake_gcs PORT        serves until it is killed
+
+Any bucket exists; to the one named forbidden there is no access.
 """
 
 import base64
@@ -110,6 +112,14 @@ class Handler(BaseHTTPRequestHandler):
             if self._allowed(key, query):
                 gone = self.server.storage.objects.pop(key, None)
                 self._send(204 if gone else 404, b"")
+
+    def parse_request(self):
+        if not super().parse_request():
+            return False
+        if "/b/forbidden" in self.path:
+            self._json({"error": {"code": 403, "message": "no access"}}, 403)
+            return False
+        return True
 
     def _parse(self):
         parts = urllib.parse.urlsplit(self.path)

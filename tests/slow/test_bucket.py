@@ -180,6 +180,7 @@ def test_two_processes_write_their_parts(server, command, alone, tmp_path):
         ("gs://bucket", "write a local folder or gs://BUCKET/FOLDER"),
         ("s3://bucket/run", "write a local folder or gs://BUCKET/FOLDER"),
         ("gs://bucket/none", "there is no workdir gs://bucket/none"),
+        ("gs://forbidden/run", "error: cannot read gs://forbidden/run: "),
     ],
 )
 def test_other_addresses_get_a_sentence(command, tmp_path, workdir, said):

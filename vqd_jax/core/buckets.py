@@ -68,6 +68,17 @@ def stamps(folder: AnyPath) -> dict[str, tuple[int, int]]:
     return {name: (file.stat().st_size, file.stat().st_mtime_ns) for name, file in files}
 
 
+def folder_exists(folder: AnyPath) -> bool:
+    """Whether the folder is there. Errors of a bucket, such as no access, are raised."""
+    if not is_bucket(folder):
+        return folder.is_dir()
+    forget_listings(folder)
+    try:
+        return bool(_file_system().ls(_key(folder)))
+    except FileNotFoundError:
+        return False
+
+
 def remove_tree(folder: AnyPath) -> None:
     """Removes a folder with everything in it."""
     if is_bucket(folder):

@@ -334,7 +334,7 @@ def load(
       adapter: a file that training with `adapter.rank` wrote, for the workdir it started from.
       adapter_scale: how strongly the adapter changes the model.
     """
-    if not Workdir(workdir).root.is_dir():
+    if not Workdir(workdir).exists():
         raise UserError(
             f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use "
             "pretrained/emoji"

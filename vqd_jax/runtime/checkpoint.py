@@ -21,7 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqd_jax.core.buckets import as_path, forget_listings, is_bucket, remove_tree
+from vqd_jax.core.buckets import (
+    as_path,
+    folder_exists,
+    is_bucket,
+    readable_errors,
+    remove_tree,
+)
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, remove_leftovers
@@ -72,7 +78,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._worker: concurrent.futures.ThreadPoolExecutor | None = None  # since the first save
         self._pending: concurrent.futures.Future[None] | None = None
         if not read_only and jax.process_index() == 0:
-            with _readable_errors(f"cannot write checkpoints to {self.folder}"):
+            doing = f"cannot write checkpoints to {self.folder}"
+            remote = is_bucket(self.folder)
+            with (
+                readable_errors(doing) if remote else contextlib.nullcontext(),
+                _readable_errors(doing),
+            ):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._remove_leftovers()
 
@@ -81,8 +92,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
-        forget_listings(self.folder)
-        if not self.folder.is_dir():
+        if not folder_exists(self.folder):
             return []
         folders = filter(_is_step, self.folder.iterdir())
         return sorted(int(d.name) for d in folders if (d / CHECKSUMS).is_file())
@@ -277,8 +287,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _remove_leftovers(self) -> None:
         """Removes what killed saves left."""
         if is_bucket(self.folder):
-            forget_listings(self.folder)
-            for directory in self.folder.iterdir() if self.folder.is_dir() else ():
+            for directory in self.folder.iterdir() if folder_exists(self.folder) else ():
                 if not (directory / CHECKSUMS).is_file():
                     remove_tree(directory)
             return

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from vqd_jax.core import buckets
 from vqd_jax.core.buckets import AnyPath, as_path, is_bucket
+from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import lock, remove_leftovers
 
 LOCAL = Path.home() / ".cache" / "vqd_jax" / "workdirs"  # of files that go to a bucket later
@@ -154,8 +155,15 @@ class Workdir:
             self.download()
             try:
                 yield
-            finally:
-                self.upload()
+            except BaseException:
+                with contextlib.suppress(UserError):  # the first error is the one to see
+                    self.upload()
+                raise
+            self.upload()
+
+    def exists(self) -> bool:
+        with buckets.readable_errors(f"cannot read {self.root}"):
+            return buckets.folder_exists(self.root)
 
     def download(self, prefix: str = "") -> None:
         """Fetches from the bucket, if this is one, what is newer there: files whose relative names
