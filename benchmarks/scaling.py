@@ -94,7 +94,7 @@ def tables(rows: list[dict]) -> dict[str, str]:
         what = "images/s" if kind == "training" else "images/s with decoding"
         lines = [
             "| model | chips | images | memory of a chip | arguments | temporaries | collectives | "
-            f"by the compiler's cycles | {what} |",
+            f"by the compiler's cycles | {what}, at most |",
             "|---" * 9 + "|",
         ]
         for row in rows:
