@@ -10,6 +10,7 @@ is fast.
 import errno
 import faulthandler
 import importlib
+import logging as standard_logging
 import os
 import re
 import sys
@@ -61,6 +62,8 @@ def set_up_process() -> None:
     flags.FLAGS(sys.argv[:1])  # flags of libraries keep their defaults
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    # it prints a traceback of every failed request; the error itself is raised and told
+    standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)
 
     from vqd_jax.runtime.compile_cache import enable_compilation_cache
     from vqd_jax.runtime.orbax_io import quiet_orbax
