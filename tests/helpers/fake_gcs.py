@@ -7,6 +7,7 @@ Any bucket exists; to the one named forbidden there is no access.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
@@ -18,6 +19,8 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import google_crc32c
+
+from helpers.ports import free_port
 
 OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/(.+)")
 LIST = re.compile(r"/storage/v1/b/([^/]+)/o/?")
@@ -218,6 +221,27 @@ def serve(port):
     server.storage = Storage()
     server.handle_error = lambda request, address: None  # a client that has left
     return server
+
+
+@contextlib.contextmanager
+def running():
+    """A server in a thread of this process."""
+    server = serve(free_port())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def environment(server):
+    """The variables by which another process takes the server for Google's."""
+    address = f"http://127.0.0.1:{server.server_port}"
+    return {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
 
 
 if __name__ == "__main__":

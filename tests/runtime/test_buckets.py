@@ -3,12 +3,10 @@
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from helpers import fake_gcs
-from helpers.ports import free_port
 from helpers.toy_training import environment
 from vqd_jax.core.buckets import as_path, is_bucket
 from vqd_jax.core.errors import UserError
@@ -52,27 +50,13 @@ except UserError as error:
 """
 
 
-@pytest.fixture
-def storage():
-    server = fake_gcs.serve(free_port())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    yield {
-        "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    }
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.mark.slow  # 20 s
-def test_checkpoints_in_a_bucket(storage):
+def test_checkpoints_in_a_bucket():
     pytest.importorskip("gcsfs")
     command = [sys.executable, "-c", SCRIPT]
-    env = environment() | storage
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    with fake_gcs.running() as server:
+        env = environment() | fake_gcs.environment(server)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (
         "checkpoint step 4 in gs://bucket/run/checkpoints is damaged: weights/manifest"

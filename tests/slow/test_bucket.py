@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -29,32 +28,23 @@ FINAL = 6
 
 @pytest.fixture(scope="module")
 def server():
-    server = fake_gcs.serve(free_port())
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with fake_gcs.running() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def command(server, tmp_path_factory):
     """Starts `python -m vqd_jax…` with a home folder, which is that of a machine."""
     cache, programs = emoji_cache(), tmp_path_factory.mktemp("programs")
-    address = f"http://127.0.0.1:{server.server_port}"
 
     def start(home, *words):
-        env = os.environ | {
+        env = os.environ | fake_gcs.environment(server)
+        env |= {
             "HOME": str(home),
-            "STORAGE_EMULATOR_HOST": address,
-            "TENSORSTORE_GCS_HTTP_URL": address,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(programs),
-            "DATA": str(cache),
         }
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, words)],

@@ -78,12 +78,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._worker: concurrent.futures.ThreadPoolExecutor | None = None  # since the first save
         self._pending: concurrent.futures.Future[None] | None = None
         if not read_only and jax.process_index() == 0:
-            doing = f"cannot write checkpoints to {self.folder}"
-            remote = is_bucket(self.folder)
-            with (
-                readable_errors(doing) if remote else contextlib.nullcontext(),
-                _readable_errors(doing),
-            ):
+            with self._readable_errors(f"cannot write checkpoints to {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._remove_leftovers()
 
@@ -276,7 +271,11 @@ class Checkpoints(contextlib.AbstractContextManager):
             _remove(self._directory(old))
 
     def _writing(self, step: int) -> contextlib.AbstractContextManager:
-        return _readable_errors(f"cannot write checkpoint step {step} to {self.folder}")
+        return self._readable_errors(f"cannot write checkpoint step {step} to {self.folder}")
+
+    def _readable_errors(self, doing: str) -> contextlib.AbstractContextManager:
+        """Errors of writing as a UserError."""
+        return (readable_errors if is_bucket(self.folder) else _errors_of_disks)(doing)
 
     def _directory(self, step: int) -> Path:
         return self.folder / str(step)
@@ -326,7 +325,7 @@ def _remove(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _readable_errors(doing: str) -> Iterator[None]:
+def _errors_of_disks(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -33,7 +33,6 @@ from vqd_jax.core.buckets import AnyPath, as_path, is_bucket
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import lock, remove_leftovers
 
-LOCAL = Path.home() / ".cache" / "vqd_jax" / "workdirs"  # of files that go to a bucket later
 STAGES = ("vqvae", "diffusion", "autoregressive")  # in the order in which they are trained
 
 
@@ -104,7 +103,8 @@ class Workdir:
         """The folder, or the local one of what a bucket has but checkpoints."""
         if not is_bucket(self.root):
             return self.root
-        return LOCAL / os.fspath(self.root).removeprefix("gs://")
+        local = Path.home() / ".cache" / "vqd_jax" / "workdirs"
+        return local / os.fspath(self.root).removeprefix(buckets.PREFIX)
 
     @property
     def cache(self) -> Path:

@@ -138,7 +138,6 @@ class Experiment:
             if self.config.adapter.rank:
                 self._write_adapter()
             page.refresh(self.workdir.location)
-            self.workdir.upload()
             print(f"all of it on one page: {self.workdir.report}", flush=True)
         distributed.barrier()
 
