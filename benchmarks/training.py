@@ -85,7 +85,9 @@ def mine(case: Case) -> Callable[[], Any]:
     """A call makes a step, as `vqd_jax.main` does."""
     c, rows, parallel = case.config, len(case.batch["text"]), parallelism(devices=1)
     train = Train(**c.diffusion_train)
-    optimizer = Optim(**c.diffusion_optim).build(train.steps, rows, case.stage.unchanged)
+    optimizer = Optim(**c.diffusion_optim).build(
+        train.steps, rows, case.stage.unchanged, case.stage.dtype
+    )
     step = parallel.compile(
         make_step(
             case.stage,

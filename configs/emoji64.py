@@ -80,10 +80,10 @@ def codec(c):
     c.codebook.decay = 0.97
     c.codebook.restart_every = 25
     c.vqvae_loss.lpips = 0.3
-    c.vqvae_loss.lpips_examples = 4
+    c.vqvae_loss.lpips_examples = 8
     c.vqvae_optim.muon = 3e-3
     c.vqvae_train.batch_size = 32
-    c.vqvae_train.examples = 330_000
+    c.vqvae_train.examples = 260_000
     c.vqvae_train.evaluate_every = c.vqvae_train.save_every = 16_000
     c.vqvae_train.best = "lpips"
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.train.muon import orthogonal
 from vqd_jax.train.optim import Optim
 
 FIELDS = dict(
@@ -143,3 +144,48 @@ def test_muon_turns_the_gradient_of_a_matrix_into_its_nearest_orthogonal_one(sha
     for branch, leaf in (("layer", "bias"), ("head", "kernel"), ("table", "embedding")):  # NAdamW
         np.testing.assert_allclose(u[branch][leaf], v[branch][leaf], rtol=1e-6)
         assert np.abs(v[branch][leaf]).min() > 0
+
+
+def test_muon_is_that_of_optax_and_so_is_its_state():
+    """So that a run of an earlier version goes on."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    p = {
+        "wide": {"kernel": jax.random.normal(keys[0], (8, 24))},
+        "tall": {"kernel": jax.random.normal(keys[1], (3, 3, 16, 8)), "bias": jnp.ones(8)},
+    }
+    fields = FIELDS | dict(weight_decay=0.1, muon=0.05)
+    ours, rate = Optim(**fields), Optim(**FIELDS).schedule(STEPS, BATCH)
+    matrix = lambda path, x: (
+        optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+        if x.ndim > 1
+        else None
+    )
+    theirs = optax.contrib.muon(
+        ours.schedule(STEPS, BATCH, 0.05),
+        weight_decay=0.1,
+        consistent_rms=0.2,
+        adam_learning_rate=rate,
+        adam_b1=0.9,
+        adam_b2=0.96,
+        adam_weight_decay=0.1,
+        muon_weight_dimension_numbers=lambda p: jax.tree_util.tree_map_with_path(matrix, p),
+    )
+    ours = ours.build(STEPS, BATCH)
+    states = [ours.init(p), theirs.init(p)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for i in range(3):
+        g = jax.tree.map(lambda x: jnp.sin(x + i), p)
+        (u, states[0]), (v, states[1]) = (o.update(g, s, p) for o, s in zip((ours, theirs), states))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), u, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *states)
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64), (96, 160)], ids=str)
+def test_in_bfloat16_a_matrix_is_as_orthogonal(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        y = orthogonal(x, dtype)
+        values = np.linalg.svd(np.asarray(y, np.float64), compute_uv=False)
+        assert y.dtype == jnp.float32 and 0.6 < values.min() and values.max() < 1.3
+    exact = np.asarray(orthogonal(x, jnp.float32))
+    assert np.abs(np.asarray(y) - exact).max() < 0.05 * np.abs(exact).max()

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from vqd_jax.models.products import convolve, has_fast_products, product
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def linear(
@@ -24,7 +26,7 @@ def linear(
 
 
 def _forward(x, w, b, dtype):
-    y = jnp.matmul(x, w.astype(x.dtype), preferred_element_type=dtype)
+    y = product(x, w.astype(x.dtype), dtype)
     return y + b.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,)), (x, w, b)
 
 
@@ -32,8 +34,8 @@ def _backward(dtype, saved, g):
     x, w, b = saved
     x_2d, g_2d = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     rows = g_2d.astype(x.dtype)
-    dx = (rows @ w.astype(x.dtype).T).reshape(x.shape)
-    dw = jnp.matmul(x_2d.T, rows, preferred_element_type=w.dtype)
+    dx = product(rows, w.astype(x.dtype).T, x.dtype).reshape(x.shape)
+    dw = product(x_2d.T, rows, w.dtype)
     return dx, dw, g_2d.sum(0, dtype=b.dtype)
 
 
@@ -64,11 +66,19 @@ def _all_but_bias(x: Array, kernel: Array, bias: Array | None, *, dtype: Any) ->
     return x.astype(dtype), kernel.astype(dtype), bias
 
 
+def _convolution(x: Array, kernel: Array, strides: Any, padding: Any, **rest: Any) -> Array:
+    same = padding == "SAME" and set(strides) == {1}
+    if same and has_fast_products(x.dtype):
+        return convolve(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+
 class Conv(nn.Conv):
     """`flax.linen.Conv` that adds the bias in the bias's own dtype."""
 
     dtype: DTypeLike = jnp.float32
     promote_dtype: Any = _all_but_bias
+    conv_general_dilated: Any = _convolution
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b _ _ o"]:
         return super().__call__(x).astype(self.dtype)

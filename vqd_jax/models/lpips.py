@@ -13,6 +13,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Images
+from vqd_jax.models.products import convolve, has_fast_products
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 ALEX = (  # channels, kernel, stride, padding
@@ -52,13 +53,10 @@ class FrozenConv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = (lax.stop_gradient(p).astype(self.dtype) for p in (kernel, bias))
-        _, H, W, c = x.shape
-        if H * W <= _SMALL and (self.size, self.stride, self.padding) == (3, 1, 1):
-            padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            patches = jnp.concatenate(
-                [padded[:, i : i + H, j : j + W] for i in range(3) for j in range(3)], axis=-1
-            )
-            y = patches @ kernel.reshape(9 * c, self.features)
+        H, W = x.shape[1:3]
+        same = (self.size, self.stride, self.padding) == (3, 1, 1)
+        if same and (H * W <= _SMALL or has_fast_products(x.dtype)):
+            y = convolve(x, kernel)
         else:
             y = lax.conv_general_dilated(
                 x,

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from vqd_jax.core.shapes import Logits, Params, PRNGKey, PRNGKeys, TextIds, Tokens
 from vqd_jax.models.autoregressive import Autoregressive
@@ -44,6 +44,10 @@ class AutoregressiveStage:
     @property
     def tokens(self) -> int:
         return self.network.tokens
+
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.network.dtype
 
     @property
     def fixed_sampling(self) -> dict[str, Any]:

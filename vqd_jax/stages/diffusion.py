@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from vqd_jax.core.shapes import Params, PRNGKey, PRNGKeys, TextIds, Times, Tokens
 from vqd_jax.diffusion.elbo import bound_and_auxiliary
@@ -63,6 +63,10 @@ class DiffusionStage(DiffusionSampling):
         if self.adapter.rank:
             params["adapter"] = self.adapter.init(adapter_key[0], params["denoiser"])
         return params, LossAwareTimes.empty(self.process.T)
+
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.denoiser.dtype
 
     @property
     def unchanged(self) -> Callable[[Params], Any] | None:

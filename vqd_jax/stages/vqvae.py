@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, DTypeLike, Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Images, Params, PRNGKey, PRNGKeys
@@ -72,6 +72,10 @@ class VQVAEStage:
                 "params"
             ]
         return params, codes
+
+    @property
+    def dtype(self) -> DTypeLike:
+        return self.model.dtype
 
     unchanged = None  # every parameter is trained
     tokens = 0  # no micro-batches by default
@@ -236,7 +240,8 @@ class VQVAEStage:
         if not w.lpips:
             return loss, {}
         rows = -(-w.lpips_examples // micro_batches) or images.shape[0]
-        distances = LPIPS().apply({"params": frozen["lpips"]}, images[:rows], output[:rows])
+        lpips = LPIPS(dtype=self.dtype)
+        distances = lpips.apply({"params": frozen["lpips"]}, images[:rows], output[:rows])
         return loss + w.lpips * distances.mean(), {"lpips": distances.mean()}
 
     def _adaptive_scale(

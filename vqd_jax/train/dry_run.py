@@ -101,7 +101,9 @@ def dry_run(config: ConfigDict, name: str) -> DryRun:
         else:
             batch |= {"tokens": shape(rows, stage.tokens, dtype="int32")}
     params, extra = eval_init(stage.init, batch)
-    optimizer = Optim(**config[f"{section}_optim"]).build(train.steps, rows, stage.unchanged)
+    optimizer = Optim(**config[f"{section}_optim"]).build(
+        train.steps, rows, stage.unchanged, stage.dtype
+    )
     average = lambda params: first_average(params, stage.unchanged)
     state = State(
         step=shape(dtype="int32"),

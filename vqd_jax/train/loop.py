@@ -257,7 +257,9 @@ class Trainer:
 
     @functools.cached_property
     def _optimizer(self) -> optax.GradientTransformation:
-        return self.optim.build(self.train.steps, self.train.batch_size, self.stage.unchanged)
+        return self.optim.build(
+            self.train.steps, self.train.batch_size, self.stage.unchanged, self.stage.dtype
+        )
 
     @functools.cached_property
     def _store(self) -> StateStore:

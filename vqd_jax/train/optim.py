@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import optax
-from optax import contrib
+from jaxtyping import DTypeLike
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
+from vqd_jax.train.muon import muon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,23 +77,19 @@ class Optim:
         return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
 
     def build(
-        self, steps: int, batch_size: int, frozen: Callable[[Params], Any] | None = None
+        self,
+        steps: int,
+        batch_size: int,
+        frozen: Callable[[Params], Any] | None = None,
+        dtype: DTypeLike = jnp.float32,
     ) -> optax.GradientTransformation:
         """The optimizer. `frozen` maps the parameters to a tree of bool that is True for those that
-        must not change.
+        must not change; `dtype` is that of Muon's matrix products.
         """
         rate, decay = self.schedule(steps, batch_size), self.weight_decay
         if self.muon:
-            update = contrib.muon(
-                self.schedule(steps, batch_size, self.muon),
-                weight_decay=decay,
-                consistent_rms=0.2,
-                adam_learning_rate=rate,
-                adam_b1=self.betas[0],
-                adam_b2=self.betas[1],
-                adam_weight_decay=decay,
-                muon_weight_dimension_numbers=matrices,
-            )
+            others = optax.nadamw(rate, *self.betas, weight_decay=decay)
+            update = muon(self.schedule(steps, batch_size, self.muon), others, decay, dtype)
         else:
             update = optax.adamw(rate, *self.betas, weight_decay=decay)
         if self.clip:
@@ -100,19 +97,3 @@ class Optim:
         if frozen:
             update = optax.partition({False: update, True: optax.set_to_zero()}, frozen)
         return update
-
-
-def matrices(params: Params) -> Any:
-    """Marks the parameters that Muon updates: kernels of linear layers and convolutions, except for
-    the head's.
-    """
-
-    def mark(path, x):
-        names = [getattr(entry, "key", None) for entry in path]
-        if names[-1] != "kernel" or "head" in names or x.ndim < 2:
-            return None
-        return contrib.MuonDimensionNumbers(
-            reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1
-        )
-
-    return jax.tree_util.tree_map_with_path(mark, params)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data.loader import Batch
@@ -49,6 +49,7 @@ class Stage(Trainable, Protocol):
     Attributes:
       watched: the metric in which `train.guard` looks for spikes.
       tokens: of an example; the number of micro-batches follows from it.
+      dtype: of the matrix products of its networks.
       unchanged: maps the parameters to a tree that is True where training leaves them alone; None
         if it changes all.
     """
@@ -57,6 +58,9 @@ class Stage(Trainable, Protocol):
 
     @property
     def tokens(self) -> int: ...
+
+    @property
+    def dtype(self) -> DTypeLike: ...
 
     @property
     def unchanged(self) -> Callable[[Params], Any] | None: ...
