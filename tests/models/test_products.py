@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqd_jax.models.linear import Conv, Linear
+from vqd_jax.models.linear import Conv, Linear, linear
 from vqd_jax.models.products import convolve, has_fast_products, product
 
 fast = pytest.mark.skipif(
@@ -47,6 +47,31 @@ def test_a_product_of_bfloat16_has_sums_in_float32(layout):
     np.testing.assert_array_equal(product(x, w, jnp.float32), np.full((3, 2), 1007.8125))
 
 
+def kernels_of_all_products(loss, *arguments):
+    """How many kernels of products the program of value and gradients has; fails if any product is
+    outside of one.
+    """
+    text = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile().as_text()
+    products = len(re.findall(r" dot\(", text))
+    assert "convolution(" not in text
+    assert len(re.findall(r" dot\(%param", text)) == products  # in the computation of a fusion
+    assert len(re.findall(r"fusion\(.*__ynn_fusion", text)) >= products
+    return products
+
+
+@fast
+def test_the_gradient_of_a_transpose_gets_a_bfloat16_kernel():
+    """As in a tied head, whose kernel is the transposed table of embeddings."""
+    x, table = jnp.ones((16, 32)), jnp.ones((64, 32))
+    bias = jnp.zeros(64)
+
+    def loss(table, x):
+        return jnp.square(linear(x.astype(jnp.bfloat16), table.T, bias, jnp.float32)).sum()
+
+    assert kernels_of_all_products(loss, table, x) == 3
+    assert np.isfinite(jax.jit(jax.grad(loss))(table, x)).all()
+
+
 @fast
 @pytest.mark.parametrize(
     "module,shape",
@@ -65,10 +90,7 @@ def test_every_product_of_a_training_step_gets_a_bfloat16_kernel(module, shape):
         y = module.apply(params, x.swapaxes(-1, -2).swapaxes(-1, -2) * 2)
         return jnp.square(y.astype(jnp.float32)).sum()
 
-    text = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
-    dots = re.findall(r" dot\(", text)
-    kernels = re.findall(r"fusion\(.*__ynn_fusion", text)
-    assert len(dots) == 3 and len(kernels) >= 3 and "convolution(" not in text
+    assert kernels_of_all_products(loss, params, x) == 3
 
 
 def test_without_the_kernels_nothing_is_laid_out(monkeypatch):

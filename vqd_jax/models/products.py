@@ -27,13 +27,12 @@ def product(
     x: Float[Array, "*axes i"], w: Float[Array, "i o"], dtype: DTypeLike
 ) -> Float[Array, "*axes o"]:
     """x w in the dtype of x, with results of `dtype`; both may be transposes."""
-    y = jnp.matmul(_by_rows(x), _by_rows(w), preferred_element_type=dtype)
-    return _by_rows(y) if has_fast_products(x.dtype) else y
+    if not has_fast_products(x.dtype):
+        return jnp.matmul(x, w, preferred_element_type=dtype)
+    return _by_rows(jnp.matmul(_by_rows(x), _by_rows(w), preferred_element_type=dtype))
 
 
 def _by_rows(x: Array) -> Array:
-    if not has_fast_products(x.dtype):
-        return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
@@ -67,4 +66,6 @@ def _patches(x: Map, kh: int, kw: int) -> Float[Array, "b h w p"]:
     h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
     parts = [padded[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)]
-    return _by_rows(jnp.stack(parts, axis=3)).reshape(*x.shape[:3], -1)
+    patches = jnp.stack(parts, axis=3)
+    patches = _by_rows(patches) if has_fast_products(x.dtype) else patches
+    return patches.reshape(*x.shape[:3], -1)
