@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import peer
 
+from vqd_jax.core.pace import Pace
 from vqd_jax.runtime.hardware import chip
 from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.runtime.rows import Rows
@@ -86,7 +87,7 @@ def mine(case: Case) -> Callable[[], Any]:
     c, rows, parallel = case.config, len(case.batch["text"]), parallelism(devices=1)
     train = Train(**c.diffusion_train)
     optimizer = Optim(**c.diffusion_optim).build(
-        train.steps, rows, case.stage.unchanged, case.stage.dtype
+        train.examples, Pace(rows), case.stage.unchanged, case.stage.dtype
     )
     step = parallel.compile(
         make_step(

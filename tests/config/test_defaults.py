@@ -17,6 +17,7 @@ from vqd_jax.config import build
 from vqd_jax.config.compatibility import REMOVED, RENAMED_VALUES
 from vqd_jax.config.defaults import complete, defaults
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.coco import coco
 from vqd_jax.data.cub_flowers import cub, flowers
@@ -293,7 +294,7 @@ def test_every_config_builds(module, variant):
     for name in ("vqvae", "diffusion"):
         train = Train(**c[f"{name}_train"])
         parallelism(**c.parallel).check_batch(train.batch_size)
-        optimizer = Optim(**c[f"{name}_optim"]).build(train.steps, train.batch_size)
+        optimizer = Optim(**c[f"{name}_optim"]).build(train.examples, Pace(train.batch_size))
         jax.eval_shape(optimizer.init, codec_params if name == "vqvae" else params)
     for training in (True, False):
         assert build.transform(c, training=training).size == c.data.image_size

@@ -28,8 +28,16 @@ def test_the_sums_are_sha256(folder):
 
 
 def test_whole_files_have_no_fault(folder):
-    (folder / "a/another").write_text("not ours")
-    assert mismatch(folder, "a") is None
+    (folder / "top.part").write_text("of a write that was killed")
+    (folder / "best.json").write_text("written later")
+    (folder / "ab/another").write_text("not asked for")
+    assert mismatch(folder, "a", beside=["best.json"]) is None
+
+
+@pytest.mark.parametrize("name", ["best.json", "a/another", "a/deep/another"])
+def test_sums_that_do_not_list_a_file_are_no_sums(folder, name):
+    (folder / name).write_text("whose sum is lost")
+    assert mismatch(folder, "a") == f"{CHECKSUMS} does not list {name}"
 
 
 @pytest.mark.parametrize("name", ["top", "a/x", "a/deep/y"])

@@ -34,9 +34,11 @@ def test_every_image_has_its_row_and_nothing_is_computed_twice(tmp_path):
         lambda content: content[:-1],
         lambda content: b"x" * len(content),
         lambda content: content[:30],
+        lambda content: content[:-40] + bytes([content[-40] ^ 1]) + content[-39:],  # one token
+        lambda content: content[:-32],  # as earlier versions wrote it
     ],
 )
-def test_a_damaged_file_is_written_again(tmp_path, damage):
+def test_a_damaged_file_is_written_again(tmp_path, damage, capsys):
     encode = Encode()
     cached_tokens(tmp_path, Images(), CODEC, encode)
     (file,) = tmp_path.glob("*.npy")
@@ -44,6 +46,20 @@ def test_a_damaged_file_is_written_again(tmp_path, damage):
     file.write_bytes(damage(whole))
     np.testing.assert_array_equal(cached_tokens(tmp_path, Images(), CODEC, encode), WANT)
     assert encode.calls == 4 and file.read_bytes() == whole
+    assert f"{file} is damaged or of an earlier version: images are" in capsys.readouterr().out
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    encode = Encode()
+    cached_tokens(tmp_path, Images(), CODEC, encode)
+    (file,) = tmp_path.glob("*.npy")
+    whole = file.read_bytes()
+    for i in range(0, 8 * len(whole), 8 * len(whole) // 20):
+        flipped = bytearray(whole)
+        flipped[i // 8] ^= 1 << i % 8
+        file.write_bytes(flipped)
+        np.testing.assert_array_equal(cached_tokens(tmp_path, Images(), CODEC, encode), WANT)
+        assert file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("offset, dtype", [(0, np.uint16), (2**16, np.int32)])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqd_jax.core.pace import Pace
 from vqd_jax.diffusion import schedules
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.conditioning import Conditioner
@@ -44,7 +45,7 @@ CODEC = VQVAEStage(
         adversarial_start=0,
         adversarial_adaptive=False,
     ),
-    batch_size=4,
+    pace=Pace(4),
 )
 LOSS = dict(auxiliary=0.1, adaptive_auxiliary=False, importance=False, drop_caption=0.0)
 

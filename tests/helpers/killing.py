@@ -29,7 +29,6 @@ from vqd_jax.core.checksums import mismatch
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
-from vqd_jax.runtime.signals import SIGTERM_STATUS
 
 STAGES = ("vqvae", "diffusion")
 STEPS, SAVE = 18, 3
@@ -339,7 +338,7 @@ def train_killed(workdir: Path, kills: list[Kill], cache: Path) -> list[int]:
         if kill.signal == signal.SIGKILL:
             assert done.status == -signal.SIGKILL
             continue
-        assert done.status == SIGTERM_STATUS and done.grace < GRACE, done.output
+        assert done.status == 128 + signal.SIGTERM and done.grace < GRACE, done.output
         if "saving after this step" in done.output:
             steps = [saved(workdir, stage) for stage in STAGES]
             extra += [step for step in steps if 0 < step < STEPS and step % SAVE]
@@ -370,7 +369,11 @@ def differences(one: Path, two: Path) -> list[str]:
     """
     out = [f"files: {sorted(names(one) ^ names(two))}"] if names(one) != names(two) else []
     for folder in [*one.glob("*/checkpoints/*"), *two.glob("*/checkpoints/*")]:
-        if wrong := mismatch(folder) if folder.name.isdecimal() else "left over":
+        if (
+            wrong := mismatch(folder, beside=["best.json"])
+            if folder.name.isdecimal()
+            else "left over"
+        ):
             out.append(f"{folder}: {wrong}")
     if out:
         return out

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from vqd_jax.core.pace import Pace
 from vqd_jax.diffusion import schedules
 from vqd_jax.models.autoregressive import Autoregressive
 from vqd_jax.models.codebook import Codebook
@@ -39,7 +40,7 @@ CODEC = VQVAEStage(  # small networks: most of the time is compilation
         adversarial_start=0,
         adversarial_adaptive=True,
     ),
-    batch_size=8,
+    pace=Pace(8),
 )
 DIFFUSION = DiffusionStage(
     process=schedules.paper(6, 6),

@@ -25,6 +25,7 @@ from vqd_jax.train import loop
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
+from vqd_jax.train.resume import stored_record
 
 OPTIM = dict(
     learning_rate=0.1,
@@ -57,7 +58,7 @@ class Mean:
 
     watched = "loss"
     unchanged = None
-    tokens = 1
+    tokens, dtype = 1, jnp.float32
 
     def init(self, key, batch):
         return {"mean": jnp.zeros(())}, {"seen": jnp.zeros(())}
@@ -97,18 +98,20 @@ def train(
     """
     settings = TRAIN | {k: v for k, v in changed.items() if k in TRAIN}
     guard = GUARD | {k: v for k, v in changed.items() if k in GUARD}
-    loader = Loader(
-        range(10_000),
-        batch_size=settings["batch_size"],
-        seed=0,
-        shuffle=False,
-        load=load or (lambda i, rng: example(i, bad or {})),
-    )
     with Checkpoints(folder / "checkpoints", keep=settings["keep"]) as checkpoints:
+        pace = stored_record("toy", checkpoints, settings["batch_size"]).pace
+        loader = Loader(
+            range(10_000),
+            batch_size=settings["batch_size"],
+            start=pace.position,
+            seed=0,
+            shuffle=False,
+            load=load or (lambda i, rng: example(i, bad or {})),
+        )
         loop.Trainer(
             name="toy",
             stage=stage,
-            train=loop.Train(**settings),
+            train=loop.Train(**settings, pace=pace),
             optim=Optim(**OPTIM),
             guard=Guard(**guard),
             profile=Profile(steps=0),

@@ -14,6 +14,7 @@ import pytest
 
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
+from vqd_jax.core.pace import Pace
 from vqd_jax.models.lpips import LPIPS
 from vqd_jax.samplers.ancestral import Ancestral, Remask
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
@@ -117,7 +118,9 @@ def check_sums(exported):
 def test_the_training_step(name, stages):
     c, all_, trees = stages
     params, extra = trees[name]
-    optimizer = Optim(**c.vqvae_optim if name == "vqvae" else c.diffusion_optim).build(100, ROWS)
+    optimizer = Optim(**c.vqvae_optim if name == "vqvae" else c.diffusion_optim).build(
+        100 * ROWS, Pace(ROWS)
+    )
     state = State(
         step=shape(dtype=jnp.int32),
         params=params,

@@ -2,6 +2,7 @@
 checkpoint.
 """
 
+import json
 import logging as stdlib_logging
 import os
 import signal
@@ -264,9 +265,9 @@ def test_leftovers_are_never_steps_and_only_a_writer_removes_them(saved):
     (saved / "1").rename(saved / "6.deleted")
     (saved / "2").rename(saved / "2.replaced")
     (saved / "9").mkdir()
-    (saved / "9/_CHECKPOINT_METADATA").write_text(
-        "{}"
-    )  # committed, but killed before its sums were written
+    # committed, but killed before its sums were written
+    (saved / "9/_CHECKPOINT_METADATA").write_text("{}")
+    (saved / "9.unfinished").touch()
     (saved / "notes").mkdir()
     before = snapshot(saved)
     assert Checkpoints(saved, read_only=True).latest_step() is None
@@ -274,6 +275,48 @@ def test_leftovers_are_never_steps_and_only_a_writer_removes_them(saved):
     checkpoints = Checkpoints(saved)
     assert sorted(p.name for p in saved.iterdir()) == ["2", "notes"]
     assert_same(checkpoints.restore("state"), jax.device_get(params(2)))
+
+
+def test_steps_that_lost_their_sums_are_set_aside_and_never_deleted(saved, caplog):
+    for step in ("1", "2"):
+        (saved / step / CHECKSUMS).unlink()
+    (saved / "2.damaged").mkdir()  # an earlier one
+    before = {path: path.read_bytes() for path in (saved / "2").rglob("*") if path.is_file()}
+    assert Checkpoints(saved, read_only=True).steps() == []
+    assert Checkpoints(saved).steps() == []
+    assert sorted(p.name for p in saved.iterdir()) == ["1.damaged", "2.damaged", "2.damaged1"]
+    for path, content in before.items():
+        assert (saved / "2.damaged1" / path.relative_to(saved / "2")).read_bytes() == content
+    assert (
+        f"step 2 has lost its {CHECKSUMS} and cannot be verified: it is now {saved}/2.damaged1"
+        in (caplog.text)
+    )
+
+
+@pytest.mark.parametrize("name", ["state/_METADATA", "weights", "_CHECKPOINT_METADATA"])
+def test_sums_that_do_not_list_every_file_are_no_sums(saved, name):
+    path = saved / "2" / CHECKSUMS
+    sums = {
+        file: sha for file, sha in json.loads(path.read_text()).items() if not file.startswith(name)
+    }
+    path.write_text(json.dumps(sums))
+    with pytest.raises(UserError, match=f"is damaged: {CHECKSUMS} does not list {name}"):
+        Checkpoints(saved, read_only=True).restore(name.partition("/")[0].strip("_"), step=2)
+    assert Checkpoints(saved).latest_step() == 1
+
+
+def test_everything_is_on_the_disk_before_the_sums_are(tmp_path, monkeypatch):
+    """So that a power failure leaves no step that looks finished and is not."""
+    calls, real = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda f: (calls.append(os.readlink(f"/proc/self/fd/{f}")), real(f))
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, {"state": params(1), "config": {"a": 1}}, wait=True)
+    files = {str(path) for path in (tmp_path / "3").rglob("*") if path.is_file()}
+    sums = next(i for i, path in enumerate(calls) if CHECKSUMS in path)
+    assert {*calls[:sums]} >= files - {str(tmp_path / "3" / CHECKSUMS)}
+    assert str(tmp_path / "3") in calls[sums:] and str(tmp_path) in calls[sums:]
 
 
 def test_read_only_writes_nothing(saved):
@@ -329,8 +372,8 @@ def test_a_failed_save_is_not_silent(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     (tmp_path / "c").rmdir()
     (tmp_path / "c").write_text("in the way")
-    checkpoints.save(1, {"config": {}})
     with pytest.raises(UserError, match="cannot write checkpoint step 1"):
+        checkpoints.save(1, {"config": {}})
         checkpoints.wait()
     checkpoints.close()
 

@@ -114,10 +114,31 @@ def test_the_machine_is_described_beside_the_metrics(tmp_path):
 
 
 def test_bad_files_are_told(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl"):
+    (tmp_path / "metrics.jsonl").write_text("{}\nnonsense\n{}\n")
+    with pytest.raises(UserError, match="metrics.jsonl has no line of metrics"):
         read_metrics(tmp_path)
     with pytest.raises(UserError, match="cannot read metrics from .*absent"):
         read_metrics(tmp_path / "absent")
     with pytest.raises(UserError, match="cannot write a log to .*metrics.jsonl"):
         Log(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step" 2}', "nonsense", '{"step": "2"}', '{"step": 2, "loss": "0.5"}', "[2]", "[" * 9999],
+)
+def test_damaged_lines_are_set_aside_and_the_run_goes_on(tmp_path, line, capsys, caplog):
+    path = tmp_path / "metrics.jsonl"
+    damaged = f'{{"step": 1, "loss": 0.5}}\n{line}\n{{"step": 3}}\n'
+    path.write_text(damaged)
+    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    assert f"1 of the 3 lines of {path} are damaged" in caplog.text
+    log = Log(tmp_path)
+    log.write(4, {"loss": 0.25})
+    log.close()
+    assert [row["step"] for row in read_metrics(path)] == [1, 3, 4]
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == damaged
+    said = f"1 of the 3 lines of {path} are damaged: they are left out, and the file is now {path}"
+    assert said in capsys.readouterr().out
+    Log(tmp_path).close()
+    assert capsys.readouterr().out == ""

@@ -22,6 +22,7 @@ from helpers.shipped import SHIPPED
 from vqd_jax.config import build, paper
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.data import batches
 from vqd_jax.data.text.load import load_tokenizer
 from vqd_jax.inference import pipeline
@@ -258,7 +259,7 @@ def test_scan_and_remat_change_no_number_beyond_rounding(options):
 def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kind, muon):
     stage = stage_of(kind)
     params = drawn(stage)
-    optimizer = Optim(**OPTIM, muon=muon).build(10, 8, stage.unchanged)
+    optimizer = Optim(**OPTIM, muon=muon).build(80, Pace(8), stage.unchanged)
     state = State(
         step=jnp.int32(0),
         params=params,

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.stages import close
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.models.codebook import Codebook
 from vqd_jax.models.discriminator import PatchGAN
 from vqd_jax.models.vqvae import VQVAE
@@ -50,7 +51,7 @@ def make(update="ema", **weights):
         codebook=Codebook(codes=6, width=3, update=update, restart_every=0),
         discriminator=CRITIC,
         weights=VQVAELoss(**OFF | weights),
-        batch_size=4,
+        pace=Pace(4),
     )
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.train.guard import MIN_LOSSES, WINDOW, Fault, Guard, TrainingRecord
 
 GUARD = dict(spike=10.0, tries=2, hang=0.0, hang_seconds=1.0)
@@ -58,7 +59,7 @@ def test_settings_that_mean_nothing(wrong):
 
 
 def test_steps_take_the_batches_that_are_left():
-    record = TrainingRecord()
+    record = TrainingRecord(Pace(8))
     for skipped in ([3], [0, 1], [4, 5, 9]):
         record.skip(skipped)
         left = [batch for batch in range(40) if batch not in record.skipped]
@@ -67,7 +68,7 @@ def test_steps_take_the_batches_that_are_left():
 
 
 def test_more_batches_each_time_but_none_before_the_checkpoint():
-    record = TrainingRecord()
+    record = TrainingRecord(Pace(8))
     assert [record.last_batches(first=4, step=7, count=count) for count in (1, 2, 4, 8)] == [
         [6],
         [5, 6],
@@ -79,11 +80,11 @@ def test_more_batches_each_time_but_none_before_the_checkpoint():
 
 
 def test_a_record_comes_back_from_json():
-    record = TrainingRecord()
+    record = TrainingRecord(Pace(8))
     for i in range(WINDOW + 5):
         record.add({"loss": i / 3, "other": math.nan if i == 70 else 1.0}, i / 3)
     record.skip([2])
-    again = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())))
+    again = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())), 8)
     assert again == record and len(again.losses) == WINDOW
     again.add({"loss": 1.0}, 1.0)
     assert len(again.losses) == WINDOW and again.losses[-1] == 1.0
@@ -91,11 +92,11 @@ def test_a_record_comes_back_from_json():
 
 
 def test_averages_are_exact_after_a_resume():
-    values, record = [0.1 * i**1.5 for i in range(50)], TrainingRecord()
+    values, record = [0.1 * i**1.5 for i in range(50)], TrainingRecord(Pace(8))
     for i, value in enumerate(values):
         record.add({"loss": value}, value)
         if i % 7 == 0:
-            record = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())))
+            record = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())), 8)
     total = 0.0
     for value in values:
         total += value
@@ -104,7 +105,30 @@ def test_averages_are_exact_after_a_resume():
 
 def test_records_of_earlier_versions_list_all_values():
     stored = {"skipped": [3], "losses": [0.5], "window": {"loss": [0.1] * 10, "accuracy": [1.0]}}
-    record = TrainingRecord.from_json(stored)
+    record = TrainingRecord.from_json(stored, 8)
     record.add({"loss": 2.1}, 2.1)
-    assert record.skipped == [3] and [*record.losses] == [0.5, 2.1]
+    assert record.pace == Pace(8) and record.skipped == [3] and [*record.losses] == [0.5, 2.1]
     assert record.pop_means() == {"loss": pytest.approx(3.1 / 11, rel=1e-15), "accuracy": 1.0}
+
+
+@pytest.mark.parametrize("sizes", [(8, 16), (8, 4), (6, 9), (8, 16, 4, 10)], ids=str)
+def test_every_example_is_used_once_whatever_the_batch_sizes(sizes):
+    record, used = TrainingRecord(Pace(sizes[0])), []
+    for i, size in enumerate(sizes):
+        record.change_batch_size(size, 5 * i)
+        record = TrainingRecord.from_json(json.loads(json.dumps(record.to_json())), 1)
+        for step in range(5 * i + 1, 5 * i + 6):
+            first = record.pace.position + record.batch(step) * size
+            used += range(first, first + size)
+        assert record.pace.examples_at(5 * i + 5) == len(used)
+    assert used == [*range(len(used))]
+
+
+def test_skipped_batches_that_lie_ahead_stay_skipped():
+    record = TrainingRecord(Pace(8))
+    record.skip([1, 5])  # examples 8 to 15 and 40 to 47
+    assert [record.batch(step) for step in (1, 2, 3)] == [0, 2, 3]
+    record.change_batch_size(12, 3)  # after examples 24 to 31, batch 3
+    assert record.pace == Pace(12, step=3, examples=24, position=32)
+    first = [record.pace.position + 12 * record.batch(step) for step in (4, 5)]
+    assert first == [56, 68]  # 32 to 43 and 44 to 55 have skipped examples

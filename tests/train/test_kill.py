@@ -11,7 +11,6 @@ import numpy as np
 from helpers import ROOT
 from helpers.killing import SAVING, struck
 from helpers.toy_training import contents, environment, train
-from vqd_jax.runtime.signals import SIGTERM_STATUS
 
 KILLS = [  # signal, file operation, number of the operation
     (signal.SIGTERM, "os.mkdir .*/tensorboard", 1),
@@ -35,7 +34,7 @@ def start(folder, kill=None):
 def test_killed_three_times(tmp_path):
     train(tmp_path / "reference")
     for kill in KILLS:
-        status = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: SIGTERM_STATUS}[kill[0]]
+        status = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}[kill[0]]
         assert start(tmp_path / "killed", kill).returncode == status
         if kill[0] == signal.SIGTERM:  # saved a step that no interval saves
             assert contents(tmp_path / "killed")[0] % 20

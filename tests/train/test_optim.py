@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.train.muon import orthogonal
 from vqd_jax.train.optim import Optim
 
@@ -20,6 +21,7 @@ FIELDS = dict(
     clip=0.0,
 )
 STEPS, BATCH = 50, 8  # the warm-up ends after 10 steps
+LENGTH = (STEPS * BATCH, Pace(BATCH))
 
 
 def params():
@@ -34,7 +36,7 @@ def params():
     "decay,middle", [("cosine", 0.1 * (0.9 * 0.5 + 0.1)), ("linear", 0.055), ("constant", 0.1)]
 )
 def test_schedule_by_hand(decay, middle):
-    rate = Optim(**FIELDS | dict(decay=decay)).schedule(STEPS, BATCH)
+    rate = Optim(**FIELDS | dict(decay=decay)).schedule(*LENGTH)
     values = [float(rate(step)) for step in (0, 5, 10, 30, 50)]
     end = 0.1 if decay == "constant" else 0.01
     np.testing.assert_allclose(values, [0, 0.05, 0.1, middle, end], rtol=1e-5, atol=1e-9)
@@ -44,7 +46,7 @@ def test_schedule_by_hand(decay, middle):
 
 def test_the_warm_up_is_in_examples_and_fits_into_the_run():
     for batch, steps, first in ((16, 50, 5), (4, 50, 20), (1, 10, 10), (1000, 10, 1)):
-        rate = Optim(**FIELDS).schedule(steps, batch)
+        rate = Optim(**FIELDS).schedule(steps * batch, Pace(batch))
         assert float(rate(first)) == pytest.approx(0.1, rel=1e-5)
         assert float(rate(first - 1)) == pytest.approx(
             0.1 * (first - 1) / first, rel=1e-5, abs=1e-9
@@ -69,11 +71,24 @@ def adamw(p, gradients, rates, *, betas, weight_decay, clip):
     return p
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+def test_after_a_change_of_the_batch_size_the_rate_is_that_of_the_examples_seen(decay):
+    optim, length = Optim(**FIELDS | dict(decay=decay)), STEPS * BATCH
+    plain = optim.schedule(length, Pace(BATCH))
+    for size, step in ((16, 20), (4, 3), (16, 4)):
+        changed = optim.schedule(length, Pace(size, step, step * BATCH, step * BATCH))
+        for later in range(120 // size):
+            seen = step * BATCH + later * size
+            assert float(changed(step + later)) == pytest.approx(
+                float(plain(seen / BATCH)), rel=1e-5
+            )
+
+
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_several_steps_are_adamw(clip, weight_decay):
     optim = Optim(**FIELDS | dict(clip=clip, weight_decay=weight_decay))
-    optimizer, rng = optim.build(STEPS, BATCH), np.random.default_rng(0)
+    optimizer, rng = optim.build(*LENGTH), np.random.default_rng(0)
     rates = [0.1 * i / 10 for i in range(8)]
     gradients = [
         {k: (10.0 if i % 2 else 0.1) * rng.normal(size=v.shape) for k, v in params().items()}
@@ -96,7 +111,7 @@ def test_several_steps_are_adamw(clip, weight_decay):
 
 
 def test_weight_decay_shrinks_every_leaf():
-    optimizer = Optim(**FIELDS | dict(weight_decay=0.3)).build(STEPS, BATCH)
+    optimizer = Optim(**FIELDS | dict(weight_decay=0.3)).build(*LENGTH)
     p, state = params(), optimizer.init(params())
     for _ in range(2):  # the first step of a warm-up has rate 0, the second 0.01
         updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, p), state, p)
@@ -128,8 +143,8 @@ def test_muon_turns_the_gradient_of_a_matrix_into_its_nearest_orthogonal_one(sha
         "table": {"embedding": jax.random.normal(keys[2], (5, 8))},
     }
     fields = FIELDS | dict(decay="constant", warmup=BATCH)
-    both = Optim(**fields, muon=0.5).build(STEPS, BATCH)
-    plain = optax.nadamw(Optim(**fields).schedule(STEPS, BATCH), 0.9, 0.96, weight_decay=0.0)
+    both = Optim(**fields, muon=0.5).build(*LENGTH)
+    plain = optax.nadamw(Optim(**fields).schedule(*LENGTH), 0.9, 0.96, weight_decay=0.0)
     states, g = [both.init(p), plain.init(p)], jax.tree.map(lambda x: 7 * x, p)
     for _ in range(2):  # the first rate is 0
         (u, states[0]), (v, states[1]) = (o.update(g, s, p) for o, s in zip((both, plain), states))
@@ -154,14 +169,14 @@ def test_muon_is_that_of_optax_and_so_is_its_state():
         "tall": {"kernel": jax.random.normal(keys[1], (3, 3, 16, 8)), "bias": jnp.ones(8)},
     }
     fields = FIELDS | dict(weight_decay=0.1, muon=0.05)
-    ours, rate = Optim(**fields), Optim(**FIELDS).schedule(STEPS, BATCH)
+    ours, rate = Optim(**fields), Optim(**FIELDS).schedule(*LENGTH)
     matrix = lambda path, x: (
         optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
         if x.ndim > 1
         else None
     )
     theirs = optax.contrib.muon(
-        ours.schedule(STEPS, BATCH, 0.05),
+        ours.schedule(*LENGTH, 0.05),
         weight_decay=0.1,
         consistent_rms=0.2,
         adam_learning_rate=rate,
@@ -170,7 +185,7 @@ def test_muon_is_that_of_optax_and_so_is_its_state():
         adam_weight_decay=0.1,
         muon_weight_dimension_numbers=lambda p: jax.tree_util.tree_map_with_path(matrix, p),
     )
-    ours = ours.build(STEPS, BATCH)
+    ours = ours.build(*LENGTH)
     states = [ours.init(p), theirs.init(p)]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     for i in range(3):

@@ -21,6 +21,7 @@ jnp.float32 = jnp.float64  # whatever the models and losses keep in float32 is i
 import numpy as np
 sys.path.insert(0, "tests")
 from helpers import stages as step_stages
+from vqd_jax.core.pace import Pace
 from vqd_jax.stages.lora import Adapter
 from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.train.optim import Optim
@@ -35,7 +36,7 @@ stage = (step_stages.STAGES | {"adapter": adapted, "autoregressive": scanned})[n
 batches = [{"image": rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8), "text": rng.integers(1, 9, (16, 5)),
             "tokens": rng.integers(0, 6, (16, 16))} for _ in range(50)]
 optim = Optim(learning_rate=3e-3, warmup=32, decay="cosine", final=0.1, betas=(0.9, 0.96), weight_decay=0.01, clip=0.5)
-optimizer = optim.build(50, 16, stage.unchanged)
+optimizer = optim.build(800, Pace(16), stage.unchanged)
 params, extra = jax.tree.map(np.asarray, jax.jit(stage.init)(jax.random.key(0), batches[0]))
 double = lambda tree: jax.tree.map(lambda x: x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x, tree)
 params, extra = double(params), double(extra)

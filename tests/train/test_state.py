@@ -9,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.toy_training import Mean, contents, train
+from helpers import stages
+from helpers.toy_training import OPTIM, Mean, contents, train
+from vqd_jax.core.pace import Pace
+from vqd_jax.diffusion import schedules
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.parallel import parallelism
-from vqd_jax.train.state import State, average, first_average
+from vqd_jax.stages.lora import Adapter
+from vqd_jax.train.optim import Optim
+from vqd_jax.train.state import State, StateStore, average, first_average
 
 SIDE = 512  # a kernel of 1 MB
 
@@ -159,3 +164,56 @@ def test_the_average_of_a_stage_whose_weights_are_not_its_parameters_is_restored
     whole, parts = (contents(tmp_path / x) for x in ("whole", "parts"))
     assert "ema" in whole[1]
     jax.tree.map(np.testing.assert_array_equal, whole[1], parts[1])
+
+
+PLAIN_LOSS = dataclasses.replace(stages.CODEC.weights, adversarial=0.0)
+GROUPS = dataclasses.replace(stages.CODEC.codebook, groups=2)
+GRADIENT = dataclasses.replace(stages.CODEC.codebook, update="gradient")
+VARIANTS = {
+    "codec": dataclasses.replace(stages.CODEC, weights=PLAIN_LOSS),
+    "codec with a discriminator": stages.CODEC,
+    "codec with gradient codes": dataclasses.replace(
+        stages.CODEC, weights=PLAIN_LOSS, codebook=GRADIENT
+    ),
+    "codec with groups": dataclasses.replace(stages.CODEC, weights=PLAIN_LOSS, codebook=GROUPS),
+    "codec with all of them": dataclasses.replace(
+        stages.CODEC, codebook=dataclasses.replace(GRADIENT, groups=2)
+    ),
+    "diffusion": stages.DIFFUSION,
+    "diffusion with groups": dataclasses.replace(
+        stages.DIFFUSION,
+        process=schedules.paper(6, 6),
+        denoiser=stages.DIFFUSION.denoiser.clone(groups=2, grid=(2, 4)),
+        codec=dataclasses.replace(stages.CODEC, codebook=GROUPS),
+    ),
+    "diffusion with an adapter": dataclasses.replace(
+        stages.DIFFUSION, adapter=Adapter(rank=2, alpha=2.0, kernels="all")
+    ),
+    "autoregressive": stages.AUTOREGRESSIVE,
+}
+
+
+@pytest.mark.parametrize(
+    "ema", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "average"]
+)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_state_of_every_stage_comes_back(tmp_path, name, ema):
+    """All of it, bit for bit, whatever its weights leave out."""
+    stage, batch = VARIANTS[name], stages.batch()
+    optim = Optim(**OPTIM | dict(muon=0.1))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        store = StateStore(
+            name=name,
+            stage=stage,
+            optimizer=optim.build(80, Pace(8), stage.unchanged),
+            checkpoints=checkpoints,
+            parallel=parallelism(devices=1),
+            ema=ema,
+        )
+        state = store.restore_or_init(jax.random.key(0), batch)
+        numbers = iter(range(10_000))  # every leaf differs from what a fresh state has
+        state = jax.tree.map(lambda x: x + jnp.asarray(next(numbers) % 97 + 1, x.dtype), state)
+        checkpoints.save(7, store.items(state), wait=True)
+        again = store.restore_or_init(jax.random.key(1), batch)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)

@@ -13,6 +13,7 @@ import importlib
 import logging as standard_logging
 import os
 import re
+import signal
 import sys
 import textwrap
 import warnings
@@ -34,9 +35,12 @@ METAVARS = {"int": "N", "float": "X"}  # by type; TEXT for the others
 
 def start(name: str, arguments: Sequence[str]) -> NoReturn:
     """Runs a command as the one work of this process, and ends it with the command's status."""
-    command, options, positional = parse(name, arguments)
-    set_up_process()
-    from vqd_jax.runtime import distributed
+    try:
+        command, options, positional = parse(name, arguments)
+        set_up_process()
+        from vqd_jax.runtime import distributed
+    except KeyboardInterrupt:  # during imports, before anything was done
+        sys.exit(_interrupted(ANEW))
 
     with distributed.exit_on_error():
         sys.exit(
@@ -97,7 +101,7 @@ def status(main: Callable[[], None], *, again: str = ANEW) -> int:
     error, or 128 + the number of the signal that interrupted it. `again` says what the same command
     does then.
     """
-    from vqd_jax.runtime.signals import SIGINT_STATUS, SIGTERM_STATUS, Terminated
+    from vqd_jax.runtime import signals
 
     try:
         main()
@@ -114,12 +118,16 @@ def status(main: Callable[[], None], *, again: str = ANEW) -> int:
             _silence()
         return _sentence(f"{error.filename or 'standard output'}: {error.strerror}")
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command {again}", file=sys.stderr)
-        return SIGINT_STATUS
-    except Terminated:
+        return _interrupted(again)
+    except signals.Terminated:
         print(f"\nterminated; the same command {again}", file=sys.stderr)
-        return SIGTERM_STATUS
+        return signals.status()
     return 0
+
+
+def _interrupted(again: str) -> int:
+    print(f"\ninterrupted; the same command {again}", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 def usage(name: str, command: ModuleType, options: flags.FlagValues) -> str:

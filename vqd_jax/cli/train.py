@@ -26,6 +26,12 @@ def define_flags(options: flags.FlagValues) -> None:
         "folder for everything that is written; runs/<config> by default",
         flag_values=options,
     )
+    flags.DEFINE_boolean(
+        "allow_changes",
+        False,
+        "resume although the seed or the data are not those of the run so far",
+        flag_values=options,
+    )
     flags.DEFINE_string(
         "coordinator",
         "",
@@ -54,6 +60,6 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     distributed.initialize(options.coordinator, options.processes, options.process)
     primary = jax.process_index() == 0
     with Workdir(workdir).training() if primary else contextlib.nullcontext():
-        experiment = Experiment(options.config, workdir)
+        experiment = Experiment(options.config, workdir, options.allow_changes)
         experiment.run()
         experiment.finish()

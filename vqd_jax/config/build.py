@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.data import emoji, emoji_art, prepared, transforms
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.coco import coco
@@ -133,7 +134,7 @@ def vqvae_stage(config: ConfigDict) -> VQVAEStage:
         codebook=Codebook(**config.codebook),
         discriminator=PatchGAN(**config.discriminator),
         weights=VQVAELoss(**config.vqvae_loss),
-        batch_size=config.vqvae_train.batch_size,
+        pace=Pace(config.vqvae_train.batch_size),
     )
 
 

@@ -10,40 +10,54 @@ import json
 from collections.abc import Collection
 
 from vqd_jax.core.buckets import AnyPath, files_below, stamps
-from vqd_jax.core.files import atomic_write
+from vqd_jax.core.files import atomic_write, flush
 
 CHECKSUMS = "sha256.json"
 
 
 def write_checksums(directory: AnyPath) -> None:
-    """Writes the checksums of all files in `directory`."""
-    checksums = {name: _sha256(file) for name, file in files_below(directory)}
+    """Writes the checksums of all files in `directory`, which are then on disk."""
+    checksums = {}
+    for name, file in files_below(directory):
+        checksums[name] = _sha256(file)
+        flush(file)
     with atomic_write(directory / CHECKSUMS, "checksums to") as part:
         part.write_text(json.dumps(checksums, indent=1) + "\n")
 
 
 def mismatch(
-    directory: AnyPath, subfolder: str | None = None, *, ignore: Collection[str] = ()
+    directory: AnyPath,
+    subfolder: str | None = None,
+    *,
+    ignore: Collection[str] = (),
+    beside: Collection[str] = (),
 ) -> str | None:
-    """What is wrong with the files whose checksums were written, or None. New files do not matter.
+    """What is wrong with the files whose checksums were written, or None.
 
     With `subfolder`, checks only the files in it and those outside any subfolder. Files in the
-    subfolders `ignore` are not checked.
+    subfolders `ignore` are not checked, and files named in `beside` need no checksum.
     """
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
+        if not isinstance(checksums, dict):
+            return f"{CHECKSUMS} is not readable"
         there = stamps(directory)
-        for name, value in checksums.items():
+        for name in dict.fromkeys((*checksums, *there)):
             top, inside, _ = name.partition("/")
             if inside and (top in ignore or subfolder not in (None, top)):
                 continue
+            if name not in checksums:
+                if name not in (CHECKSUMS, *beside) and not name.endswith(".part"):
+                    return f"{CHECKSUMS} does not list {name}"
+                continue
+            value = checksums[name]
             if name not in there:
                 return f"{name} is missing"
             if _cached_sha256(directory / name, *there[name]) != value:
                 return f"{name} has changed since it was written"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
-    except (ValueError, AttributeError):
+    except ValueError:
         return f"{CHECKSUMS} is not readable"
     return None
 

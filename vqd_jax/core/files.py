@@ -1,6 +1,7 @@
 """Atomic writes, and locks between processes."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -31,7 +32,10 @@ def atomic_write(path: AnyPath, what: str = "") -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        if part.is_file():
+            flush(part)
         part.replace(path)
+        flush(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {what}{' ' * bool(what)}{path}: {error.strerror or error}"
@@ -39,6 +43,29 @@ def atomic_write(path: AnyPath, what: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def flush(path: AnyPath) -> None:
+    """Returns once the contents of a local file, or the names in a folder, are on the disk: after a
+    power failure, too. Systems that cannot do that for a folder go on without.
+    """
+    if is_bucket(path):
+        return
+    with contextlib.suppress(OSError if path.is_dir() else ()):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file or folder to a free name with ".damaged", which is returned."""
+    for number in itertools.count():
+        aside = path.with_name(f"{path.name}.damaged{number or ''}")
+        if not aside.exists():
+            return path.rename(aside)
+    raise AssertionError
 
 
 @contextlib.contextmanager

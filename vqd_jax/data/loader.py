@@ -40,12 +40,12 @@ class _Positions:
     every global batch of b.
     """
 
-    def __init__(self, batch_size: int, process_index: int, process_count: int):
+    def __init__(self, batch_size: int, start: int, process_index: int, process_count: int):
         self.rows = batch_size // process_count
-        self.batch_size, self.offset = batch_size, process_index * self.rows
+        self.batch_size, self.offset = batch_size, start + process_index * self.rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self.batch_size * self.rows
+        return sys.maxsize // 2 // self.batch_size * self.rows
 
     def __getitem__(self, row: int) -> int:
         step, j = divmod(int(row), self.rows)
@@ -58,6 +58,7 @@ class Loader:
     Args:
       items: the items to load.
       batch_size: the global batch size; a process gets batch_size / process_count rows.
+      start: the position of the first example of batch 0.
       load: `(item, rng) -> {name: array}`, called from several threads; rng depends on (seed,
         position) only.
       shuffle: whether each epoch has a new permutation; otherwise `items` repeat in order.
@@ -73,6 +74,7 @@ class Loader:
         items: Items,
         *,
         batch_size: int,
+        start: int = 0,
         seed: int,
         load: Load,
         shuffle: bool = True,
@@ -96,13 +98,13 @@ class Loader:
         if seed < 0:
             raise UserError(f"the data seed must not be negative, got {seed}")
         self.items, self.batch_size, self.seed, self.shuffle = items, batch_size, seed, shuffle
-        self._load, self._order = load, order
+        self._start, self._load, self._order = start, load, order
         if min(threads, workers) < 0:
             raise UserError(
                 f"data.threads and data.workers must not be negative, got {threads} and {workers}"
             )
         self._threads, self._workers = threads or min(cores(), MOST_THREADS), workers
-        positions = _Positions(batch_size, process_index, process_count)
+        positions = _Positions(batch_size, start, process_index, process_count)
         self._batches = grain.MapDataset.source(positions).map(self.example).batch(positions.rows)
 
     def __getitem__(self, step: int) -> Batch:
@@ -112,7 +114,7 @@ class Loader:
 
     def global_batch(self, step: int) -> Batch:
         """All rows of a global batch, including those of other processes."""
-        rows = [self.example(step * self.batch_size + row) for row in range(self.batch_size)]
+        rows = [self.example(position) for position in self.positions(step)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def iterate(self, start: int = 0) -> "Batches":
@@ -124,6 +126,11 @@ class Loader:
             options = grain.MultiprocessingOptions(num_workers=self._workers)
             batches = batches.mp_prefetch(options, worker_init_fn=_follow_parent)
         return Batches(iter(batches))
+
+    def positions(self, step: int) -> range:
+        """The positions of the examples of a global batch."""
+        first = self._start + step * self.batch_size
+        return range(first, first + self.batch_size)
 
     def index(self, position: int) -> int:
         """The index of the item at a global position."""

@@ -1,11 +1,12 @@
 """The codec's tokens of every image, computed once and cached on disk; or of chosen images only.
 
 The name of a cache file is a hash of data set and codec weights, so a change of either misses it.
+The file is a NumPy array, followed by the SHA-256 checksum of it.
 """
 
 import contextlib
 import hashlib
-import types
+import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vqd_jax.data.source import Items, Source
 from vqd_jax.runtime.progress import bar
 
 BATCH = 64
+CHECKSUM = 32  # bytes
 
 Encode = Callable[[Any], Any]  # uint8 (BATCH, H, W, 3) → int tokens (BATCH, n)
 
@@ -35,20 +37,33 @@ def cached_tokens(
     for leaf in jax.tree.leaves(codec):
         digest.update(np.asarray(leaf).tobytes())
     path = folder / f"tokens-{digest.hexdigest()[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
-        if len(stored := np.load(path)) == len(source):
-            return stored.astype(np.int32)
+    stored = _read(path)
+    if stored is not None and len(stored) == len(source):
+        return stored.astype(np.int32)
     tokens = _encode(source, range(len(source)), encode, f"encoding images into {path}")
     small = tokens.max(initial=0) <= np.iinfo(np.uint16).max
     with lock(folder / "tokens.lock"):
         remove_leftovers(folder)
-        with atomic_write(path, "tokens to") as part, part.open("wb") as file:
-            # given the file itself, NumPy would hide the reason of a failed write
-            np.save(
-                types.SimpleNamespace(write=file.write),
-                tokens.astype(np.uint16) if small else tokens,
-            )
+        with atomic_write(path, "tokens to") as part:
+            array = io.BytesIO()
+            np.save(array, tokens.astype(np.uint16) if small else tokens)
+            part.write_bytes(array.getvalue() + _checksum(array.getbuffer()))
     return tokens
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """The array in a cache file; None, which is told, if the file is damaged."""
+    with contextlib.suppress(FileNotFoundError):
+        content = memoryview(path.read_bytes())
+        array, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
+        if _checksum(array) == checksum:
+            return np.load(io.BytesIO(array))
+        print(f"{path} is damaged or of an earlier version: images are encoded again", flush=True)
+    return None
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def encode_records(

@@ -30,7 +30,7 @@ from vqd_jax.core.buckets import (
 )
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import atomic_write, remove_leftovers
+from vqd_jax.core.files import atomic_write, flush, remove_leftovers, set_aside
 from vqd_jax.runtime import orbax_io
 
 BEST = "best.json"
@@ -99,7 +99,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         damaged: list[str] = []
         for step in reversed(self.steps()):
-            wrong = mismatch(self._directory(step), ignore=("state",) if self.read_only else ())
+            wrong = self._mismatch(step, ignore=("state",) if self.read_only else ())
             if not wrong:
                 if damaged:
                     _warn_once(f"{'; '.join(damaged)}; step {step} is used")
@@ -193,6 +193,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         if not sharded and jax.process_index() != 0:
             return
         with self._writing(step):
+            if jax.process_index() == 0:
+                self._unfinished(step).touch()
             if jax.process_index() == 0 and directory.exists():
                 if is_bucket(directory):  # where renaming is copying
                     _remove(directory)
@@ -223,7 +225,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             step = self.latest_step()
             assert step is not None  # some are finished, and damage to all is an error
         name, directory = f"checkpoint step {step} in {self.folder}", self._directory(step)
-        if wrong := mismatch(directory, item):
+        if wrong := self._mismatch(step, item):
             raise UserError(
                 f"{name} is damaged: {wrong}; delete {directory} to use an earlier step"
             )
@@ -258,6 +260,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             for marker in directory.rglob("commit_success.txt"):
                 marker.unlink()
         write_checksums(directory)
+        self._unfinished(step).unlink(missing_ok=True)
+        flush(self.folder)
         _remove(self._replaced(step))
         steps = self.steps()
         for later in [s for s in steps if s > step]:
@@ -270,6 +274,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         for old in set(steps) - {*steps[-self.keep :], *best[-1:]}:
             _remove(self._directory(old))
 
+    def _mismatch(self, step: int, *args: Any, **options: Any) -> str | None:
+        return mismatch(self._directory(step), *args, beside=(BEST,), **options)
+
     def _writing(self, step: int) -> contextlib.AbstractContextManager:
         return self._readable_errors(f"cannot write checkpoint step {step} to {self.folder}")
 
@@ -280,12 +287,16 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _directory(self, step: int) -> Path:
         return self.folder / str(step)
 
+    def _unfinished(self, step: int) -> Path:
+        """A file that is there while the step is written."""
+        return self.folder / f"{step}.unfinished"
+
     def _replaced(self, step: int) -> Path:
         return self.folder / f"{step}.replaced"
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed saves left."""
-        if is_bucket(self.folder):
+        """Removes what killed saves left. Steps that have lost their checksums are set aside."""
+        if is_bucket(self.folder):  # of which every write is whole
             for directory in self.folder.iterdir() if folder_exists(self.folder) else ():
                 if not (directory / CHECKSUMS).is_file():
                     remove_tree(directory)
@@ -294,11 +305,18 @@ class Checkpoints(contextlib.AbstractContextManager):
             for leftover in self.folder.glob(pattern):
                 shutil.rmtree(leftover)
         for directory in [*filter(_is_step, self.folder.iterdir())]:
-            written = (directory / "_CHECKPOINT_METADATA").is_file() or not any(directory.iterdir())
-            if written and not (directory / CHECKSUMS).is_file():
-                _remove(directory)
-            else:
+            if (directory / CHECKSUMS).is_file():
                 remove_leftovers(directory)  # of a record of the best
+            elif self._unfinished(int(directory.name)).exists() or not any(directory.iterdir()):
+                _remove(directory)
+            elif (directory / "_CHECKPOINT_METADATA").is_file():
+                aside = set_aside(directory)
+                logging.warning(
+                    "checkpoint step %s has lost its %s and cannot be verified: it is now %s",
+                    *(directory.name, CHECKSUMS, aside),
+                )
+        for unfinished in self.folder.glob("*.unfinished"):
+            unfinished.unlink()
         for replaced in self.folder.glob("*.replaced"):  # of a save over an existing step
             step = replaced.with_suffix("")
             _remove(replaced) if step.exists() else replaced.rename(step)

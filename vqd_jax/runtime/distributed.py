@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -29,7 +30,7 @@ from jax.experimental import multihost_utils
 from vqd_jax.core.buckets import is_bucket
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, remove_leftovers
-from vqd_jax.runtime.signals import SIGTERM_STATUS
+from vqd_jax.runtime.signals import ENDING
 
 CHUNK = 2**26  # bytes of a file sent at a time
 _barriers = itertools.count()
@@ -88,7 +89,8 @@ def exit_on_error() -> Iterator[None]:
         yield
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
-        if status in (None, 0, SIGTERM_STATUS) or not jax.distributed.is_initialized():
+        orderly = {None, 0} | {128 + number for number in ENDING if number != signal.SIGINT}
+        if status in orderly or not jax.distributed.is_initialized():
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()

@@ -7,14 +7,16 @@ one history.
 
 import contextlib
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import atomic_write
+from vqd_jax.core.files import atomic_write, set_aside
 from vqd_jax.runtime.workdir import StageFolder
 
 PREFIX = "train/"
@@ -42,6 +44,7 @@ class Log:
         with self._readable_errors():
             folder.mkdir(parents=True, exist_ok=True)
             if self._paths.metrics.exists():
+                self._set_damaged_aside()
                 self._keep(lambda row: True)  # without a line that a kill has truncated
             self._file = self._paths.metrics.open("a")
 
@@ -58,6 +61,7 @@ class Log:
         with self._readable_errors():
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+            os.fsync(self._file.fileno())
             scalars = [summary.scalar(key, value) for key, value in values.items()]
             self._add([Event(wall_time=now, step=step, summary=scalar) for scalar in scalars])
 
@@ -109,42 +113,71 @@ class Log:
         except OSError as error:
             raise UserError(f"cannot write a log to {self.folder}: {error.strerror}") from error
 
+    def _set_damaged_aside(self) -> None:
+        """If lines of the metrics are damaged, keeps the file under another name, and goes on with
+        the other lines.
+        """
+        path = self._paths.metrics
+        rows, damaged = _rows(path)
+        if damaged:
+            whole = "".join(line + "\n" for line, _ in rows)
+            aside = set_aside(path)
+            with atomic_write(path, "a log to") as part:
+                part.write_text(whole)
+            print(
+                f"{damaged} of the {damaged + len(rows)} lines of {path} are damaged: they are "
+                f"left out, and the file is now {aside}",
+                flush=True,
+            )
+
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrites the metrics with the complete lines that are wanted, if that changes them."""
         path = self._paths.metrics
-        new = "".join(line + "\n" for line, row in _rows(path) if wanted(row))
+        new = "".join(line + "\n" for line, row in _rows(path)[0] if wanted(row))
         if new != path.read_text():
             with atomic_write(path, "a log to") as part:
                 part.write_text(new)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, or of that in the stage folder `path`, oldest first, without a
-    truncated last line. null is NaN.
+    """The rows of a metrics.jsonl, or of that in the stage folder `path`, oldest first, without
+    damaged lines, of which it warns. null is NaN. UserError if there is nothing else.
     """
     if path.is_dir():
         path = StageFolder(path).metrics
     try:
-        rows = [row for _, row in _rows(path)]
+        rows, damaged = _rows(path)
     except OSError as error:
         raise UserError(f"cannot read metrics from {path}: {error.strerror}") from error
+    if damaged and not rows:
+        raise UserError(f"{path} has no line of metrics (a JSON object with a step)")
+    if damaged:
+        logging.warning("%s of the %s lines of %s are damaged", damaged, damaged + len(rows), path)
     from_json = lambda value: math.nan if value is None else value
-    return [{key: from_json(value) for key, value in row.items()} for row in rows]
+    return [{key: from_json(value) for key, value in row.items()} for _, row in rows]
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(line, its object), without a truncated last line."""
-    rows = []
+def _rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """(line, its object) of each whole line, and the number of damaged ones, to which a truncated
+    last one does not count.
+    """
+    rows, damaged = [], 0
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and "step" in row:
+        if _is_row(row):
             rows.append((line, row))
-        elif number < len(lines):
-            raise UserError(
-                f"line {number} of {path} is not a line of metrics (a JSON object with a step)"
-            )
-    return rows
+        else:
+            damaged += number < len(lines)
+    return rows, damaged
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it is an object of numbers, or null, with a step."""
+    numbers = lambda value: value is None or type(value) in (int, float)
+    return (
+        isinstance(row, dict) and type(row.get("step")) is int and all(map(numbers, row.values()))
+    )

@@ -1,5 +1,7 @@
-"""SIGTERM and Ctrl-C. Inside `deferred`, training finishes its step and saves; elsewhere the
-process ends at once. Either way the same command resumes later.
+"""Signals that mean "end": Ctrl-C, SIGTERM, SIGHUP (the terminal is closed), and SIGUSR1 and
+SIGXCPU of batch systems (the time is nearly over). Inside `deferred`, training finishes its step
+and saves; elsewhere the process ends at once. Either way the same command resumes later. Signals
+that are ignored when the process starts, as `nohup` does with SIGHUP, stay so.
 
 The exit status is 128 + the signal's number, 143 after SIGTERM and 130 after Ctrl-C: the work is
 not done, so a batch system that looks at the status runs the job again.
@@ -17,29 +19,35 @@ from typing import NoReturn
 
 import jax
 
+ENDING = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGXCPU")
+    if hasattr(signal, name)  # Windows has the first two
+]
 GRACE = 20  # seconds from SIGTERM until a step must have ended: senders often kill after 30
 LEAVING = 5  # seconds in which threads must end once the process is ending
-SIGTERM_STATUS = 128 + signal.SIGTERM
-SIGINT_STATUS = 128 + signal.SIGINT
-_deferring = _interruptible = False
+_deferring = _interruptible = _saving = False
 _received: int | None = None
 _handled, _answered = threading.Event(), threading.Event()
 _previous_hook = sys.unraisablehook
 
 
 class Terminated(BaseException):
-    """Raised on SIGTERM. Like KeyboardInterrupt it is no Exception, so that no handler goes on."""
+    """Raised on all of them but Ctrl-C. Like KeyboardInterrupt it is no Exception, so that no
+    handler goes on.
+    """
 
 
 INTERRUPTS = (Terminated, KeyboardInterrupt)
 
 
 def install_handlers() -> None:
-    """From now on SIGTERM raises Terminated in the main thread, or is deferred. If the main thread
-    does not respond within GRACE seconds, because it computes, the process exits all the same.
+    """From now on the signals raise one of INTERRUPTS in the main thread, or are deferred. If the
+    main thread does not respond to SIGTERM within GRACE seconds, because it computes, the process
+    exits all the same; while it saves, it has as long as that takes.
     """
     global _previous_hook
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
     _previous_hook, sys.unraisablehook = sys.unraisablehook, _send_again
@@ -72,7 +80,7 @@ def interrupt() -> NoReturn:
     process exits within LEAVING seconds, even if a thread hangs.
     """
     _answered.set()
-    leave = threading.Timer(LEAVING, os._exit, (_status(),))
+    leave = threading.Timer(LEAVING, os._exit, (status(),))
     leave.daemon = True
     leave.start()
     _raise()
@@ -96,17 +104,30 @@ def interruptible() -> Iterator[None]:
         _deferring, _interruptible = True, False
 
 
-def _status() -> int:
-    return SIGINT_STATUS if _received == signal.SIGINT else SIGTERM_STATUS
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """A context without the time limit after SIGTERM."""
+    global _saving
+    _saving = True
+    try:
+        yield
+    finally:
+        _saving = False
+
+
+def status() -> int:
+    """The exit status of a process that was interrupted: by its signal, or as another one was."""
+    return 128 + (_received or signal.SIGTERM)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _received
     _handled.set()
-    if _deferring and _received is None:
-        _received = number
-        again = "; press Ctrl-C again to exit at once" if number == signal.SIGINT else ""
-        _say(f"saving after this step, then exiting{again}")
+    if _deferring and (_received is None or number != signal.SIGINT):
+        if _received is None:
+            again = "; press Ctrl-C again to exit at once" if number == signal.SIGINT else ""
+            _say(f"saving after this step, then exiting{again}")
+            _received = number
         return
     _received = number
     if _interruptible:
@@ -114,7 +135,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _raise()
     if jax.distributed.is_initialized():  # a normal exit would wait for the other processes
         _say("terminated; the same command resumes from the last checkpoint")
-        os._exit(_status())
+        os._exit(status())
     interrupt()
 
 
@@ -139,14 +160,17 @@ def _watch(read: int) -> None:
             break
     deadline = time.monotonic() + GRACE
     main = threading.main_thread().ident or 0
-    while not _handled.wait(1) and time.monotonic() < deadline:
-        signal.pthread_kill(main, signal.SIGURG)  # interrupts a system call, so that handlers run
-    if not _answered.wait(max(deadline - time.monotonic(), 0)):
-        _say(
-            f"terminated: the computation did not finish within {GRACE} s; the same command "
-            "resumes from the last checkpoint"
-        )
-        os._exit(SIGTERM_STATUS)
+    while not _answered.wait(1):
+        if not _handled.is_set():
+            signal.pthread_kill(main, signal.SIGURG)  # interrupts a system call: handlers run
+        if _saving:
+            deadline = time.monotonic() + GRACE
+        elif time.monotonic() > deadline:
+            _say(
+                f"terminated: the computation did not finish within {GRACE} s; the same command "
+                "resumes from the last checkpoint"
+            )
+            os._exit(status())
 
 
 def _say(sentence: str) -> None:

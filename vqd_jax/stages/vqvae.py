@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, DTypeLike, Float, Int, UInt8
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.core.shapes import Images, Params, PRNGKey, PRNGKeys
 from vqd_jax.models.codebook import Codebook, Codes, add, straight_through, usage
 from vqd_jax.models.discriminator import PatchGAN, hinge_d, hinge_g
@@ -56,7 +57,7 @@ class VQVAEStage:
     codebook: Codebook
     discriminator: PatchGAN
     weights: VQVAELoss
-    batch_size: int
+    pace: Pace
 
     def init(self, key: PRNGKey, batch: dict[str, Any]) -> tuple[dict[str, Any], Codes]:
         """Random (params, extra); the codes start as vectors of the batch."""
@@ -132,7 +133,7 @@ class VQVAEStage:
             discriminate = lambda x, p: self.discriminator.apply({"params": p}, x)
             fixed = jax.lax.stop_gradient(params["discriminator"])
             adversarial = hinge_g(discriminate(output, fixed))
-            on = (step * self.batch_size >= w.adversarial_start).astype(jnp.float32)
+            on = (self.pace.examples_at(step) >= w.adversarial_start).astype(jnp.float32)
             scale = w.adversarial * on
             if w.adversarial_adaptive:
                 scale *= self._adaptive_scale(

@@ -102,7 +102,7 @@ def dry_run(config: ConfigDict, name: str) -> DryRun:
             batch |= {"tokens": shape(rows, stage.tokens, dtype="int32")}
     params, extra = eval_init(stage.init, batch)
     optimizer = Optim(**config[f"{section}_optim"]).build(
-        train.steps, rows, stage.unchanged, stage.dtype
+        train.examples, train.since, stage.unchanged, stage.dtype
     )
     average = lambda params: first_average(params, stage.unchanged)
     state = State(

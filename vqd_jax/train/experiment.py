@@ -1,6 +1,7 @@
 """Trains the stages of a config in a workdir, one after the other."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import json
@@ -39,7 +40,15 @@ from vqd_jax.train.guard import Guard
 from vqd_jax.train.loop import Train, Trainer, unevaluated
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
-from vqd_jax.train.resume import check_same_model, copy_codec, initial_params, with_model_of
+from vqd_jax.train.resume import (
+    check_restart,
+    check_same_model,
+    copy_codec,
+    initial_params,
+    stored_record,
+    train_section,
+    with_model_of,
+)
 from vqd_jax.web.report import page
 
 LABELS = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
@@ -49,10 +58,12 @@ class Experiment:
     """The training of a config's stages in a workdir. Every process makes one: `run` trains,
     `finish` draws the final samples.
 
+    With `allow_changes`, stages go on from their checkpoints although seed or data are others.
     Process 0 writes the workdir; the logs and images of the others go to a temporary folder.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
+    def __init__(self, config: ConfigDict, workdir: str | Path, allow_changes: bool = False):
+        self.allow_changes = allow_changes
         self.config = config = _with_initial_model(config, workdir)
         self.workdir = Workdir(workdir)
         self.is_primary = jax.process_index() == 0
@@ -144,13 +155,16 @@ class Experiment:
     def _train(self, name: str, key: PRNGKey) -> None:
         """Trains a stage, unless all its steps are done."""
         config, section = self.config, "vqvae" if name == "vqvae" else "diffusion"
-        train, folder = Train(**config[f"{section}_train"]), self.output.stage(name).path
+        folder = self.output.stage(name).path
         codec = None if name == "vqvae" else self._codec()
+        settings = config[train_section(name)]
         with Checkpoints(
-            self.workdir.checkpoints(name), keep=train.keep, shared=self.shared
+            self.workdir.checkpoints(name), keep=settings.keep, shared=self.shared
         ) as checkpoints:
             self._broadcast(checkpoints)
             check_same_model(name, checkpoints, config)
+            record = stored_record(name, checkpoints, settings.batch_size)
+            train = Train(**settings, pace=record.pace)
             latest = checkpoints.latest_step()
             if latest is not None and latest >= train.steps:
                 if not unevaluated(train, checkpoints, folder):
@@ -159,6 +173,9 @@ class Experiment:
                         flush=True,
                     )
                     return
+            elif latest is not None:
+                fingerprint = self.source.fingerprint
+                check_restart(name, checkpoints, config, fingerprint, self.allow_changes)
             if name == "vqvae":
                 own = self._codec_parts(train, folder)
             else:
@@ -184,7 +201,7 @@ class Experiment:
 
     def _codec_parts(self, train: Train, folder: Path) -> dict[str, Any]:
         """Arguments of `Trainer` for the codec."""
-        stage = build.vqvae_stage(self.config)
+        stage = dataclasses.replace(build.vqvae_stage(self.config), pace=train.since)
         loader = batches.image_loader(self.source, self.transform, **self._loading(train))
         evaluation = CodecEvaluation(
             stage=stage,
@@ -198,7 +215,7 @@ class Experiment:
             stage=stage,
             loader=loader,
             frozen=stage.frozen(),
-            items={"config": _to_json(self.config)},
+            items=self._items(),
             evaluate=evaluation,
         )
 
@@ -254,10 +271,15 @@ class Experiment:
             stage=stage,
             loader=self._pair_loader(train, tokenizer, None if online else tokens),
             frozen=codec if online else {},
-            items={"config": _to_json(config), "tokenizer": tokenizer.to_json()},
+            items=self._items() | {"tokenizer": tokenizer.to_json()},
             evaluate=evaluate,
             init_from=functools.partial(initial_params, config, name),
         )
+
+    def _items(self) -> dict[str, Any]:
+        """What every checkpoint holds besides its state."""
+        config = json.loads(self.config.to_json())
+        return {"config": config, "data": {"fingerprint": self.source.fingerprint}}
 
     def _pair_loader(self, train: Train, tokenizer: Tokenizer, tokens: Any) -> Loader:
         return batches.pair_loader(
@@ -276,6 +298,7 @@ class Experiment:
         return dict(
             order=mixture.order(records, examples=train.examples, seed=self.config.seed),
             batch_size=train.batch_size,
+            start=train.since.position,
             seed=self.config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -380,7 +403,3 @@ def _with_initial_model(config: ConfigDict, workdir: str | Path) -> ConfigDict:
             "an adapter changes a trained diffusion model: say which with --config.init_from=DIR"
         )
     return config
-
-
-def _to_json(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(config.to_json())

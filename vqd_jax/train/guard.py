@@ -18,6 +18,7 @@ import numpy as np
 from clu.metrics import Average
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 
 WINDOW = 64  # losses that a new one is compared with
 MIN_LOSSES = 16  # before the first comparison
@@ -79,11 +80,13 @@ class TrainingRecord:
     """What a checkpoint stores about the steps so far, beside the state.
 
     Attributes:
-      skipped: batches that were left out, ascending.
+      pace: how the steps since the batch size last changed count.
+      skipped: batches since then that were left out, ascending.
       losses: the last ones, for `Guard.check`.
       averages: of each metric since the last line of the log, in float64.
     """
 
+    pace: Pace
     skipped: list[int] = dataclasses.field(default_factory=list)
     losses: collections.deque[float] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=WINDOW)
@@ -91,11 +94,12 @@ class TrainingRecord:
     averages: dict[str, Average] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "TrainingRecord":
+    def from_json(cls, stored: Mapping[str, Any], batch_size: int) -> "TrainingRecord":
         """The record that `to_json` gave. Earlier versions stored all values of a metric, where now
-        their sum and count are.
+        their sum and count are, and no pace: then `batch_size` has always been the same.
         """
-        record = cls(list(stored["skipped"]))
+        pace = Pace(**stored["pace"]) if "pace" in stored else Pace(batch_size)
+        record = cls(pace, list(stored["skipped"]))
         record.losses.extend(stored["losses"])
         for name, values in stored["window"].items():
             if isinstance(values, list):
@@ -108,11 +112,29 @@ class TrainingRecord:
             name: {"total": float(average.total), "count": int(average.count)}
             for name, average in self.averages.items()
         }
-        return {"skipped": self.skipped, "losses": [*self.losses], "window": averages}
+        return {
+            "pace": dataclasses.asdict(self.pace),
+            "skipped": self.skipped,
+            "losses": [*self.losses],
+            "window": averages,
+        }
+
+    def change_batch_size(self, size: int, step: int) -> None:
+        """Goes on from a step with batches of another size: after the last example of that step,
+        and without batches that have a skipped example.
+        """
+        old = self.pace
+        if size == old.batch_size:
+            return
+        place = lambda batch: old.position + batch * old.batch_size
+        position = place(self.batch(step) + 1) if step > old.step else old.position
+        ahead = [place(b) + i for b in self.skipped for i in range(old.batch_size)]
+        self.skipped = sorted({(p - position) // size for p in ahead if p >= position})
+        self.pace = Pace(size, step, old.examples_at(step), position)
 
     def batch(self, step: int) -> int:
-        """The batch that a step uses: step 1 has the first one that is not skipped."""
-        batch = step - 1
+        """The batch that a step uses: the first step has the first one that is not skipped."""
+        batch = step - self.pace.step - 1
         for skipped in self.skipped:
             batch += skipped <= batch
         return batch

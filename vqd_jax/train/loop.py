@@ -19,6 +19,7 @@ from clu import parameter_overview
 from jaxtyping import Array, Bool
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data.loader import Batch, Loader
 from vqd_jax.eval.validation import is_better
@@ -34,6 +35,7 @@ from vqd_jax.train.guard import Fault, Guard, TrainingRecord, Watchdog
 from vqd_jax.train.meter import Cost, Meter
 from vqd_jax.train.optim import Optim
 from vqd_jax.train.profile import Profile
+from vqd_jax.train.resume import stored_record
 from vqd_jax.train.stage import Stage
 from vqd_jax.train.state import State, StateStore
 from vqd_jax.train.step import REQUESTS, SAVING, STOPPING, default_micro_batches, make_step
@@ -56,6 +58,7 @@ class Train:
       keep: how many checkpoints to keep, beside the best one.
       best: the measure of the evaluations (`eval.validation.BETTER`) by which the best checkpoint
         is chosen; "" keeps none.
+      pace: of a run that is resumed with another batch size; None for one of this size only.
     """
 
     examples: int
@@ -68,6 +71,7 @@ class Train:
     save_minutes: float
     keep: int
     best: str = ""
+    pace: Pace | None = None
 
     def __post_init__(self):
         intervals = self.log_every, self.evaluate_every, self.save_every
@@ -85,7 +89,12 @@ class Train:
 
     @property
     def steps(self) -> int:
-        return max(self.examples // self.batch_size, 1)
+        """The number of the last step."""
+        return self.since.last_step(self.examples)
+
+    @property
+    def since(self) -> Pace:
+        return self.pace or Pace(self.batch_size)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done `every` so many examples is due after this step; everything is
@@ -206,7 +215,7 @@ class Trainer:
                 meter.step()
                 if logs:
                     means = record.pop_means()
-                    rates = meter.rates(step) | {"examples": step * train.batch_size}
+                    rates = meter.rates(step) | {"examples": train.since.examples_at(step)}
                     self.log.write(step, means | rates, "train/")
                     progress.update(0, loss=means["loss"])
                 progress.update()
@@ -258,7 +267,7 @@ class Trainer:
     @functools.cached_property
     def _optimizer(self) -> optax.GradientTransformation:
         return self.optim.build(
-            self.train.steps, self.train.batch_size, self.stage.unchanged, self.stage.dtype
+            self.train.examples, self.train.since, self.stage.unchanged, self.stage.dtype
         )
 
     @functools.cached_property
@@ -296,9 +305,12 @@ class Trainer:
     # Start and restart.
 
     def _restore_record(self, rollbacks: list[Rollback]) -> TrainingRecord:
-        record = TrainingRecord()
-        if self.checkpoints.latest_step() is not None and self.checkpoints.has("record"):
-            record = TrainingRecord.from_json(self.checkpoints.restore("record"))
+        record = stored_record(self.name, self.checkpoints, self.train.batch_size)
+        if record.pace != self.train.since:
+            raise UserError(
+                f"{self.name}: the latest checkpoint is damaged, and the batch size has changed "
+                "since the one before it: start the same command again"
+            )
         for rollback in rollbacks:
             record.skip(rollback.batches)
         return record
@@ -331,10 +343,18 @@ class Trainer:
             }
             self.log.write(first + 1, values, "fault/")
         print(
-            f"{self.name}: {first} of {self.train.steps} steps of {self.train.batch_size} done, on "
+            f"{self.name}: {first} of {self.train.steps} steps of {self.train.batch_size} done"
+            f"{self._seen(first)}, on "
             f"{self.parallel.description}; checkpoints in {self.checkpoints.folder}",
             flush=True,
         )
+
+    def _seen(self, first: int) -> str:
+        """The examples so far, where they do not follow from steps and batch size."""
+        seen = self.train.since.examples_at(first)
+        if seen == first * self.train.batch_size:
+            return ""
+        return f" ({seen} of {self.train.examples} examples seen)"
 
     def _roll_back(self, fault: Fault, rollbacks: list[Rollback]) -> list[Rollback]:
         """All rollbacks to the latest checkpoint, with one for this fault. UserError if they are
@@ -362,10 +382,9 @@ class Trainer:
 
     def _describe_batch(self, batch: int) -> str:
         """Its number and its first examples."""
-        size = self.loader.batch_size
-        positions = range(batch * size, (batch + 1) * size)
+        positions = self.loader.positions(batch)
         shown = [self.describe(self.loader.items[self.loader.index(p)]) for p in positions[:4]]
-        if size > 4:
+        if len(positions) > 4:
             shown.append("…")
         return f"batch {batch} ({', '.join(shown)})"
 
@@ -401,8 +420,9 @@ class Trainer:
             raise Fault(step, "weights that are not finite")
 
     def _save(self, step: int, state: State, record: TrainingRecord) -> None:
-        own = self._store.items(state) | {"record": record.to_json()}
-        self.checkpoints.save(step, own | self.items)
+        with signals.saving():
+            own = self._store.items(state) | {"record": record.to_json()}
+            self.checkpoints.save(step, own | self.items)
 
     def _evaluate(self, step: int, state: State) -> Mapping[str, SupportsFloat] | None:
         """The measures; None if a signal came meanwhile. With several processes it is only noted,

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import DTypeLike
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.core.shapes import Params
 from vqd_jax.train.muon import muon
 
@@ -64,32 +65,37 @@ class Optim:
                 f"{self.muon:g}"
             )
 
-    def schedule(self, steps: int, batch_size: int, peak: float | None = None) -> optax.Schedule:
-        """The learning rate at each step; `peak` replaces `learning_rate`."""
+    def schedule(self, examples: int, pace: Pace, peak: float | None = None) -> optax.Schedule:
+        """The learning rate at each step of a training of so many examples; `peak` replaces
+        `learning_rate`.
+        """
         peak = self.learning_rate if peak is None else peak
-        warmup = min(max(self.warmup // batch_size, 1), steps)
+        steps = max(examples // pace.batch_size, 1)
+        warmup = min(max(self.warmup // pace.batch_size, 1), steps)
         rest = max(steps - warmup, 1)
         after = {
             "cosine": optax.cosine_decay_schedule(peak, rest, self.final),
             "linear": optax.linear_schedule(peak, peak * self.final, rest),
             "constant": optax.constant_schedule(peak),
         }[self.decay]
-        return optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
+        rate = optax.join_schedules([optax.linear_schedule(0, peak, warmup), after], [warmup])
+        return (lambda step: rate(step + pace.head_start)) if pace.head_start else rate
 
     def build(
         self,
-        steps: int,
-        batch_size: int,
+        examples: int,
+        pace: Pace,
         frozen: Callable[[Params], Any] | None = None,
         dtype: DTypeLike = jnp.float32,
     ) -> optax.GradientTransformation:
-        """The optimizer. `frozen` maps the parameters to a tree of bool that is True for those that
-        must not change; `dtype` is that of Muon's matrix products.
+        """The optimizer of a training of so many examples. `frozen` maps the parameters to a tree
+        of bool that is True for those that must not change; `dtype` is that of Muon's matrix
+        products.
         """
-        rate, decay = self.schedule(steps, batch_size), self.weight_decay
+        rate, decay = self.schedule(examples, pace), self.weight_decay
         if self.muon:
             others = optax.nadamw(rate, *self.betas, weight_decay=decay)
-            update = muon(self.schedule(steps, batch_size, self.muon), others, decay, dtype)
+            update = muon(self.schedule(examples, pace, self.muon), others, decay, dtype)
         else:
             update = optax.adamw(rate, *self.betas, weight_decay=decay)
         if self.clip:

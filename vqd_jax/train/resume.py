@@ -1,14 +1,16 @@
-"""Training that starts from an existing model: which settings come from its checkpoint, which must
-be the same, and the first parameters.
+"""Training that goes on, or starts from an existing model: which settings come from its checkpoint,
+which must be the same, and the first parameters.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.pace import Pace
 from vqd_jax.core.shapes import Params
 from vqd_jax.inference import loading
 from vqd_jax.models.weights.clip import read_clip
@@ -16,6 +18,7 @@ from vqd_jax.models.weights.hub import local_folder
 from vqd_jax.models.weights.released import text_weights
 from vqd_jax.runtime.checkpoint import Checkpoints, fit
 from vqd_jax.runtime.workdir import Workdir
+from vqd_jax.train.guard import TrainingRecord
 
 CODEC = ("vqvae", "codebook")  # sections of the config
 MODEL = (*CODEC, "process", "condition", "denoiser", "text", "learned_text", "clip_text")
@@ -33,6 +36,14 @@ FREE = {  # keys of these sections on which weights do not depend
     "denoiser.scan",
     "clip_text.folder",
 }
+EXAMPLES = ("seed", "data.source", "data.transform", "data.drop_words")
+# Sections without effect on a codec, and on a stage that reads its tokens
+TOKEN_SECTIONS = (
+    *(name for name in MODEL if name not in CODEC),
+    *("adapter", "diffusion_loss", "diffusion_optim", "diffusion_train"),
+    *("sampling", "counts", "remask", "prior_rule"),
+)
+CODEC_SECTIONS = ("discriminator", "vqvae_loss", "vqvae_optim", "vqvae_train")
 
 
 def with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
@@ -49,23 +60,94 @@ def with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
 
 def check_same_model(stage: str, checkpoints: Checkpoints, config: ConfigDict) -> None:
     """UserError if there are checkpoints of a model with other settings than the config's."""
-    if not checkpoints.has("config"):
-        return
-    stored = complete(checkpoints.restore("config"))
     sections = CODEC if stage == "vqvae" else MODEL
-    keys = [("data", "image_size"), *((name, key) for name in sections for key in config[name])]
-    plain = lambda value: json.loads(json.dumps(value))  # lists for tuples
-    differ = [
-        f"{name}.{key} is {stored[name][key]!r} there and {config[name][key]!r} here"
-        for name, key in keys
-        if f"{name}.{key}" not in FREE and plain(stored[name][key]) != plain(config[name][key])
-    ]
-    if differ:
-        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+    changed = {
+        key: values
+        for key, values in changes(checkpoints, config).items()
+        if (key == "data.image_size" or key.split(".")[0] in sections) and key not in FREE
+    }
+    if changed:
         raise UserError(
-            f"the model in {checkpoints.folder} has other settings: "
-            f"{'; '.join(differ[:5])}{more}; choose another --workdir or those settings"
+            f"the model in {checkpoints.folder} has other settings: {_told(changed)}; choose "
+            "another --workdir or those settings"
         )
+
+
+def check_restart(
+    stage: str, checkpoints: Checkpoints, config: ConfigDict, fingerprint: str, allowed: bool
+) -> None:
+    """Prints what differs from the config of a run that is to go on. UserError, unless it is
+    `allowed`, if the examples would be others: `fingerprint` is that of the data set.
+    """
+    irrelevant = TOKEN_SECTIONS if stage == "vqvae" else CODEC_SECTIONS
+    changed = changes(checkpoints, config)
+    examples = {key: changed.pop(key) for key in [*changed] if decides_examples(key, config)}
+    others = [_told(examples)] if examples else []
+    if not examples and checkpoints.has("data"):
+        stored = checkpoints.restore("data")["fingerprint"]
+        others = ["images or captions have changed"] if stored != fingerprint else []
+    if others and not allowed:
+        raise UserError(
+            f"the run in {checkpoints.folder} has seen other examples than this one would: "
+            f"{others[0]}; choose another --workdir, or go on nevertheless with --allow_changes"
+        )
+    for key, (before, now) in (changed | examples).items():
+        if key.split(".")[0] not in irrelevant:
+            print(f"{stage}: {key} was {before!r} so far and is {now!r} now", flush=True)
+
+
+def decides_examples(key: str, config: ConfigDict) -> bool:
+    """Whether a key of the config decides which examples training sees, and in which order."""
+    section, _, name = key.partition(".")
+    if section == config.data.source:
+        return name not in ("path", "captions")  # files may move
+    return key in EXAMPLES or section in ("crop", "mixture")
+
+
+def changes(checkpoints: Checkpoints, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """By key, the values that differ: (stored with the latest checkpoint, in the config)."""
+    if not checkpoints.has("config") or not (stored := checkpoints.restore("config")):
+        return {}
+    before, now = _flat(complete(stored)), _flat(config)
+    return {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    """The values of all keys, with lists for tuples."""
+    flat = {}
+    for section, values in json.loads(config.to_json()).items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat
+
+
+def _told(changed: dict[str, tuple[Any, Any]]) -> str:
+    """The first five of the changes."""
+    told = [f"{key} is {there!r} there and {here!r} here" for key, (there, here) in changed.items()]
+    more = f" and {len(told) - 5} more" if len(told) > 5 else ""
+    return "; ".join(told[:5]) + more
+
+
+def stored_record(stage: str, checkpoints: Checkpoints, batch_size: int) -> TrainingRecord:
+    """The record of the latest checkpoint, for going on with batches of this size; a new one if
+    there is none.
+    """
+    step = checkpoints.latest_step()
+    if step is None or not checkpoints.has("record"):
+        return TrainingRecord(Pace(batch_size))
+    before = batch_size
+    if checkpoints.has("config") and (stored := checkpoints.restore("config")):
+        before = complete(stored)[train_section(stage)].batch_size
+    record = TrainingRecord.from_json(checkpoints.restore("record"), before)
+    record.change_batch_size(batch_size, step)
+    return record
+
+
+def train_section(stage: str) -> str:
+    """The name of the section of a config that has the length of a stage."""
+    return "vqvae_train" if stage == "vqvae" else "diffusion_train"
 
 
 def copy_codec(origin: Workdir, workdir: Workdir) -> None:
