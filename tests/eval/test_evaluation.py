@@ -77,7 +77,7 @@ def models(tmp_path_factory):
     kinds = {
         "text": {},
         "class": {"condition.kind": "class", "condition.classes": 4, "condition.null": "empty"},
-        "none": {"condition.kind": "none", "sampling.guidance": 1.0},
+        "none": {"condition.kind": "none"},
     }
     return {
         kind: pipeline.load(make_workdir(tmp_path_factory.mktemp(kind), data | changes))

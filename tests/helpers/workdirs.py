@@ -66,7 +66,6 @@ MODELS = {
         "condition.kind": "none",
         "vqvae.middle_attention": True,
         "vqvae.attention_resolutions": (8,),
-        "sampling.guidance": 1.0,
     },
     "clip": {
         "text.encoder": "clip",

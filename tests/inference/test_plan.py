@@ -101,6 +101,16 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
         pipeline.load(workdir, tmp_path / "missing.npz")
     tokens = planned.tokens(["a dog"], sampler="counts", calls=7, counts="planned", order="halton")
     assert tokens.shape == (1, 64) and tokens.max() < 512
+    for values in (
+        np.ones(63),
+        np.ones((64, 63)),
+        np.ones(()),
+        np.full(64, np.nan),
+        np.ones(64, int),
+    ):
+        np.savez(Workdir(workdir).plan, random=values)
+        with pytest.raises(UserError, match="plan.npz does not fit this model: its 'random' is an"):
+            pipeline.load(workdir)
     Workdir(workdir).plan.write_bytes(b"PK\x03\x04 no more")
     with pytest.raises(UserError, match="plan.npz is damaged"):
         pipeline.load(workdir)

@@ -200,3 +200,30 @@ def test_what_cannot_be_is_a_sentence():
         UserError, match="stages must be one of vqvae, diffusion, autoregressive, got 'gan'"
     ):
         dry_run.dry_run(small(), "gan")
+
+
+@pytest.mark.parametrize("kind", ["text", "class", "none"])
+def test_a_rehearsal_draws_with_the_settings_of_the_config(kind):
+    """Guidance has no effect on a model without conditions: it is 1, whatever the default."""
+    config = defaults()
+    config.condition.kind, config.condition.classes = kind, 3
+    assert config.sampling.guidance == 2.0
+    stage = dry_run.dry_run(config, "diffusion").stage
+    assert stage.fixed_sampling == ({"guidance": 1.0} if kind == "none" else {})
+    dry_run.draw(stage, config)
+
+
+@pytest.mark.parametrize(
+    "key,value,sentence",
+    [
+        ("sampling.calls", 1000, "calls must be in 1..100, got 1000"),
+        ("counts.counts", "planned", "there is no plan for the order 'random'"),
+        ("counts.order", "zigzag", "zigzag"),
+    ],
+)
+def test_a_rehearsal_tells_what_could_not_be_drawn_after_training(key, value, sentence):
+    config, (section, name) = defaults(), key.split(".")
+    config.sampling.sampler = "counts" if section == "counts" else "ancestral"
+    config[section][name] = value
+    with pytest.raises(UserError, match=sentence):
+        dry_run.draw(dry_run.dry_run(config, "diffusion").stage, config)

@@ -333,19 +333,32 @@ def with_variant(
 
 def complete(stored: dict[str, Any]) -> ConfigDict:
     """A config that a checkpoint stores, with the defaults of keys that were added later. UserError
-    for unknown keys.
+    for unknown keys, and for values of another kind than the default's.
     """
     config = defaults()
     for section, values in upgrade(stored).items():
-        if section not in config or isinstance(values, dict) and set(values) - set(config[section]):
-            raise UserError(
-                f"the stored config has a section or key in {section!r} that this version does "
-                "not know"
-            )
-        if isinstance(values, dict):
-            with config[section].ignore_type():
-                config[section].update(values)
+        own = config.get(section)
+        if isinstance(own, ConfigDict) and isinstance(values, dict):
+            for key, value in values.items():
+                _set(own, key, value, f"{section}.{key}")
         else:
-            with config.ignore_type():
-                config[section] = values
+            _set(config, section, values, section)
     return config
+
+
+def _set(section: ConfigDict, key: str, value: Any, shown: str) -> None:
+    if key not in section:
+        raise UserError(f"the stored config has a key {shown!r} that this version does not know")
+    if _kind(value) != _kind(section[key]):
+        raise UserError(
+            f"the stored config has {shown}={value!r}, where a {_kind(section[key])} belongs"
+        )
+    with section.ignore_type():
+        section[key] = value
+
+
+def _kind(value: Any) -> str:
+    """What sort of value it is, after JSON, too, which has no tuples."""
+    kinds = {bool: "truth value", int: "number", float: "number", str: "text"}
+    kinds |= {list: "list", tuple: "list", dict: "section", ConfigDict: "section"}
+    return kinds.get(type(value), "value of another kind")

@@ -123,9 +123,11 @@ def write_plan(workdir: str | os.PathLike, entropy: dict[str, np.ndarray]) -> No
 
 
 def read_plan(
-    workdir: str | os.PathLike, plan: str | os.PathLike | None = None
+    workdir: str | os.PathLike, plan: str | os.PathLike | None = None, tokens: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The cross-entropies in the file `plan`, by default in the workdir's, which may be missing."""
+    """The cross-entropies in the file `plan`, by default in the workdir's, which may be missing.
+    With `tokens`, UserError if they were measured for images of another number of tokens.
+    """
     path = Path(plan) if plan else Workdir(workdir).plan
     if plan and not path.is_file():
         raise UserError(f"there is no plan {path}: make one with vqd plan")
@@ -133,9 +135,18 @@ def read_plan(
         return {}
     try:
         with path.open("rb") as file, np.load(file) as stored:
-            return dict(stored)
+            entropy = dict(stored)
     except Exception as error:  # damaged archives raise nearly anything
         raise UserError(
             f"the plan {path} is damaged ({type(error).__name__}): delete it or make it again with "
             "vqd plan"
         ) from error
+    for order, values in entropy.items():
+        shape, n = values.shape, tokens or max(values.shape, default=0)
+        if shape not in ((n,), (n, n)) or values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise UserError(
+                f"the plan {path} does not fit this model: its {order!r} is an array of "
+                f"{values.dtype}{list(shape)}, and {n} or {n} x {n} finite numbers are expected: "
+                "make it again with vqd plan"
+            )
+    return entropy

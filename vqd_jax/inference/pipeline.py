@@ -206,25 +206,24 @@ class TextToImage:
         chosen = dict(self.config.sampling) | {
             name: options.pop(name) for name in list(options) if name in self.config.sampling
         }
-        fixed = self.fixed_sampling
-        if not fixed and isinstance(chosen["sampler"], Sampler):
+        diffusion = self.stage is None or self.stage.process is not None
+        if diffusion and isinstance(chosen["sampler"], Sampler):
             if given := sorted(options.keys() | settings.keys() & {"calls"}):
                 raise UserError(
                     f"a sampler object has its own {given[0]}: set it there, not beside the sampler"
                 )
             guidance = {k: v for k, v in chosen.items() if k not in ("sampler", "calls")}
             return chosen["sampler"], GuidanceConfig(**guidance)
-        for name, value in fixed.items():
+        for name, value in self.fixed_sampling.items():
             if chosen[name] != value:
-                raise UserError(
-                    f"for this autoregressive model {name} can only be {value}, got {chosen[name]}"
-                )
-        if not fixed and chosen["sampler"] == "autoregressive":
+                kind = "a model without conditions" if diffusion else "this autoregressive model"
+                raise UserError(f"for {kind} {name} can only be {value}, got {chosen[name]}")
+        if diffusion and chosen["sampler"] == "autoregressive":
             raise UserError(
                 "the sampler autoregressive is for autoregressive models, and this is a diffusion "
                 "model"
             )
-        if not fixed and chosen["sampler"] != "counts":
+        if diffusion and chosen["sampler"] != "counts":
             if not 1 <= chosen["calls"] <= self.process.T:
                 raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
             chosen["calls"] = min(chosen["calls"], t_start or self.process.T)
@@ -367,7 +366,7 @@ def load(
         stage=model,
         weights=None if weights is None else _to_device(weights),
         tokenizer=tokenizer,
-        entropy=read_plan(workdir, plan),
+        entropy=read_plan(workdir, plan, None if model is None else model.tokens),
         checkpoints=tuple(used),
         stored_digest=stored_digest,
     )

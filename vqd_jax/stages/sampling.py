@@ -154,7 +154,7 @@ def guidance_arguments(
     }
 
 
-def lower(
+def traced_sample(
     stage: TokenStage,
     weights: Params,
     keys: Any,  # Any, as these are shapes
@@ -164,8 +164,8 @@ def lower(
     sampler: AnySampler,
     guidance_config: GuidanceConfig,
     devices: Devices,
-) -> jax.stages.Lowered:
-    """The program of `sample`, lowered for arguments of these shapes and `devices` that need not be
+) -> jax.stages.Traced:
+    """The program of `sample`, traced for arguments of these shapes and `devices` that need not be
     here.
     """
     drop = np.zeros(conditions.drop.shape, bool)
@@ -174,7 +174,7 @@ def lower(
     static_guidance, dynamic = guidance_arguments(guidance_config, scales, given)
     nothing = (None,) * 4  # image, constraint, window and z
     arguments = (weights, keys, conditions, dynamic, *nothing)
-    return _sample.lower(stage, sampler, static_guidance, None, False, devices, *arguments)
+    return _sample.trace(stage, sampler, static_guidance, None, False, devices, *arguments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -272,7 +272,7 @@ class DiffusionSampling:
 
     @property
     def fixed_sampling(self) -> dict[str, Any]:
-        return {}
+        return {"guidance": 1.0} if self.denoiser.condition == "none" else {}
 
     def calls(self, sampler: Sampler, t_start: int | None = None) -> int:
         return len(call_times(sampler, self.process, self.tokens, t_start))

@@ -15,9 +15,12 @@ from vqd_jax.config import build
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.text.load import Tokenizer
+from vqd_jax.inference.prompts import conditioning
 from vqd_jax.models.lpips import LPIPS
+from vqd_jax.runtime.devices import local_devices
 from vqd_jax.runtime.parallel import Parallelism
 from vqd_jax.runtime.replicated import Pmap
+from vqd_jax.stages.sampling import traced_sample
 from vqd_jax.stages.vqvae import VQVAEStage
 from vqd_jax.train.cost import flops
 from vqd_jax.train.loop import Train
@@ -77,6 +80,24 @@ class DryRun:
             arguments = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)
             key = root_key(0)
         return parallel.compile(step).lower(*arguments, key)
+
+
+def draw(stage: Any, config: ConfigDict) -> None:
+    """Traces sampling of one image with the config's settings: what cannot be drawn is an error."""
+    settings = dict(config.sampling) | stage.fixed_sampling
+    sampler, guidance_config = build.sampling(config, **settings)
+    words = tokenizer(config)
+    conditions, scales = conditioning(config.condition.kind, words, ["0"], "", guidance_config)
+    traced_sample(
+        stage,
+        eval_init(stage.init, {"text": shape(1, words.length, dtype="int32")})[0],
+        jax.eval_shape(lambda: jax.random.split(root_key(0), 1)),
+        conditions,
+        scales,
+        sampler=sampler,
+        guidance_config=guidance_config,
+        devices=local_devices(1),
+    )
 
 
 def dry_run(config: ConfigDict, name: str) -> DryRun:

@@ -35,7 +35,7 @@ from vqd_jax.runtime.log import Log
 from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages import jitted, lora
-from vqd_jax.train.dry_run import dry_run
+from vqd_jax.train.dry_run import draw, dry_run
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.loop import Train, Trainer, unevaluated
 from vqd_jax.train.optim import Optim
@@ -110,13 +110,14 @@ class Experiment:
         for name in {*config.stages} & {"vqvae", *build.TOKEN_STAGES}:
             self._check_measures(name)
         for name in config.stages:
-            train = dry_run(config, name).train
+            rehearsal = dry_run(config, name)
+            train = rehearsal.train
             self.parallel.check_batch(train.batch_size, train.accumulate or 1)
+            if name in build.TOKEN_STAGES:
+                draw(rehearsal.stage, config)
         clip = config.condition.kind == "text" and config.text.encoder == "clip"
         if clip and not config.init_from and {*config.stages} & {*build.TOKEN_STAGES}:
             build.tokenizer(config, [])  # from its file
-        if "diffusion" in config.stages:
-            build.sampling(config, **config.sampling)
 
     def _check_measures(self, name: str) -> None:
         """UserError if evaluations of the stage will not have the measure of its best checkpoint,

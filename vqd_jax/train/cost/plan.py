@@ -85,7 +85,7 @@ def plan_sampling(config: ConfigDict, name: str, on: Target, rows: int) -> list[
         keys = jax.eval_shape(lambda: jax.random.split(root_key(0), images))
         shape = functools.partial(dry_run.shape, dtype="int32")
         ids, drop = shape(2, images, length), dry_run.shape(2, images, dtype="bool")
-        lowered = sampling.lower(
+        traced = sampling.traced_sample(
             stage,
             weights,
             place(keys),
@@ -95,7 +95,7 @@ def plan_sampling(config: ConfigDict, name: str, on: Target, rows: int) -> list[
             guidance_config=guidance_config,
             devices=on.devices,
         )
-        program = _compile(lowered, f"sampling of {rows} images on {on.name}")
+        program = _compile(traced.lower(), f"sampling of {rows} images on {on.name}")
         decode = jax.jit(stage.codec.decode).lower(codec, place(shape(rows, stage.tokens)))
         decoding = _compile(decode, f"decoding of {rows} images on {on.name}")
     common = dict(axes={AXIS: len(on.devices)}, images=images, flops=None)

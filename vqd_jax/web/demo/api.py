@@ -38,7 +38,7 @@ def model_info(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]
         "size": model.config.data.image_size,
         "example": {"text": example, "class": "0", "none": ""}[kind],
         "sampling": dict(model.config.sampling),
-        "samplers": [fixed["sampler"]] if fixed else list(SAMPLERS),
+        "samplers": list(SAMPLERS) if diffusion else [fixed["sampler"]],
         "calls": model.process.T if diffusion else fixed["calls"],
         "pictures": MAX_IMAGES,
         "edits": diffusion,
