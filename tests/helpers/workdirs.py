@@ -133,9 +133,9 @@ def make_workdir(
                 wait=True,
             )
     if plan:
-        np.savez(
-            Workdir(workdir).plan, random=np.arange(65.0), halton=np.arange(12.0).reshape(3, 4)
-        )
+        n = build.diffusion_stage(config, tokenizer).tokens
+        entropy = np.arange(n, 0, -1.0)
+        np.savez(Workdir(workdir).plan, random=entropy, halton=np.triu(np.tile(entropy, (n, 1))))
     return workdir
 
 

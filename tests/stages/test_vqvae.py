@@ -58,6 +58,9 @@ def make(update="ema", **weights):
 class Squared:
     """Stands in for the perceptual network: w times the mean square, one number an image."""
 
+    def __init__(self, dtype):
+        assert dtype == MODEL.dtype
+
     def apply(self, variables, x, y):
         return variables["params"]["w"] * jnp.square(x - y).mean((1, 2, 3))
 
