@@ -32,6 +32,7 @@ from vqd_jax.config.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "coco", "reference"
+    c.data.colour = "raw"  # as the released code reads images
     c.evaluation.name = "vqdiffusion-coco"
     c.coco.path = "data/coco"
     c.process.schedule = "paper"

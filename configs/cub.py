@@ -32,6 +32,7 @@ from vqd_jax.config.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "cub", "reference"
+    c.data.colour = "raw"  # as the released code reads images
     c.evaluation.name = "vqdiffusion-cub"
     c.cub.path = "data/CUB-200"
     c.process.schedule = "paper"

@@ -27,6 +27,7 @@ from vqd_jax.config.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "ffhq", "reference"
+    c.data.colour = "raw"  # as the released code reads images
     c.evaluation.name = "vqdiffusion-ffhq"
     c.ffhq.path = "data/ffhq"
     c.process.schedule = "paper"

@@ -33,6 +33,7 @@ from vqd_jax.config.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "flowers", "reference"
+    c.data.colour = "raw"  # as the released code reads images
     c.evaluation.name = "vqdiffusion-flowers"
     c.flowers.path = "data/flowers"
     c.process.schedule = "paper"

@@ -28,6 +28,7 @@ from vqd_jax.config.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "imagenet", "reference"
+    c.data.colour = "raw"  # as the released code reads images
     c.evaluation.name = "vqdiffusion-imagenet"
     c.imagenet.path = "data/imagenet"
     c.process.schedule = "paper"

@@ -27,6 +27,7 @@ from vqd_jax.config.defaults import defaults, with_variant
 def get_config(variant: str = ""):
     c = defaults()
     c.data.source, c.data.transform = "folder", "reference"
+    c.data.colour = "raw"  # as the released code reads images
     c.process.schedule = "paper"
     c.preview.prompts = ()
     paper.ithq_codec(c)

@@ -18,6 +18,7 @@ from vqd_jax.data.coco import coco
 from vqd_jax.data.cub_flowers import cub, flowers
 from vqd_jax.data.decode_check import check_decoding
 from vqd_jax.data.ffhq import ffhq
+from vqd_jax.data.image_bytes import COLOURS
 from vqd_jax.data.image_files import ImageFiles
 from vqd_jax.data.imagenet import imagenet
 from vqd_jax.data.source import Record, Source
@@ -88,7 +89,10 @@ def raw_source(config: ConfigDict, cache: Path) -> Source:
             "ffhq": lambda: ffhq(**config.ffhq),
         },
     )
-    return make()
+    made = make()
+    if not isinstance(made, ImageFiles):
+        return made
+    return made.in_colour(choose("data.colour", config.data.colour, {c: c for c in COLOURS}))
 
 
 def encodes_online(config: ConfigDict) -> bool:

@@ -31,6 +31,8 @@ def defaults() -> ConfigDict:
         # resize | crop (random) | reference (random, as in the released code); with random
         # transforms, tokens are computed during training
         transform="resize",
+        # srgb (colours are converted from the file's profile) | raw (as in the released code)
+        colour="srgb",
         drop_words=0.0,  # probability of dropping each word of a training caption
         threads=0,  # batches loaded at the same time; 0 is one for each core, at most 16
         workers=0,  # processes among which these threads are divided; 0 is none but this one

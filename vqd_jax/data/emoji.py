@@ -176,7 +176,7 @@ class Emoji:
         return (i,) if i < count else self.variants[i - count].origins
 
     def _stored(self, i: int) -> np.ndarray:
-        return decode(self._rows[i].read())
+        return decode(self._rows[i].read(), colour="raw")
 
     def _resized(self, i: int) -> np.ndarray:
         if i not in self._images:

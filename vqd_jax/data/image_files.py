@@ -9,7 +9,7 @@ import logging
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -20,7 +20,10 @@ from vqd_jax.data.image_bytes import decode, reason
 from vqd_jax.data.source import Example, Record, fingerprint
 from vqd_jax.runtime.progress import track
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".j2k", ".heic", ".heif", ".jxl"),
+)
 TOLERATED = 0.01  # share of the images that may be broken
 THREADS = 16  # for many small reads, which wait for a disk or a network
 
@@ -39,6 +42,7 @@ class ImageFiles:
       read: file name → content; called from several threads.
       skipped: file name → the reason why this file is not in the set.
       tolerated: the share of broken files that `vqd prepare` leaves out.
+      colour: "srgb" or "raw", see `image_bytes.decode`.
     Raises: UserError naming the file, on access to an image that cannot be read or decoded.
     """
 
@@ -53,12 +57,17 @@ class ImageFiles:
         *,
         skipped: Mapping[str, str] | None = None,
         tolerated: float = TOLERATED,
+        colour: str = "srgb",
     ):
         self.name, self.location, self.records, self.files = name, location, records, files
         self.skipped, self.tolerated = dict(skipped or {}), tolerated
-        self._stamps, self._read = stamps, read
+        self.colour, self._stamps, self._read = colour, stamps, read
+        converted = [colour] if colour != "raw" else []  # as earlier versions read all files
         self.fingerprint = fingerprint(
-            name, [(file, stamps[file]) for file in self.unique_files()], records=records
+            name,
+            [(file, stamps[file]) for file in self.unique_files()],
+            *converted,
+            records=records,
         )
 
     def __len__(self) -> int:
@@ -76,6 +85,14 @@ class ImageFiles:
         if not broken:
             return self
         kept = [i for i, file in enumerate(self.files) if file not in broken]
+        return self._with(kept, skipped={**self.skipped, **broken})
+
+    def in_colour(self, colour: str) -> "ImageFiles":
+        """The set with images decoded to these colours, one of `image_bytes.COLOURS`."""
+        return self._with(range(len(self.records)), colour=colour)
+
+    def _with(self, kept: Sequence[int], **changed: Any) -> "ImageFiles":
+        same = {"skipped": self.skipped, "tolerated": self.tolerated, "colour": self.colour}
         return ImageFiles(
             self.name,
             self.location,
@@ -83,8 +100,7 @@ class ImageFiles:
             [self.files[i] for i in kept],
             self._stamps,
             self._read,
-            skipped={**self.skipped, **broken},
-            tolerated=self.tolerated,
+            **same | changed,
         )
 
     def fault(self, file: str) -> str | None:
@@ -98,7 +114,7 @@ class ImageFiles:
         """The content of a file, and its decoded image."""
         try:
             content = self._read(file)
-            return content, decode(content)
+            return content, decode(content, colour=self.colour)
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             raise UserError(
                 f"the image {printable(file)} in {self.location} cannot be decoded "

@@ -37,7 +37,7 @@ class Prepared:
         self.records, self.fingerprint, self.skipped = kept.records, kept.fingerprint, kept.skipped
         self.root, self.files = shards[0].parents[1], kept.files
         self.num_images = len(kept.unique_files())
-        self._shards = shards
+        self._shards, self.colour = shards, source.colour
         self._stored = [array_record.read(shard) for shard in shards]
         self._starts = np.cumsum([0, *map(len, self._stored)])
         rows = {file: row for row, file in enumerate(kept.unique_files())}
@@ -56,7 +56,7 @@ class Prepared:
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         with array_record.damage(self._shards[shard]):
             content = self._stored[shard][row - int(self._starts[shard])]["image"]
-        return self.records[i].example(decode(content))
+        return self.records[i].example(decode(content, colour=self.colour))
 
 
 def prepare(cache: str, source: ImageFiles, size: int | None) -> Prepared:

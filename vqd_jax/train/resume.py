@@ -36,7 +36,7 @@ FREE = {  # keys of these sections on which weights do not depend
     "denoiser.scan",
     "clip_text.folder",
 }
-EXAMPLES = ("seed", "data.source", "data.transform", "data.drop_words")
+EXAMPLES = ("seed", "data.source", "data.transform", "data.colour", "data.drop_words")
 # Sections without effect on a codec, and on a stage that reads its tokens
 TOKEN_SECTIONS = (
     *(name for name in MODEL if name not in CODEC),
