@@ -57,7 +57,7 @@ MODULE = {"parent", "name"}  # every flax module has them
 CONSUMERS = {
     "mixture": (Mixture, set(), set()),
     "emoji": (Emoji, {"cache", "resolution"}, set()),
-    "folder": (captioned_folder, set(), set()),
+    "folder": (captioned_folder, {"condition"}, set()),
     "cub": (cub, set(), set()),
     "flowers": (flowers, set(), set()),
     "coco": (coco, set(), set()),

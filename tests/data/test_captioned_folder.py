@@ -221,14 +221,21 @@ CASES = {
     "line 1: file_name '/b/a.png' points outside": table(
         "metadata.jsonl", b'{"file_name": "/b/a.png", "text": "x"}'
     ),
-    "line 2: there is no file 'b.png'": table("captions.csv", b"file_name,text\nb.png,x\n"),
+    "b.png: it is not there, and line 2 of captions.csv names it": table(
+        "captions.csv", b"file_name,text\nb.png,x\n"
+    ),
     "line 1 is not JSON": table("metadata.jsonl", b"{'file_name'}"),
     "line 1: expected": table("metadata.jsonl", b'{"file_name": "a.png", "text": 3}'),
-    "line 1: expected {": table("metadata.jsonl", b'["a.png", "x"]'),
+    "line 1 is not an object": table("metadata.jsonl", b'["a.png", "x"]'),
+    "line 1 has no column of captions, only file_name, tags": table(
+        "metadata.jsonl", b'{"file_name": "a.png", "tags": []}'
+    ),
     "metadata.jsonl is not an image": table(
         "metadata.jsonl", b'{"file_name": "metadata.jsonl", "text": "x"}'
     ),
-    "must name the columns": table("captions.csv", b"image,caption\na.png,x\n"),
+    "line 1 has no column of images, only picture, words": table(
+        "captions.csv", b"picture,words\na.png,x\n"
+    ),
     "line 2 has not as many columns": table(
         "captions.csv", b"file_name,text\na.png,red, and flat\n"
     ),
@@ -285,9 +292,115 @@ def test_the_fingerprint_covers_images_captions_and_splits(tmp_path):
     assert len(set(prints)) == 4
 
 
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        ("a.caption", "red"),
+        ("a.png.txt", "red"),
+        ("a.png.caption", "red"),
+        ("a.Txt", "red"),
+        ("a.txt", "red".encode("utf-16")),
+        ("a.txt", b"\xef\xbb\xbfred\r\n"),
+    ],
+)
+def test_texts_beside_images_have_many_names(tmp_path, name, text):
+    make(tmp_path, ["a.png"])
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert unprepared(path=str(tmp_path)).records[0].captions == ("red",)
+
+
+def test_names_in_another_unicode_form_belong_together(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    make(tmp_path, [f"{decomposed}.png"])
+    (tmp_path / f"{decomposed}.txt").unlink()
+    (tmp_path / f"{composed}.txt").write_text("a cup")
+    assert unprepared(path=str(tmp_path)).records[0].captions == ("a cup",)
+
+
+def test_a_text_file_can_be_one_caption_and_prose_is_told(tmp_path, caplog):
+    make(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "a.txt").write_text("# A title\n\nA cat sits\non a mat.\n")
+    (tmp_path / "b.txt").write_text("a dog\na brown dog\n")
+    lines = unprepared(path=str(tmp_path))
+    assert lines.records[0].captions == ("# A title", "A cat sits", "on a mat.")
+    assert "the texts of 1 (a.png) images" in caplog.text and "folder.caption=file" in caplog.text
+    caplog.clear()
+    whole = unprepared(path=str(tmp_path), caption="file")
+    assert [r.captions for r in whole.records] == [
+        ("# A title A cat sits on a mat.",),
+        ("a dog a brown dog",),
+    ]
+    assert not caplog.text
+    with pytest.raises(UserError, match="folder.caption must be lines or file, got 'all'"):
+        unprepared(path=str(tmp_path), caption="all")
+
+
+def test_tables_lie_in_every_folder_and_have_many_columns(tmp_path):
+    make(tmp_path, ["a/1.png", "b/2.png", "b/c/3.png"])
+    for text in tmp_path.rglob("*.txt"):
+        text.unlink()
+    (tmp_path / "a/metadata.csv").write_text("id,image,caption\n7,1.png,one\n")
+    (tmp_path / "b/metadata.jsonl").write_text(
+        '{"file": "2.png", "prompt": ["two", null, "zwei"]}\n{"file": "c/3.png", "prompt": "three"}\n'
+    )
+    captions = {r.item: r.captions for r in unprepared(path=str(tmp_path)).records}
+    assert captions == {"a/1": ("one",), "b/2": ("two", "zwei"), "b/c/3": ("three",)}
+
+
+def test_columns_by_their_keys(tmp_path):
+    make(tmp_path, ["a.png"])
+    (tmp_path / "metadata.csv").write_text("picture,words,text\na.png,these,not these\n")
+    keys = dict(image_key="picture", text_key="words")
+    assert unprepared(path=str(tmp_path), **keys).records[0].captions == ("these",)
+    with pytest.raises(UserError, match="has no column of images, only picture, words, text"):
+        unprepared(path=str(tmp_path), image_key="photo")
+
+
+def test_rows_without_an_image_or_a_caption_are_listed_with_the_broken_images(tmp_path):
+    make(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "red"}\n{"file_name": "b.png", "text": null}\n'
+        '{"file_name": "gone.png", "text": "blue"}\n{"file_name": "c.png"}\n'
+    )
+    source = captioned_folder(path=str(tmp_path))
+    assert [record.item for record in source.records] == ["a"]
+    assert source.skipped == {
+        "gone.png": "it is not there, and line 3 of metadata.jsonl names it",
+        "b.png": "its caption is empty",
+        "c.png": "its caption is empty",
+    }
+
+
+def test_what_lies_there_is_looked_at_before_it_is_refused(tmp_path):
+    make(tmp_path, captions="")
+    (tmp_path / "metadata.json").write_text("[]")
+    with pytest.raises(UserError, match="there is metadata.json, which is not one of them"):
+        captioned_folder(path=str(tmp_path))
+
+
+def test_models_without_text_need_no_captions(tmp_path):
+    make(tmp_path, ["cat/1.png", "cat/x/2.png", "ant/3.png"])
+    for text in tmp_path.rglob("*.txt"):
+        text.unlink()
+    plain = captioned_folder(path=str(tmp_path), condition="none")
+    assert len(plain) == 3 and not plain.skipped
+    classes = captioned_folder(path=str(tmp_path), condition="class")
+    found = {r.item: (r.label, r.captions) for r in classes.records}
+    assert found == {
+        "ant/3": (0, ("ant",)),
+        "cat/1": (1, ("cat",)),
+        "cat/x/2": (1, ("cat",)),
+    }
+    (tmp_path / "loose.png").write_bytes((tmp_path / "ant/3.png").read_bytes())
+    with pytest.raises(UserError, match=r"1 \(loose.png\) of the images .* are in no folder of a"):
+        captioned_folder(path=str(tmp_path), condition="class")
+
+
 def test_the_documents_name_the_files_that_the_sources_ask_for():
     about = {
-        "folder": LAYOUTS + "img.png img.txt",
+        "folder": LAYOUTS + "img.png img.txt condition.kind=class none folder.caption=file "
+        "folder.image_key folder.text_key",
         "cub": cub_flowers.CUB.about,
         "flowers": cub_flowers.FLOWERS.about,
         "coco": coco.ABOUT,

@@ -56,3 +56,16 @@ def test_bad_ffhq_folders_are_one_sentence(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             ffhq(path=str(path))
+
+
+def test_other_numbered_sets_are_split_by_a_hash(tmp_path):
+    """CelebA's 202,599 files have six digits: FFHQ's rule would take 70 % of them away."""
+    for i in (1, 30_000, 60_000, 69_999, 90_000, 202_599):
+        save(tmp_path / f"{i:06d}.png")
+    splits = {record.split for record in ffhq(path=str(tmp_path)).records}
+    assert "train" in splits
+    few = tmp_path / "few"
+    for i in range(59_990, 60_010):
+        save(few / f"{i:05d}.png")
+    held = [r.item for r in ffhq(path=str(few)).records if r.split == "held_out_items"]
+    assert held == [f"{i:05d}" for i in range(60_000, 60_010)]

@@ -15,6 +15,7 @@ The emoji (data.source=emoji) are built from packages, some of which npm fetches
 training would do.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,8 +43,10 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     config = options.config
 
     from vqd_jax.config import build
+    from vqd_jax.core.errors import UserError
     from vqd_jax.data import prepared
     from vqd_jax.data.image_files import ImageFiles, printable
+    from vqd_jax.data.text.load import told_cut
     from vqd_jax.runtime.workdir import Workdir
 
     build.transform(config, training=True)
@@ -58,4 +61,11 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     print(f"left out: {len(made.skipped)}")
     for name, reason in sorted(made.skipped.items()):
         print(f"  {printable(name)}: {reason}")
+    if config.condition.kind == "text":
+        with contextlib.suppress(UserError):  # CLIP's tokenizer is not here yet
+            training = [record for record in made.records if record.split == "train"]
+            tokenizer = build.tokenizer(config, training)
+            captions = (caption for record in made.records for caption in record.captions)
+            if told := told_cut(tokenizer, captions):
+                print(told)
     print("train with the same flags: python -m vqd_jax.main")

@@ -81,7 +81,7 @@ def raw_source(config: ConfigDict, cache: Path) -> Source:
             "emoji": lambda: emoji.Emoji(
                 cache=str(cache), resolution=resolution, **_tuples(config.emoji)
             ),
-            "folder": lambda: captioned_folder(**config.folder),
+            "folder": lambda: captioned_folder(**config.folder, condition=config.condition.kind),
             "cub": lambda: cub(**config.cub),
             "flowers": lambda: flowers(**config.flowers),
             "coco": lambda: coco(**config.coco),
@@ -230,6 +230,12 @@ def tokenizer(config: ConfigDict, records: Sequence[Record]) -> Tokenizer:
     """
     captions = [caption for record in records for caption in record.texts()]
     names = {record.label: record.captions[0] for record in reversed(records) if record.captions}
+    found = max(names, default=-1) + 1
+    if config.condition.kind == "class" and found > config.condition.classes:
+        raise UserError(
+            f"the data have {found} classes: set --config.condition.classes={found} (it is "
+            f"{config.condition.classes})"
+        )
     labels = lambda: Classes([names.get(i, "") for i in range(config.condition.classes)])
     kind = choose(
         "condition.kind", config.condition.kind, {"text": None, "class": labels, "none": Nothing}

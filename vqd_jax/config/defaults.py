@@ -62,7 +62,10 @@ def defaults() -> ConfigDict:
         wording="plain",  # of training captions: plain | varied (vqd_jax/data/emoji_wording.py)
     )
     c.folder = _section(
-        path="",  # folder of images with captions
+        path="",  # folder of images, with captions for text models
+        caption="lines",  # a text file has a caption on each line (lines), or is one (file)
+        image_key="",  # columns of tables; "" finds file_name, image, … and text, caption, …
+        text_key="",
         held_out_cells=0.0,  # fraction of images held out in the split held_out_cells
         held_out_items=0.1,  # fraction of images held out in the split held_out_items
     )

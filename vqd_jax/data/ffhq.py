@@ -8,15 +8,15 @@ from vqd_jax.data.image_files import ImageFiles, existing_folder, folder_source,
 from vqd_jax.data.source import Record
 
 ABOUT = "FFHQ is a folder of images, sub-folders allowed, from github.com/NVlabs/ffhq-dataset"
-TRAINING = 60_000  # the first images, as its authors recommend
+TRAINING, ALL = 60_000, 70_000  # the first images train, as its authors recommend
 HELD_OUT = 0.1  # the share, by a hash of the name, if files are not numbered
 
 
 def ffhq(*, path: str) -> ImageFiles:
     """FFHQ: the images below the folder, or below its images1024x1024/ if that exists.
 
-    If all files are numbered, those from 60000 on are "held_out_items", as its authors recommend;
-    otherwise a hash of the name decides.
+    Files that are numbered as FFHQ's, 00000 to 69999, are "held_out_items" from 60000 on, as its
+    authors recommend; for other sets a hash of the name decides.
     """
     root = existing_folder("ffhq", path, ABOUT)
     root = root / "images1024x1024" if (root / "images1024x1024").is_dir() else root
@@ -25,7 +25,7 @@ def ffhq(*, path: str) -> ImageFiles:
         raise UserError(f"there are no images in {root}: {ABOUT}")
     items = [pathlib.PurePosixPath(file).with_suffix("").as_posix() for file in sizes]
     names = [item.split("/")[-1] for item in items]
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) == 5 and int(name) < ALL for name in names):
         held_out = [int(name) >= TRAINING for name in names]
     else:
         held_out = [splits.unit("item", item) < HELD_OUT for item in items]

@@ -2,6 +2,7 @@
 model is conditioned on.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.text.load import Tokenizer
+from vqd_jax.data.text.load import Tokenizer, unread
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages.token_stage import Conditioning
 
@@ -104,7 +105,19 @@ def conditioning(
     weights = [[weight for _, weight in row] for row in zip(*padded)]
     dropped = not negative_prompt and (guidance_config.null == "learned" or kind != "text")
     negative = texts[0] if dropped else [negative_prompt] * len(blends)
+    _tell_unread(tokenizer, [text for row in [*texts, negative] for text in row])
     ids = np.stack([tokenizer(row) for row in [*texts, negative]])
     drop = np.zeros(ids.shape[:2], bool)
     drop[-1] = dropped
     return Conditioning(ids, drop), guidance * np.array(weights, np.float32)
+
+
+def _tell_unread(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Warns of the words that are beyond the length of the tokenizer."""
+    for rest in filter(None, unread(tokenizer, list(dict.fromkeys(texts)))):
+        logging.warning(
+            "a prompt is longer than the %d tokens that are read, and these words have no effect: "
+            "%s",
+            tokenizer.length,
+            rest,
+        )

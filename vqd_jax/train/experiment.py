@@ -23,7 +23,7 @@ from vqd_jax.data import batches
 from vqd_jax.data.loader import Loader
 from vqd_jax.data.mixture import Mixture
 from vqd_jax.data.splits import SPLITS, VARIANTS
-from vqd_jax.data.text.load import Tokenizer, load_tokenizer
+from vqd_jax.data.text.load import Tokenizer, load_tokenizer, told_cut
 from vqd_jax.data.token_cache import cached_tokens, encode_records
 from vqd_jax.eval.held_out import Bound, CodecEvaluation, TokenEvaluation
 from vqd_jax.eval.validation import DRAWN, DrawnRetrieval, codec_measures, validation_records
@@ -226,6 +226,9 @@ class Experiment:
         """Arguments of `Trainer` for a stage over tokens."""
         config = self.config
         tokenizer = self._tokenizer(name, checkpoints)
+        captions = (c for record in self.source.records for c in record.captions)
+        if self.is_primary and (told := told_cut(tokenizer, captions)):
+            print(f"{name}: {told}", flush=True)
         stage = build.TOKEN_STAGES[name](config, tokenizer)
         encode = lambda images: jitted.encode(stage.codec, codec, images)
         source = batches.Resized(self.source, self.resize)

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.text.bpe import BytePair
-from vqd_jax.data.text.load import load_tokenizer
+from vqd_jax.data.text.labels import Nothing
+from vqd_jax.data.text.load import load_tokenizer, told_cut, unread
+from vqd_jax.inference.prompts import conditioning
+from vqd_jax.samplers.guidance import GuidanceConfig
 
 CAPTIONS = [
     f"{article} {style} emoji of a {colour} {thing}"
@@ -84,6 +87,27 @@ def test_words_have_the_places_of_their_tokens(long_tokenizer, caption, words):
 
 def test_words_that_are_cut_off_have_no_place(tokenizer):
     assert [places for _, places in tokenizer.words("emoji " * 20)] == [[i] for i in range(1, 15)]
+
+
+def test_what_is_not_read_is_told(tokenizer):
+    captions = ["emoji " * 14, "emoji " * 14 + "Red Teapot", "", "a red apple"]
+    assert tokenizer.unread(captions) == unread(tokenizer, captions) == ["", "red teapot", "", ""]
+    assert told_cut(tokenizer, captions * 3) == (
+        "1 of 4 captions are longer than the 16 tokens that are read (learned_text.length): their "
+        "ends have no effect"
+    )
+    assert told_cut(tokenizer, ["a red apple"]) == told_cut(tokenizer, []) == ""
+    assert unread(Nothing(), ["a"]) == [""]
+
+
+def test_the_words_of_a_prompt_that_are_not_read_are_named(tokenizer, caplog):
+    prompts = ["emoji " * 14 + "red teapot", "a red apple AND " + "emoji " * 14 + "house :0.5"]
+    conditioning("text", tokenizer, prompts, "", GuidanceConfig(guidance=2.0))
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "red teapot",
+        "house",
+    ]
+    assert "a prompt is longer than the 16 tokens that are read" in caplog.text
 
 
 def settled(c):

@@ -46,6 +46,14 @@ def tokenizer(folder):
     return ClipTokenizer.load(folder)
 
 
+def test_what_is_not_read_is_told(tokenizer):
+    abc = len(tokenizer.words("abc")[0][1])
+    whole = "abc " * (75 // abc)
+    assert tokenizer.unread([whole, whole + "abc ABC", ""])[::2] == ["", ""]
+    assert tokenizer.unread([whole + "abc " * 75])[0].split()[-1] == "abc"
+    assert tokenizer.unread([]) == []
+
+
 def test_layout(tokenizer):
     abc, empty, long = tokenizer(["abc ab !", "", "abc " * 80])
     assert (tokenizer.length, tokenizer.vocabulary, tokenizer.pad, abc.dtype) == (

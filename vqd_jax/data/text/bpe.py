@@ -89,6 +89,11 @@ class BytePair:
             row[: len(tokens) + 2] = [START, *tokens, END]
         return ids
 
+    def unread(self, captions: Sequence[str]) -> list[str]:
+        """The normalised end of each caption that its row of ids leaves out; "" if it fits."""
+        encoded = self._merges.encode_batch_fast([valid_unicode(caption) for caption in captions])
+        return [self._merges.decode(caption.ids[self.length - 2 :]).strip() for caption in encoded]
+
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
         """The normalised words of the caption, each with the positions of its tokens in the row of
         ids, without truncated words.

@@ -140,6 +140,14 @@ class ClipTokenizer:
             row[: len(tokens) + 2] = [START, *tokens, END]
         return ids
 
+    def unread(self, captions: Sequence[str]) -> list[str]:
+        """The cleaned end of each caption that its row of ids leaves out; "" if it fits."""
+        if len(captions) == 0:
+            return []
+        cleaned = [clean(caption) for caption in captions]
+        encoded = self._tokenizer(cleaned, add_special_tokens=False)["input_ids"]
+        return [self._tokenizer.decode(tokens[self.length - 2 :]).strip() for tokens in encoded]
+
     def words(self, caption: str) -> list[tuple[str, list[int]]]:
         """The cleaned words of the caption, each with the positions of its tokens in the row of
         ids, without truncated words.

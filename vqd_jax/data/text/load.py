@@ -5,7 +5,7 @@ once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,9 @@ KINDS: dict[str, Any] = {
     labels.CLASSES: labels.Classes,
     labels.NOTHING: labels.Nothing,
 }
+
+
+LOOKED_AT = 100_000  # captions, in search of those that are too long
 
 
 @runtime_checkable
@@ -48,3 +51,26 @@ def load_tokenizer(text: str) -> Tokenizer:
             f"the stored tokenizer is of the kind {kind!r}; known kinds are {' and '.join(KINDS)}"
         )
     return KINDS[kind].from_json(text)
+
+
+def unread(tokenizer: Tokenizer, captions: Sequence[str]) -> list[str]:
+    """What of each caption is not read, since it is longer than `length`; "" if nothing."""
+    if isinstance(tokenizer, (bpe.BytePair, clip.ClipTokenizer)):
+        return tokenizer.unread(captions)
+    return [""] * len(captions)
+
+
+def told_cut(tokenizer: Tokenizer, captions: Iterable[str]) -> str:
+    """How many of the different captions are cut, as a sentence; "" if none is. Of very many, an
+    even choice is looked at.
+    """
+    captions = list(dict.fromkeys(captions))
+    looked = captions[:: -(-len(captions) // LOOKED_AT) or 1]
+    cut = sum(map(bool, unread(tokenizer, looked)))
+    if not cut:
+        return ""
+    key = " (learned_text.length)" if isinstance(tokenizer, bpe.BytePair) else ""
+    return (
+        f"{cut:,} of {len(looked):,} captions are longer than the {tokenizer.length} tokens that "
+        f"are read{key}: their ends have no effect"
+    )
