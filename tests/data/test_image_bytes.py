@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.file_kinds import kind
 from vqd_jax.data import captioned_folder, image_bytes
-from vqd_jax.data.file_kinds import kind
 from vqd_jax.data.image_bytes import decode, reason
 from vqd_jax.data.image_files import SUFFIXES
 

@@ -2,12 +2,14 @@
 
   vqd sample --workdir=DIR --prompt="a red apple" [--prompt=TEXT ...] [--num=4] [--out=FILE.png]
 
-With --init_image an image is changed instead: --mask marks the area to repaint (white), --strength
-sets how much changes, --extend paints beyond the borders. The PNG stores its request, and
---like=FILE.png generates the same images again.
+--prompts_file has a prompt on each line. --out=DIR/ writes each image to a file of its own. With
+--init_image an image is changed instead: --mask marks the area to repaint (white), --strength sets
+how much changes, --extend paints beyond the borders. A PNG stores its request, and --like=FILE.png
+generates the same images again.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +34,12 @@ from vqd_jax.core.errors import UserError
 if TYPE_CHECKING:
     import vqd_jax.inference.pipeline
     import vqd_jax.inference.request
+    from vqd_jax.core.image_grid import Images, Sheet
 
+COLUMNS = 8  # images in a row of the sheet at most
 TRACED = 16  # steps in the file of --trace at most
 STORED = (  # in the file of --like
-    *("prompt", "label", "negative_prompt", "num", "seed", "batch"),
+    *("prompt", "prompts_file", "label", "negative_prompt", "num", "seed", "batch"),
     *("init_image", "mask", "strength", "extend", *SAMPLING, "option"),
 )
 
@@ -51,7 +55,14 @@ def define_flags(options: flags.FlagValues) -> None:
         "scale", 3, "enlargement of each image in the file", lower_bound=1, flag_values=options
     )
     flags.DEFINE_string(
-        "out", "samples.png", "PNG to write, with one row per prompt", flag_values=options
+        "prompts_file", None, "text file with a prompt on each line", flag_values=options
+    )
+    flags.DEFINE_string(
+        "out",
+        "samples.png",
+        "file to write (.png, .jpg or .webp), with the images of each prompt in rows; or a folder "
+        "with a / at its end, for a file of each image",
+        flag_values=options,
     )
     flags.DEFINE_string(
         "trace",
@@ -94,16 +105,18 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     required_workdir(options)
-    check_output_files(options, "out", "trace")
+    one_each = options.out.endswith(("/", os.sep))
+    check_output_files(options, *[] if one_each else ["out"], "trace")
     _check_flags(options)
 
     import numpy as np
 
-    from vqd_jax.core.image_grid import grid, save_png
+    from vqd_jax.core.image_grid import grid, save_picture, save_png
     from vqd_jax.inference import pipeline, request
     from vqd_jax.inference.prompts import check_prompt
 
-    prompts = [check_prompt(p) for p in [*options.prompt, *options.label]]
+    given = [*options.prompt, *options.label, *_lines(options.prompts_file)]
+    prompts = [check_prompt(p) for p in given]
     started = time.perf_counter()
     model = pipeline.load(options.workdir, **loading(options))
     print(checkpoints_of(model), flush=True)
@@ -113,15 +126,17 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     else:
         wanted, only = _request(options, model, prompts), None
     images = request.generate(model, wanted)
-    if only is None:
-        captions = [p if j == 0 else "" for p in wanted.prompts for j in range(wanted.num)]
-        sheet = grid(images, wanted.num, captions=captions, scale=options.scale)
+    scale = options.scale if options["scale"].present else 1
+    single = lambda i: images[i].repeat(scale, axis=0).repeat(scale, axis=1)
+    text = lambda i: request.metadata(model, wanted, weights, picture=i, **loading(options))
+    if one_each:
+        _save_each(Path(options.out), [(single(i), text(i)) for i in range(len(images))])
+    elif only is None:
+        sheet = _sheet(images, wanted.prompts, wanted.num, options.scale)
+        save_picture(options.out, sheet, text(None))
     else:
+        save_picture(options.out, single(only), text(only))
         images = images[[only]]
-        scale = options.scale if options["scale"].present else 1
-        sheet = images[0].repeat(scale, axis=0).repeat(scale, axis=1)
-    stored = request.metadata(model, wanted, weights, picture=only, **loading(options))
-    save_png(options.out, sheet, stored)
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
     print(f"{count} in {time.perf_counter() - started:.1f} s: {Path(options.out)}")
     if options.trace:
@@ -133,6 +148,46 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         rows = strip[:, shown].reshape(-1, *strip.shape[2:])
         save_png(options.trace, grid(rows, len(shown), captions=captions, scale=options.scale))
         print(f"steps: {Path(options.trace)}")
+
+
+def _lines(path: str | None) -> list[str]:
+    """The lines of a file of prompts, without empty ones."""
+    if not path:
+        return []
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts_file={path} is not UTF-8 text") from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts_file={path} has no prompts")
+    return lines
+
+
+def _sheet(images: "Images", prompts: Sequence[str], num: int, scale: int) -> "Sheet":
+    """The images of each prompt in rows of at most COLUMNS, the prompt below its first one."""
+    import numpy as np
+
+    from vqd_jax.core.image_grid import WHITE, grid
+
+    columns = min(num, COLUMNS)
+    if num % columns and len(prompts) > 1:  # every prompt begins a row
+        images = images.reshape(len(prompts), num, *images.shape[1:])
+        empty = np.full((len(prompts), -num % columns, *images.shape[2:]), WHITE, np.uint8)
+        images = np.concatenate([images, empty], axis=1)
+        num = images.shape[1]
+        images = images.reshape(-1, *images.shape[2:])
+    captions = [prompt if j == 0 else "" for prompt in prompts for j in range(num)]
+    return grid(images, columns, captions=captions, scale=scale)
+
+
+def _save_each(folder: Path, pictures: list[tuple["Sheet", dict[str, str]]]) -> None:
+    """Writes numbered PNG files, after those that are there."""
+    from vqd_jax.core.image_grid import save_png
+
+    numbers = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdecimal()]
+    for number, (image, text) in enumerate(pictures, start=max(numbers, default=-1) + 1):
+        save_png(folder / f"{number:05d}.png", image, text)
 
 
 def _check_flags(options: flags.FlagValues) -> None:

@@ -23,7 +23,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from vqd_jax.data import file_kinds
+from vqd_jax.core import file_kinds
 
 # whatever the name of a file says; for some other formats Pillow would run a program
 FORMATS = (

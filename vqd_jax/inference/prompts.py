@@ -42,10 +42,17 @@ def escape_prompt(caption: str) -> str:
 def split_prompt(prompt: str) -> list[tuple[str, float]]:
     """The texts of a blend with their weights: "a cat AND a dog :0.5" is [("a cat", 1.0), ("a dog",
     0.5)].
+
+    A prompt in capitals, "SALT AND PEPPER", is no blend, and the end of "10:30" is no weight.
     """
     blend = []
-    for part in re.split(r"\bAND\b", prompt):
-        text, weight = re.fullmatch(r"(.*?)(?::\s*(-?\d+(?:\.\d+)?))?\s*", part, re.DOTALL).groups()
+    parts = re.split(r"\bAND\b", prompt)
+    if not any(c.islower() for part in parts for c in part):
+        parts = [prompt]
+    for part in parts:
+        text, weight = re.fullmatch(
+            r"(.*?)(?:(?<!\d):\s*(-?\d+(?:\.\d+)?))?\s*", part, re.DOTALL
+        ).groups()
         blend.append((check_prompt(text.strip()), float(weight or 1)))
     if len(blend) == 1:
         return [(prompt, 1.0)]
