@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from helpers import ROOT
 from vqd_jax.config import build
-from vqd_jax.config.compatibility import REMOVED, RENAMED_VALUES
+from vqd_jax.config.compatibility import REMOVED, RENAMED_VALUES, without_local_paths
 from vqd_jax.config.defaults import complete, defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.pace import Pace
@@ -386,3 +386,13 @@ def test_attention_is_chunked_on_a_cpu(attention, want):
     c = defaults()
     c.denoiser.attention = attention
     assert build.diffusion_stage(c, StubTokenizer(300, 16)).denoiser.attention == want
+
+
+def test_a_config_for_other_people_names_no_folder_of_this_machine():
+    config = defaults().to_dict()
+    config["folder"]["path"], config["data"]["cache"] = "/home/me/pictures", "~/cache"
+    config["clip_text"]["folder"], config["init_from"] = "openai/clip-vit-base-patch32", "/mnt/x"
+    got = without_local_paths(config)
+    assert got["folder"]["path"] == got["data"]["cache"] == got["init_from"] == ""
+    assert got["clip_text"]["folder"] == "openai/clip-vit-base-patch32"
+    assert got["denoiser"] == config["denoiser"] and config["folder"]["path"]

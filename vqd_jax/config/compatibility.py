@@ -1,6 +1,7 @@
 """Configs that earlier versions stored in checkpoints, in the words of this one."""
 
 import copy
+import os
 from typing import Any
 
 from vqd_jax.core.errors import UserError
@@ -37,3 +38,17 @@ def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, (str, bool)) and value in names:
             sections[section][key] = names[value]
     return config
+
+
+def without_local_paths(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config for other people: absolute paths, which name folders of this machine, become
+    empty.
+    """
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(x) for key, x in value.items()}
+        local = isinstance(value, str) and (os.path.isabs(value) or value.startswith("~"))
+        return "" if local else value
+
+    return strip(stored)

@@ -1,7 +1,10 @@
 """What a file is that is no readable image, by its first bytes."""
 
+import contextlib
+import os
 import re
 
+START = 512  # bytes that are looked at
 # (pattern at the beginning, what it is)
 KINDS = [
     (rb"\s*version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
@@ -28,7 +31,7 @@ PLUGINS = {"a HEIC image": "pillow-heif", "a JPEG XL image": "pillow-jxl-plugin"
 
 def kind(content: bytes) -> str | None:
     """What the bytes are, in words; None if they are of no known kind."""
-    start = content[:512]
+    start = content[:START]
     return next(
         (name for what, name in KINDS if re.match(what, start, re.IGNORECASE | re.DOTALL)), None
     )
@@ -42,3 +45,10 @@ def why_no_image(content: bytes) -> str:
     if plugin := PLUGINS.get(name):
         return f"it is {name}, which needs a plug-in: pip install {plugin}"
     return f"it is {name}"
+
+
+def kind_of_file(path: str | os.PathLike) -> str | None:
+    """`kind` of a file's first bytes; None if it cannot be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return kind(file.read(START))
+    return None

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from vqd_jax.config import build
+from vqd_jax.config.compatibility import without_local_paths
 from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, remove_on_error
@@ -84,7 +85,7 @@ def stored(workdir: Path, used: dict[str, loading.StageCheckpoint]) -> exported.
             name: step if name == "step" else checkpoints.restore(name, step=step)
             for name in ("weights", *exported.ITEMS[stage])
         }
-        out[stage]["config"]["data"]["cache"] = ""  # a path of the machine that trained
+        out[stage]["config"] = without_local_paths(out[stage]["config"])
         if "adapter" in out[stage]["weights"]:
             out[stage]["weights"] = loading.stored_model(workdir, stage, step)[1]
             out[stage]["config"]["adapter"]["rank"] = 0

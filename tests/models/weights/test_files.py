@@ -6,6 +6,7 @@ from safetensors.numpy import save_file
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.models.weights.files import flatten, read_tree, strip_prefix
+from vqd_jax.models.weights.torch_files import read_torch
 
 
 def test_safetensors_and_prefixes(tmp_path):
@@ -43,3 +44,21 @@ def test_torch_and_torchscript(tmp_path):
         for key, value in want.items():
             np.testing.assert_array_equal(got[key], value)
     np.testing.assert_array_equal(read_tree(tmp_path / "one.pt")[""], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "content,kind",
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "a pointer of Git LFS",
+        ),
+        (b"<!DOCTYPE html><html>404", "a web page"),
+        (b"%PDF-1.7", "a PDF document"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_tree, read_torch], ids=["safetensors", "torch"])
+def test_a_file_of_another_kind_is_called_what_it_is(content, kind, read, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=f"x.safetensors is {kind}"):
+        read(tmp_path / "x.safetensors")

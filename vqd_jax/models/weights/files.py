@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.file_kinds import kind_of_file
 from vqd_jax.models.weights.torch_files import read_torch
 
 
@@ -83,4 +84,6 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        if found := kind_of_file(path):
+            raise UserError(f"{path} is {found}, and no safetensors file") from error
         raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.file_kinds import kind_of_file
 from vqd_jax.core.safe_pickle import Unpickler
 from vqd_jax.models.weights.torch_stubs import (
     NUMPY,
@@ -95,12 +96,17 @@ def _reading(path: str | Path, kind: str, read: Callable[[io.BufferedIOBase], An
             return read(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not {kind} ({' '.join(str(error).split())})") from error
     except Exception as error:  # damaged pickles raise nearly anything
-        raise UserError(
-            f"{path} is not {kind}, or it is damaged ({type(error).__name__})"
-        ) from error
+        raise UserError(_why(path, kind, error)) from error
+
+
+def _why(path: str | Path, kind: str, error: Exception) -> str:
+    found = kind_of_file(path)
+    if found and found != "a ZIP archive":  # which torch checkpoints are
+        return f"{path} is {found}, and not {kind}"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"{path} is not {kind} ({' '.join(str(error).split())})"
+    return f"{path} is not {kind}, or it is damaged ({type(error).__name__})"
 
 
 def _read_zip(file: io.BufferedIOBase) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vqd_jax.config.compatibility import without_local_paths
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -19,7 +20,7 @@ def stored_config(workdir: Path) -> dict[str, Any] | None:
     for stage in reversed(STAGES):
         checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
         if (steps := checkpoints.steps()) and checkpoints.has("config", steps[-1]):
-            return checkpoints.restore("config", step=steps[-1])
+            return without_local_paths(checkpoints.restore("config", step=steps[-1]))
     return None
 
 
