@@ -45,7 +45,11 @@ def changed(key):
 class Stored(Checkpoints):
     """The checkpoints of a run with the default config, in memory."""
 
-    items = {"config": json.loads(defaults().to_json()), "data": {"fingerprint": "f"}}
+    items = {
+        "config": json.loads(defaults().to_json()),
+        "data": {"fingerprint": "f"},
+        "record": {},
+    }
 
     def __init__(self):
         self.folder = Path("runs/emoji/vqvae/checkpoints")
@@ -119,6 +123,12 @@ def test_the_sentence_says_what_differs_and_what_can_be_done(stored):
     with pytest.raises(UserError, match="would: images or captions have changed; choose"):
         check_restart("vqvae", stored, defaults(), "g", False)
     check_restart("vqvae", stored, defaults(), "g", True)
+
+
+def test_converted_weights_have_seen_no_examples(stored, monkeypatch, capsys):
+    monkeypatch.delitem(stored.items, "record")
+    for key in ("seed", "data.source", "vqvae_optim.muon"):
+        assert outcome("vqvae", stored, changed(key), capsys, fingerprint="g") == ""
 
 
 def test_without_changes_nothing_is_printed(stored, capsys):

@@ -23,7 +23,9 @@ def defaults() -> ConfigDict:
     # Stages to train, in this order. The stage autoregressive is the baseline: it takes the sizes,
     # loss and optimiser of diffusion.
     c.stages = ("vqvae", "diffusion")
-    c.init_from = ""  # workdir, trained or converted, whose weights training starts from
+    # workdir, trained or converted, whose weights training starts from; of one with a codec alone,
+    # the codec over whose tokens a fresh model is trained
+    c.init_from = ""
     c.data = _section(
         # emoji | folder | cub | flowers | coco | imagenet | ffhq; each has a section below
         source="emoji",

@@ -314,7 +314,7 @@ class Experiment:
         """The one in the checkpoints, or in those that training starts from, or a new one."""
         if checkpoints.has("tokenizer"):
             return load_tokenizer(checkpoints.restore("tokenizer"))
-        if self.config.init_from:
+        if self.config.init_from and loading.token_stage(self.config.init_from):
             initial = Workdir(self.config.init_from).checkpoints(stage)
             return load_tokenizer(Checkpoints(initial, read_only=True).restore("tokenizer"))
         train = batches.training_indices(self.source)
@@ -397,12 +397,13 @@ class Experiment:
 
 def _with_initial_model(config: ConfigDict, workdir: str | Path) -> ConfigDict:
     """The config, with the model that it is to start from. UserError for an adapter without one."""
+    trained = None
     if config.init_from:
         origin = config.init_from
         if loading.token_stage(workdir) and not as_path(origin).exists():
             origin = workdir  # a run that has begun no longer needs the other folder
-        config = with_model_of(origin, config)
-    if config.adapter.rank and not (config.init_from and config.stages == ("diffusion",)):
+        config, trained = with_model_of(origin, config), loading.token_stage(origin)
+    if config.adapter.rank and trained != "diffusion":
         raise UserError(
             "an adapter changes a trained diffusion model: say which with --config.init_from=DIR"
         )

@@ -47,13 +47,16 @@ CODEC_SECTIONS = ("discriminator", "vqvae_loss", "vqvae_optim", "vqvae_train")
 
 
 def with_model_of(workdir: str | Path, config: ConfigDict) -> ConfigDict:
-    """The config with the model of another workdir, whose token stage is to be trained further."""
-    stage = loading.token_stage(workdir) or "diffusion"
-    stored = complete(
-        Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True).restore("config")
-    )
-    values = config.to_dict() | {name: stored[name].to_dict() for name in MODEL}
-    values["stages"] = (stage,)
+    """The config with the model of another workdir, whose token stage is to be trained further; of
+    a workdir with a codec alone, with that codec, over which the config's stage is to be trained.
+    """
+    stage = loading.token_stage(workdir)
+    folder = Workdir(workdir).checkpoints(stage or "vqvae")
+    stored = complete(Checkpoints(folder, read_only=True).restore("config"))
+    taken = MODEL if stage else CODEC
+    values = config.to_dict() | {name: stored[name].to_dict() for name in taken}
+    own = [name for name in config.stages if name != "vqvae"] or ["diffusion"]
+    values["stages"] = (stage,) if stage else tuple(own)
     values["data"] = values["data"] | {"image_size": stored.data.image_size}
     return complete(values)
 
@@ -79,6 +82,8 @@ def check_restart(
     """Prints what differs from the config of a run that is to go on. UserError, unless it is
     `allowed`, if the examples would be others: `fingerprint` is that of the data set.
     """
+    if not checkpoints.has("record"):
+        return  # converted weights, which have seen no examples of ours
     irrelevant = TOKEN_SECTIONS if stage == "vqvae" else CODEC_SECTIONS
     changed = changes(checkpoints, config)
     examples = {key: changed.pop(key) for key in [*changed] if decides_examples(key, config)}
@@ -162,10 +167,10 @@ def copy_codec(origin: Workdir, workdir: Workdir) -> None:
 
 
 def initial_params(config: ConfigDict, stage: str, params: Params) -> Params:
-    """The parameters that a token stage starts from, given fresh ones: those in `init_from`, else
-    fresh ones with the text tower of CLIP where the config names it.
+    """The parameters that a token stage starts from, given fresh ones: those in `init_from` if it
+    has such a stage, else fresh ones with the text tower of CLIP where the config names it.
     """
-    if config.init_from:
+    if config.init_from and loading.token_stage(config.init_from):
         _, stored = loading.stored_model(config.init_from, stage)
         fresh = {"adapter": params["adapter"]} if "adapter" in params else {}
         merged = {"conditioner": {}} | stored | fresh
