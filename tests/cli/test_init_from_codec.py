@@ -39,7 +39,7 @@ def test_an_adapter_needs_more_than_a_codec(codec, tmp_path):
         Experiment(config, tmp_path)
 
 
-def test_it_trains_draws_and_resumes(codec, cache, tmp_path):
+def test_it_trains_and_draws(codec, cache, tmp_path):
     workdir = tmp_path / "run"
     wrong = "--config.vqvae.channels=24"  # that of the codec counts
     done = run(*training(workdir, cache, f"--config.init_from={codec}", wrong))
@@ -51,5 +51,3 @@ def test_it_trains_draws_and_resumes(codec, cache, tmp_path):
     np.testing.assert_array_equal(weights[0]["codes"], weights[1]["codes"])
     prompt = "--prompt=a google style emoji of a dog"
     run_in_process("sample", f"--workdir={workdir}", prompt, "--num=1", f"--out={tmp_path}/x.png")
-    again = run(*training(workdir, cache, f"--config.init_from={codec}"))
-    assert "diffusion: all 6 steps are done" in again.stdout

@@ -6,7 +6,8 @@ from PIL import Image
 
 from helpers.commands import run_in_process
 from helpers.workdirs import MODELS, make_workdir
-from vqd_jax.core.image_grid import png_text, save_png
+from vqd_jax.cli.sample import _sheet
+from vqd_jax.core.image_grid import png_text, save_picture, save_png
 from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.inference.request import KEY
 
@@ -43,22 +44,25 @@ def test_a_file_of_prompts_and_a_file_for_each_image(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("ending,format_", [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
-def test_the_ending_decides_the_format(workdir, tmp_path, ending, format_):
-    path = tmp_path / f"x.{ending}"
-    sample(workdir, "--prompt=a dog", "--num=1", f"--out={path}")
-    with Image.open(path) as image:
-        assert image.format == format_
+def test_the_ending_decides_the_format(tmp_path, ending, format_):
+    path, image = tmp_path / f"new/x.{ending}", np.zeros((20, 30, 3), np.uint8)
+    save_picture(path, image, {KEY: "{}"})
+    with Image.open(path) as saved:
+        assert saved.format == format_ and saved.size == (30, 20)
+    assert png_text(path.read_bytes(), KEY) == ("{}" if ending == "png" else None)
 
 
-def test_rows_wrap_and_every_prompt_begins_one(workdir, tmp_path):
-    flags = ["--prompt=a dog", "--prompt=a cat", f"--out={tmp_path}/x.png"]
-    for num, columns, rows in ((3, 3, 2), (8, 8, 2), (9, 8, 4)):
-        sample(workdir, *flags, f"--num={num}", "--batch=18")
-        h, w = pixels(tmp_path / "x.png").shape[:2]
-        assert round(w / h, 1) == pytest.approx(columns / rows, rel=0.35), (num, w, h)
-    again = tmp_path / "again.png"
-    sample(workdir, f"--like={tmp_path}/x.png", f"--out={again}")
-    np.testing.assert_array_equal(pixels(again), pixels(tmp_path / "x.png"))
+@pytest.mark.parametrize("num,columns,rows", [(3, 3, 2), (8, 8, 2), (9, 8, 4), (16, 8, 4)])
+def test_rows_wrap_and_every_prompt_begins_one(num, columns, rows):
+    images = np.zeros((2 * num, 96, 96, 3), np.uint8)
+    sheet = _sheet(images, ["a dog", "a cat"], num, 1)
+    width = 96 + 6  # and the gap
+    assert sheet.shape[1] == columns * width + 6
+    assert 0 < sheet.shape[0] - (rows * width + 6) < 2 * 24  # captions below the first rows
+    for column in range(columns):  # black from the top of an image to its end
+        black = (sheet[:, 6 + column * width + 90] == 0).all(-1)
+        images_below = (np.diff(black.astype(int)) == 1).sum()
+        assert images_below == 2 * len(range(column, num, columns))
 
 
 @pytest.mark.parametrize(

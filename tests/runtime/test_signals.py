@@ -40,6 +40,7 @@ import os, signal, sys, time
 from vqd_jax.runtime import signals
 
 def deferred(number):
+    signal.signal(number, signal.SIG_DFL)  # as nohup may have left it ignored
     signals.install_handlers()
     try:
         with signals.deferred() as asked:

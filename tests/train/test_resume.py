@@ -140,7 +140,7 @@ def total(count):
     return pytest.approx(sum(float(example(i, {})["x"]) for i in range(count)), rel=1e-6)
 
 
-@pytest.mark.parametrize("size", [4, 1, 3])
+@pytest.mark.parametrize("size", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_with_another_batch_size_a_run_goes_on_from_the_examples_it_has_seen(
     tmp_path, size, capsys
 ):

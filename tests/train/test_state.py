@@ -193,10 +193,19 @@ VARIANTS = {
 }
 
 
+QUICK = ("codec with all of them", "diffusion with groups", "diffusion with an adapter")
+
+
 @pytest.mark.parametrize(
     "ema", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "average"]
 )
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)  # 3 s each
+        for name in VARIANTS
+    ],
+)
 def test_the_state_of_every_stage_comes_back(tmp_path, name, ema):
     """All of it, bit for bit, whatever its weights leave out."""
     stage, batch = VARIANTS[name], stages.batch()

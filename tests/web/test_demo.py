@@ -638,5 +638,6 @@ def test_ctrl_c_ends_the_server_while_it_samples(workdir):
         answered = answer.read().decode()
     finally:
         process.kill()
-    assert (process.returncode, out, err) == (0, "\n", "")
+    told = [line for line in err.splitlines() if "longer than the 8 tokens" not in line]
+    assert (process.returncode, out, told) == (0, "\n", [])
     assert '"done"' not in answered

@@ -41,13 +41,13 @@ def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_local_paths(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored config for other people: absolute paths, which name folders of this machine, become
-    empty.
+    """A stored config for other people: the cache and absolute paths, which name folders of this
+    machine, become empty.
     """
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: strip(x) for key, x in value.items()}
+            return {key: "" if key == "cache" else strip(x) for key, x in value.items()}
         local = isinstance(value, str) and (os.path.isabs(value) or value.startswith("~"))
         return "" if local else value
 

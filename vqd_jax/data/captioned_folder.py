@@ -195,6 +195,8 @@ def captions_of(
         read = _jsonl if table.suffix == ".jsonl" else _csv
         for number, name, texts in read(table, layout):
             where = f"{table}, line {number}"
+            if not name:
+                raise UserError(f"{where} names no image")
             file = _inside(root, table.parent, name, where)
             if file in known:
                 found.setdefault(file, []).extend(texts)

@@ -2,6 +2,7 @@
 model is conditioned on.
 """
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -122,9 +123,12 @@ def conditioning(
 def _tell_unread(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Warns of the words that are beyond the length of the tokenizer."""
     for rest in filter(None, unread(tokenizer, list(dict.fromkeys(texts)))):
-        logging.warning(
-            "a prompt is longer than the %d tokens that are read, and these words have no effect: "
-            "%s",
-            tokenizer.length,
-            rest,
+        _warn_once(
+            f"a prompt is longer than the {tokenizer.length} tokens that are read, and these words "
+            f"have no effect: {rest}"
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
