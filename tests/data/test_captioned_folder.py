@@ -372,6 +372,14 @@ def test_rows_without_an_image_or_a_caption_are_listed_with_the_broken_images(tm
     }
 
 
+def test_a_table_of_something_else_beside_texts_is_ignored(tmp_path, caplog):
+    make(tmp_path, ["a.png"], captions="red\n")
+    (tmp_path / "a.TXT").write_text("not this one")
+    (tmp_path / "metadata.csv").write_text("url,width\nx,3\n")
+    assert unprepared(path=str(tmp_path)).records[0].captions == ("red",)
+    assert "has no column of images, only url, width" in caplog.text and "ignored" in caplog.text
+
+
 def test_what_lies_there_is_looked_at_before_it_is_refused(tmp_path):
     make(tmp_path, captions="")
     (tmp_path / "metadata.json").write_text("[]")

@@ -48,6 +48,10 @@ MARKDOWN = re.compile(r"#{1,6} |[-*+] |\d+\. |> |```|\|")
 Captions = dict[str, tuple[str, ...]]  # file → captions, () if all are empty
 
 
+class _OtherTable(UserError):
+    """A table without columns of images and captions."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How captions lie in a folder.
@@ -190,16 +194,21 @@ def captions_of(
     found: dict[str, list[str]] = {}
     unread: dict[str, str] = {}
     known = set(files)
-    tables = _tables(root, files)
+    tables, texts = _tables(root, files), _texts_beside(root, files)
+    for table in [*tables] if texts else ():
+        try:
+            next(iter(_READERS[table.suffix](table, layout)), None)
+        except _OtherTable as error:
+            tables.remove(table)
+            logging.warning("%s; it is ignored, as there are text files beside images", error)
     for table in tables:
-        read = _jsonl if table.suffix == ".jsonl" else _csv
-        for number, name, texts in read(table, layout):
+        for number, name, captions in _READERS[table.suffix](table, layout):
             where = f"{table}, line {number}"
             if not name:
                 raise UserError(f"{where} names no image")
             file = _inside(root, table.parent, name, where)
             if file in known:
-                found.setdefault(file, []).extend(texts)
+                found.setdefault(file, []).extend(captions)
             elif os.path.isfile(root / file):
                 raise UserError(
                     f"{where}: {printable(name)} is not an image file ({' '.join(SUFFIXES)})"
@@ -208,7 +217,7 @@ def captions_of(
                 unread[file] = f"it is not there, and line {number} of {table.name} names it"
     if not tables:
         paragraphs = []
-        for file, text in _texts_beside(root, files).items():
+        for file, text in texts.items():
             try:
                 lines = [line for _, line in _lines(text)]
             except UserError as error:
@@ -254,9 +263,8 @@ def _texts_beside(root: pathlib.Path, files: list[str]) -> dict[str, pathlib.Pat
         folders.setdefault(folder, []).append(name)
     out = {}
     for folder, names in folders.items():
-        # on exact names first, and then on the others
-        there = {_plain(name): name for name in sorted(os.listdir(root / folder), reverse=True)}
-        exact = set(there.values())
+        exact = set(os.listdir(root / folder))
+        there = {_plain(name): name for name in sorted(exact)}
         for name in names:
             stem = name.rpartition(".")[0]
             wanted = [base + ending for base in (stem, name) for ending in TEXTS]
@@ -361,9 +369,12 @@ def _columns(
     names = [*names]
     image, text = layout.column(names, "image"), layout.column(names, "text")
     if image is None or text is None:
-        raise UserError(
+        raise _OtherTable(
             f"{path}, line {line} has no column of {'images' if image is None else 'captions'}, "
             f"only {printable(', '.join(names) or 'nothing')}: name them file_name and text, or "
             "set folder.image_key and folder.text_key"
         )
     return image, text
+
+
+_READERS = {".jsonl": _jsonl, ".csv": _csv}
