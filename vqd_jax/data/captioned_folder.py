@@ -195,7 +195,8 @@ def captions_of(
     unread: dict[str, str] = {}
     known = set(files)
     tables, texts = _tables(root, files), _texts_beside(root, files)
-    for table in [*tables] if texts else ():
+    chosen = layout.image_key or layout.text_key
+    for table in [*tables] if texts and not chosen else ():
         try:
             next(iter(_READERS[table.suffix](table, layout)), None)
         except _OtherTable as error:
