@@ -83,7 +83,7 @@ def codec(c):
     c.vqvae_loss.lpips_examples = 8
     c.vqvae_optim.muon = 3e-3
     c.vqvae_train.batch_size = 32
-    c.vqvae_train.examples = 260_000
+    c.vqvae_train.examples = 240_000
     c.vqvae_train.evaluate_every = c.vqvae_train.save_every = 16_000
     c.vqvae_train.best = "lpips"
 
