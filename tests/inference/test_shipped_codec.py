@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+
 from helpers import ROOT
 from helpers.emoji_set import emoji_cache
-
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.eval.reconstruction import psnr
