@@ -7,7 +7,8 @@ from PIL import Image
 from helpers.commands import run_in_process
 from helpers.workdirs import MODELS, make_workdir
 from vqd_jax.cli.sample import _sheet
-from vqd_jax.core.image_grid import png_text, save_picture, save_png
+from vqd_jax.core import png
+from vqd_jax.core.image_grid import save_picture, save_png
 from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.inference.request import KEY
 
@@ -41,6 +42,8 @@ def test_a_file_of_prompts_and_a_file_for_each_image(workdir, tmp_path):
     # each file has its request
     sample(workdir, f"--like={out}/00010.png", f"--out={tmp_path}/again.png")
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(out / "00010.png"))
+    sample(workdir, f"--like={out}/00010.png", f"--out={tmp_path}/one/")
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["00000.png"]
 
 
 @pytest.mark.parametrize("ending,format_", [("jpg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
@@ -49,7 +52,7 @@ def test_the_ending_decides_the_format(tmp_path, ending, format_):
     save_picture(path, image, {KEY: "{}"})
     with Image.open(path) as saved:
         assert saved.format == format_ and saved.size == (30, 20)
-    assert png_text(path.read_bytes(), KEY) == ("{}" if ending == "png" else None)
+    assert png.text(path.read_bytes(), KEY) == ("{}" if ending == "png" else None)
 
 
 @pytest.mark.parametrize("num,columns,rows", [(3, 3, 2), (8, 8, 2), (9, 8, 4), (16, 8, 4)])
@@ -81,10 +84,10 @@ def test_the_request_of_a_huge_sheet_is_read_without_its_pixels(tmp_path):
     text = "ü" * 2_000_000  # more than Pillow reads of one text
     save_png(tmp_path / "x.png", np.zeros((3, 3, 3), np.uint8), {KEY: text, "other": "x"})
     content = (tmp_path / "x.png").read_bytes()
-    assert png_text(content, KEY) == text and png_text(content, "other") == "x"
-    assert png_text(content, "none") is None
+    assert png.text(content, KEY) == text and png.text(content, "other") == "x"
+    assert png.text(content, "none") is None
     for cut in (0, 5, 40, len(content) // 2):
-        assert png_text(content[:cut], KEY) is None
+        assert png.text(content[:cut], KEY) is None
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_the_work_of_a_file_is_bounded():
 
 
 def test_values_of_twelve_bits_are_told(caplog):
-    image_bytes._tell_dark.cache_clear()
+    image_bytes._told_dark.clear()
     file = io.BytesIO()
     Image.fromarray(np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64)).save(
         file, "PNG"

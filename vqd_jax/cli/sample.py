@@ -11,7 +11,7 @@ generates the same images again.
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,13 +130,14 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     single = lambda i: images[i].repeat(scale, axis=0).repeat(scale, axis=1)
     text = lambda i: request.metadata(model, wanted, weights, picture=i, **loading(options))
     if one_each:
-        _save_each(Path(options.out), [(single(i), text(i)) for i in range(len(images))])
+        chosen = range(len(images)) if only is None else [only]
+        _save_each(Path(options.out), ((single(i), text(i)) for i in chosen))
     elif only is None:
         sheet = _sheet(images, wanted.prompts, wanted.num, options.scale)
         save_picture(options.out, sheet, text(None))
     else:
         save_picture(options.out, single(only), text(only))
-        images = images[[only]]
+    images = images if only is None else images[[only]]
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
     print(f"{count} in {time.perf_counter() - started:.1f} s: {Path(options.out)}")
     if options.trace:
@@ -181,7 +182,7 @@ def _sheet(images: "Images", prompts: Sequence[str], num: int, scale: int) -> "S
     return grid(images, columns, captions=captions, scale=scale)
 
 
-def _save_each(folder: Path, pictures: list[tuple["Sheet", dict[str, str]]]) -> None:
+def _save_each(folder: Path, pictures: Iterable[tuple["Sheet", dict[str, str]]]) -> None:
     """Writes numbered PNG files, after those that are there."""
     from vqd_jax.core.image_grid import save_png
 

@@ -89,10 +89,9 @@ def raw_source(config: ConfigDict, cache: Path) -> Source:
             "ffhq": lambda: ffhq(**config.ffhq),
         },
     )
+    colour = choose("data.colour", config.data.colour, {name: name for name in COLOURS})
     made = make()
-    if not isinstance(made, ImageFiles):
-        return made
-    return made.in_colour(choose("data.colour", config.data.colour, {c: c for c in COLOURS}))
+    return made.in_colour(colour) if isinstance(made, ImageFiles) else made
 
 
 def encodes_online(config: ConfigDict) -> bool:

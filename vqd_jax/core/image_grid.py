@@ -25,7 +25,6 @@ FONT_SIZE = 12
 LINE = 14  # pixels
 LINES = 6  # of a caption at most
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WHITE, INK = 255, (40, 40, 40)
 
 
@@ -107,19 +106,6 @@ def save_picture(path: str | os.PathLike, image: Sheet, metadata: Mapping[str, s
     Image.fromarray(image).save(content, FORMATS[ending], quality=95)
     with atomic_write(as_path(path), "the picture") as part:
         part.write_bytes(content.getvalue())
-
-
-def png_text(content: bytes, key: str) -> str | None:
-    """The text that `png_bytes` stored under a key, read without decoding the picture."""
-    at = len(SIGNATURE)
-    while len(content) >= at + 12 + (length := int.from_bytes(content[at : at + 4])):
-        chunk = content[at : at + 12 + length]
-        at += len(chunk)
-        name, _, rest = chunk[8:-4].partition(b"\0")
-        # after the key: uncompressed, no method, no language, no translated key
-        if chunk[4:8] == b"iTXt" and name.decode("latin-1") == key and rest[:4] == bytes(4):
-            return rest[4:].decode()
-    return None
 
 
 def png_bytes(image: Sheet, metadata: Mapping[str, str] | None = None) -> bytes:

@@ -9,7 +9,7 @@ from vqd_jax.data.source import Record
 
 ABOUT = "FFHQ is a folder of images, sub-folders allowed, from github.com/NVlabs/ffhq-dataset"
 TRAINING, ALL = 60_000, 70_000  # the first images train, as its authors recommend
-HELD_OUT = 0.1  # the share, by a hash of the name, if files are not numbered
+HELD_OUT = 0.1  # the share, by a hash of the name, of other sets
 
 
 def ffhq(*, path: str) -> ImageFiles:

@@ -23,7 +23,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from vqd_jax.core import file_kinds
+from vqd_jax.core import file_kinds, png
 
 # whatever the name of a file says; for some other formats Pillow would run a program
 FORMATS = (
@@ -46,10 +46,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112  # the EXIF tag
-PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PROFILE = 2**20  # bytes, what Pillow reads of a chunk of a PNG file
 
 _one_large = threading.Lock()
+_told_dark = threading.Event()
 
 
 def decode(
@@ -63,7 +63,7 @@ def decode(
     16-bit values keep their upper byte, and floats in [0, 1] are scaled to 0…255. Raises nearly
     any exception on broken bytes; `reason` puts it in words.
     """
-    if content.startswith(PNG):
+    if content.startswith(png.SIGNATURE):
         content = _without_texts(content)
     with _opened(content) as image:
         width, height = image.size
@@ -111,16 +111,12 @@ def _without_texts(content: bytes) -> bytes:
     """A PNG file without texts, and without a huge profile, which Pillow refuses together with the
     image.
     """
-    kept, at = [PNG], len(PNG)
-    while len(chunk := content[at : at + 12 + int.from_bytes(content[at : at + 4])]) >= 12:
-        kind, data = chunk[4:8], chunk[8:-4]
-        at += len(chunk)
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            continue
-        if kind == b"iCCP" and _inflates(data.partition(b"\0")[2][1:], LARGEST_PROFILE):
-            continue
-        kept.append(chunk)
-    return b"".join((*kept, content[at:]))
+    kept = [png.SIGNATURE]
+    for kind, data, chunk in png.chunks(content):
+        huge = kind == b"iCCP" and _inflates(data.partition(b"\0")[2][1:], LARGEST_PROFILE)
+        if kind not in (b"tEXt", b"zTXt", b"iTXt") and not huge:
+            kept.append(chunk)
+    return b"".join(kept)
 
 
 def _inflates(data: bytes, limit: int) -> bool:
@@ -207,15 +203,11 @@ def _eight_bits(pixels: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
         return np.rint(255 * pixels).astype(np.uint8)
     if pixels.dtype.itemsize > 2 and high <= 255:
         return pixels.astype(np.uint8)
-    if 255 < high < 4096:
-        _tell_dark(int(high))
+    if 255 < high < 4096 and not _told_dark.is_set():
+        _told_dark.set()
+        logging.warning(
+            "a grey image of 16 bits has values up to %d only: they are read as 16 bits, so that "
+            "values of 12 bits become dark; scale them up first",
+            int(high),
+        )
     return (pixels.astype(np.uint16) >> 8).astype(np.uint8)
-
-
-@functools.cache
-def _tell_dark(high: int) -> None:
-    logging.warning(
-        "a grey image of 16 bits has values up to %d only: they are read as 16 bits, so that "
-        "values of 12 bits become dark; scale them up first",
-        high,
-    )

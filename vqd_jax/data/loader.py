@@ -45,6 +45,7 @@ class _Positions:
         self.batch_size, self.offset = batch_size, start + process_index * self.rows
 
     def __len__(self) -> int:
+        # half, as Grain adds to it
         return sys.maxsize // 2 // self.batch_size * self.rows
 
     def __getitem__(self, row: int) -> int:

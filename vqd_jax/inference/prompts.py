@@ -2,15 +2,13 @@
 model is conditioned on.
 """
 
-import functools
-import logging
 import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, warn_once
 from vqd_jax.data.text.load import Tokenizer, unread
 from vqd_jax.samplers.guidance import GuidanceConfig
 from vqd_jax.stages.token_stage import Conditioning
@@ -123,12 +121,7 @@ def conditioning(
 def _tell_unread(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Warns of the words that are beyond the length of the tokenizer."""
     for rest in filter(None, unread(tokenizer, list(dict.fromkeys(texts)))):
-        _warn_once(
+        warn_once(
             f"a prompt is longer than the {tokenizer.length} tokens that are read, and these words "
             f"have no effect: {rest}"
         )
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
-    logging.warning("%s", message)

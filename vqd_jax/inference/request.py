@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vqd_jax.core import png
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.image_grid import png_text
 from vqd_jax.data.image_bytes import LARGE, LARGEST, encode_png
 from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage
@@ -214,7 +214,7 @@ def read_file(model: TextToImage, path: str, weights: str) -> tuple[GenerationRe
     if not Path(path).is_file():
         raise UserError(f"there is no image {path}")
     try:
-        fields = json.loads(png_text(Path(path).read_bytes(), KEY) or "")
+        fields = json.loads(png.text(Path(path).read_bytes(), KEY) or "")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} holds no generation request: it is not a PNG file of vqd_jax, or another "

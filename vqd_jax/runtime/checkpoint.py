@@ -29,7 +29,7 @@ from vqd_jax.core.buckets import (
     remove_tree,
 )
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, warn_once
 from vqd_jax.core.files import atomic_write, flush, remove_leftovers, set_aside
 from vqd_jax.runtime import orbax_io
 
@@ -102,7 +102,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             wrong = self._mismatch(step, ignore=("state",) if self.read_only else ())
             if not wrong:
                 if damaged:
-                    _warn_once(f"{'; '.join(damaged)}; step {step} is used")
+                    warn_once(f"{'; '.join(damaged)}; step {step} is used")
                 return step
             damaged.append(f"checkpoint step {step} in {self.folder} is damaged: {wrong}")
         if damaged:
@@ -193,7 +193,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         if not sharded and jax.process_index() != 0:
             return
         with self._writing(step):
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not is_bucket(self.folder):
                 self._unfinished(step).touch()
             if jax.process_index() == 0 and directory.exists():
                 if is_bucket(directory):  # where renaming is copying
@@ -260,8 +260,9 @@ class Checkpoints(contextlib.AbstractContextManager):
             for marker in directory.rglob("commit_success.txt"):
                 marker.unlink()
         write_checksums(directory)
-        self._unfinished(step).unlink(missing_ok=True)
-        flush(self.folder)
+        if not is_bucket(self.folder):
+            self._unfinished(step).unlink(missing_ok=True)
+            flush(self.folder)
         _remove(self._replaced(step))
         steps = self.steps()
         for later in [s for s in steps if s > step]:
@@ -288,7 +289,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         return self.folder / str(step)
 
     def _unfinished(self, step: int) -> Path:
-        """A file that is there while the step is written."""
+        """A file that is there while the step is written, except in a bucket."""
         return self.folder / f"{step}.unfinished"
 
     def _replaced(self, step: int) -> Path:
@@ -296,7 +297,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _remove_leftovers(self) -> None:
         """Removes what killed saves left. Steps that have lost their checksums are set aside."""
-        if is_bucket(self.folder):  # of which every write is whole
+        if is_bucket(self.folder):
             for directory in self.folder.iterdir() if folder_exists(self.folder) else ():
                 if not (directory / CHECKSUMS).is_file():
                     remove_tree(directory)
@@ -320,11 +321,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         for replaced in self.folder.glob("*.replaced"):  # of a save over an existing step
             step = replaced.with_suffix("")
             _remove(replaced) if step.exists() else replaced.rename(step)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logging.warning("%s", message)
 
 
 def _is_step(path: Path) -> bool:

@@ -44,7 +44,6 @@ class Log:
         with self._readable_errors():
             folder.mkdir(parents=True, exist_ok=True)
             if self._paths.metrics.exists():
-                self._set_damaged_aside()
                 self._keep(lambda row: True)  # without a line that a kill has truncated
             self._file = self._paths.metrics.open("a")
 
@@ -113,30 +112,24 @@ class Log:
         except OSError as error:
             raise UserError(f"cannot write a log to {self.folder}: {error.strerror}") from error
 
-    def _set_damaged_aside(self) -> None:
-        """If lines of the metrics are damaged, keeps the file under another name, and goes on with
-        the other lines.
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrites the metrics with the whole lines that are wanted, if that changes them. A file
+        with damaged lines is kept under another name.
         """
         path = self._paths.metrics
         rows, damaged = _rows(path)
+        new = "".join(line + "\n" for line, row in rows if wanted(row))
+        if not damaged and new == path.read_text():
+            return
+        aside = set_aside(path) if damaged else None
+        with atomic_write(path, "a log to") as part:
+            part.write_text(new)
         if damaged:
-            whole = "".join(line + "\n" for line, _ in rows)
-            aside = set_aside(path)
-            with atomic_write(path, "a log to") as part:
-                part.write_text(whole)
             print(
                 f"{damaged} of the {damaged + len(rows)} lines of {path} are damaged: they are "
                 f"left out, and the file is now {aside}",
                 flush=True,
             )
-
-    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrites the metrics with the complete lines that are wanted, if that changes them."""
-        path = self._paths.metrics
-        new = "".join(line + "\n" for line, row in _rows(path)[0] if wanted(row))
-        if new != path.read_text():
-            with atomic_write(path, "a log to") as part:
-                part.write_text(new)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

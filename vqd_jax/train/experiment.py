@@ -45,8 +45,8 @@ from vqd_jax.train.resume import (
     check_same_model,
     copy_codec,
     initial_params,
+    section_of,
     stored_record,
-    train_section,
     with_model_of,
 )
 from vqd_jax.web.report import page
@@ -123,7 +123,7 @@ class Experiment:
         """UserError if evaluations of the stage will not have the measure of its best checkpoint,
         or cannot draw the images that are asked for.
         """
-        held_out, section = self.config.held_out, "vqvae" if name == "vqvae" else "diffusion"
+        held_out, section = self.config.held_out, section_of(name)
         best = self.config[f"{section}_train"].best
         if name != "vqvae" and held_out.retrieval:
             if self.config.condition.kind != "text":
@@ -155,10 +155,10 @@ class Experiment:
 
     def _train(self, name: str, key: PRNGKey) -> None:
         """Trains a stage, unless all its steps are done."""
-        config, section = self.config, "vqvae" if name == "vqvae" else "diffusion"
+        config, section = self.config, section_of(name)
         folder = self.output.stage(name).path
         codec = None if name == "vqvae" else self._codec()
-        settings = config[train_section(name)]
+        settings = config[f"{section}_train"]
         with Checkpoints(
             self.workdir.checkpoints(name), keep=settings.keep, shared=self.shared
         ) as checkpoints:

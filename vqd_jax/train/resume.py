@@ -144,15 +144,15 @@ def stored_record(stage: str, checkpoints: Checkpoints, batch_size: int) -> Trai
         return TrainingRecord(Pace(batch_size))
     before = batch_size
     if checkpoints.has("config") and (stored := checkpoints.restore("config")):
-        before = complete(stored)[train_section(stage)].batch_size
+        before = complete(stored)[f"{section_of(stage)}_train"].batch_size
     record = TrainingRecord.from_json(checkpoints.restore("record"), before)
     record.change_batch_size(batch_size, step)
     return record
 
 
-def train_section(stage: str) -> str:
-    """The name of the section of a config that has the length of a stage."""
-    return "vqvae_train" if stage == "vqvae" else "diffusion_train"
+def section_of(stage: str) -> str:
+    """The prefix of the sections of a config with the training and optimizer of a stage."""
+    return "vqvae" if stage == "vqvae" else "diffusion"
 
 
 def copy_codec(origin: Workdir, workdir: Workdir) -> None:
