@@ -346,7 +346,9 @@ def test_an_image_is_used_or_left_out_with_a_reason(tmp_path, name):
 
         assert re.search(want, source.fault(name)) and "\n" not in str(caught.value)
         with pytest.raises(UserError, match="is not an image that can be read"):
-            inpaint.read_edit_image(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
+            inpaint.read_edit_image(
+                str(tmp_path / name), None, ["1", "0", "0", "0"], Resize(size=1)
+            )
         return
     got = check_decoding(source, str(tmp_path / "cache"))[0]["image"]
     assert (
@@ -354,7 +356,9 @@ def test_an_image_is_used_or_left_out_with_a_reason(tmp_path, name):
         and got.shape == want.shape
         and abs(got.astype(int) - want).max() <= off
     )
-    canvas = inpaint.read_edit_image(str(tmp_path / name), None, ["1", "0", "0", "0"], 1)
+    canvas = inpaint.read_edit_image(
+        str(tmp_path / name), None, ["1", "0", "0", "0"], Resize(size=1)
+    )
     np.testing.assert_array_equal(canvas.image[:, 1:], got)
 
 

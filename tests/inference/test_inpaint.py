@@ -4,9 +4,10 @@ not changes.
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.data.transforms import Reference, Resize
 from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage, edit, windows
 
@@ -105,16 +106,29 @@ def files(tmp_path, picture):
     mask[:16] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     Image.fromarray(0 * mask).save(tmp_path / "black.png")
+    wide = np.zeros((64, 192, 3), np.uint8)
+    for third in range(3):
+        wide[:, 64 * third : 64 * third + 64, third] = 255
+    Image.fromarray(wide).resize((36, 12)).save(tmp_path / "wide.png")
+    Image.new("L", (32, 64), "white").save(tmp_path / "tall.png")
+    left = Image.new("L", (36, 12))
+    left.paste(255, (0, 0, 4, 12))
+    left.save(tmp_path / "left.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "apple.png").read_bytes()[:200])
     return tmp_path
 
 
+SQUARE = Resize(size=32)
+
+
 def test_edit_images_from_files(files, picture):
-    edit_image = inpaint.read_edit_image(str(files / "apple.png"), str(files / "mask.png"), [], 32)
+    edit_image = inpaint.read_edit_image(
+        str(files / "apple.png"), str(files / "mask.png"), [], SQUARE
+    )
     np.testing.assert_array_equal(edit_image.image, picture)
     assert edit_image.mask[:16].all() and not edit_image.mask[16:].any()
-    assert inpaint.read_edit_image(str(files / "apple.png"), None, [], 32).mask.all()
-    larger = inpaint.read_edit_image(str(files / "apple.png"), None, ["4", "0", "8", "12"], 32)
+    assert inpaint.read_edit_image(str(files / "apple.png"), None, [], SQUARE).mask.all()
+    larger = inpaint.read_edit_image(str(files / "apple.png"), None, ["4", "0", "8", "12"], SQUARE)
     assert (
         larger.image.shape == (44, 44, 3)
         and not larger.mask[:32, 4:36].any()
@@ -128,7 +142,9 @@ def test_edit_images_from_files(files, picture):
     [
         (("gone.png", None, []), "there is no image"),
         (("broken.png", None, []), "not an image that can be read"),
-        (("apple.png", "black.png", []), "has no white"),
+        (("apple.png", "black.png", []), "marks nothing"),
+        (("apple.png", "tall.png", []), "mask has 32 x 64 pixels and other proportions than the"),
+        (("wide.png", "left.png", []), "marks nothing of the 32 x 32 pixels that are left"),
         (("apple.png", None, ["1", "2"]), "takes four numbers"),
         (("apple.png", None, ["0", "0", "0", "0"]), "not all 0"),
         (("apple.png", None, ["-4", "0", "0", "0"]), "not negative"),
@@ -137,7 +153,64 @@ def test_edit_images_from_files(files, picture):
 def test_bad_files_are_one_sentence(files, arguments, sentence):
     init, mask, extend = arguments
     with pytest.raises(UserError, match=sentence):
-        inpaint.read_edit_image(str(files / init), mask and str(files / mask), extend, 32)
+        inpaint.read_edit_image(str(files / init), mask and str(files / mask), extend, SQUARE)
+
+
+STROKE = np.s_[8:16, 4:20]
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "red"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_strokes_on_a_transparent_layer_are_the_mask(files, colour, mode):
+    layer = Image.new("RGBA", (32, 32))
+    layer.paste(colour, (4, 8, 20, 16))
+    if mode == "P":  # an index that is transparent, as GIF and small PNG files have
+        layer = Image.new("P", (32, 32), 1)
+        layer.putpalette([*ImageColor.getrgb(colour), 0, 255, 0])
+        layer.paste(0, (4, 8, 20, 16))
+        layer.save(files / "layer.png", transparency=1)
+    else:
+        layer.convert(mode).save(files / "layer.png")
+    mask = inpaint.read_edit_image(
+        str(files / "apple.png"), str(files / "layer.png"), [], SQUARE
+    ).mask
+    wanted = np.zeros((32, 32), bool)
+    wanted[STROKE] = True
+    np.testing.assert_array_equal(mask, wanted)
+
+
+def test_a_mask_that_covers_everything_is_told(files, caplog):
+    Image.new("L", (32, 32), "white").save(files / "white.png")
+    Image.new("RGBA", (32, 32), "white").save(files / "opaque.png")
+    for name in ("white.png", "opaque.png"):
+        caplog.clear()
+        arguments = str(files / "apple.png"), str(files / name), [], SQUARE
+        assert inpaint.read_edit_image(*arguments).mask.all()
+        assert f"{name} covers all of the image: everything is repainted" in caplog.text
+
+
+@pytest.mark.parametrize("transform", [Resize, Reference])
+def test_a_wide_image_and_its_mask_become_the_same_square(files, transform):
+    """Red, green and blue thirds: the square is the green one, the mask covers green and blue."""
+    square = transform(size=32)
+    inpaint_wide = lambda mask, size=64, **kwargs: inpaint.make_edit_image(
+        np.asarray(Image.open(files / "wide.png").resize((3 * size, size))),
+        mask,
+        [],
+        square,
+        **kwargs,
+    )
+    right = np.zeros((64, 192), bool)
+    right[32:, 96:] = True
+    out = inpaint_wide(right, large=False)
+    assert (out.image[4:28, 4:28] == (0, 255, 0)).all()
+    assert out.mask[16:, 16:].all() and out.mask.sum() == 16 * 16
+    own = np.zeros((32, 32), bool)
+    own[:, :8] = True  # a mask of the square itself
+    np.testing.assert_array_equal(inpaint_wide(own, large=False).mask, own)
+    small = inpaint_wide(right, size=16)  # smaller than the model, with a larger mask
+    assert small.mask[16:, 16:].all() and small.mask.sum() == 16 * 16
+    assert inpaint_wide(right).image.shape == (64, 192, 3)  # painted window by window
 
 
 def test_an_image_must_fit_the_cells(model, picture):

@@ -137,7 +137,7 @@ def test_an_image_of_several_windows_is_watched_too(model, requests):
         ({"init_image": "AAAA"}, "the init_image is not an image that can be read"),
         ({"strength": 0, "init_image": "PNG"}, r"strength must lie"),
         ({"strength": 1.5, "init_image": "PNG"}, r"strength must be a number in 0\.\.1"),
-        ({"init_image": "PNG", "mask": "PNG"}, "has no white"),
+        ({"init_image": "PNG", "mask": "PNG"}, "marks nothing"),
     ],
 )
 def test_bad_fields_are_one_sentence(model, fields, sentence):

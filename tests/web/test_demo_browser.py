@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT
+from vqd_jax.data.transforms import Resize
 
 ENVIRONMENT = os.environ | {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -182,6 +183,27 @@ def test_brushing_repaints_a_part_of_a_dropped_image(page, picture):
             pixels[:, 24:] == (30, 30, 200)
         ).all()
         assert (pixels[12:24, :8] != (200, 30, 30)).any()
+
+
+def test_a_wide_photo_is_cropped_as_in_training(page, tmp_path):
+    """The page, which shows its own square, and a file of each kind that it sends or replaces."""
+    photo = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+    wide = np.asarray(Image.fromarray(photo).resize((101, 60), Image.Resampling.BICUBIC))
+    large = np.asarray(Image.fromarray(wide).resize((2020, 1200), Image.Resampling.BICUBIC))
+    for name, pixels, far in ("wide.png", wide, 0), ("wide.webp", wide, 0), ("7 MB.bmp", large, 4):
+        path = tmp_path / name
+        Image.fromarray(pixels).save(path, lossless=True)
+        page.find("file").send_keys(str(path))
+        page.until(lambda name=name: name in page.find("canvas").get_attribute("aria-label"))
+        page.find("draw").click()
+        page.until(lambda: page.state == "running")
+        page.finished()
+        source = page.all("figure img")[0].get_attribute("src").partition(",")[2]
+        file = Image.open(io.BytesIO(base64.b64decode(source)))
+        sent = base64.b64decode(json.loads(file.text["vqd_jax"])["init_image"])
+        square = np.asarray(Image.open(io.BytesIO(sent))).astype(int)
+        assert np.abs(square - Resize(size=32)(pixels)).max() <= far, name
+        page.find("remove").click()
 
 
 def test_clicking_an_image_makes_variations(page):

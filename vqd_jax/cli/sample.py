@@ -73,14 +73,15 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "init_image",
         None,
-        "image to change; resized to the model's size, unless it is larger and --mask or --extend "
-        "is given",
+        "image to change; scaled and cropped to the model's square, unless it is larger and --mask "
+        "or --extend is given",
         flag_values=options,
     )
     flags.DEFINE_string(
         "mask",
         None,
-        "image of the size of --init_image; where it is white, --init_image is repainted",
+        "image of the shape of --init_image, or of the model's square; where it is white, or drawn "
+        "on a transparent layer, --init_image is repainted",
         flag_values=options,
     )
     flags.DEFINE_float(
@@ -215,7 +216,7 @@ def _request(
     edit = None
     if options.init_image:
         edit = inpaint.read_edit_image(
-            options.init_image, options.mask, options.extend, model.config.data.image_size
+            options.init_image, options.mask, options.extend, model.square
         )
     wanted = request.GenerationRequest(
         prompts=tuple(model.prompts(prompts, labels=bool(options.label))),

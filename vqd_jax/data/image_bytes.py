@@ -11,9 +11,11 @@ import logging
 import re
 import threading
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Bool, Num, UInt8
 from PIL import (
     AvifImagePlugin,
     Image,
@@ -48,6 +50,8 @@ UPRIGHT = {
 ORIENTATION = 0x0112  # the EXIF tag
 LARGEST_PROFILE = 2**20  # bytes, what Pillow reads of a chunk of a PNG file
 
+T = TypeVar("T")
+
 _one_large = threading.Lock()
 _told_dark = threading.Event()
 
@@ -63,6 +67,30 @@ def decode(
     16-bit values keep their upper byte, and floats in [0, 1] are scaled to 0…255. Raises nearly
     any exception on broken bytes; `reason` puts it in words.
     """
+
+    def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        return _rgb(image, image.info.get("icc_profile") if colour == "srgb" else None)
+
+    return _read(content, largest, pixels)
+
+
+def decode_mask(content: bytes, largest: int = LARGEST) -> Bool[np.ndarray, "H W"]:
+    """Decodes a mask: True where the image is white or, if some of it is transparent, where
+    something is drawn, in whatever colour.
+    """
+
+    def marked(image: Image.Image) -> Bool[np.ndarray, "H W"]:
+        if _has_alpha(image):
+            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+            if alpha.min() < 255:
+                return alpha > 127
+        return np.asarray(Image.fromarray(_rgb(image, None)).convert("L")) > 127
+
+    return _read(content, largest, marked)
+
+
+def _read(content: bytes, largest: int, pixels: Callable[[Image.Image], T]) -> T:
+    """`pixels` of the upright image, which is closed afterwards."""
     if content.startswith(png.SIGNATURE):
         content = _without_texts(content)
     with _opened(content) as image:
@@ -84,8 +112,7 @@ def decode(
             )
             upright = ImageChops.invert(image) if plain_ink else image
             turn = UPRIGHT.get(_orientation(image))
-            profile = image.info.get("icc_profile") if colour == "srgb" else None
-            return _rgb(upright if turn is None else upright.transpose(turn), profile)
+            return pixels(upright if turn is None else upright.transpose(turn))
 
 
 @functools.cache
@@ -149,6 +176,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    return bool({"A", "a"} & {*image.getbands()}) or "transparency" in image.info
+
+
 def _rgb(image: Image.Image, profile: bytes | None) -> UInt8[np.ndarray, "H W 3"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = np.asarray(image)
@@ -156,7 +187,7 @@ def _rgb(image: Image.Image, profile: bytes | None) -> UInt8[np.ndarray, "H W 3"
         if isinstance(clear := image.info.get("transparency"), int):
             grey = np.where(pixels == clear, np.uint8(255), grey)
         return np.repeat(grey[..., None], 3, axis=-1)
-    if {"A", "a"} & {*image.getbands()} or "transparency" in image.info:
+    if _has_alpha(image):
         image = image.convert("RGBA")
     elif image.mode == "P":
         image = image.convert("RGB")

@@ -24,6 +24,9 @@ LONGEST_RATIO = 32  # of length to width: of longer images `Reference` scales th
 class Transform(Protocol):
     """Maps an image to `size` × `size` pixels; random given a generator, deterministic without."""
 
+    @property
+    def size(self) -> int: ...
+
     def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square: ...
 
 

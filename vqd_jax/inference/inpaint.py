@@ -5,6 +5,7 @@ model's is inpainted window by window, starting with the one that has the fewest
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.image_bytes import LARGEST, decode, reason
+from vqd_jax.data.image_bytes import LARGEST, decode, decode_mask, reason
+from vqd_jax.data.transforms import Transform
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import track
 from vqd_jax.samplers.base import Constraint
 
 # (tokens (b, n), images (b, H, W, 3)) after some network calls, for prompts and settings
 States = Callable[..., Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]]
+
+QUARTER = 64  # of 255: a pixel of the square is repainted if the mask covers that much of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,37 +36,63 @@ class EditImage:
 
 
 def read_edit_image(
-    init_image: str, mask: str | None, extend: Sequence[str], size: int
+    init_image: str, mask: str | None, extend: Sequence[str], square: Transform
 ) -> EditImage:
     """The image and mask in files. UserError if they cannot be read or do not fit together."""
-    return make_edit_image(_open(init_image), _open(mask) if mask else None, extend, size)
+    image = decode_image(_content(init_image), init_image)
+    marked = decode_image(_content(mask), mask, read=decode_mask) if mask else None
+    if marked is not None and marked.all():
+        logging.warning("the mask %s covers all of the image: everything is repainted", mask)
+    return make_edit_image(image, marked, extend, square)
 
 
 def make_edit_image(
-    image: Image.Image, mask: Image.Image | None, extend: Sequence[str], size: int
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: Bool[np.ndarray, "h w"] | None,
+    extend: Sequence[str],
+    square: Transform,
+    *,
+    large: bool = True,
 ) -> EditImage:
-    """An image with its white mask, extended by LEFT, TOP, RIGHT, BOTTOM pixels to be painted.
+    """An image with its mask, extended by LEFT, TOP, RIGHT, BOTTOM pixels to be painted.
 
-    Without mask and extension all of it may change. It is resized to the model's `size`, unless it
-    is larger and has a mask or an extension.
+    Without mask and extension all of it may change. `square` makes it a square of the model's size,
+    as in training, unless it is larger, `large` allows that and there is a mask or an extension.
+    The mask has the proportions of the image, or is one of that square.
     """
-    if (not mask and not extend) or min(image.size) < size:
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
+    height, width = image.shape[:2]
+    size = square.size
+    large = large and min(height, width) >= size and (mask is not None or bool(extend))
+    pixels = image if large else square(image)
     paint = np.zeros(pixels.shape[:2], bool)
-    if mask:
-        white = mask.convert("L")
-        if white.size != image.size:
-            white = white.resize(image.size, Image.Resampling.NEAREST)
-        paint = np.asarray(white) > 127
-        if not paint.any():
-            raise UserError("the mask has no white: nothing would be repainted")
+    if mask is not None:
+        if not mask.any():
+            raise UserError("the mask marks nothing: no part of the image would be repainted")
+        mask_height, mask_width = mask.shape
+        if large or mask.shape != (size, size):
+            if abs(mask_width * height - mask_height * width) > max(height, width):
+                raise UserError(
+                    f"the mask has {mask_width} x {mask_height} pixels and other proportions than "
+                    f"the image, which has {width} x {height}"
+                )
+            white = mask.astype(np.uint8) * 255
+            same = Image.fromarray(white).resize((width, height), Image.Resampling.NEAREST)
+            mask = np.asarray(same) > 0
+            if not large:
+                coverage = square(np.repeat(np.asarray(same)[..., None], 3, axis=-1))[..., 0]
+                mask = coverage >= QUARTER
+            if not mask.any():
+                raise UserError(
+                    f"the mask marks nothing of the {size} x {size} pixels that are left of the "
+                    f"image, which has {width} x {height}"
+                )
+        paint = mask
     if extend:
         left, top, right, bottom = _parse_extension(extend)
         around = (top, bottom), (left, right)
         pixels = np.pad(pixels, (*around, (0, 0)), mode="edge")
         paint = np.pad(paint, around, constant_values=True)
-    return EditImage(pixels, paint if mask or extend else np.ones_like(paint))
+    return EditImage(pixels, paint if mask is not None or extend else np.ones_like(paint))
 
 
 def _parse_extension(extend: Sequence[str]) -> list[int]:
@@ -196,17 +226,22 @@ def windows(to_paint: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int
     return order
 
 
-def _open(path: str) -> Image.Image:
+def _content(path: str) -> bytes:
     if not Path(path).is_file():
         raise UserError(f"there is no image {path}")
-    return decode_image(Path(path).read_bytes(), path)
+    return Path(path).read_bytes()
 
 
-def decode_image(content: bytes, name: str, largest: int = LARGEST) -> Image.Image:
-    """The image in a file's bytes, of at most `largest` pixels. UserError that starts with `name`
-    otherwise.
+def decode_image(
+    content: bytes,
+    name: str,
+    largest: int = LARGEST,
+    read: Callable[[bytes, int], np.ndarray] = decode,
+) -> np.ndarray:
+    """The pixels of a file's bytes, of at most `largest` pixels, or with `read=decode_mask` its
+    mask. UserError that starts with `name` otherwise.
     """
     try:
-        return Image.fromarray(decode(content, largest))
+        return read(content, largest)
     except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
         raise UserError(f"{name} is not an image that can be read ({reason(error)})") from error

@@ -20,6 +20,7 @@ from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
+from vqd_jax.data.transforms import Transform
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.inference.loading import (
     StageCheckpoint,
@@ -66,6 +67,11 @@ class TextToImage:
     entropy: dict[str, np.ndarray]
     checkpoints: tuple[StageCheckpoint, ...] = ()
     stored_digest: str = ""
+
+    @property
+    def square(self) -> Transform:
+        """From an image of any shape to that of the model, as held-out images were read."""
+        return build.transform(self.config, training=False)
 
     def __call__(
         self, prompts: Sequence[str], *, seed: int = 0, negative_prompt: str = "", **settings: Any

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from vqd_jax.core import png
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.image_bytes import LARGE, LARGEST, encode_png
+from vqd_jax.data.image_bytes import LARGE, LARGEST, decode_mask, encode_png
 from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.pipeline import TextToImage
@@ -151,8 +150,8 @@ def metadata(
 def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> GenerationRequest:
     """The request of JSON fields. UserError for fields that this model does not accept.
 
-    `most` is for clients of a server: it bounds the number of images, and an image to edit is
-    resized to the model's size.
+    `most` is for clients of a server: it bounds the number of images, and an image to edit
+    becomes a square of the model's size.
     """
     if not isinstance(fields, dict):
         raise UserError(
@@ -183,14 +182,12 @@ def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> Genera
     files = {name: _file_bytes(name, settings.pop(name, None)) for name in ("init_image", "mask")}
     edit = None
     if files["init_image"]:
-        largest, size = LARGE if most else LARGEST, model.config.data.image_size
-        image, mask = (
-            content and inpaint.decode_image(content, f"the {name}", largest)
-            for name, content in files.items()
+        largest = LARGE if most else LARGEST
+        image = inpaint.decode_image(files["init_image"], "the init_image", largest)
+        mask = files["mask"] and inpaint.decode_image(
+            files["mask"], "the mask", largest, decode_mask
         )
-        if most:
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        edit = inpaint.make_edit_image(image, mask, [], size)
+        edit = inpaint.make_edit_image(image, mask, [], model.square, large=not most)
     elif files["mask"] or strength != 1:
         raise UserError("mask and strength are for editing an image: give it as init_image")
     for name, default in {**model.config.sampling, "negative_prompt": ""}.items():

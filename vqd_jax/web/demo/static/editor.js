@@ -1,10 +1,21 @@
-// The initial image of a request, resized to the model, and a brush that paints the mask of the area to repaint.
+// The initial image of a request, shown as a square, and a brush that paints the mask of the area to repaint.
 const $ = (id) => document.getElementById(id);
+const READ = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"]; // by the server
+const LARGEST_FILE = 4e6; // bytes; in base64 it fits in a request
+const LARGEST_SIDE = 1024; // pixels of the square that stands for other files
+
+const dataURL = (file) => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.onerror = reject;
+  reader.readAsDataURL(file);
+});
 
 export class Editor {
   size = 32;
   showError = () => {};
   image = null; // canvas of size x size
+  sent = ""; // the initial image as a data URL: the file itself if the server reads it, which then makes the square
   mask = null; // canvas of the same size, white where the brush was
   cursor = null; // position of the keyboard brush, in image pixels
   strengthSet = false; // whether the user moved the strength slider
@@ -45,24 +56,29 @@ export class Editor {
     if (!file || $("start").hidden) return; // hidden: this model cannot edit images
     this.showError("");
     try {
-      this.open(await createImageBitmap(file), file.name);
+      const fits = READ.includes(file.type) && file.size <= LARGEST_FILE;
+      this.open(await createImageBitmap(file), file.name, fits && await dataURL(file));
     } catch {
       this.showError(`${file.name} is not an image that can be read.`);
     }
     $("file").value = "";
   }
 
-  open(source, name) {
-    const sheet = () => Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
+  // source: a bitmap or an image element; sent: its file as a data URL, if the server shall read it
+  open(source, name, sent) {
     const [width, height] = [source.naturalWidth ?? source.width, source.naturalHeight ?? source.height];
     const side = Math.min(width, height); // centre crop
-    this.image = sheet();
-    const context = this.image.getContext("2d");
-    context.fillStyle = "white";
-    context.fillRect(0, 0, this.size, this.size);
-    context.imageSmoothingQuality = "high";
-    context.drawImage(source, (width - side) / 2, (height - side) / 2, side, side, 0, 0, this.size, this.size);
-    this.mask = sheet();
+    const square = (pixels) => {
+      const sheet = this.sheet(pixels), context = sheet.getContext("2d");
+      context.fillStyle = "white";
+      context.fillRect(0, 0, pixels, pixels);
+      context.imageSmoothingQuality = "high";
+      context.drawImage(source, (width - side) / 2, (height - side) / 2, side, side, 0, 0, pixels, pixels);
+      return sheet;
+    };
+    this.image = square(this.size);
+    this.sent = sent || square(Math.min(side, LARGEST_SIDE)).toDataURL("image/png");
+    this.mask = this.sheet();
     this.zoom = Math.max(1, Math.round(320 / this.size));
     this.canvas.width = this.canvas.height = this.size * this.zoom;
     this.canvas.setAttribute("aria-label", `Initial image: ${name}`);
@@ -73,6 +89,10 @@ export class Editor {
     this.clear();
     this.canvas.scrollIntoView({ block: "nearest" });
     this.canvas.focus({ preventScroll: true });
+  }
+
+  sheet(pixels = this.size) {
+    return Object.assign(document.createElement("canvas"), { width: pixels, height: pixels });
   }
 
   close() {
@@ -134,7 +154,7 @@ export class Editor {
     context.imageSmoothingEnabled = false;
     context.globalAlpha = 1;
     context.drawImage(this.image, 0, 0, side, side);
-    const tinted = Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
+    const tinted = this.sheet();
     const tint = tinted.getContext("2d");
     tint.drawImage(this.mask, 0, 0);
     tint.globalCompositeOperation = "source-in";
@@ -156,9 +176,9 @@ export class Editor {
 
   change() {
     if (!this.image) return {};
-    const change = { init_image: this.image.toDataURL("image/png"), strength: this.strength };
+    const change = { init_image: this.sent, strength: this.strength };
     if (!this.brushed) return change;
-    const flat = Object.assign(document.createElement("canvas"), { width: this.size, height: this.size });
+    const flat = this.sheet();
     const context = flat.getContext("2d");
     context.fillRect(0, 0, this.size, this.size);
     context.drawImage(this.mask, 0, 0);

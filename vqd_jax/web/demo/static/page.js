@@ -136,7 +136,7 @@ class Gallery {
       });
       vary.className = "vary";
       vary.title = "Make variations";
-      const edit = this.button("Edit", image, () => editor.open(image, image.alt));
+      const edit = this.button("Edit", image, () => editor.open(image, image.alt, image.src));
       edit.textContent = "Edit";
       row.prepend(edit);
       figure.append(vary);
