@@ -4,8 +4,12 @@ import base64
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
+import struct
+import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from PIL import Image
 from helpers.report_folder import EVALUATION, EVIL, colours, entropy, fill
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.image_grid import save_png
 from vqd_jax.runtime.log import Log, read_metrics
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.call_planner import fixed_order_cost, random_order_cost
@@ -275,6 +280,74 @@ def test_damaged_files_are_notes_and_the_rest_is_shown(workdir, tmp_path, file, 
     assert "Changed from the defaults" in parsed.text and ("retrieval@1" in parsed.text) == (
         "evaluations" not in lost
     )
+
+
+GHOSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+def odd_file(path, kind, secret):
+    """What a stranger may have put in the place of a file of a workdir."""
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(secret)
+    elif kind == "bomb":  # 100,000 x 100,000 pixels in its header
+        save_png(path, colours(1))
+        content = bytearray(path.read_bytes())
+        content[16:24] = struct.pack(">II", 100_000, 100_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+    elif kind == "cut":
+        save_png(path, colours(1))
+        path.write_bytes(path.read_bytes()[:-300])
+    elif kind == "gif":
+        Image.fromarray(colours(1)).save(path, format="GIF")
+    elif kind == "list":
+        path.write_text("[]")
+    elif kind == "deep":
+        path.write_text("[" * 100_000)
+    elif kind == "objects":
+        with path.open("wb") as file:
+            np.save(file, np.array([{}]), allow_pickle=True)
+    elif kind == "huge":
+        header = {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+    else:
+        path.write_bytes(GHOSTSCRIPT)
+
+
+PICTURES = ("vqvae/reconstructions-00005000.png", "samples.png", "mine.png")
+ODD = [
+    *((name, kind) for name in PICTURES for kind in ("pipe", "link", "bomb", "cut", "gif", "eps")),
+    *(("vqvae/codes-00000200.npy", kind) for kind in ("pipe", "link", "objects", "huge", "eps")),
+    *(("diffusion/machine.json", kind) for kind in ("pipe", "list", "deep", "eps")),
+    *(("vqvae/metrics.jsonl", kind) for kind in ("pipe", "eps")),
+    *(("diffusion/plan.npz", kind) for kind in ("pipe", "objects", "huge", "eps")),
+]
+
+
+@pytest.mark.parametrize("name,kind", ODD)
+def test_a_strangers_file_is_a_note(workdir, tmp_path, name, kind, monkeypatch):
+    """Never opened as another format, followed out of the workdir, waited for, or unfolded."""
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    secret = tmp_path / "secret.png"
+    save_png(secret, colours(7))
+    odd_file(copy / name, kind, secret)
+    programs = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: programs.append(a))
+    parsed = Parsed(page.page(copy))
+    assert re.search(r"damaged|is no|cannot be shown|has no line", parsed.text), parsed.text
+    assert not programs and len(parsed.all("section")) == 7
+    shown = [attributes["src"] for attributes in parsed.all("img")]
+    if name in PICTURES:  # the other pictures are there, and of the series the other steps
+        assert len(shown) == 4 - (name != PICTURES[0])
+        if name == PICTURES[0]:
+            steps = parsed.data["images"][0]["steps"]
+            assert 5000 not in steps and len(steps) == contents.MAX_IMAGES - 1
+    assert base64.b64encode(secret.read_bytes()).decode() not in page.page(copy)
 
 
 def test_during_training_damage_is_printed_and_a_failed_write_is_an_error(

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,22 @@ def atomic_write(path: AnyPath, what: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def read_regular(path: AnyPath, most: int) -> bytes:
+    """The bytes of a regular file of another's folder: no link, pipe or device, and of at most
+    `most` bytes; UserError otherwise.
+    """
+    if is_bucket(path):
+        return path.read_bytes()
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise UserError(f"{path} is no regular file")
+    with open(os.open(path, flags), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes")
+    return content
 
 
 def flush(path: AnyPath) -> None:

@@ -134,6 +134,8 @@ def read_plan(
     if not path.exists():
         return {}
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         with path.open("rb") as file, np.load(file) as stored:
             entropy = dict(stored)
     except Exception as error:  # damaged archives raise nearly anything

@@ -138,6 +138,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if path.is_dir():
         path = StageFolder(path).metrics
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file of metrics")
     try:
         rows, damaged = _rows(path)
     except OSError as error:

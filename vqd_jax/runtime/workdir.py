@@ -136,7 +136,7 @@ class Workdir:
         """The folders with metrics, in the order of training; or this one, if it has metrics."""
         found = [StageFolder(path) for path in (self.path, *sorted(self.path.glob("*")))]
         order = lambda folder: (*STAGES, folder.name).index(folder.name)
-        return sorted((folder for folder in found if folder.metrics.is_file()), key=order)
+        return sorted((folder for folder in found if folder.metrics.exists()), key=order)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:

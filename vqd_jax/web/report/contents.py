@@ -1,7 +1,8 @@
 """Curves, images, codebook use, plans and evaluations of a workdir as JSON values for the page.
 
-Missing files give an empty list or None. Long curves and series of images are thinned evenly to
-keep the page small.
+Missing files give an empty list or None, damaged ones a UserError. A workdir may be another's:
+files are read as far as they are regular, and pictures as PNG only. Long curves and series of
+images are thinned evenly to keep the page small.
 """
 
 import base64
@@ -16,7 +17,9 @@ import numpy as np
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import read_regular
 from vqd_jax.data.batches import spread
+from vqd_jax.data.image_bytes import LARGEST, reason
 from vqd_jax.inference import loading, plan
 from vqd_jax.runtime.log import PREFIX, TIMINGS, read_metrics
 from vqd_jax.runtime.workdir import STAGES, Workdir
@@ -27,6 +30,7 @@ MAX_IMAGES = 40  # of a series
 MAX_COUNTS = 400_000  # of all steps of the codebook use together
 PNG_BYTES = 128 * 1024  # larger images become JPEGs
 JPEG_WIDTH = 1_200  # pixels, at most
+MAX_FILE = 256 * 2**20  # bytes; larger files are not read
 CALLS = (4, 8, 16, 32, 64)  # of plans, besides the number in the config
 MAX_PLANNED = 1_024  # tokens; plans for more take too long to compute here
 
@@ -75,8 +79,10 @@ def _panels(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[int, f
     return out
 
 
-def images(workdir: Path) -> list[dict[str, Any]]:
-    """The series of images that training writes (STAGE/KIND-STEP.png) as data URIs."""
+def images(workdir: Path, faults: list[str]) -> list[dict[str, Any]]:
+    """The series of images that training writes (STAGE/KIND-STEP.png) as data URIs. What is wrong
+    with those that cannot be shown is added to `faults`.
+    """
     found = [
         (folder.name, kind, files)
         for folder in Workdir(workdir).logged_stages()
@@ -84,7 +90,9 @@ def images(workdir: Path) -> list[dict[str, Any]]:
     ]
     out = []
     for stage, kind, files in found:
-        shown = [(step, uri) for step, path in _spread(files, MAX_IMAGES) if (uri := image(path))]
+        shown = [
+            (step, uri) for step, path in _spread(files, MAX_IMAGES) if (uri := image(path, faults))
+        ]
         if shown:
             out.append(
                 {
@@ -97,30 +105,40 @@ def images(workdir: Path) -> list[dict[str, Any]]:
     return out
 
 
-def final_images(workdir: Path) -> list[tuple[str, str]]:
+def final_images(workdir: Path, faults: list[str]) -> list[tuple[str, str]]:
     """(stage, samples at the end of training as a data URI)."""
     files = [(stage, Workdir(workdir).samples(stage)) for stage in STAGES[1:]]
-    return [(stage, uri) for stage, path in files if (uri := image(path))]
+    return [(stage, uri) for stage, path in files if (uri := image(path, faults))]
 
 
-def image(path: Path) -> str | None:
-    """An image file as a data URI, reduced if it is large; None if it is missing or no image."""
+def image(path: Path, faults: list[str]) -> str | None:
+    """A PNG file as a data URI, reduced if it is large; None if it is missing, or cannot be shown
+    for a reason that is added to `faults`.
+    """
     try:
         stat = path.stat()
         return _data_uri(path, stat.st_size, stat.st_mtime_ns)
-    except OSError:
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        faults.append(str(error))
         return None
 
 
 @functools.lru_cache(maxsize=4 * MAX_IMAGES)
 def _data_uri(path: Path, size: int, changed: int) -> str:
-    content, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(content)) as image:
-        if size > PNG_BYTES:
-            image = image.convert("RGB")
-            image.thumbnail((JPEG_WIDTH, JPEG_WIDTH * 2))
-            image.save(file := io.BytesIO(), "JPEG", quality=85)
-            content, kind = file.getvalue(), "jpeg"
+    content, kind = read_regular(path, MAX_FILE), "png"
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"{image.width:,} x {image.height:,} pixels are too many")
+            pixels = image.convert("RGB")  # reads all of them
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
+        raise UserError(f"{path} is no PNG picture that can be shown ({reason(error)})") from error
+    if size > PNG_BYTES:
+        pixels.thumbnail((JPEG_WIDTH, JPEG_WIDTH * 2))
+        pixels.save(file := io.BytesIO(), "JPEG", quality=85)
+        content, kind = file.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -138,10 +156,14 @@ def codes(workdir: Path) -> dict[str, Any] | None:
 
 
 def _load_counts(path: Path) -> np.ndarray:
+    content = read_regular(path, MAX_FILE)
     try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+        counts = np.load(io.BytesIO(content))
+        if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.size * 8 > MAX_FILE:
+            raise ValueError(f"an array of {counts.dtype}{list(counts.shape)}")
+    except Exception as error:  # damaged arrays raise nearly anything
         raise UserError(f"{path} is damaged ({error}): delete it") from error
+    return counts
 
 
 def plans(workdir: Path) -> list[dict[str, Any]]:
@@ -193,9 +215,9 @@ def evaluations(workdir: Path) -> list[tuple[Path, dict[str, Any]]]:
     folder = Workdir(workdir).path
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
-            result = json.loads(path.read_text())
-        except ValueError:
-            continue
+            result = json.loads(read_regular(path, MAX_FILE))
+        except (OSError, ValueError, RecursionError, UserError):
+            continue  # others' files, which are not told apart from damaged results
         if isinstance(result, dict) and all(
             isinstance(result.get(name), dict) for name in ("protocol", "provenance")
         ):

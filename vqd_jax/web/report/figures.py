@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vqd_jax.web.report import contents
-from vqd_jax.web.report.markup import stage_title, text
+from vqd_jax.web.report.markup import note, stage_title, text
 
 KINDS = {
     "reconstructions": "held-out images, each above its reconstruction",
@@ -75,8 +75,8 @@ def _plot(attribute: str, title: str, description: str, control: str) -> str:
 
 
 def images(workdir: Path, data: dict[str, Any]) -> str:
-    out = []
-    data["images"] = contents.images(workdir)
+    out, faults = [], []
+    data["images"] = contents.images(workdir, faults)
     for i, found in enumerate(data["images"]):
         title = f"{stage_title(found['stage'])}: {KINDS.get(found['kind'], found['kind'])}"
         steps = found["steps"]
@@ -88,13 +88,13 @@ def images(workdir: Path, data: dict[str, Any]) -> str:
             f'</figcaption>{slider}<div class="wide"><img src="{found["images"][-1]}" '
             f'alt="{text(alt)}"></div></figure>'
         )
-    for stage, uri in contents.final_images(workdir):
+    for stage, uri in contents.final_images(workdir, faults):
         title = f"{stage_title(stage)}: final samples"
         out.append(
             f'<figure><figcaption><span class="title">{text(title)}</span></figcaption>'
             f'<div class="wide"><img src="{uri}" alt="{text(title)}"></div></figure>'
         )
-    return "".join(out)
+    return "".join([*out, *map(note, faults)])
 
 
 def _slider(steps: Sequence[int], title: str) -> str:

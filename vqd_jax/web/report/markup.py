@@ -26,3 +26,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def text(value: object) -> str:
     """Escapes a text for HTML."""
     return html.escape(str(value))
+
+
+def note(message: object) -> str:
+    """A paragraph about something that is missing or damaged."""
+    return f'<p class="note">{text(message)}</p>'

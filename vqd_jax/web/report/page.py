@@ -5,6 +5,7 @@ them.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.web.report import figures, sections
-from vqd_jax.web.report.markup import text
+from vqd_jax.web.report.markup import note, text
 
 # the page loads nothing
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -107,7 +108,10 @@ def _html(section: Callable[..., str], *arguments: Any) -> str:
     try:
         return section(*arguments)
     except UserError as error:
-        return f'<p class="note">{text(error)}</p>'
+        return note(error)
+    except Exception as error:  # of files that hold something else than ours do
+        logging.warning("a section of the report is left out", exc_info=True)
+        return note(f"This section cannot be shown ({type(error).__name__}: {error}).")
 
 
 def _json(data: Any) -> str:

@@ -10,9 +10,12 @@ import numpy as np
 from vqd_jax.config.compatibility import without_local_paths
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.files import read_regular
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import PREFIX, read_metrics
 from vqd_jax.runtime.workdir import STAGES, Workdir
+
+MAX_MACHINE = 2**20  # bytes of a machine.json
 
 
 def stored_config(workdir: Path) -> dict[str, Any] | None:
@@ -44,10 +47,15 @@ def machines(workdir: Path) -> dict[str, dict[str, Any]]:
     """Stage -> the machine on which it was last started."""
     files = {folder.name: folder.machine for folder in Workdir(workdir).logged_stages()}
     try:
-        return {
-            stage: json.loads(file.read_text()) for stage, file in files.items() if file.is_file()
+        found = {
+            stage: json.loads(read_regular(file, MAX_MACHINE))
+            for stage, file in files.items()
+            if file.exists()
         }
-    except ValueError as error:
+        if not all(isinstance(machine, dict) for machine in found.values()):
+            raise ValueError("it is no JSON object")
+        return found
+    except (ValueError, RecursionError) as error:
         raise UserError(f"a machine.json in {workdir} is damaged ({error}): delete it") from error
 
 

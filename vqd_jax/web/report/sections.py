@@ -10,7 +10,7 @@ from typing import Any
 from vqd_jax.eval import page
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.web.report import contents, run_info
-from vqd_jax.web.report.markup import stage_title, table, text
+from vqd_jax.web.report.markup import note, stage_title, table, text
 
 
 def state(workdir: Path) -> str:
@@ -28,11 +28,8 @@ def evaluations(workdir: Path) -> str:
     for path, result in contents.evaluations(workdir):
         try:
             out.append(_evaluation(path, path.relative_to(Workdir(workdir).path), result))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            out.append(
-                f'<p class="note">{text(path.name)} is not a result of this version of vqd '
-                "evaluate.</p>"
-            )
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            out.append(note(f"{path.name} is not a result of this version of vqd evaluate."))
     return "".join(out)
 
 
@@ -79,6 +76,7 @@ def _evaluation(path: Path, name: Path, result: dict[str, Any]) -> str:
         if codec
         else "",
     ]
+    faults: list[str] = []
     for file, title in (
         (
             path.with_suffix(".png"),
@@ -86,12 +84,12 @@ def _evaluation(path: Path, name: Path, result: dict[str, Any]) -> str:
         ),
         (path.with_name(f"{path.stem}-plots.png"), "Plots"),
     ):
-        if uri := contents.image(file):
+        if uri := contents.image(file, faults):
             out.append(
                 f'<details><summary>{title}</summary><div class="wide"><img src="{uri}" '
                 f'alt="{title}"></div></details>'
             )
-    return "".join(out)
+    return "".join([*out, *map(note, faults)])
 
 
 def times(workdir: Path) -> str:
@@ -120,9 +118,7 @@ def times(workdir: Path) -> str:
         ("", *map(stage_title, columns)),
         [(name, *(column.get(name, "") for column in columns.values())) for name in names],
     )
-    return (body if names else "") + "".join(
-        f'<p class="note">{text(line)}.</p>' for line in skipped
-    )
+    return (body if names else "") + "".join(note(f"{line}.") for line in skipped)
 
 
 def config(workdir: Path) -> str:
