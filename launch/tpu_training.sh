@@ -2,6 +2,7 @@
 # The part of launch/tpu_vm.sh that handles training on a TPU VM; tpu_vm.sh, which sources it, handles the VM itself.
 
 archive=$root/build/vqd_jax.tar.gz # build/ is ignored by git
+files=$root/build/vqd_jax.files    # the names of what is packed
 worker='bash vqd_jax/launch/tpu_worker.sh'
 follower='' reached=false
 
@@ -25,16 +26,29 @@ busy() { # whether training runs on every worker
   ! $dry_run && "${ask[@]}" 2>/dev/null
 }
 
+known() { # the files that git tracks; names those that it neither tracks nor ignores
+  local name listed=() new=()
+  while IFS= read -r -d '' name; do
+    [[ ! -e $root/$name && ! -L $root/$name ]] || listed+=("$name") # not those that were deleted
+  done < <(git -C "$root" ls-files -z)
+  ((${#listed[@]})) || give_up "push copies the files that git tracks, and $root is no git checkout: clone the repository"
+  printf '%s\0' "${listed[@]}"
+  while IFS= read -r -d '' name; do
+    new+=("$(printf %q "$name")")
+  done < <(git -C "$root" ls-files -z --others --exclude-standard)
+  ((!${#new[@]})) || echo "not copied, as git does not track them (git add FILE changes that): ${new[*]:0:10}$(
+    ((${#new[@]} <= 10)) || printf ' and %s more' $((${#new[@]} - 10))
+  )" >&2
+}
+
 push() {
   reach
   remote "training is running on $name, or its state is unknown: stop it before pushing" all '! tmux has-session -t =vqd_jax 2>/dev/null'
   idle=true
-  $dry_run || mkdir -p "${archive%/*}"
-  call "this checkout could not be packed" tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./runs \
-    --exclude=./build --exclude=./dist --exclude=./.venv --exclude=__pycache__ --exclude='*.egg-info' \
-    --exclude=./.pytest_cache --exclude=./.hypothesis --exclude=./.ruff_cache .
+  $dry_run || { mkdir -p "${files%/*}" && known >"$files"; }
+  call "this checkout could not be packed" tar -czf "$archive" -C "$root" --null -T "$files"
   tpu "this checkout could not be copied to $name" scp "$archive" "$name:vqd_jax.tar.gz" --worker=all
-  $dry_run || rm -f "$archive"
+  $dry_run || rm -f "$archive" "$files"
 
   local unpack='mkdir -p vqd_jax && find vqd_jax -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +'
   unpack+=' && tar -xzf vqd_jax.tar.gz -C vqd_jax'

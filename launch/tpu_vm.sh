@@ -8,7 +8,7 @@
 #   launch/tpu_vm.sh run --zone=us-west4-a --type=v5litepod-16 --spot -- --config=configs/coco.py --workdir=gs://my-bucket/coco
 #
 #   create   create the TPU VM, or reuse the one of that name (a preempted one is deleted and created again)
-#   push     copy this checkout to it and install, with Python 3.12 and jax[tpu]
+#   push     copy the files of this checkout that git tracks, as they are now, to it and install, with Python 3.12 and jax[tpu]
 #   start    train in the background, in tmux on every worker; the same command resumes from the last checkpoint
 #   logs     follow the first worker's output until training ends (Ctrl-C leaves training running). If a worker fails, show
 #            its last lines and stop the others

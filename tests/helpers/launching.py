@@ -126,6 +126,11 @@ class Cloud(Shell):
         for home in self.homes:
             home.mkdir(parents=True)
         shutil.copytree(LAUNCH, self.checkout / "launch")  # push and fetch write beside the script
+        self.git("init", "-q")
+        self.git("add", ".")
+
+    def git(self, *words):
+        self("git", "-C", self.checkout, *words, ok=True)
 
     def tpu(self, action, *options, zone="--zone=us-central1-a", **kw):
         (self.cloud / "calls").unlink(missing_ok=True)

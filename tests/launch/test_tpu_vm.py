@@ -283,17 +283,20 @@ def test_push_copies_the_checkout_and_keeps_its_runs(cloud):
         (home / "vqd_jax/runs").mkdir(parents=True)
         (home / "vqd_jax/runs/kept").write_text("")
         (home / "vqd_jax/old.py").write_text("")
-    for path in (
-        "configs/new.py",
-        ".ci/run",
-        ".git/HEAD",
-        "runs/mine",
-        ".venv/x",
-        "vqd_jax/__pycache__/x.pyc",
-        "vqd_jax/build/x",
-    ):
+    for path in ("configs/new.py", ".ci/run", "vqd_jax/build/x", "a name\nof two lines", "gone"):
         executable(cloud.checkout / path, path)
-    cloud.tpu("push", ok=True)
+    cloud.git("add", "--force", ".")
+    (cloud.checkout / "configs/new.py").write_text("changed")
+    (cloud.checkout / "gone").unlink()
+    secrets = (".env", "id_rsa", "keys/service account.json")
+    for path in ("runs/mine", ".venv/x", "vqd_jax/__pycache__/x.pyc", *secrets):
+        executable(cloud.checkout / path, path)
+    (cloud.checkout / ".git/info/exclude").write_text("/runs/\n.venv\n__pycache__\n/build/\n")
+    done = cloud.tpu("push", ok=True)
+    assert (
+        "not copied, as git does not track them (git add FILE changes that): .env id_rsa "
+        "keys/service\\ account.json\n" in done.stderr
+    )
     for home in cloud.homes:
         assert {
             str(f.relative_to(home / "vqd_jax"))
@@ -302,12 +305,21 @@ def test_push_copies_the_checkout_and_keeps_its_runs(cloud):
         } == {
             "configs/new.py",
             ".ci/run",
+            "a name\nof two lines",
             "runs/kept",
             "vqd_jax/build/x",
             *(f"launch/{f.name}" for f in LAUNCH.iterdir()),
         }
         assert os.access(home / "vqd_jax/.ci/run", os.X_OK)
+        assert (home / "vqd_jax/configs/new.py").read_text() == "changed"
     assert not list((cloud.checkout / "build").iterdir())
+
+
+def test_push_needs_a_git_checkout(cloud):
+    cloud.exists()
+    shutil.rmtree(cloud.checkout / ".git")
+    sentence(cloud.tpu("push"), 1, "is no git checkout: clone the repository")
+    assert not [call for call in cloud.verbs() if call == "scp"]
 
 
 @two
