@@ -19,12 +19,12 @@ from PIL import Image
 from helpers import ROOT
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data import prepared
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.decode_check import check_decoding
 from vqd_jax.data.image_bytes import decode, reason
-from vqd_jax.data.image_files import ImageFiles, printable
+from vqd_jax.data.image_files import ImageFiles
 from vqd_jax.data.text.bpe import BytePair
 from vqd_jax.data.transforms import RandomCrop, Reference, Resize
 from vqd_jax.inference import inpaint

@@ -43,9 +43,9 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     config = options.config
 
     from vqd_jax.config import build
-    from vqd_jax.core.errors import UserError
+    from vqd_jax.core.errors import UserError, printable
     from vqd_jax.data import prepared
-    from vqd_jax.data.image_files import ImageFiles, printable
+    from vqd_jax.data.image_files import ImageFiles
     from vqd_jax.data.text.load import told_cut
     from vqd_jax.runtime.workdir import Workdir
 

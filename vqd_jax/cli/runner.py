@@ -10,6 +10,7 @@ is fast.
 import errno
 import faulthandler
 import importlib
+import io
 import logging as standard_logging
 import os
 import re
@@ -25,7 +26,7 @@ from typing import NoReturn
 from absl import flags, logging
 
 from vqd_jax.core.buckets import as_path
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, one_line
 
 ANEW = "starts over"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, quota or file size limit
@@ -62,10 +63,14 @@ def set_up_process() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it remarks that torch is missing
     # Pillow warns about odd files, which are decoded all the same or refused with a reason
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that are no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     faulthandler.enable()
     flags.FLAGS(sys.argv[:1])  # flags of libraries keep their defaults
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_on_one_line)
     # it prints a traceback of every failed request; the error itself is raised and told
     standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)
 
@@ -74,6 +79,11 @@ def set_up_process() -> None:
 
     enable_compilation_cache()
     quiet_orbax()
+
+
+def _on_one_line(record: standard_logging.LogRecord) -> bool:
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return True
 
 
 def parse(
@@ -237,5 +247,5 @@ def _silence() -> None:
 
 
 def _sentence(error: object) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return 2

@@ -19,7 +19,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data import splits
 from vqd_jax.data.image_files import (
     SUFFIXES,
@@ -28,7 +28,6 @@ from vqd_jax.data.image_files import (
     folder_source,
     list_images,
     map_threads,
-    printable,
     summarise,
 )
 from vqd_jax.data.source import Record

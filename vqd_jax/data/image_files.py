@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data.image_bytes import decode, reason
 from vqd_jax.data.source import Example, Record, fingerprint
 from vqd_jax.runtime.progress import track
@@ -248,11 +248,3 @@ def summarise(names: Iterable[str]) -> str:
     """The number of names and the first three, for a message: "2 (a, b)", "5 (a, b, c, …)"."""
     names = list(map(printable, names))
     return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
-
-def printable(name: str) -> str:
-    """A name for a message: unprintable characters and line breaks are escaped, and more than 300
-    characters are cut.
-    """
-    name = name if name.isprintable() else name.encode("unicode_escape").decode()
-    return name if len(name) <= 300 else f"{name[:300]}…"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data.image_bytes import decode, reason
-from vqd_jax.data.image_files import SUFFIXES, list_images, printable
+from vqd_jax.data.image_files import SUFFIXES, list_images
 
 
 class ImageFolder:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data import array_record
 from vqd_jax.data.image_bytes import decode, encode_png, reason
-from vqd_jax.data.image_files import ImageFiles, printable, summarise
+from vqd_jax.data.image_files import ImageFiles, summarise
 from vqd_jax.data.loader import prefetch
 from vqd_jax.data.source import Example, fingerprint
 from vqd_jax.data.transforms import Resize

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vqd_jax.config import build
 from vqd_jax.core.buckets import as_path, is_bucket
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.core.image_grid import grid, save_png
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params, PRNGKey
@@ -193,7 +193,7 @@ class Experiment:
                 key=key,
                 refresh=functools.partial(self._broadcast, checkpoints),
                 report=self._refresh_report,
-                describe=lambda i: self.source.records[i].item,
+                describe=lambda i: printable(str(self.source.records[i].item)),
                 **own,
             ).run()
             if self.is_primary and train.best:
