@@ -5,7 +5,8 @@ that was not.
 
 Each run, both stages on emoji, gets a signal, SIGKILL or SIGTERM, at every kind of moment at which
 it writes (the data set, inside saves, tokens, pictures, between the stages …) and at random ones,
-20 in all, and goes on by the same command. Compared are parameters, averages, optimizer and record
+20 in all, and goes on by the same command. The runs take the settings of `killing.ODD` in turn.
+Compared are parameters, averages, optimizer and record
 in the checkpoints, their sums, metrics.jsonl without times, tokens, pictures, the data set and what
 files there are. `tests/helpers/killing.py` has the moments. Runs that differ stay in the workdir.
 `--seed` chooses when and where.
@@ -13,6 +14,7 @@ files there are. `tests/helpers/killing.py` has the moments. Runs that differ st
 
 import argparse
 import collections
+import functools
 import json
 import os
 import platform
@@ -52,18 +54,24 @@ def main() -> None:
     work = args.workdir.resolve()
     say(f"working in {work}, writing {args.out}")
     began, programs, rows, found = time.monotonic(), work / "programs", [], []
-    reference = killing.start(work / "reference", None, programs, args.python, limit=1800)
-    if reference.status:
-        sys.exit(f"{reference.output}\nthe run without kills failed")
-    say(f"without kills: {reference.seconds:.0f} s")
     for run in range(args.kills // EACH):
-        workdir, starts = work / f"run{run}", []
+        kind = [*killing.ODD][run % len(killing.ODD)]
+        workdir, reference, starts = work / f"run{run}", work / f"reference of {kind}", []
+        start = functools.partial(
+            killing.start, cache=programs, python=args.python, settings=killing.ODD[kind]
+        )
+        if not reference.exists():
+            done = start(reference, None, limit=1800)
+            if done.status:
+                sys.exit(f"{done.output}\nthe run with {kind} failed without kills")
+            say(f"{kind}, without kills: {done.seconds:.0f} s")
         for kill in [*killing.schedule(EACH, args.seed + run, SIGNALS), None]:
-            starts.append(done := killing.start(workdir, kill, programs, args.python))
+            starts.append(done := start(workdir, kill))
             if kill:
                 rows.append(
                     {
                         "run": run,
+                        "settings": kind,
                         "signal": kill.signal.name,
                         "landed": done.landed or "missed",
                         "status": done.status,
@@ -77,9 +85,9 @@ def main() -> None:
                 )
         found.append(
             wrong(starts)
-            + (killing.differences(work / "reference", workdir) if not starts[-1].status else [])
+            + (killing.differences(reference, workdir) if not starts[-1].status else [])
         )
-        say(f"run {run}: {'; '.join(found[-1]) or 'as without kills, bit for bit'}")
+        say(f"run {run}, {kind}: {'; '.join(found[-1]) or 'as without kills, bit for bit'}")
         if not found[-1]:
             shutil.rmtree(workdir)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +98,7 @@ def main() -> None:
                 "seed": args.seed,
                 "kills": len(rows),
                 "minutes": (time.monotonic() - began) / 60,
+                "settings": killing.ODD,
                 "differences": found,
                 "landed": table(rows),
                 "rows": rows,

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ SETTINGS = (
         )
     ]
 )
+
+# Settings that add state, randomness or work to a step.
+ODD = {
+    "defaults": (),
+    "averages and discriminator": (
+        *("vqvae_train.ema=0.9", "vqvae_loss.adversarial=0.1", "vqvae_loss.adversarial_start=40"),
+        *("discriminator.width=8", "discriminator.layers=1", "diffusion_train.ema=0.9"),
+    ),
+    "dropout and micro-batches": (
+        *("denoiser.dropout=0.2", "data.drop_words=0.2", "vqvae_train.accumulate=2"),
+        *("diffusion_train.accumulate=4", "process.schedule=hybrid"),
+    ),
+    "gradient codes and Muon": (
+        *("codebook.update=gradient", "vqvae_optim.muon=0.01", "diffusion_optim.muon=0.01"),
+        *("diffusion_loss.importance=False", "diffusion_optim.decay=linear"),
+    ),
+    "groups and bfloat16": (
+        *("codebook.groups=2", "vqvae.dtype=bfloat16", "denoiser.dtype=bfloat16"),
+        *("denoiser.head=tied", "denoiser.scan=True", "denoiser.remat=full"),
+    ),
+}
 
 
 def config(steps: int, **changed: Any) -> ConfigDict:
@@ -235,18 +257,24 @@ def schedule(kills: int, seed: int, signals: tuple[signal.Signals, ...]) -> list
 
 
 def start(
-    workdir: Path, kill: Kill | None, cache: Path, python: str = sys.executable, limit: float = 900
+    workdir: Path,
+    kill: Kill | None,
+    cache: Path,
+    python: str = sys.executable,
+    limit: float = 900,
+    settings: Sequence[str] = (),
 ) -> Start:
     """Starts the training, sends the signal at its moment and waits for the end. `cache` is for
-    compiled programs, `limit` in seconds.
+    compiled programs, `limit` in seconds, `settings` are SECTION.KEY=VALUE.
     """
-    line = [python, "-m", *training(workdir)]
+    command = training(workdir, *(f"--config.{setting}" for setting in settings))
+    line = [python, "-m", *command]
     if kill and kill.pattern:
         line = struck(
             "said" if kill.seconds else kill.signal,
             kill.pattern,
             kill.number,
-            training(workdir),
+            command,
             python,
         )
     moment = "struck at: " if kill and kill.pattern else "workdir "
