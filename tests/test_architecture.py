@@ -124,6 +124,17 @@ def test_heavy_libraries_are_imported_where_they_are_used(name):
     }
 
 
+def test_no_module_needs_posix():
+    """Windows has none of these modules; what `os` and `signal` lack there is asked for first."""
+    posix = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.partition(".")[0] for name in names} & posix, path
+
+
 def test_what_lies_below_the_config_does_not_see_it():
     """Networks, data, samplers and stages get their fields as arguments."""
     seeing = {

@@ -1,11 +1,22 @@
 """Every kind of damage is named; the sums are those that sha256sum prints."""
 
+import io
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
-from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
+from vqd_jax.core.checksums import (
+    CHECKSUMS,
+    SEAL,
+    array_bytes,
+    array_from,
+    mismatch,
+    seal,
+    unsealed,
+    write_checksums,
+)
 
 
 @pytest.fixture
@@ -61,3 +72,40 @@ def test_sums_that_are_none(folder, text):
     assert (
         mismatch(folder, "a") == f"{folder / CHECKSUMS} cannot be read (No such file or directory)"
     )
+
+
+ROW = {"step": 3, "time": 1.5, "train/loss": 0.25, "held_out/psnr": None}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_any_flipped_bit_of_a_sealed_object_is_seen(indent):
+    text = seal(json.dumps(ROW, indent=indent))
+    assert unsealed(text) == unsealed(text + "\n") == ROW == unsealed(json.dumps(ROW))
+    assert json.loads(text).keys() == {*ROW, SEAL}
+    content = text.encode()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            value = unsealed(flipped.decode(errors="replace"))
+        except ValueError:
+            continue
+        # white space outside of the values, or another name of the key, which rows do not have
+        assert value == ROW or {*value} - {*ROW}
+
+
+@pytest.mark.parametrize("array", [np.arange(50, dtype=np.uint16), np.zeros((0, 3)), np.eye(2)])
+def test_any_flipped_bit_of_a_sealed_array_is_seen(array):
+    content = array_bytes(array)
+    for required in (True, False):
+        np.testing.assert_array_equal(array_from(content, required=required), array)
+        for bit in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(Exception):  # noqa: B017  NumPy raises nearly anything
+                array_from(bytes(flipped), required=required)
+    np.testing.assert_array_equal(np.load(io.BytesIO(content)), array)
+    alone = content[:-32]
+    np.testing.assert_array_equal(array_from(alone, required=False), array)
+    with pytest.raises(ValueError, match="has changed"):
+        array_from(alone)

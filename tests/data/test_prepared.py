@@ -15,6 +15,7 @@ from PIL import Image
 from helpers import ROOT
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
+from vqd_jax.core.checksums import CHECKSUMS
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import prepared
 from vqd_jax.data.ffhq import ffhq
@@ -170,6 +171,40 @@ def test_a_damaged_set_is_noticed(tmp_path):
     ):
         made = prepared.open_prepared(str(tmp_path / "cache"), source, None)
         [made[i] for i in range(len(made))]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "notes.json"])
+@pytest.mark.parametrize("damage", ["flip", "gone", "[]", "null", '{"a": [1]}', "\ud800"])
+def test_a_damaged_description_of_a_set_is_noticed(prepared_faces, tmp_path, name, damage):
+    """Any bit by its checksum; in sets of earlier versions, which have none, what is no longer read
+    as it was written.
+    """
+    source, cache = prepared_faces
+    shutil.copytree(cache, tmp_path / "cache")
+    file = next((tmp_path / "cache").rglob(f"part0001/*/{name}"))
+    if damage == "flip":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (file.parent / CHECKSUMS).unlink()
+        file.write_bytes(damage.encode(errors="surrogatepass"))
+    with pytest.raises(UserError, match="the prepared data set in .* is damaged") as caught:
+        prepared.open_prepared(str(tmp_path / "cache"), source, None)
+    assert damage != "flip" or f"{name} has changed since it was written" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def prepared_faces(tmp_path_factory):
+    """(source, cache) of a prepared set."""
+    folder = tmp_path_factory.mktemp("prepared")
+    source = ffhq(path=faces(folder / "faces"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prepared, "SHARD_SIZE", 4)
+        prepared.prepare(str(folder / "cache"), source, None)
+    return source, folder / "cache"
 
 
 def test_training_names_a_broken_file(tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from vqd_jax.config.defaults import defaults
+from vqd_jax.core.checksums import array_bytes
 from vqd_jax.core.image_grid import save_png
 from vqd_jax.inference import loading
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -45,7 +46,8 @@ def fill(workdir):
     save_png(workdir / "diffusion" / "samples-00000010.png", colours(1, 1500, 2000))
     save_png(workdir / "samples.png", colours(2))
     for step, counts in ((100, [0, 3, 1]), (200, [2, 2, 0])):
-        np.save(workdir / "vqvae" / f"codes-{step:08d}.npy", np.array(counts))
+        file = workdir / "vqvae" / f"codes-{step:08d}.npy"
+        file.write_bytes(array_bytes(np.array(counts)))
     loading.write_plan(workdir, entropy())
     config = defaults().unlock()
     config.denoiser.layers, config.preview.prompts, config.sampling.calls = 3, (EVIL,), 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from vqd_jax.core.checksums import unsealed
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.log import Log, read_metrics
 
@@ -27,7 +28,7 @@ def test_lines_are_on_disk_at_once(tmp_path):
     log = Log(tmp_path / "run")
     log.write(10, {"loss": jnp.float32(0.5), "rate": np.float64(2)}, prefix="train/")
     log.write(20, {"psnr": 21})
-    first, second = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    first, second = map(unsealed, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert abs(first.pop("time") - second.pop("time")) < 60
     assert first == {"step": 10, "train/loss": 0.5, "train/rate": 2.0}
     assert second == {"step": 20, "psnr": 21.0}
@@ -51,6 +52,23 @@ def test_numbers_that_json_lacks(tmp_path):
     assert math.isnan(read_metrics(tmp_path)[0]["loss"])
     Log(tmp_path).close()
     assert math.isnan(read_metrics(tmp_path)[0]["loss"])
+
+
+def test_another_digit_is_damage(tmp_path, capsys):
+    """It would be a wrong point of a curve; lines of earlier versions have no checksum."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "train/loss": 0.625}\n')
+    log = Log(tmp_path)
+    log.write(2, {"loss": 0.5}, "train/")
+    log.write(3, {"loss": 0.25}, "train/")
+    log.close()
+    damaged = path.read_text().replace("0.5", "0.7")
+    path.write_text(damaged)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
+    Log(tmp_path).close()
+    assert "1 of the 3 lines" in capsys.readouterr().out
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == damaged
+    assert [row["train/loss"] for row in read_metrics(tmp_path)] == [0.625, 0.25]
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
@@ -101,10 +119,8 @@ def test_the_machine_is_described_beside_the_metrics(tmp_path):
     log = Log(tmp_path / "run")
     for devices in (1, 2):
         log.write_machine({"devices": devices, "name": "é"})
-    assert json.loads((tmp_path / "run" / "machine.json").read_text()) == {
-        "devices": 2,
-        "name": "é",
-    }
+    written = (tmp_path / "run" / "machine.json").read_text()
+    assert unsealed(written) == {"devices": 2, "name": "é"}
     assert not [*(tmp_path / "run").glob(".*")] and read_metrics(tmp_path / "run") == []
     (tmp_path / "run" / "machine.json").unlink()
     (tmp_path / "run" / "machine.json").mkdir()

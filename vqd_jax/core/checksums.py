@@ -1,4 +1,5 @@
-"""SHA-256 checksums of the files of a folder, kept in it as JSON.
+"""Checksums: SHA-256 of the files of a folder, kept in it as JSON, or of an array at the end of its
+file, and CRC-32 inside of a JSON object that is written alone or as a line of a file.
 
 Only checksums reveal a flipped bit or a truncated file: array formats return wrong values without
 an error.
@@ -6,21 +7,31 @@ an error.
 
 import functools
 import hashlib
+import io
 import json
+import re
+import zlib
 from collections.abc import Collection
+from typing import Any
+
+import numpy as np
 
 from vqd_jax.core.buckets import AnyPath, files_below, stamps
 from vqd_jax.core.files import atomic_write, flush
 
 CHECKSUMS = "sha256.json"
+SEAL = "crc32"  # the key
 
 
-def write_checksums(directory: AnyPath) -> None:
-    """Writes the checksums of all files in `directory`, which are then on disk."""
+def write_checksums(directory: AnyPath, suffix: str = "") -> None:
+    """Writes the checksums of the files in `directory`, or of those whose names end with `suffix`,
+    which are then on disk.
+    """
     checksums = {}
     for name, file in files_below(directory):
-        checksums[name] = _sha256(file)
-        flush(file)
+        if name.endswith(suffix):
+            checksums[name] = _sha256(file)
+            flush(file)
     with atomic_write(directory / CHECKSUMS, "checksums to") as part:
         part.write_text(json.dumps(checksums, indent=1) + "\n")
 
@@ -31,11 +42,13 @@ def mismatch(
     *,
     ignore: Collection[str] = (),
     beside: Collection[str] = (),
+    only: str = "",
 ) -> str | None:
     """What is wrong with the files whose checksums were written, or None.
 
     With `subfolder`, checks only the files in it and those outside any subfolder. Files in the
-    subfolders `ignore` are not checked, and files named in `beside` need no checksum.
+    subfolders `ignore` are not checked, and files named in `beside` need no checksum. `only` is the
+    suffix of the files that have one.
     """
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
@@ -47,7 +60,8 @@ def mismatch(
             if inside and (top in ignore or subfolder not in (None, top)):
                 continue
             if name not in checksums:
-                if name not in (CHECKSUMS, *beside) and not name.endswith(".part"):
+                required = name.endswith(only) and not name.endswith(".part")
+                if required and name not in (CHECKSUMS, *beside):
                     return f"{CHECKSUMS} does not list {name}"
                 continue
             value = checksums[name]
@@ -60,6 +74,49 @@ def mismatch(
     except ValueError:
         return f"{CHECKSUMS} is not readable"
     return None
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """A file in NumPy's format, which NumPy reads, too, with its SHA-256 at the end."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue() + hashlib.sha256(file.getbuffer()).digest()
+
+
+def array_from(content: bytes, *, required: bool = True) -> np.ndarray:
+    """The array of `array_bytes`; with `required=False` also that of a file without the checksum.
+    ValueError if it has changed; damaged headers raise nearly anything.
+    """
+    file = io.BytesIO(content)
+    array = np.load(file)
+    file_bytes, checksum = memoryview(content)[: file.tell()], content[file.tell() :]
+    if (required or checksum) and hashlib.sha256(file_bytes).digest() != checksum:
+        raise ValueError("it has changed since it was written")
+    return array
+
+
+def seal(text: str) -> str:
+    """The text of a JSON object, not an empty one, with the CRC-32 of what comes before as its last
+    key.
+    """
+    before = text.rstrip().removesuffix("}").rstrip()
+    space, end = ("\n ", "\n") if "\n" in before else (" ", "")
+    return f'{before},{space}"{SEAL}": {zlib.crc32(before.encode())}{end}}}'
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The object in a text, whose key of `seal`, if it has one, is removed. ValueError if the text
+    has changed since it was sealed, or is no JSON object.
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    if SEAL in value:
+        found = re.search(rf',\s*"{SEAL}": (\d+)\s*\}}\s*$', text)
+        if not found or zlib.crc32(text[: found.start()].encode()) != int(found[1]):
+            raise ValueError("it has changed since it was written")
+        del value[SEAL]
+    return value
 
 
 @functools.lru_cache(maxsize=4096)

@@ -69,7 +69,8 @@ def flush(path: AnyPath) -> None:
     if is_bucket(path):
         return
     with contextlib.suppress(OSError if path.is_dir() else ()):
-        descriptor = os.open(path, os.O_RDONLY)
+        # Windows writes only what is open for writing to the disk
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import lock
 from vqd_jax.data.source import Items
@@ -22,7 +23,8 @@ from vqd_jax.runtime.progress import track
 
 SPLIT = "examples"
 LAYOUT = "1.0.0"  # the version of the features; another one is written beside the old
-NOTES = "notes.json"
+JSON = ".json"
+NOTES = f"notes{JSON}"
 PARTIAL = "partial"  # the folder of an unfinished set, beside LAYOUT
 
 
@@ -73,7 +75,23 @@ def read(directory: pathlib.Path) -> Items:
     import tensorflow_datasets as tfds
 
     with damage(directory):
+        _check(directory)
         return encoded(tfds.builder_from_directory(str(directory)), SPLIT)
+
+
+def read_notes(directory: pathlib.Path) -> dict[str, Any]:
+    """The notes of a written data set."""
+    with damage(directory):
+        _check(directory)
+        return dict(json.loads((directory / NOTES).read_text(encoding="utf-8")))
+
+
+def _check(directory: pathlib.Path) -> None:
+    """ValueError if a JSON file has changed; sets of earlier versions have no checksums. The files
+    with the examples have their own.
+    """
+    if (directory / CHECKSUMS).exists() and (wrong := mismatch(directory, only=JSON)):
+        raise ValueError(wrong)
 
 
 def encoded(builder: Any, split: str) -> Items:
@@ -99,7 +117,9 @@ def damage(
     """
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # parsers raise nearly anything on altered files
         raise UserError(
             f"the prepared data set in {directory} is damaged ({error}): {remedy}"
         ) from error
@@ -133,4 +153,5 @@ def _write(
     writer.close_all()
     if notes is not None:
         (partial / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+    write_checksums(partial, JSON)
     partial.rename(final)

@@ -4,9 +4,12 @@ in folders of classes, and an official split whose test part is "held_out_items"
 
 import dataclasses
 import pathlib
+import re
+from collections.abc import Callable, Iterable
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits, tfds_sets
+from vqd_jax.data.found_instead import found_instead
 from vqd_jax.data.image_files import (
     ImageFiles,
     existing_folder,
@@ -46,6 +49,28 @@ class _Layout:
         stem = full.stem if known else full.name
         return stem if self.flat else f"{full.parent.name}/{stem}"
 
+    def joined(self, keys: Iterable[str]) -> Callable[[str], str]:
+        """`key` for captions and lists of images that have these keys: where their class folder has
+        another name, it is that of the image with the same number.
+        """
+        known, by_number = set(keys), {}
+        for key in known:
+            number = _number(key)
+            by_number[number] = key if number not in by_number else ""
+
+        def key_of(path: str) -> str:
+            key = self.key(path)
+            return key if key in known else by_number.get(_number(key)) or key
+
+        return key_of
+
+
+def _number(key: str) -> tuple[str | int, str]:
+    """The number of the class in a key, or else its name, and the name of the image."""
+    folder, _, stem = key.casefold().rpartition("/")
+    number = re.search(r"\d+", folder)
+    return int(number[0]) if number else folder, stem
+
 
 CUB = _Layout(
     name="cub",
@@ -56,6 +81,7 @@ CUB = _Layout(
     "text/<class>/<image>.txt with a caption a line, from the caption archive distributed with "
     "StackGAN and DF-GAN",
 )
+CAPTIONS = ("text", "text_c10")  # the folders of captions
 FLOWERS = _Layout(
     name="flowers",
     images=("jpg", "images"),
@@ -100,13 +126,22 @@ def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
     else:
         images = first_existing(root / name for name in layout.images)
         if not images:
-            raise UserError(f"there is no folder {root / layout.images[0]}: {layout.about}")
+            there = found_instead(root, layout.images, [layout.images[0], CAPTIONS[0]])
+            raise UserError(f"there is no folder {root / layout.images[0]}{there}: {layout.about}")
         sizes = list_images(images)
     if not sizes:
         raise UserError(f"there are no images in {images}: {layout.about}")
     keys = {file: layout.key(file) for file in sizes}
-    texts = _caption_files(layout, root, captions)
+    key = layout.joined(keys.values())
+    texts = _caption_files(layout, root, captions, key)
     if bare := [file for file in sizes if keys[file] not in texts]:
+        folder = lambda file: keys[file].rpartition("/")[0]
+        joined = {folder(file) for file in sizes if keys[file] in texts}
+        if alone := sorted({*map(folder, bare)} - joined - {""}):
+            raise UserError(
+                f"the class folders {summarise(alone)} in {images} have no partner among those of "
+                f"the captions, by name or by number: {layout.about}"
+            )
         raise UserError(
             f"{summarise(bare)} of the {len(sizes)} images in {images} have no caption file: "
             f"{layout.about}"
@@ -119,7 +154,7 @@ def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
         keys[file]: splits.ITEMS if part == "test" else splits.TRAIN
         for file, part in (stored.splits if stored else {}).items()
     }
-    split = official_split(layout.name, layout.about, layout.key, folders, classes, default)
+    split = official_split(layout.name, layout.about, key, folders, classes, default)
     kept = [file for file in sizes if keys[file] in split]
     lines = map_threads(
         _read_captions, [texts[keys[file]] for file in kept], "reading captions", "file"
@@ -140,10 +175,12 @@ def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
     return folder_source(layout.name, images, records, kept, sizes)
 
 
-def _caption_files(layout: _Layout, root: pathlib.Path, captions: str) -> dict[str, pathlib.Path]:
+def _caption_files(
+    layout: _Layout, root: pathlib.Path, captions: str, key: Callable[[str], str]
+) -> dict[str, pathlib.Path]:
     """Key of an image → its caption file."""
     parent = existing_folder(layout.name, captions, layout.about) if captions else root
-    folders = [parent / name for name in ("text/text", "text", "text_c10")]
+    folders = [parent / name for name in ("text/text", *CAPTIONS)]
     if captions:
         folders.append(parent)
     for folder in folders:
@@ -152,9 +189,11 @@ def _caption_files(layout: _Layout, root: pathlib.Path, captions: str) -> dict[s
             for file in sorted(folder.glob("*/*.txt"))
         }
         if found:
-            return found
+            return {key(own): file for own, file in found.items()} | found
+    there = found_instead(parent, CAPTIONS, [layout.images[0], CAPTIONS[0]])
     raise UserError(
-        f"there are no caption files in {folders[1]}, its folder text, or text_c10: {layout.about}"
+        f"there are no caption files in {folders[1]}, its folder text, or text_c10{there}: "
+        f"{layout.about}"
     )
 
 

@@ -7,7 +7,6 @@ tolerates. The set is written in shards; after an interruption the finished shar
 """
 
 import functools
-import json
 import logging
 import operator
 import pathlib
@@ -171,6 +170,6 @@ def _examples(
 
 def _broken(directory: pathlib.Path) -> dict[str, str]:
     """The files that a shard leaves out, and the reasons."""
+    notes = array_record.read_notes(directory)
     with array_record.damage(directory):
-        notes = json.loads((directory / array_record.NOTES).read_text(encoding="utf-8"))
         return dict(notes["skipped"])

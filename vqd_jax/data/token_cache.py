@@ -1,12 +1,10 @@
 """The codec's tokens of every image, computed once and cached on disk; or of chosen images only.
 
 The name of a cache file is a hash of data set and codec weights, so a change of either misses it.
-The file is a NumPy array, followed by the SHA-256 checksum of it.
+The file is a NumPy array, followed by its checksum.
 """
 
-import contextlib
 import hashlib
-import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from vqd_jax.core.checksums import array_bytes, array_from
 from vqd_jax.core.files import atomic_write, lock, remove_leftovers
 from vqd_jax.data.loader import sequential
 from vqd_jax.data.source import Items, Source
 from vqd_jax.runtime.progress import bar
 
 BATCH = 64
-CHECKSUM = 32  # bytes
 
 Encode = Callable[[Any], Any]  # uint8 (BATCH, H, W, 3) → int tokens (BATCH, n)
 
@@ -45,25 +43,19 @@ def cached_tokens(
     with lock(folder / "tokens.lock"):
         remove_leftovers(folder)
         with atomic_write(path, "tokens to") as part:
-            array = io.BytesIO()
-            np.save(array, tokens.astype(np.uint16) if small else tokens)
-            part.write_bytes(array.getvalue() + _checksum(array.getbuffer()))
+            part.write_bytes(array_bytes(tokens.astype(np.uint16) if small else tokens))
     return tokens
 
 
 def _read(path: Path) -> np.ndarray | None:
     """The array in a cache file; None, which is told, if the file is damaged."""
-    with contextlib.suppress(FileNotFoundError):
-        content = memoryview(path.read_bytes())
-        array, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
-        if _checksum(array) == checksum:
-            return np.load(io.BytesIO(array))
+    try:
+        return array_from(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except Exception:  # damaged headers raise nearly anything
         print(f"{path} is damaged or of an earlier version: images are encoded again", flush=True)
-    return None
-
-
-def _checksum(content: bytes | memoryview) -> bytes:
-    return hashlib.sha256(content).digest()
+        return None
 
 
 def encode_records(

@@ -24,10 +24,15 @@ LONGEST_RATIO = 32  # of length to width: of longer images `Reference` scales th
 class Transform(Protocol):
     """Maps an image to `size` × `size` pixels; random given a generator, deterministic without."""
 
+    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square: ...
+
+
+@runtime_checkable
+class SizedTransform(Transform, Protocol):
+    """A transform that tells the side of its squares, in pixels."""
+
     @property
     def size(self) -> int: ...
-
-    def __call__(self, image: Pixels, rng: np.random.Generator | None = None) -> Square: ...
 
 
 def _resample(image: Pixels, box: tuple[float, float, float, float], size: int) -> Square:

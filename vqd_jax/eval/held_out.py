@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from vqd_jax.core.checksums import array_bytes
 from vqd_jax.core.files import atomic_write
-from vqd_jax.core.image_grid import grid, save_png, side_by_side
+from vqd_jax.core.image_grid import caption_metadata, grid, save_png, side_by_side
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.batches import ROWS, evaluation_records, indices, spread
@@ -110,12 +111,10 @@ class CodecEvaluation:
                 StageFolder(self.folder).reconstructions(step),
                 side_by_side(images[shown], outputs[shown], scale=3),
             )
-            with (
-                atomic_write(StageFolder(self.folder).codes(step), "the use of the codes") as part,
-                part.open("wb") as file,
-            ):
-                counts = [np.bincount(group.ravel(), minlength=book.codes) for group in groups]
-                np.save(file, np.concatenate(counts))
+            counts = [np.bincount(group.ravel(), minlength=book.codes) for group in groups]
+            file = StageFolder(self.folder).codes(step)
+            with atomic_write(file, "the use of the codes") as part:
+                part.write_bytes(array_bytes(np.concatenate(counts)))
         return values
 
 
@@ -220,6 +219,8 @@ class TokenEvaluation:
         )
         images = np.asarray(jitted.decode(stage.codec, self.codec, tokens, devices=devices))
         save_png(
-            StageFolder(self.folder).samples(step), grid(images, 8, captions=self.prompts, scale=3)
+            StageFolder(self.folder).samples(step),
+            grid(images, 8, captions=self.prompts, scale=3),
+            caption_metadata(self.prompts),
         )
         return values

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_bytes import LARGEST, decode, decode_mask, reason
-from vqd_jax.data.transforms import Transform
+from vqd_jax.data.transforms import SizedTransform
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import track
 from vqd_jax.samplers.base import Constraint
@@ -36,7 +36,7 @@ class EditImage:
 
 
 def read_edit_image(
-    init_image: str, mask: str | None, extend: Sequence[str], square: Transform
+    init_image: str, mask: str | None, extend: Sequence[str], square: SizedTransform
 ) -> EditImage:
     """The image and mask in files. UserError if they cannot be read or do not fit together."""
     image = decode_image(_content(init_image), init_image)
@@ -50,7 +50,7 @@ def make_edit_image(
     image: UInt8[np.ndarray, "H W 3"],
     mask: Bool[np.ndarray, "h w"] | None,
     extend: Sequence[str],
-    square: Transform,
+    square: SizedTransform,
     *,
     large: bool = True,
 ) -> EditImage:

@@ -20,7 +20,7 @@ from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer
-from vqd_jax.data.transforms import Transform
+from vqd_jax.data.transforms import SizedTransform
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.inference.loading import (
     StageCheckpoint,
@@ -69,7 +69,7 @@ class TextToImage:
     stored_digest: str = ""
 
     @property
-    def square(self) -> Transform:
+    def square(self) -> SizedTransform:
         """From an image of any shape to that of the model, as held-out images were read."""
         return build.transform(self.config, training=False)
 

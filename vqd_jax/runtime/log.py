@@ -1,5 +1,5 @@
-"""The log of a stage: one JSON line of scalars per logged step, and the same scalars for
-TensorBoard.
+"""The log of a stage: one JSON line of scalars per logged step, with a checksum, and the same
+scalars for TensorBoard.
 
 After a kill, `rewind` drops what was logged after the last checkpoint, so that a resumed run has
 one history.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from vqd_jax.core.checksums import SEAL, seal, unsealed
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, set_aside
 from vqd_jax.runtime.workdir import StageFolder
@@ -31,8 +32,8 @@ MEASUREMENTS = (
     "host_memory",
     "goodput",
 )
-# the keys that differ between two otherwise equal runs: measurements of time and memory
-TIMINGS = frozenset(("time", *(PREFIX + name for name in MEASUREMENTS)))
+# the keys of a line that differ between two otherwise equal runs: measurements of time and memory
+TIMINGS = frozenset(("time", SEAL, *(PREFIX + name for name in MEASUREMENTS)))
 
 
 class Log:
@@ -58,7 +59,7 @@ class Log:
         row: dict[str, Any] = {"step": int(step), "time": round(now, 3)}
         row |= {key: in_json(value) for key, value in values.items()}
         with self._readable_errors():
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(seal(json.dumps(row)) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
             scalars = [summary.scalar(key, value) for key, value in values.items()]
@@ -67,7 +68,7 @@ class Log:
     def write_machine(self, facts: Mapping[str, Any]) -> None:
         """Describe the machine in a JSON file beside the metrics, replacing an earlier one."""
         with atomic_write(self._paths.machine, "a log to") as part:
-            part.write_text(json.dumps(facts, indent=1) + "\n")
+            part.write_text(seal(json.dumps(facts, indent=1)) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop all lines after `step`, where training resumes, and hide them in TensorBoard."""
@@ -160,7 +161,7 @@ def _rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = unsealed(line)
         except (ValueError, RecursionError):
             row = None
         if _is_row(row):

@@ -5,21 +5,26 @@ tower: start, tokens, end, then zeros (the id of "!") up to 77 ids.
 import base64
 import gzip
 import html
+import io
 import json
 import unicodedata
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.text_files import read_json, read_text, shown
 from vqd_jax.data.text.bpe import valid_unicode
 
 KIND = "clip"
 VOCABULARY = 49408
 PAD, START, END = 0, 49406, 49407
 MERGES = VOCABULARY - 2 - 2 * 256  # two special tokens; 256 bytes, inside and at the end of a word
+TEXT = 2**24  # bytes of the merges; CLIP's have 3 MB with those that it does not use
 ACCEPTED = (
     "a folder with CLIP's vocab.json and merges.txt, or OpenAI's bpe_simple_vocab_16e6.txt.gz"
 )
@@ -89,16 +94,14 @@ class ClipTokenizer:
         path = Path(path)
         try:
             if path.is_dir():
-                vocabulary = json.loads((path / "vocab.json").read_text("utf-8"))
-                merges = _read_merges((path / "merges.txt").read_text("utf-8"))
+                vocabulary = read_json(path / "vocab.json")
+                merges = _read_merges(read_text(path / "merges.txt", TEXT))
             else:
-                merges = _read_merges(gzip.decompress(path.read_bytes()).decode("utf-8"))
+                merges = _read_merges(_unzip(path))
                 vocabulary = _order(merges)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{error.filename} does not exist; CLIP's tokenizer loads from {ACCEPTED}"
-            ) from error
-        except (OSError, EOFError, ValueError) as error:
+        except UserError as error:
+            raise UserError(f"{error}; CLIP's tokenizer loads from {ACCEPTED}") from error
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(
                 f"CLIP's tokenizer cannot read {path} ({error}); it loads from {ACCEPTED}"
             ) from error
@@ -182,13 +185,10 @@ class ClipTokenizer:
     def from_json(cls, text: str) -> "ClipTokenizer":
         try:
             stored = json.loads(text)
-            lines = (
-                gzip.decompress(base64.b64decode(stored["vocabulary_and_merges"]))
-                .decode()
-                .split("\n")
-            )
+            packed = base64.b64decode(stored["vocabulary_and_merges"])
+            lines = _unzip(io.BytesIO(packed)).split("\n")
             length = int(stored["length"])
-        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error) as error:
             raise UserError(
                 f"the stored {KIND} tokenizer is not in the format of `to_json`: {error}"
             ) from error
@@ -202,6 +202,14 @@ def clean(caption: str) -> str:
     """CLIP's cleaning: HTML entities undone twice, plain characters, single spaces, lower case."""
     caption = html.unescape(html.unescape(valid_unicode(caption)))
     return " ".join(unicodedata.normalize("NFC", caption.translate(PLAIN)).split()).lower()
+
+
+def _unzip(file: Path | IO[bytes]) -> str:
+    with gzip.open(file) as packed:
+        content = packed.read(TEXT + 1)
+    if len(content) > TEXT:
+        raise ValueError(f"more than {TEXT:,} bytes")
+    return content.decode()
 
 
 def _read_merges(text: str) -> list[tuple[str, str]]:
@@ -233,7 +241,8 @@ def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
     """Raises a UserError for a wrong vocabulary, which transformers would accept or refuse with a
     bare Exception.
     """
-    if len(vocabulary) != VOCABULARY or set(vocabulary.values()) != set(range(VOCABULARY)):
+    ids = {token for token in vocabulary.values() if isinstance(token, int)}
+    if len(vocabulary) != VOCABULARY or ids != set(range(VOCABULARY)):
         raise UserError(
             f"this vocabulary has {len(vocabulary)} tokens; CLIP's has the ids 0 to "
             f"{VOCABULARY - 1}"
@@ -246,6 +255,6 @@ def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
             raise UserError(
-                f"the merge {' '.join(merge)!r} does not fit this vocabulary; take both from one "
+                f"the merge {shown(' '.join(merge))} does not fit this vocabulary; take both from one "
                 "model"
             )

@@ -8,7 +8,6 @@ images are thinned evenly to keep the page small.
 import base64
 import functools
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vqd_jax.core.checksums import array_from, unsealed
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import read_regular
 from vqd_jax.data.batches import spread
@@ -158,7 +158,7 @@ def codes(workdir: Path) -> dict[str, Any] | None:
 def _load_counts(path: Path) -> np.ndarray:
     content = read_regular(path, MAX_FILE)
     try:
-        counts = np.load(io.BytesIO(content))
+        counts = array_from(content, required=False)
         if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.size * 8 > MAX_FILE:
             raise ValueError(f"an array of {counts.dtype}{list(counts.shape)}")
     except Exception as error:  # damaged arrays raise nearly anything
@@ -215,7 +215,7 @@ def evaluations(workdir: Path) -> list[tuple[Path, dict[str, Any]]]:
     folder = Workdir(workdir).path
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
-            result = json.loads(read_regular(path, MAX_FILE))
+            result = unsealed(read_regular(path, MAX_FILE).decode())
         except (OSError, ValueError, RecursionError, UserError):
             continue  # others' files, which are not told apart from damaged results
         if isinstance(result, dict) and all(

@@ -9,6 +9,7 @@ import numpy as np
 
 from vqd_jax.config.compatibility import without_local_paths
 from vqd_jax.config.defaults import defaults
+from vqd_jax.core.checksums import unsealed
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import read_regular
 from vqd_jax.runtime.checkpoint import Checkpoints
@@ -47,14 +48,11 @@ def machines(workdir: Path) -> dict[str, dict[str, Any]]:
     """Stage -> the machine on which it was last started."""
     files = {folder.name: folder.machine for folder in Workdir(workdir).logged_stages()}
     try:
-        found = {
-            stage: json.loads(read_regular(file, MAX_MACHINE))
+        return {
+            stage: unsealed(read_regular(file, MAX_MACHINE).decode())
             for stage, file in files.items()
             if file.exists()
         }
-        if not all(isinstance(machine, dict) for machine in found.values()):
-            raise ValueError("it is no JSON object")
-        return found
     except (ValueError, RecursionError) as error:
         raise UserError(f"a machine.json in {workdir} is damaged ({error}): delete it") from error
 
