@@ -67,7 +67,7 @@ def test_there_and_back_everything_is_the_same(name, vocabulary, tmp_path):
     made("convert", file, f"--workdir={tmp_path / 'again'}")
     same_workdirs(workdir, tmp_path / "again")
     before, after = pipeline.load(workdir), pipeline.load(tmp_path / "again")
-    same_arrays(before.entropy, after.entropy)
+    same_arrays(before.entropy(), after.entropy())
     prompts = {"class": ["1", "3"], "none": ["", ""]}.get(name, ["a red apple", "x"])
     for seed in (0, 1):
         np.testing.assert_array_equal(before(prompts, seed=seed), after(prompts, seed=seed))

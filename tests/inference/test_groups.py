@@ -140,7 +140,7 @@ def test_a_plan_of_the_model_is_used(model, image, tmp_path):
         "random": (G * L, G * L),
         "halton": (G * L, G * L),
     }
-    planned = dataclasses.replace(model, entropy=entropy)
+    planned = dataclasses.replace(model, entropy=lambda: entropy)
     for order in entropy:
         sampler, _ = planned.settings(sampler="counts", calls=5, order=order, counts="planned")
         assert sum(sampler.counts) == G * L and len(sampler.counts) == 5

@@ -110,10 +110,13 @@ def test_a_kept_plan_is_used_and_a_damaged_one_named(tmp_path, model, entropy):
     ):
         np.savez(Workdir(workdir).plan, random=values)
         with pytest.raises(UserError, match="plan.npz does not fit this model: its 'random' is an"):
-            pipeline.load(workdir)
+            pipeline.load(workdir).settings(sampler="counts")
     Workdir(workdir).plan.write_bytes(b"PK\x03\x04 no more")
     with pytest.raises(UserError, match="plan.npz is damaged"):
-        pipeline.load(workdir)
+        pipeline.load(workdir).settings(sampler="counts")
+    with pytest.raises(UserError, match="plan.npz is damaged"):
+        pipeline.load(workdir, Workdir(workdir).plan)
+    pipeline.load(workdir).settings(sampler="ancestral")  # which needs none
 
 
 def test_the_picture_of_a_plan(tmp_path, entropy):

@@ -167,16 +167,16 @@ def sampling(
     sampler: str,
     calls: int,
     *,
-    entropy: dict[str, np.ndarray] | None = None,
+    entropy: Callable[[], dict[str, np.ndarray]] = dict,
     options: dict[str, Any] | None = None,
     t_start: int | None = None,
     **guidance_config: Any,
 ) -> tuple[Sampler | AutoregressiveSampler, GuidanceConfig]:
     """The sampler of that name and its guidance config, from the keys of config.sampling.
 
-    `options` replace keys of the sampler's own section. `entropy` is the measurement of `vqd plan`
-    for each order of `counts`; counts="planned" needs it, and "auto" uses it if there is one. The
-    counts are planned from the time `t_start`, by default T.
+    `options` replace keys of the sampler's own section. `entropy` returns the measurement of `vqd
+    plan` for each order of `counts`; counts="planned" needs it, and "auto" uses it if there is one.
+    The counts are planned from the time `t_start`, by default T.
     """
     make, section = choose(
         "sampling.sampler",
@@ -203,8 +203,10 @@ def sampling(
     if counts in ("auto", "planned"):
         fields["counts"] = "uniform"
     chosen = make(calls=calls, **fields)
-    if counts == "planned" or counts == "auto" and chosen.order in (entropy or {}):
-        chosen = planned_counts(chosen, process(config), entropy or {}, t_start)
+    if counts in ("auto", "planned"):
+        measured = entropy()
+        if counts == "planned" or chosen.order in measured:
+            chosen = planned_counts(chosen, process(config), measured, t_start)
     return chosen, GuidanceConfig(**guidance_config)
 
 

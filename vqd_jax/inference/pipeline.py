@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ class TextToImage:
       codec, codec_weights: the VQ-VAE.
       stage, weights: the model over tokens; None where only the codec is trained.
       tokenizer: prompts to text ids.
-      entropy: what `vqd plan` measured for each order, for planned counts.
+      entropy: returns what `vqd plan` measured for each order, for planned counts.
       checkpoints: from which the stages were loaded.
       stored_digest: `digest`, where kernels are not kept in the dtype in which they are stored.
     """
@@ -64,7 +64,7 @@ class TextToImage:
     stage: TokenStage | None
     weights: Params | None
     tokenizer: Tokenizer | None
-    entropy: dict[str, np.ndarray]
+    entropy: Callable[[], dict[str, np.ndarray]] = dict
     checkpoints: tuple[StageCheckpoint, ...] = ()
     stored_digest: str = ""
 
@@ -361,6 +361,10 @@ def load(
                 f"an adapter changes a denoiser, and what is loaded from {workdir} has none"
             )
         weights["denoiser"] = apply_file(adapter, weights["denoiser"], scale=adapter_scale)
+    tokens = None if model is None else model.tokens
+    measured = functools.cache(lambda: read_plan(workdir, plan, tokens))
+    if plan:
+        measured()  # what was asked for is checked at once, the workdir's own when it is needed
     stored_digest = ""
     if model is not None and platform() != "cpu":
         stored_digest = _digest(weights, codec_weights)
@@ -372,7 +376,7 @@ def load(
         stage=model,
         weights=None if weights is None else _to_device(weights),
         tokenizer=tokenizer,
-        entropy=read_plan(workdir, plan, None if model is None else model.tokens),
+        entropy=measured,
         checkpoints=tuple(used),
         stored_digest=stored_digest,
     )
