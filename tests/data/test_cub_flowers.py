@@ -6,6 +6,7 @@ import collections
 import logging
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,51 @@ def test_images_in_neither_list_are_left_out_and_named(tmp_path, caplog):
     assert abs(source[7]["image"].astype(int) - colour(8)).max() <= 3
 
 
+def renamed(root, rename, what="text/text"):
+    for folder in sorted((root / what).iterdir()):
+        folder.rename(folder.with_name(rename(folder.name)))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        str.lower,
+        lambda name: name.partition(".")[0],
+        lambda name: f"class_{int(name.partition('.')[0])}",
+    ],
+)
+@pytest.mark.parametrize("what", ["text/text", "images"])
+@pytest.mark.parametrize("lists", ["pickle", "numbers"])
+def test_class_folders_of_other_names_are_joined_by_number(tmp_path, rename, what, lists):
+    names = birds(tmp_path, lists=lists)
+    usual = cub(path=str(tmp_path))
+    renamed(tmp_path, rename, what)
+    source = cub(path=str(tmp_path))
+    same = lambda record: (record.captions, record.split, record.label)
+    assert sorted(map(same, source.records)) == sorted(map(same, usual.records))
+    if what == "text/text":
+        assert [record.item for record in source.records] == names
+        assert source.fingerprint == usual.fingerprint
+
+
+def test_names_of_images_are_joined_whatever_their_case(tmp_path):
+    names = birds(tmp_path)
+    for file in (tmp_path / "text/text").glob("*/*.txt"):
+        file.rename(file.with_name(file.name.lower()))
+    assert [record.item for record in cub(path=str(tmp_path)).records] == names
+
+
+def test_folders_of_one_number_are_not_joined_by_it(tmp_path):
+    """Only by name; the captions of the other would be those of another class."""
+    birds(tmp_path)
+    folder = tmp_path / "images" / "001.Black_footed_Albatross"
+    shutil.copytree(folder, folder.with_name("001.Other"))
+    with pytest.raises(
+        UserError, match=r"the class folders 1 \(001.Other\) in \S*/images have no partner among"
+    ):
+        cub(path=str(tmp_path))
+
+
 class Evil:
     def __reduce__(self):
         return os.getcwd, ()
@@ -176,6 +222,11 @@ def listing_a_ghost(root):
     write(root / "test" / "filenames.pickle", pickle.dumps(["010.Red_winged_Blackbird/ghost"]))
 
 
+def another_class(root):
+    birds(root)
+    renamed(root, lambda name: name.replace("002.Laysan", "203.Other"))
+
+
 def no_caption(root):
     birds(root)
     write(next((root / "text").glob("text/*/*.txt")), b"\xff\xfe\n\n")
@@ -209,6 +260,17 @@ CUB = {
     r"^1 \(001.Black_footed_Albatross/\S*.jpg\) of the 12 images in \S*/images have no caption "
     r"file: CUB-200 is": one_text_gone,
     r"there is no caption in \S*.txt: one a line": no_caption,
+    r"the class folders 1 \(002.Laysan_Albatross\) in \S*/images have no partner among those of "
+    r"the captions, by name or by number: CUB-200 is": another_class,
+    r"no folder \S*/images \(there is CUB_200_2011.tgz, which is not unpacked\): CUB-200": (
+        lambda root: root.mkdir() or write(root / "CUB_200_2011.tgz", "")
+    ),
+    r"no folder \S*/images \(\S*/set/birds has images: name that folder\): CUB-200": (
+        lambda root: birds(root / "birds")
+    ),
+    r"no caption files in .*text_c10 \(there is text.zip, which is not unpacked\): CUB-200": (
+        lambda root: remove("text")(root) or write(root / "text.zip", "")
+    ),
     r"there is no \S*test/filenames.pickle beside \S*train/filenames.pickle: a split needs "
     r"both": remove("test"),
     r"there is no \S*testclasses.txt beside \S*trainvalclasses.txt": lambda root: (
@@ -256,7 +318,9 @@ def test_bad_flowers_folders_are_one_sentence(tmp_path):
         flowers(path=str(tmp_path))
     assert len(flowers(path=str(tmp_path), captions=str(tmp_path / "elsewhere"))) == 6
     (tmp_path / "jpg").rename(tmp_path / "jpeg")
-    with pytest.raises(UserError, match=r"there is no folder \S*/jpg: Oxford-102 flowers is"):
+    with pytest.raises(
+        UserError, match=r"there is no folder \S*/jpg \(there is jpeg\): Oxford-102 flowers is"
+    ):
         flowers(path=str(tmp_path))
 
 

@@ -337,6 +337,135 @@ def test_an_evaluation_without_git_writes_its_result(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    "name,content,sentence",
+    [
+        (
+            "metadata.jsonl",
+            '{"image_id": 3, "bbox": [1, 2]}\n',
+            "no column of images, only image_id",
+        ),
+        ("metadata.csv", "id,prompt\n3,a cat\n", "has no column of images, only id, prompt"),
+        ("metadata.jsonl", "not JSON\n", "line 1 is not JSON"),
+        ("metadata.csv", "file_name,text\n../a.png,a cat\n", "points outside the folder"),
+    ],
+)
+def test_a_foreign_table_is_ignored_where_no_captions_are_needed(
+    tmp_path, monkeypatch, name, content, sentence
+):
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    (tmp_path / name).write_text(content)
+    toy = lambda protocol, **weights: Evaluator(protocol=protocol, networks={PRIMARY: network()})
+    monkeypatch.setattr(run, "make_evaluator", toy)
+    both = [f"--pictures={tmp_path}", f"--reference={tmp_path}", f"--out={tmp_path / 'r.json'}"]
+    said = run_in_process("evaluate", *both, "--protocol=emoji").stdout
+    assert said.count("captions are ignored, since the protocol emoji needs none: ") == 1
+    assert sentence in said and (tmp_path / "r.json").exists()
+    monkeypatch.setitem(PROTOCOLS, "emoji", small("emoji", measures=("kid", "clip_score")))
+    refused = run_in_process("evaluate", *both, "--protocol=emoji", ok=False)
+    assert refused.returncode == 2 and sentence in refused.stderr
+
+
+def test_clean_takes_images_of_several_sizes_and_an_archive_of_images(tmp_path, monkeypatch):
+    """With the features of the images that are resized one by one."""
+    (tmp_path / "mixed").mkdir()
+    x = [np.random.default_rng(i).integers(0, 256, (9 + i % 3, 8, 3), np.uint8) for i in range(8)]
+    for i, pixels in enumerate(x):
+        Image.fromarray(pixels).save(tmp_path / "mixed" / f"{i}.png")
+    resize = lambda image: np.asarray(Image.fromarray(image).resize((16, 16)))
+    np.savez(tmp_path / "resized.npz", np.stack([*map(resize, x)]))
+    np.savez(tmp_path / "real.npz", np.stack([resize(image[::-1]) for image in x]))
+    one = dataclasses.replace(network(), resize_one=resize)
+    toy = lambda protocol, **weights: Evaluator(protocol=protocol, networks={PRIMARY: one})
+    monkeypatch.setattr(run, "make_evaluator", toy)
+    monkeypatch.setitem(PROTOCOLS, "clean", small("clean"))
+    measured = {}
+    for name in ("mixed", "resized.npz"):
+        run_in_process(
+            "evaluate",
+            f"--pictures={tmp_path / name}",
+            f"--reference={tmp_path / 'real.npz'}",
+            "--protocol=clean",
+            f"--out={tmp_path / 'r.json'}",
+        )
+        measured[name] = json.loads((tmp_path / "r.json").read_text())["pictures"]
+    assert measured["mixed"] == measured["resized.npz"]
+    assert measured["mixed"]["reference"]["file"] == str(tmp_path / "real.npz")
+    assert measured["mixed"]["generated"]["fid"] > 0
+
+
+@pytest.fixture
+def adm_files(tmp_path):
+    """A reference batch as guided-diffusion publishes it, and files with parts of it."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (9, 16, 16, 3), np.uint8)
+    moments = Moments.of(network()(random.integers(0, 256, (30, 16, 16, 3), np.uint8)))
+    both = {"mu": moments.mean, "sigma": moments.covariance}
+    spatial = {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    files = {
+        "batch": {"arr_0": pixels, **both, **spatial},
+        "images": {"arr_0": pixels},
+        "statistics": both | spatial,
+        "plain": both,
+        "nothing": spatial,
+    }
+    for name, arrays in files.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    return lambda name: tmp_path / f"{name}.npz"
+
+
+def test_a_reference_batch_of_guided_diffusion_gives_images_and_statistics(adm_files, capsys):
+    generated = [
+        np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8) for i in range(50, 58)
+    ]
+    protocol = small("adm", measures=("frechet", "neighbours"))
+    adm = Evaluator(protocol=protocol, networks={PRIMARY: network()})
+    score = lambda name: adm.score(generated, [], adm.reference(adm_files(name), (16, 16)))
+    whole, images, statistics = (score(name) for name in ("batch", "images", "statistics"))
+    assert capsys.readouterr().out == (
+        f"left out, since {adm_files('statistics')} has statistics but no images: neighbours\n"
+    )
+    values = lambda scored: scored.result["generated"]
+    assert values(whole)["fid"] == values(statistics)["fid"] != values(images)["fid"]
+    assert values(statistics).keys() == {"fid"} and statistics.similarity is None
+    assert values(whole) == values(images) | values(statistics) and len(values(whole)) == 5
+    file = str(adm_files("batch"))
+    counts = {"images": 9, "distinct": 9, "held": 9}
+    assert whole.result["reference"] == {"statistics": file, "file": file} | counts
+    assert images.result["reference"] == {"file": str(adm_files("images"))} | counts
+    assert statistics.result["reference"] == {"statistics": str(adm_files("statistics"))}
+
+
+def test_statistics_of_other_features_are_not_compared(adm_files, capsys):
+    clean = Evaluator(protocol=small("clean"), networks={PRIMARY: network()})
+    real = clean.reference(adm_files("batch"))
+    assert real.statistics is None and real.collected.count == 9
+    assert capsys.readouterr().out == (
+        f"only the images in {adm_files('batch')} are used, since its statistics are of "
+        "guided-diffusion: of InceptionV3 with the resizing of the protocol adm, not of clean\n"
+    )
+    with pytest.raises(
+        UserError,
+        match="statistics as in .*statistics.npz are of guided-diffusion: .* adm, not of clean: name a",
+    ):
+        clean.reference(adm_files("statistics"))
+    assert clean.reference(adm_files("plain")).statistics  # of unknown origin, as pytorch-fid's
+    kid = Evaluator(protocol=small("emoji", measures=("kid",)), networks={PRIMARY: network()})
+    with pytest.raises(UserError, match="only give a Fréchet distance, which the protocol emoji"):
+        kid.reference(adm_files("plain"))
+    with pytest.raises(UserError, match="neither images, as the array arr_0, nor statistics"):
+        clean.reference(adm_files("nothing"))
+    with pytest.raises(
+        UserError,
+        match=r"plain.npz has statistics of 6 features, and the protocol clean has 7 \(mixed\)",
+    ):
+        Evaluator(protocol=small("clean"), networks={PRIMARY: network(7)}).reference(
+            adm_files("plain"), (16, 16)
+        )
+
+
 @pytest.mark.parametrize("kind", ["itself", "a copy", "black images"])
 def test_equal_folders_have_no_distance_and_a_page(tmp_path, monkeypatch, kind):
     for i in range(9):

@@ -41,6 +41,21 @@ def test_rows_reach_the_network_as_they_are():
     np.testing.assert_array_equal(last(np.arange(15).reshape(3, 5)), [[12], [27], [42]])
 
 
+def test_images_of_several_sizes_are_resized_one_by_one():
+    """Their features are those of a batch of the resized images, in its order."""
+    means = Extractor(
+        name="means",
+        params=2.0,
+        embed=lambda p, x: p * x.astype("float32").mean(axis=(1, 2)),
+        batch=2,
+        resize_one=lambda image: image[:2, :2],
+    )
+    x = [images(1, size)[0] for size in (4, 2, 7)]
+    np.testing.assert_array_equal(means(x), means(np.stack([image[:2, :2] for image in x])))
+    with pytest.raises(UserError, match="vgg features need images of one size"):
+        Extractor(name="vgg", params=None, embed=means.embed)(x)
+
+
 def test_products_are_full_float32_on_every_device():
     extract = vgg16(batch=2)
     program = str(

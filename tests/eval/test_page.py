@@ -1,8 +1,12 @@
 """What an evaluation prints and plots."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
+from vqd_jax.core import fonts
 from vqd_jax.eval import page
 from vqd_jax.eval.evaluator import Scored, SimilarityReport
 
@@ -27,6 +31,17 @@ def test_equal_values_have_a_histogram(tmp_path):
     pytest.importorskip("matplotlib")
     page.plot({"pictures": scored(near, np.zeros(4))}, tmp_path / "plots.png")
     assert (tmp_path / "plots.png").exists()
+
+
+def test_captions_that_no_font_has_are_in_the_text_of_the_page(monkeypatch):
+    monkeypatch.setattr(fonts, "_packaged", lambda: [fonts.own()])
+    monkeypatch.setattr(fonts, "_system_fonts", lambda: ())
+    part = scored(np.zeros(8), np.zeros(0))
+    assert page.page({"test": part}, 0)[1] == {}
+    part = dataclasses.replace(part, prompts=["一只猫"] * 8, similarity=None)
+    texts = page.page({"plain": scored(np.zeros(8), np.zeros(0)), "test": part}, 0)[1]
+    assert texts.keys() == {"captions of test"}
+    assert json.loads(texts["captions of test"]) == ["test, random: 一只猫"] * 8
 
 
 def test_measures_come_with_their_intervals():

@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.resizing import CONVENTIONS, bicubic_bytes, clip_transform, resize
+from vqd_jax.eval.resizing import (
+    CONVENTIONS,
+    bicubic_bytes,
+    clip_transform,
+    clip_transform_one,
+    resize,
+    resize_clean_one,
+)
 
 SIZES = [
     ((32, 32), (299, 299)),
@@ -142,3 +149,18 @@ def test_an_unknown_convention_is_an_error():
         UserError, match="no resizing convention 'bilinear', only pytorch-fid, tf-legacy, clean"
     ):
         resize(jnp.zeros((1, 4, 4, 3)), (2, 2), "bilinear")
+
+
+@pytest.mark.parametrize("old", [(32, 32), (40, 27), (97, 61), (5, 3)])
+def test_one_image_on_the_host_is_resized_as_a_batch_is(old):
+    images = pictures(old)
+    got = [resize_clean_one(image, (31, 64)) for image in images]
+    assert got[0].dtype == np.float32
+    np.testing.assert_allclose(ours(images, (31, 64), "clean"), got, atol=2e-4)
+    again = [resize_clean_one(image, (31, 64)) for image in pictures((31, 64))]
+    np.testing.assert_array_equal(again, pictures((31, 64)))
+    transformed = np.asarray(clip_transform(jnp.asarray(images), 24))
+    np.testing.assert_array_equal(transformed, [clip_transform_one(x, 24) for x in images])
+    np.testing.assert_array_equal(
+        np.asarray(clip_transform(jnp.asarray(transformed), 24)), transformed
+    )

@@ -1,7 +1,7 @@
 """Measure a model or a folder of images by a named protocol.
 
   vqd evaluate --workdir=DIR [--protocol=NAME]
-  vqd evaluate --pictures=DIR --reference=DIR_OR_NPZ --protocol=NAME
+  vqd evaluate --pictures=DIR_OR_NPZ --reference=DIR_OR_NPZ --protocol=NAME
 
 The first generates the images of a model and measures them, the second measures a folder of images,
 whatever made them. Writes a JSON file, a page of images and plots. The images are generated in
@@ -54,14 +54,14 @@ def define_flags(options: flags.FlagValues) -> None:
         "pictures",
         None,
         "folder of the generated images: with --workdir where they go, by default beside the "
-        "JSON; without it, the images to measure",
+        "JSON; without it, the images to measure, or an .npz of them",
         flag_values=options,
     )
     flags.DEFINE_string(
         "reference",
         None,
-        "real images to compare with instead of the data set's: a folder, or an .npz with their "
-        "mu and sigma",
+        "real images to compare with instead of the data set's: a folder, or an .npz of images "
+        "(arr_0), of their statistics (mu and sigma) or of both",
         flag_values=options,
     )
     flags.DEFINE_string(
@@ -111,6 +111,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         raise UserError(f"--{next(iter(given))} is for the model in a --workdir, and there is none")
     out = _out(options)
 
+    from vqd_jax.core.checksums import seal
     from vqd_jax.core.files import atomic_write
     from vqd_jax.core.image_grid import save_png
     from vqd_jax.eval import page, run
@@ -129,9 +130,9 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     else:
         result, scored = run.evaluate_folder(Path(options.pictures), choice)
     with atomic_write(out) as part:
-        part.write_text(json.dumps(result, indent=1) + "\n")
+        part.write_text(seal(json.dumps(result, indent=1)) + "\n")
     if scored:
-        save_png(out.with_suffix(".png"), page.page(scored, result["protocol"]["seed"]))
+        save_png(out.with_suffix(".png"), *page.page(scored, result["protocol"]["seed"]))
         plots = out.with_name(f"{out.stem}-plots.png")
         try:
             page.plot(scored, plots)
@@ -145,7 +146,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def _out(options: flags.FlagValues) -> Path:
     """The JSON file to write."""
-    name = Path(options.workdir or options.pictures).resolve().name
+    name = Path(options.workdir or options.pictures).resolve().name.removesuffix(".npz")
     for chosen in (options.protocol, options.checkpoint):
         if chosen:
             name += f"-{chosen}"

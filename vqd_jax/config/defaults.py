@@ -80,7 +80,7 @@ def defaults() -> ConfigDict:
         path="",  # folder with jpg/ and text_c10/, or a TFDS oxford_flowers102
         captions="",  # folder with text_c10/, if it is elsewhere
     )
-    c.coco = _section(  # MS-COCO 2014
+    c.coco = _section(  # MS-COCO 2014 or 2017
         path="",  # folder with annotations/, train2014/ and val2014/, or a TFDS coco_captions
     )
     c.imagenet = _section(

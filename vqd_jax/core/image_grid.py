@@ -1,6 +1,7 @@
 """Grids of images as uint8 arrays, with captions below them, and PNG files with metadata."""
 
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
 
+from vqd_jax.core import captions as captions_
 from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write
@@ -21,11 +23,8 @@ Images = UInt8[np.ndarray, "b H W 3"]
 Sheet = UInt8[np.ndarray, "height width 3"]
 
 CAPTION_WIDTH = 96  # pixels: the least width of an image with a caption
-FONT_SIZE = 12
-LINE = 14  # pixels
-LINES = 6  # of a caption at most
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-WHITE, INK = 255, (40, 40, 40)
+WHITE = 255
 
 
 def grid(
@@ -38,6 +37,8 @@ def grid(
 ) -> Sheet:
     """The images in rows of `columns` on white, each enlarged `scale` times, with captions wrapped
     to their width. With captions, small images are enlarged further, by an integer factor.
+
+    What no font has of a caption becomes the number of the image; see `caption_metadata`.
     """
     n, h, w, _ = images.shape
     if n == 0 or columns < 1 or scale < 1 or gap < 0:
@@ -54,10 +55,15 @@ def grid(
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     columns = min(columns, n)
     rows = -(-n // columns)
-    font = ImageFont.load_default(FONT_SIZE)
-    texts = [_wrap(text, w, font) for text in captions] if captions is not None else [[]] * n
+    laid_out = [
+        captions_.layout(text, w, f"image {i}") for i, text in enumerate(captions or (), start=1)
+    ]
+    line_height = max((caption.line_height for caption in laid_out), default=captions_.LINE)
+    texts = [caption.lines for caption in laid_out] or [[]] * n
     row_of_texts = [texts[r * columns : (r + 1) * columns] for r in range(rows)]
-    heights = [h + LINE * max(map(len, row)) + (4 if any(row) else 0) for row in row_of_texts]
+    heights = [
+        h + line_height * max(map(len, row)) + (4 if any(row) else 0) for row in row_of_texts
+    ]
     sheet = Image.new(
         "RGB", (columns * (w + gap) + gap, sum(heights) + (rows + 1) * gap), (WHITE,) * 3
     )
@@ -67,8 +73,14 @@ def grid(
         x, y = gap + c * (w + gap), gap + sum(heights[:r]) + r * gap
         sheet.paste(Image.fromarray(images[i]), (x, y))
         for k, line in enumerate(texts[i]):
-            draw.text((x + w // 2, y + h + 2 + k * LINE), line, fill=INK, font=font, anchor="ma")
+            captions_.draw_line(draw, x + w // 2, y + h + 2 + k * line_height, line)
     return np.array(sheet)
+
+
+def caption_metadata(captions: Sequence[str], key: str = "captions") -> dict[str, str]:
+    """The captions for a PNG's text, if a grid cannot show all of their words; else {}."""
+    complete = all(captions_.layout(text, CAPTION_WIDTH, "").complete for text in captions)
+    return {} if complete else {key: json.dumps([*captions], ensure_ascii=False)}
 
 
 def side_by_side(
@@ -131,27 +143,3 @@ def save_figure(figure: "Figure", path: Path, what: str = "the picture") -> None
         raise UserError(f"cannot write {what} {path}: {error}") from error
     with atomic_write(path, what) as part:
         part.write_bytes(content.getvalue())
-
-
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Lines of at most `width` pixels. Longer words are broken, and more than LINES lines end with
-    an ellipsis.
-    """
-    lines = [""]
-    for word in text.split():
-        together = f"{lines[-1]} {word}".strip()
-        if font.getlength(together) <= width:
-            lines[-1] = together
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    if len(lines) > LINES:
-        lines = lines[:LINES]
-        while lines[-1] and font.getlength(lines[-1] + "…") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "…"
-    return lines

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 
 from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data import splits
+from vqd_jax.data.found_instead import found_instead
 from vqd_jax.data.image_files import (
     SUFFIXES,
     ImageFiles,
@@ -101,7 +102,8 @@ def captioned_folder(
     files = list(list_images(root))
     if not files:
         raise UserError(
-            f"there are no images in {path}; files ending in {' '.join(SUFFIXES)} are read"
+            f"there are no images in {path}{found_instead(root, ())}; files ending in "
+            f"{' '.join(SUFFIXES)} are read"
         )
     labels, skipped = dict.fromkeys(files, -1), {}
     if condition == "text":
@@ -153,7 +155,11 @@ def _with_captions(
         example = f", for example {printable(name)}: {unread[name]}" if name else ""
         there = sorted(p.name for p in root.iterdir() if p.suffix.lower() in UNREAD)
         there = [name for name in there if name not in TABLES]
-        lies = f"; there is {there[0]}, which is not one of them" if there else ""
+        lies = f"; there is {printable(there[0])}, which is not one of them" if there else ""
+        if lies and there[0].endswith(".json"):
+            lies += (
+                ": write its entries to metadata.jsonl, an object with file_name and text a line"
+            )
         raise UserError(
             f"none of the {len(files)} images in {root} has a caption{example}: {LAYOUTS}{lies}"
         )

@@ -42,12 +42,13 @@ def coco(*, path: str) -> ImageFiles:
         return _from_tfds(root)
     records, files, sizes = [], [], {}
     parts = _parts(root)
+    layout = ["annotations", *parts]
     for part in parts:
-        table = _table(root, part)
+        table = _table(root, part, layout)
         names, captions = _read_table(table)
         images = _images(root, part)
         if not images:
-            there = found_instead(root, [part], ["annotations", *parts])
+            there = found_instead(root, [part], layout)
             raise UserError(f"there is no folder {root / part}{there}: {ABOUT}")
         inside, found = images.relative_to(root).as_posix(), list_images(images)
         if missing := sorted({names[image] for _, image, _ in captions} - found.keys()):
@@ -91,12 +92,12 @@ def _images(root: pathlib.Path, part: str) -> pathlib.Path | None:
     return first_existing([root / part / part, root / part, root / "images" / part])
 
 
-def _table(root: pathlib.Path, part: str) -> pathlib.Path:
+def _table(root: pathlib.Path, part: str, layout: list[str]) -> pathlib.Path:
     name = f"annotations/captions_{part}.json"
     unpacked = root / f"annotations_trainval{part[-4:]}"  # the name of the archive
     table = first_existing([root / name, unpacked / name])
     if not table:
-        there = found_instead(root, [name], ["annotations", part])
+        there = found_instead(root, [name], layout)
         raise UserError(f"there is no file {root / name}{there}: {ABOUT}")
     return table
 

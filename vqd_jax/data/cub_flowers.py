@@ -65,11 +65,11 @@ class _Layout:
         return key_of
 
 
-def _number(key: str) -> tuple[str | int, str]:
-    """The number of the class in a key, or else its name, and the name of the image."""
+def _number(key: str) -> tuple[int, str, str]:
+    """The number of the class in a key, or else -1 and its name, and the name of the image."""
     folder, _, stem = key.casefold().rpartition("/")
     number = re.search(r"\d+", folder)
-    return int(number[0]) if number else folder, stem
+    return (int(number[0]), "", stem) if number else (-1, folder, stem)
 
 
 CUB = _Layout(
@@ -82,6 +82,7 @@ CUB = _Layout(
     "StackGAN and DF-GAN",
 )
 CAPTIONS = ("text", "text_c10")  # the folders of captions
+BESIDE = (*CAPTIONS, "train", "test")  # the folders beside those of images
 FLOWERS = _Layout(
     name="flowers",
     images=("jpg", "images"),
@@ -94,7 +95,7 @@ FLOWERS = _Layout(
 
 
 def cub(*, path: str, captions: str = "") -> ImageFiles:
-    """CUB-200-2011; the label is the index of the class in alphabetical order.
+    """CUB-200-2011; the label is the index of the class in the order of the folders' numbers.
 
     The split is that of {train,test}/filenames.pickle, else of {trainval,test}classes.txt (both
     hold out whole classes, as in the paper), else of the archive's train_test_split.txt.
@@ -107,8 +108,8 @@ def cub(*, path: str, captions: str = "") -> ImageFiles:
 
 
 def flowers(*, path: str, captions: str = "") -> ImageFiles:
-    """Oxford-102 flowers; the label is the index of the captions' class folder in alphabetical
-    order. Otherwise as `cub`.
+    """Oxford-102 flowers; the label is the index of the captions' class folder in the order of its
+    number. Otherwise as `cub`.
     """
     return _captioned(FLOWERS, path, captions)
 
@@ -126,14 +127,14 @@ def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
     else:
         images = first_existing(root / name for name in layout.images)
         if not images:
-            there = found_instead(root, layout.images, [layout.images[0], CAPTIONS[0]])
+            there = found_instead(root, layout.images, [layout.images[0], *BESIDE])
             raise UserError(f"there is no folder {root / layout.images[0]}{there}: {layout.about}")
         sizes = list_images(images)
     if not sizes:
         raise UserError(f"there are no images in {images}: {layout.about}")
     keys = {file: layout.key(file) for file in sizes}
-    key = layout.joined(keys.values())
-    texts = _caption_files(layout, root, captions, key)
+    key_of = layout.joined(keys.values())
+    texts = _caption_files(layout, root, captions, key_of)
     if bare := [file for file in sizes if keys[file] not in texts]:
         folder = lambda file: keys[file].rpartition("/")[0]
         joined = {folder(file) for file in sizes if keys[file] in texts}
@@ -154,12 +155,13 @@ def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
         keys[file]: splits.ITEMS if part == "test" else splits.TRAIN
         for file, part in (stored.splits if stored else {}).items()
     }
-    split = official_split(layout.name, layout.about, key, folders, classes, default)
+    split = official_split(layout.name, layout.about, key_of, folders, classes, default)
     kept = [file for file in sizes if keys[file] in split]
     lines = map_threads(
         _read_captions, [texts[keys[file]] for file in kept], "reading captions", "file"
     )
-    labels = {name: i for i, name in enumerate(sorted(set(classes.values())))}
+    names = sorted(set(classes.values()), key=lambda name: (_number(f"{name}/"), name))
+    labels = {name: i for i, name in enumerate(names)}
     records = [
         Record(
             item=keys[file],
@@ -176,7 +178,7 @@ def _captioned(layout: _Layout, path: str, captions: str) -> ImageFiles:
 
 
 def _caption_files(
-    layout: _Layout, root: pathlib.Path, captions: str, key: Callable[[str], str]
+    layout: _Layout, root: pathlib.Path, captions: str, key_of: Callable[[str], str]
 ) -> dict[str, pathlib.Path]:
     """Key of an image → its caption file."""
     parent = existing_folder(layout.name, captions, layout.about) if captions else root
@@ -189,8 +191,8 @@ def _caption_files(
             for file in sorted(folder.glob("*/*.txt"))
         }
         if found:
-            return {key(own): file for own, file in found.items()} | found
-    there = found_instead(parent, CAPTIONS, [layout.images[0], CAPTIONS[0]])
+            return {key_of(key): file for key, file in found.items()} | found
+    there = found_instead(parent, CAPTIONS, [layout.images[0], *BESIDE])
     raise UserError(
         f"there are no caption files in {folders[1]}, its folder text, or text_c10{there}: "
         f"{layout.about}"

@@ -19,7 +19,8 @@ from vqd_jax.runtime.progress import bar
 BATCH_SIZE = 64  # images
 MOMENTS_BATCH = 1024  # features whose moments are computed at once
 
-Batch = UInt8[np.ndarray, "b H W 3"]
+# images of one size, or of several
+Batch = UInt8[np.ndarray, "b H W 3"] | list[UInt8[np.ndarray, "_ _ 3"]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,15 +59,24 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 
 def batches(images: Items, size: int = BATCH_SIZE) -> Iterator[Batch]:
-    """Batches of images in order, read ahead by threads."""
-    waiting = []
+    """Batches of images in order, read ahead by threads. Arrays have the size of the first image,
+    so that one program is compiled.
+    """
+    waiting: list[np.ndarray] = []
+    shape: tuple[int, ...] = ()
     for _, image in prefetch(images.__getitem__, range(len(images))):
+        shape = shape or image.shape
         waiting.append(image)
         if len(waiting) == size:
-            yield np.stack(waiting)
+            yield _stacked(waiting, shape)
             waiting = []
     if waiting:
-        yield np.stack(waiting)
+        yield _stacked(waiting, shape)
+
+
+def _stacked(images: list[np.ndarray], shape: tuple[int, ...]) -> Batch:
+    """One array if all images have the shape."""
+    return np.stack(images) if {image.shape for image in images} == {shape} else images
 
 
 def collect(

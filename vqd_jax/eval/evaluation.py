@@ -29,10 +29,11 @@ from vqd_jax.eval.collect import (
     collect,
     evenly_spaced,
 )
-from vqd_jax.eval.evaluator import Evaluator, RealImages, Scored, SimilarityReport
+from vqd_jax.eval.evaluator import Evaluator, Scored, SimilarityReport
 from vqd_jax.eval.generate import generate
 from vqd_jax.eval.kernels import Records
 from vqd_jax.eval.protocols import Protocol
+from vqd_jax.eval.real_images import RealImages
 from vqd_jax.eval.retrieval import retrieve
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import escape_prompt

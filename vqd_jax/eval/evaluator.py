@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.image_folder import ImageFolder
 from vqd_jax.data.source import Items
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.eval import features, measures
 from vqd_jax.eval.checks import normalize
 from vqd_jax.eval.collect import Batch, Collected, FeatureSpec, batches, collect
 from vqd_jax.eval.features import Extractor
-from vqd_jax.eval.frechet import Statistics
+from vqd_jax.eval.image_sets import IMAGES, ArrayImages, FolderImages, ResizedImages, open_images
 from vqd_jax.eval.kernels import Records, cmmd
+from vqd_jax.eval.npz import stored_arrays
 from vqd_jax.eval.protocols import MEASURES, Protocol
+from vqd_jax.eval.real_images import IMAGE_MEASURES, RealImages, read_statistics, why_unused
 from vqd_jax.eval.scores import clip_score, inception_score
 from vqd_jax.models.weights.hub import local_folder
 
@@ -32,48 +32,6 @@ from vqd_jax.models.weights.hub import local_folder
 PRIMARY = "features"
 # the measures that need a model and its data
 MODEL_MEASURES = MEASURES[MEASURES.index("retrieval") :]
-
-
-@dataclasses.dataclass(frozen=True)
-class ResizedImages:
-    """The images of a folder, resized with Pillow's bicubic filter to `size` (height, width)."""
-
-    source: ImageFolder
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
-        image = Image.fromarray(self.source[i])
-        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BICUBIC))
-
-    def describe(self) -> str:
-        (height, width), before = self.size, self.source[0].shape
-        return f"bicubic (Pillow), from {before[1]} x {before[0]} to {width} x {height}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RealImages:
-    """Real images with their features, or published statistics of them, where `images` is None."""
-
-    images: Items | None
-    collected: Collected | Statistics
-
-    def describe(self) -> dict[str, Any]:
-        """Source and numbers of images for the result file."""
-        if isinstance(self.collected, Statistics):
-            return {"statistics": str(self.collected.path)}
-        source = {}
-        if isinstance(self.images, ResizedImages):
-            source = {"folder": str(self.images.source.path), "resizing": self.images.describe()}
-        elif isinstance(self.images, ImageFolder):
-            source = {"folder": str(self.images.path)}
-        return source | {
-            "images": self.collected.count,
-            "distinct": len(self.images),
-            "held": len(self.collected.indices),
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,24 +116,51 @@ class Evaluator:
         }
         return collect(parts, total, specs, description=description, weights=weights)
 
-    def reference(self, path: Path, size: tuple[int, int] | None = None) -> RealImages:
-        """The real images of a folder, or statistics in an .npz file.
+    def images(self, path: Path) -> FolderImages | ArrayImages:
+        """The images of a folder or .npz file. Those of a folder may differ in size if all networks
+        resize each image on its own.
+        """
+        mixed = all(network.resize_one for network in self.networks.values())
+        return open_images(path, mixed=mixed)
 
-        VGG16 embeds images in their own size, so if the images of the folder have another `size`
-        (height, width) than the generated ones, they are resized for it, and that is printed.
+    def reference(self, path: Path, size: tuple[int, int] | None = None) -> RealImages:
+        """The real images of a folder, or images, statistics or both in an .npz file.
+
+        VGG16 embeds images in their own size, so if the real images have another `size` (height,
+        width) than the generated ones, they are resized for it, and that is printed.
         """
         if not path.is_file():
-            images: ImageFolder | ResizedImages = ImageFolder(path)
-            if self.protocol.features == "vgg16" and size not in (None, images[0].shape[:2]):
-                images = ResizedImages(images, size)
-                print(f"real images are resized for VGG16: {images.describe()}")
-            return self.collect_real(images)
-        if "frechet" not in self.protocol.measures:
+            return self._real_images(self.images(path), size)
+        stored = stored_arrays(path, (IMAGES, "mu", "sigma", "mu_s"))
+        if not {IMAGES, "mu", "sigma"} & stored.keys():
             raise UserError(
-                f"statistics as in {path} only give a Fréchet distance, which the protocol "
-                f"{self.protocol.name} does not have: name a folder of real images"
+                f"{path} holds neither images, as the array {IMAGES}, nor statistics, mu and sigma"
             )
-        return RealImages(images=None, collected=Statistics.read(path))
+        statistics = None
+        if {"mu", "sigma"} & stored.keys():
+            unused = why_unused(self.protocol, stored.keys())
+            if not unused:
+                network = self.networks[PRIMARY]
+                statistics = read_statistics(path, self.protocol, network, size)
+            elif IMAGES in stored:
+                print(f"only the images in {path} are used, since its statistics {unused}")
+            else:
+                raise UserError(f"statistics as in {path} {unused}: name a folder of real images")
+        if IMAGES in stored:
+            real = self._real_images(ArrayImages.of(stored[IMAGES]), size)
+            return dataclasses.replace(real, statistics=statistics)
+        if left_out := [name for name in IMAGE_MEASURES if name in self.protocol.measures]:
+            print(f"left out, since {path} has statistics but no images: {', '.join(left_out)}")
+        return RealImages(statistics=statistics)
+
+    def _real_images(
+        self, images: FolderImages | ArrayImages, size: tuple[int, int] | None
+    ) -> RealImages:
+        if self.protocol.features == "vgg16" and size not in (None, images[0].shape[:2]):
+            resized = ResizedImages(images, size)
+            print(f"real images are resized for VGG16: {resized.describe()}")
+            return self.collect_real(resized)
+        return self.collect_real(images)
 
     def compare(
         self,
@@ -184,8 +169,8 @@ class Evaluator:
         texts: Sequence[str] = (),
         records: Records | None = None,
     ) -> tuple[dict[str, Any], Float[np.ndarray, " subsets"]]:
-        """The measures by name, and the kernel distance of each subset. Statistics only give the
-        Fréchet distance; without texts there is no CLIP score.
+        """The measures by name, and the kernel distance of each subset. Statistics without images
+        only give the Fréchet distance; without texts there is no CLIP score.
 
         `records` name the record of each generated image and of each real one whose features are
         kept; kernel distances leave out the pairs of one record.
@@ -194,8 +179,8 @@ class Evaluator:
         out: dict[str, Any] = {}
         subsets = np.zeros(0)
         if "frechet" in p.measures:
-            out |= measures.frechet_measure(p.features, primary, collected)
-        if "kid" in p.measures and isinstance(collected, Collected):
+            out |= measures.frechet_measure(p.features, primary, real.statistics or collected)
+        if "kid" in p.measures and collected:
             kernel = measures.kernel_distance(
                 primary,
                 collected,
@@ -205,11 +190,11 @@ class Evaluator:
                 records=records,
             )
             subsets, out = kernel.values, out | kernel.measures(measures.KERNEL[p.features])
-        if "neighbours" in p.measures and isinstance(collected, Collected):
+        if "neighbours" in p.measures and collected:
             out |= measures.neighbour_measures(
                 primary, collected, p.neighbours, closed=p.closed_balls
             )
-        if "cmmd" in p.measures and isinstance(collected, Collected):
+        if "cmmd" in p.measures and collected:
             out["cmmd"] = cmmd(primary.features, collected.features)
         if "inception_score" in p.measures:
             logits = features.inception_logits(self.networks[PRIMARY], primary.features)
@@ -250,7 +235,7 @@ class Evaluator:
         generated = self.collect_generated(batches(images), len(images), "generated images")
         result: dict[str, Any] = {"images": len(images), "reference": real.describe()}
         records = None
-        if isinstance(real.collected, Collected):
+        if real.collected:
             records, result["copies"] = measures.copies(generated[PRIMARY], real.collected)
             if result["copies"]:
                 print(

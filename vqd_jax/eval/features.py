@@ -5,7 +5,8 @@ are files to download.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Num, Shaped, UInt8
 
+from vqd_jax.core.cores import cores
 from vqd_jax.core.errors import UserError
-from vqd_jax.eval.resizing import CONVENTIONS, clip_transform, resize
+from vqd_jax.eval.resizing import (
+    CONVENTIONS,
+    clip_transform,
+    clip_transform_one,
+    resize,
+    resize_clean_one,
+)
 from vqd_jax.models.clip import MEAN, STD
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.inception import SIZE, WIDTHS, InceptionV3
@@ -28,7 +36,7 @@ from vqd_jax.models.weights.lpips import load_lpips
 from vqd_jax.runtime.devices import Devices, local_devices, map_rows, replicate
 from vqd_jax.runtime.progress import track
 
-Pictures = UInt8[np.ndarray, "n H W 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]  # of any size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +48,30 @@ class Extractor:
       name: of the features, for messages.
       embed: (params, rows) -> features, with float32 matrix products on every device.
       batch: rows per call, which are sharded over the local devices.
+      resize_one: for networks that resize each image on its own: does so on the host, for images of
+        different sizes.
     """
 
     name: str
     params: Any
     embed: Callable[[Any, Shaped[Array, "b ..."]], Float[Array, "b d"]]
     batch: int = 64
+    resize_one: Callable[[Picture], Num[np.ndarray, "_ _ 3"]] | None = None
 
     def __post_init__(self):
         if self.batch < 1:
             raise UserError(f"a feature extractor needs batch >= 1, got {self.batch}")
 
-    def __call__(self, rows: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
+    def __call__(
+        self, rows: Shaped[np.ndarray, "n ..."] | Sequence[Picture]
+    ) -> Float[np.ndarray, "n d"]:
         if not len(rows):
             raise UserError(f"{self.name} features need at least one image")
+        if not isinstance(rows, np.ndarray):
+            if self.resize_one is None:
+                raise UserError(f"{self.name} features need images of one size")
+            with ThreadPoolExecutor(cores()) as pool:
+                rows = np.stack([*pool.map(self.resize_one, rows)])
         starts = range(0, len(rows), self.batch)
         features = []
         if len(starts) > 1:
@@ -144,8 +162,13 @@ def inception(
         return InceptionV3().apply({"params": params}, resized / unit - 1)[output]
 
     params = replicate(load_inception(path), local_devices(batch))
+    one = functools.partial(resize_clean_one, size=(SIZE, SIZE)) if resizing == "clean" else None
     return Extractor(
-        name=f"Inception {output} ({resizing})", params=params, embed=embed, batch=batch
+        name=f"Inception {output} ({resizing})",
+        params=params,
+        embed=embed,
+        batch=batch,
+        resize_one=one,
     )
 
 
@@ -187,7 +210,13 @@ def clip(folder: str | Path, batch: int = 64) -> Clip:
     name = f"CLIP {image.width}/{image.patch} {image.size} px"
     params = replicate(params, local_devices(batch))
     return Clip(
-        images=Extractor(name=f"{name} image", params=params["image"], embed=embed, batch=batch),
+        images=Extractor(
+            name=f"{name} image",
+            params=params["image"],
+            embed=embed,
+            batch=batch,
+            resize_one=functools.partial(clip_transform_one, size=image.size),
+        ),
         captions=Extractor(
             name=f"{name} caption",
             params=params["caption"],

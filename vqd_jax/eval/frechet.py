@@ -12,7 +12,9 @@ from jaxtyping import Float
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval.checks import check_features
+from vqd_jax.eval.npz import stored_arrays
 
+WIDEST = 8192  # features whose statistics are read
 ROUNDING = 1e-6  # of covariances that were stored as float32, relative to their largest entry
 
 
@@ -74,21 +76,23 @@ class Statistics:
         """Reads `mu` and `sigma` of an .npz file, as pytorch-fid and guided-diffusion write them.
         UserError if they are missing, or if sigma is no covariance.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                mean, covariance = (
-                    np.asarray(stored[name], np.float64) for name in ("mu", "sigma")
-                )
-        except Exception as error:  # damaged archives raise many kinds
+        stored = stored_arrays(path, ("mu", "sigma"))
+        if missing := {"mu", "sigma"} - stored.keys():
             raise UserError(
-                f"{path} does not hold statistics, mu and sigma in an .npz file "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(
-                f"{path} has statistics of shapes {mean.shape} and {covariance.shape} instead of "
-                "(d,) and (d, d)"
+                f"{path} does not hold statistics, mu and sigma in an .npz file: there is no "
+                f"{' and no '.join(sorted(missing))}"
             )
+        mu, sigma = stored["mu"], stored["sigma"]
+        if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+            raise UserError(
+                f"{path} has statistics of {mu.dtype} and {sigma.dtype} instead of floats"
+            )
+        if len(mu.shape) != 1 or sigma.shape != 2 * mu.shape or mu.shape[0] > WIDEST:
+            raise UserError(
+                f"{path} has statistics of shapes {mu.shape} and {sigma.shape} instead of (d,) and "
+                f"(d, d), d up to {WIDEST}"
+            )
+        mean, covariance = mu.read().astype(np.float64), sigma.read().astype(np.float64)
         check_covariance(covariance, f"sigma in {path}")
         return cls(path=path, mean=mean, covariance=covariance)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 
-from vqd_jax.core.image_grid import Sheet, grid, save_figure
+from vqd_jax.core.image_grid import Sheet, caption_metadata, grid, save_figure
 from vqd_jax.eval.evaluator import Scored
 from vqd_jax.eval.intervals import SUFFIX
 
@@ -101,19 +101,25 @@ def _formatted(value: float, form: str, interval: Sequence[float] | None, std: f
     return form.format(value) + ("" if std is None else f" (std {form.format(std)})")
 
 
-def page(scored: Mapping[str, Scored], seed: int) -> Sheet:
-    """For each part the best, worst and random images, each above its nearest real image."""
-    sheets = [_rows(name, part, seed) for name, part in scored.items()]
+def page(scored: Mapping[str, Scored], seed: int) -> tuple[Sheet, dict[str, str]]:
+    """For each part the best, worst and random images, each above its nearest real image; and the
+    captions that no font can draw, for the text of the PNG file.
+    """
+    sheets, texts = [], {}
+    for name, part in scored.items():
+        images, captions = _rows(name, part, seed)
+        sheets.append(grid(images, min(COLUMNS, len(part.images)), captions=captions))
+        texts |= caption_metadata(captions, f"captions of {name}")
     width = max(sheet.shape[1] for sheet in sheets)
-    return np.concatenate(
-        [
-            np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=255)
-            for sheet in sheets
-        ]
-    )
+    padded = [
+        np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0)), constant_values=255)
+        for sheet in sheets
+    ]
+    return np.concatenate(padded), texts
 
 
-def _rows(name: str, part: Scored, seed: int) -> Sheet:
+def _rows(name: str, part: Scored, seed: int) -> tuple[UInt8[np.ndarray, "b H W 3"], list[str]]:
+    """The images of a part in the order of the page, and their captions."""
     columns = min(COLUMNS, len(part.images))
     random = np.random.default_rng(seed).choice(len(part.images), columns, replace=False)
     rows = {"random": np.sort(random)}
@@ -123,8 +129,9 @@ def _rows(name: str, part: Scored, seed: int) -> Sheet:
         rows = {"best": order[:columns], "worst": order[::-1][:columns], **rows}
     images, captions = [], []
     for kind, chosen in rows.items():
-        images += [part.images[int(i)] for i in chosen]
-        height, width = images[0].shape[:2]
+        shown = [part.images[int(i)] for i in chosen]
+        height, width = (images or shown)[0].shape[:2]
+        images += [_fitted(image, width, height) for image in shown]
         for i in chosen:
             caption = f"{name.replace('_', ' ')}, {kind}"
             if similarity:
@@ -134,12 +141,19 @@ def _rows(name: str, part: Scored, seed: int) -> Sheet:
             captions.append(caption)
         if similarity:
             for i in chosen:
-                real = Image.fromarray(similarity.images[similarity.nearest[i]])
-                if real.size != (width, height):
-                    real = real.resize((width, height))
-                images.append(np.asarray(real))
+                images.append(_fitted(similarity.images[similarity.nearest[i]], width, height))
                 captions.append("nearest real image")
-    return grid(np.stack(images), columns, captions=captions)
+    return np.stack(images), captions
+
+
+def _fitted(
+    image: UInt8[np.ndarray, "_ _ 3"], width: int, height: int
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The image in this size, on white if its shape is another."""
+    if image.shape[:2] == (height, width):
+        return image
+    fitted = ImageOps.pad(Image.fromarray(image), (width, height), color="white")
+    return np.asarray(fitted)
 
 
 def plot(scored: Mapping[str, Scored], out: Path) -> None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
 
 from vqd_jax.core.errors import UserError
 
@@ -66,10 +67,34 @@ def clip_transform(images: UInt8[Array, "b H W c"], size: int) -> UInt8[Array, "
     """CLIP's transform as published by OpenAI: Pillow's bicubic resize of the shorter side to
     `size` pixels, then a centre crop.
     """
-    short = min(images.shape[1:3])
-    height, width = (int(size * side / short) for side in images.shape[1:3])
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    height, width, top, left = _clip_layout(images.shape[1:3], size)
     return bicubic_bytes(images, (height, width))[:, top : top + size, left : left + size]
+
+
+def resize_clean_one(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
+) -> Float[np.ndarray, "h w 3"]:
+    """`resize` of one image by the convention clean, on the host."""
+    channels = [
+        Image.fromarray(channel).resize(size[::-1], Image.Resampling.BICUBIC)
+        for channel in np.moveaxis(image.astype(np.float32), -1, 0)
+    ]
+    return np.stack(channels, axis=-1).clip(0, 255)
+
+
+def clip_transform_one(
+    image: UInt8[np.ndarray, "H W 3"], size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """`clip_transform` of one image, on the host."""
+    height, width, top, left = _clip_layout(image.shape[:2], size)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+def _clip_layout(shape: tuple[int, int], size: int) -> tuple[int, int, int, int]:
+    """Height and width of the resized image, top and left of the crop."""
+    height, width = (int(size * side / min(shape)) for side in shape)
+    return height, width, round((height - size) / 2), round((width - size) / 2)
 
 
 def torch_bilinear(old: int, new: int) -> Matrix:

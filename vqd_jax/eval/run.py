@@ -12,12 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.captioned_folder import captions_of
-from vqd_jax.data.image_folder import ImageFolder
+from vqd_jax.data.captioned_folder import Captions, captions_of
 from vqd_jax.eval import emoji64, protocols, token_measures
 from vqd_jax.eval.collect import evenly_spaced
 from vqd_jax.eval.evaluation import Evaluation, cache_folder
 from vqd_jax.eval.evaluator import Scored, make_evaluator, without_model
+from vqd_jax.eval.image_sets import ArrayImages, FolderImages
 from vqd_jax.eval.intervals import MEANING
 from vqd_jax.eval.protocols import Protocol
 from vqd_jax.inference import pipeline
@@ -33,8 +33,8 @@ Result = tuple[dict[str, Any], dict[str, Scored]]
 class Choice:
     """What a user chooses instead of the protocol's and the config's settings; None leaves them.
 
-    `data` is SOURCE:DIR of the data set, `reference` a folder of real images or an .npz with their
-    mu and sigma, `inception` and `clip` are the weights of these networks.
+    `data` is SOURCE:DIR of the data set, `reference` a folder of real images or an .npz of them or
+    of their statistics, `inception` and `clip` are the weights of these networks.
     """
 
     protocol: str | None = None
@@ -122,7 +122,9 @@ def evaluate_model(
 
 
 def evaluate_folder(folder: Path, choice: Choice) -> Result:
-    """Evaluates a folder of generated images, with `choice.protocol` against `choice.reference`."""
+    """Evaluates generated images in a folder or .npz file, with `choice.protocol` against
+    `choice.reference`.
+    """
     protocol = choice.applied(protocols.get_protocol(choice.protocol))
     evaluator = make_evaluator(
         without_model(protocol), inception=choice.inception, clip=choice.clip
@@ -130,17 +132,17 @@ def evaluate_folder(folder: Path, choice: Choice) -> Result:
     left_out = [name for name in protocol.measures if name not in evaluator.protocol.measures]
     if left_out:
         print(f"left out, since there is no model: {', '.join(left_out)}")
-    images = ImageFolder(folder)
-    captions, _ = captions_of(images.path, images.files)
+    images = evaluator.images(folder)
+    captions = _captions(images, protocol)
     if choice.images:
-        chosen = evenly_spaced(len(images), choice.images)
-        images = ImageFolder(images.path, [images.files[i] for i in chosen])
+        images = images.subset(evenly_spaced(len(images), choice.images))
     elif len(images) != protocol.images:
         print(
             f"{images.path} has {len(images):,} images; the protocol {protocol.name} has "
             f"{protocol.images:,}"
         )
-    texts = [captions[file][0] for file in images.files if captions.get(file)]
+    files = images.files if captions else ()
+    texts = [captions[file][0] for file in files if captions.get(file)]
     if len(texts) < len(images):
         if "clip_score" in protocol.measures:
             print(
@@ -158,6 +160,19 @@ def evaluate_folder(folder: Path, choice: Choice) -> Result:
         "pictures": scored.result,
     }
     return result, {"pictures": scored}
+
+
+def _captions(images: FolderImages | ArrayImages, protocol: Protocol) -> Captions:
+    """The captions in a folder. Those that cannot be read are ignored if no measure needs them."""
+    if isinstance(images, ArrayImages):
+        return {}
+    try:
+        return captions_of(images.path, images.files)[0]
+    except UserError as error:
+        if "clip_score" in protocol.measures:
+            raise
+        print(f"captions are ignored, since the protocol {protocol.name} needs none: {error}")
+        return {}
 
 
 def provenance(

@@ -17,9 +17,9 @@ from vqd_jax.data.loader import sequential
 from vqd_jax.diffusion.process import MaskAndReplace
 from vqd_jax.eval import intervals
 from vqd_jax.eval.evaluation import MIN_IMAGES, Evaluation, RecordImages
-from vqd_jax.eval.evaluator import RealImages
 from vqd_jax.eval.generate import compute_batches
 from vqd_jax.eval.held_out import bits
+from vqd_jax.eval.real_images import RealImages
 from vqd_jax.inference.prompts import escape_prompt
 from vqd_jax.runtime.devices import local_devices
 from vqd_jax.samplers.base import Sampler

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vqd_jax.config import build
 from vqd_jax.core.buckets import as_path, is_bucket
 from vqd_jax.core.errors import UserError, printable
-from vqd_jax.core.image_grid import grid, save_png
+from vqd_jax.core.image_grid import caption_metadata, grid, save_png
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data import batches
@@ -375,7 +375,7 @@ class Experiment:
         images = model([prompt for prompt, _ in prompts], seed=self.config.seed)
         captions = [LABELS[kind] + prompt for prompt, kind in prompts]
         path = self.workdir.samples(stage)
-        save_png(path, grid(images, 8, captions=captions, scale=3))
+        save_png(path, grid(images, 8, captions=captions, scale=3), caption_metadata(captions))
         print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
 
     def _write_adapter(self) -> None:
