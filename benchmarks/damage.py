@@ -114,7 +114,11 @@ def main() -> None:
             strike(folder / file, damage, random.Random(seed))
 
         found = probe(whole, work / "copy", hit)
-        verdicts = {name: verdict(found[name], reference[name], file) for name in found}
+        other = damage in (None, text)
+        verdicts = {
+            name: verdict(found[name], reference[name], other and name == "report")
+            for name in found
+        }
         bad = {name: v for name, v in verdicts.items() if v.startswith(("silent", "crash"))}
         row = {"kind": kind, "file": file, "damage": damage.__name__ if damage else "gone"}
         rows.append(row | {"verdicts": verdicts})
@@ -272,7 +276,9 @@ def verdict(found: tuple[int, str, object], reference: tuple[int, str, object], 
         return f"refused: {lines[-1][7:]}" if len(lines) == 1 else f"crash: {len(lines)} sentences"
     if new := sorted(told(output) - told(reference[1])):
         return f"told: {new[0][:200]}"
-    return "no effect" if result == reference[2] else "silent: the result differs"
+    if result == reference[2]:
+        return "no effect"
+    return "shows what is left" if shown else "silent: the result differs"
 
 
 if __name__ == "__main__":

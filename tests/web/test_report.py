@@ -324,6 +324,7 @@ ODD = [
     *(("vqvae/codes-00000200.npy", kind) for kind in ("pipe", "link", "objects", "huge", "eps")),
     *(("diffusion/machine.json", kind) for kind in ("pipe", "list", "deep", "eps")),
     *(("vqvae/metrics.jsonl", kind) for kind in ("pipe", "eps")),
+    *(("mine.json", kind) for kind in ("pipe", "link", "deep", "eps")),
     *(("diffusion/plan.npz", kind) for kind in ("pipe", "objects", "huge", "eps")),
 ]
 
@@ -341,6 +342,7 @@ def test_a_strangers_file_is_a_note(workdir, tmp_path, name, kind, monkeypatch):
     parsed = Parsed(page.page(copy))
     assert re.search(r"damaged|is no|cannot be shown|has no line", parsed.text), parsed.text
     assert not programs and len(parsed.all("section")) == 7
+    assert str(tmp_path) not in page.page(copy)
     shown = [attributes["src"] for attributes in parsed.all("img")]
     if name in PICTURES:  # the other pictures are there, and of the series the other steps
         assert len(shown) == 4 - (name != PICTURES[0])

@@ -8,6 +8,7 @@ images are thinned evenly to keep the page small.
 import base64
 import functools
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -209,15 +210,19 @@ def _at_draw(values: np.ndarray, counts: Sequence[int]) -> list[float]:
     return np.round(entropy, 5).tolist()
 
 
-def evaluations(workdir: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(file, result) of each JSON of `vqd evaluate` in the workdir or its subfolders."""
+def evaluations(workdir: Path, faults: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """(file, result) of each JSON of `vqd evaluate` in the workdir or its subfolders. What is wrong
+    with files that are no JSON, or have changed, is added to `faults`.
+    """
     found = []
     folder = Workdir(workdir).path
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
-            result = unsealed(read_regular(path, MAX_FILE).decode())
-        except (OSError, ValueError, RecursionError, UserError):
-            continue  # others' files, which are not told apart from damaged results
+            text = read_regular(path, MAX_FILE).decode()
+            result = unsealed(text) if text.lstrip().startswith("{") else json.loads(text)
+        except (ValueError, RecursionError, UserError) as error:
+            faults.append(f"{path} is damaged ({error})")
+            continue
         if isinstance(result, dict) and all(
             isinstance(result.get(name), dict) for name in ("protocol", "provenance")
         ):

@@ -71,7 +71,8 @@ def page(workdir: str | Path) -> str:
         raise UserError(
             f"there is nothing to report in {workdir}: it has no metrics, images or config of a run"
         )
-    name = text(Workdir(workdir).path.absolute().name)
+    folder = Workdir(workdir).path
+    name = text(folder.absolute().name)
     state = _html(sections.state, workdir)
     style = _file("vqd_jax.web", "shared.css") + _file("vqd_jax.web.report", "report.css")
     script = _file("vqd_jax.web.report", "report.js")
@@ -81,6 +82,8 @@ def page(workdir: str | Path) -> str:
         f'<section id="{anchor(title)}"><h2>{title}</h2>{body}</section>'
         for title, body in bodies.items()
     )
+    for place in (folder.absolute(), folder):  # the page is given away: no path of this machine
+        body = body.replace(text(place), name)
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -24,13 +24,13 @@ def state(workdir: Path) -> str:
 
 
 def evaluations(workdir: Path) -> str:
-    out = []
-    for path, result in contents.evaluations(workdir):
+    out, faults = [], []
+    for path, result in contents.evaluations(workdir, faults):
         try:
             out.append(_evaluation(path, path.relative_to(Workdir(workdir).path), result))
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             out.append(note(f"{path.name} is not a result of this version of vqd evaluate."))
-    return "".join(out)
+    return "".join([*out, *map(note, faults)])
 
 
 def _evaluation(path: Path, name: Path, result: dict[str, Any]) -> str:
