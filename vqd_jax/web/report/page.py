@@ -82,8 +82,9 @@ def page(workdir: str | Path) -> str:
         f'<section id="{anchor(title)}"><h2>{title}</h2>{body}</section>'
         for title, body in bodies.items()
     )
-    for place in (folder.absolute(), folder):  # the page is given away: no path of this machine
-        body = body.replace(text(place), name)
+    for place in (folder.absolute(), folder):
+        if len(place.parts) > 1:  # the page is given away: no path of this machine
+            state, body = (html.replace(text(place), name) for html in (state, body))
     return f"""<!doctype html>
 <html lang="en">
 <head>
