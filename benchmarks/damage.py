@@ -49,7 +49,7 @@ KINDS = {  # of files, by their place in the workdir; the first that matches
 }
 SAMPLE = ["--prompt=a twitter style emoji of a crab", "--num=2", "--seed=1"]
 EXPECTED = {0, 2}
-SAID = "damaged|aside|has changed|missing|cannot|earlier version|left out|not readable|is no "
+SAID = "damaged|aside|has changed|missing|cannot|earlier version|left out|not readable|is no |is empty"
 
 
 def flip(content: bytearray, rng: random.Random) -> bytearray:

@@ -282,6 +282,14 @@ def test_damaged_files_are_notes_and_the_rest_is_shown(workdir, tmp_path, file, 
     )
 
 
+def test_an_emptied_log_is_told(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "copy")
+    (tmp_path / "copy/diffusion/metrics.jsonl").write_text("")
+    parsed = Parsed(page.page(tmp_path / "copy"))
+    assert "Denoiser (diffusion) was started, and its log is empty." in parsed.text
+    assert "TPU <v5>" in parsed.text
+
+
 GHOSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 
 

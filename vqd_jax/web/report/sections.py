@@ -99,14 +99,14 @@ def times(workdir: Path) -> str:
         packages = ", ".join(
             f"{name} {version}" for name, version in machine.pop("versions", {}).items()
         )
-        columns[stage] |= {
+        columns[stage] = columns.get(stage, {}) | {
             "device": f"{machine.pop('devices', 1)} × {machine.pop('device', '')}",
             "GFLOP per step": f"{machine.pop('flops_per_step', 0) / 1e9:,.1f}",
             **{name: str(value) for name, value in machine.items() if value},
             "packages": packages,
         }
     names = [*dict.fromkeys(name for column in columns.values() for name in column)]
-    skipped = [
+    notes = [
         f"{stage_title(stage)}: {row['fault/batches']:.0f} batches from batch "
         f"{row['fault/first_batch']:,.0f} on were skipped after a bad loss or gradient in step "
         f"{row['fault/step']:,.0f}"
@@ -114,11 +114,16 @@ def times(workdir: Path) -> str:
         for row in found
         if "fault/step" in row
     ]
+    notes += [
+        f"{stage_title(stage)} was started, and its log is empty"
+        for stage in columns
+        if stage not in rows
+    ]
     body = table(
         ("", *map(stage_title, columns)),
         [(name, *(column.get(name, "") for column in columns.values())) for name in names],
     )
-    return (body if names else "") + "".join(note(f"{line}.") for line in skipped)
+    return (body if names else "") + "".join(note(f"{line}.") for line in notes)
 
 
 def config(workdir: Path) -> str:
