@@ -1,5 +1,5 @@
-"""Pickles that were made to harm: nothing is looked up or altered, and no more memory is taken than
-the file is long.
+"""Pickles that were made to harm: nothing is looked up or altered, and time and memory are in
+proportion to the file.
 """
 
 import io
@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from helpers import hostile
 from helpers.torch_pickles import Storage, save
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.safe_pickle import Unpickler
@@ -118,8 +119,54 @@ def test_lists_in_lists_in_lists_are_not_written_out(tmp_path, little_memory, mo
     ring.append(ring)
     for name, content in (("doubled", tree), ("ring", ring)):
         (tmp_path / name).write_bytes(pickle.dumps(content))
-        with pytest.raises(UserError, match="more than 10,000 entries|RecursionError"):
+        with pytest.raises(UserError, match="more than 10,000 entries or 100 levels"):
             read_numpy_pickle(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    files = {name: content for name, (*content, _) in hostile.PICKLES.items()}
+    return hostile.read(tmp_path_factory.mktemp("hostile"), files)
+
+
+@pytest.mark.parametrize("name", hostile.PICKLES)
+def test_no_pickle_takes_all_time_or_memory(said, name):
+    assert hostile.PICKLES[name][2] in said[name]
+
+
+@pytest.mark.parametrize("key", [b"N", b"\x88", b"K\1", b"G" + bytes(8), b"C\1a", b"\x8c\1a"])
+def test_numbers_and_texts_are_keys(key):
+    for content in (b"}" + key + b"Ns.", b"(" + key + b"Nd.", b"\x8f(" + key + b"\x90."):
+        assert len(Unpickler(io.BytesIO(b"\x80\x04" + content)).load()) == 1
+
+
+@pytest.mark.parametrize(
+    "content,found",
+    [
+        (b")R.", "IndexError"),
+        (b"N)R.", "TypeError"),
+        (b"N)\x81.", "an object of a NoneType"),
+        (b")N)\x92.", "an operation that plain data do not need"),
+        (b"(I1\no.", "an operation that plain data do not need"),
+        (b"\x97.", "an operation that plain data do not need"),
+        (b"C\1a\x98.", "an operation that plain data do not need"),
+        (b"\x82\1.", "an extension of the pickle format"),
+        (b"NNNs.", "entries of a NoneType"),
+        (b"}Na.", "entries of a dict"),
+        (b"](N\x90.", "entries of a list"),
+    ],
+)
+def test_operations_are_refused(tmp_path, content, found):
+    (tmp_path / "w").write_bytes(b"\x80\x05" + content)
+    with pytest.raises(UserError, match=found):
+        read_numpy_pickle(tmp_path / "w")
+
+
+def test_a_name_in_a_file_neither_breaks_a_message_nor_fills_it(tmp_path):
+    (tmp_path / "w").write_bytes(GLOBAL % (b"a\x1b[31m\xe2\x80\xae" + b"b" * 9999, b"c" * 9999))
+    with pytest.raises(UserError, match=r"the global a\\x1b\[31m\\u202eb+\.c+\)") as caught:
+        read_numpy_pickle(tmp_path / "w")
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("legacy", [True, False])

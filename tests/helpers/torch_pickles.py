@@ -30,7 +30,7 @@ def save(path, legacy, make):
         return thing
 
     rebuild = named("_rebuild_tensor_v2", utils, lambda *_: None)
-    for name in ("FloatStorage", "BFloat16Storage", "LongStorage", "BoolStorage"):
+    for name in ("FloatStorage", "HalfStorage", "BFloat16Storage", "LongStorage", "BoolStorage"):
         named(name, torch, type(name, (), {}))
 
     class Tensor:

@@ -3,7 +3,8 @@
   vqd convert SOURCE --workdir=DIR
 
 SOURCE is a checkpoint of the official VQ-Diffusion code, a codec of taming-transformers, a folder
-or Hugging Face name in diffusers' layout (microsoft/vq-diffusion-ithq), or a file by `vqd export`.
+or Hugging Face name in diffusers' layout (microsoft/vq-diffusion-ithq; also its cache folder), or a
+file by `vqd export`.
 The workdir works with `vqd sample`, `vqd evaluate` and fine-tuning (`--config.init_from=DIR`).
 """
 
@@ -38,8 +39,8 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "tokenizer",
         None,
-        "CLIP's vocabulary: a folder with vocab.json and merges.txt, or OpenAI's "
-        "bpe_simple_vocab_16e6.txt.gz",
+        "CLIP's vocabulary: a folder or Hugging Face name with vocab.json and merges.txt, or "
+        "OpenAI's bpe_simple_vocab_16e6.txt.gz",
         flag_values=options,
     )
     flags.DEFINE_integer(
@@ -53,6 +54,9 @@ def define_flags(options: flags.FlagValues) -> None:
         256,
         "side of the images in pixels, if neither SOURCE nor --yaml says it",
         flag_values=options,
+    )
+    flags.DEFINE_boolean(
+        "allow_nan", False, "convert weights that are NaN or infinite", flag_values=options
     )
 
 
@@ -69,7 +73,9 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     given = [f"--{name}" for name in EXTRA if options[name].present]
     if given and is_exported(Path(source).expanduser()):
         raise UserError(f"{source} holds a complete model: leave out {' and '.join(given)}")
-    extra = convert.Extra(**{name: options[name].value for name in EXTRA})
+    extra = convert.Extra(
+        **{name: options[name].value for name in EXTRA}, allow_nan=options.allow_nan
+    )
     if "://" in options.workdir:
         raise UserError(f"vqd convert makes a local folder, got {options.workdir}: copy it then")
     convert.convert(source, Path(options.workdir), extra)

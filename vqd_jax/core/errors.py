@@ -8,9 +8,7 @@ import re
 
 # line breaks and other control characters, marks that change the direction of a text, and bytes of
 # a file name that are no UTF-8
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_NAME = 300  # characters
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from vqd_jax.config import build
@@ -20,9 +21,15 @@ from vqd_jax.data.text.load import Tokenizer, load_tokenizer
 from vqd_jax.inference import loading
 from vqd_jax.models.weights import clip, released, vqgan
 from vqd_jax.models.weights.exported import ITEMS, Stages, is_exported, read
-from vqd_jax.models.weights.files import read_tree
+from vqd_jax.models.weights.files import flatten, read_tree
+from vqd_jax.models.weights.hub import local_folder
+from vqd_jax.models.weights.rules import NotFiniteError, check_finite, few
 from vqd_jax.runtime.checkpoint import Checkpoints, fit
 from vqd_jax.runtime.workdir import Workdir
+
+VOCABULARY = ("vocab.json", "merges.txt")
+SIDE = 8192  # of images
+LAYERS = ("denoiser.layers", "clip_text.layers", "learned_text.layers", "vqvae.residual_blocks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,7 @@ class Extra:
     tokenizer: str | None = None
     heads: int | None = None
     image_size: int = 256
+    allow_nan: bool = False
 
 
 def convert(source: str, workdir: Path, extra: Extra) -> None:
@@ -44,7 +52,13 @@ def convert(source: str, workdir: Path, extra: Extra) -> None:
         if checkpoints.latest_step() is not None:
             raise UserError(f"{workdir} already holds a model; choose another --workdir")
     path = Path(source).expanduser()
-    stages, plan = exported(path) if is_exported(path) else (published(source, extra), {})
+    try:
+        if is_exported(path):
+            stages, plan = exported(path, finite=not extra.allow_nan)
+        else:
+            stages, plan = published(source, extra), {}
+    except NotFiniteError as error:
+        raise UserError(f"{error}; --allow_nan converts them as they are") from error
     for stage, items in stages.items():
         print(summary(stage, complete(items["config"]), items["weights"]))
     folders = {stage: Workdir(workdir).checkpoints(stage) for stage in stages}
@@ -57,13 +71,15 @@ def convert(source: str, workdir: Path, extra: Extra) -> None:
             loading.write_plan(workdir, plan)
 
 
-def exported(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
+def exported(path: Path, *, finite: bool = True) -> tuple[Stages, dict[str, np.ndarray]]:
     """The stages and the plan in a file written by `vqd export`. UserError unless the weights fit
-    their config.
+    their config and, if they must be, are `finite`.
     """
     stages, plan = read(path)
     for stage, items in stages.items():
         config, weights = complete(items["config"]), items["weights"]
+        for key in LAYERS:
+            few(config[key.partition(".")[0]][key.partition(".")[2]])
         if stage == "vqvae":
             codes = (
                 len(weights["codes"])
@@ -79,6 +95,8 @@ def exported(path: Path) -> tuple[Stages, dict[str, np.ndarray]]:
             x.shape, jnp.float32 if x.dtype == jnp.float16 else x.dtype
         )
         fit(jax.tree.map(wide, weights), target, f"the part {stage!r} of {path}")
+        if finite:
+            check_finite(flatten_dict({stage: weights}, sep="/"), str(path))
     return stages, plan
 
 
@@ -88,15 +106,18 @@ def published(name: str, extra: Extra) -> Stages:
     source = released.read(extra.codec).codec if extra.codec else found.codec
     if not source:
         raise UserError(f"{found.name} holds no codec: give its file with --codec")
-    remap = next(iter(read_tree(extra.remap).values())) if extra.remap else None
-    source = vqgan.with_remap(source, remap)
+    if extra.remap:
+        remap = next(iter(flatten(read_tree(extra.remap)).values()), np.zeros(0))
+        source = vqgan.with_remap(source, remap)
     config = configure(found, source, extra)
     items = {"step": 1, "config": json.loads(config.to_json())}
-    stages = {"vqvae": items | {"weights": codec_weights(config, source, found.name)}}
+    finite = not extra.allow_nan
+    weights = codec_weights(config, source, extra.codec or found.name, finite=finite)
+    stages = {"vqvae": items | {"weights": weights}}
     if found.denoiser:
         tokens = tokenizer(config, extra.tokenizer or found.tokenizer)
         stages["diffusion"] = items | {
-            "weights": diffusion_weights(config, found, tokens),
+            "weights": diffusion_weights(config, found, tokens, finite=finite),
             "tokenizer": tokens.to_json(),
         }
         if found.text and config.condition.kind != "text":
@@ -125,6 +146,10 @@ def configure(found: released.ReleasedModel, source: released.Arrays, extra: Ext
     factor = 2 ** (len(sizes["vqvae"]["multipliers"]) - 1)
     side = settings.pop("grid", {}).get("side")
     size = side * factor if side else extra.image_size
+    if size > SIDE:
+        raise UserError(
+            f"{found.name}: images of {size:,} pixels a side, at most {SIDE:,} are taken"
+        )
     attention = tuple(size // 2**level for level in sizes["attention_levels"])
     settings["vqvae"] = sizes["vqvae"] | {"attention_resolutions": attention}
     settings["codebook"] = {"codes": tokens, "width": sizes["codes"][1]}
@@ -177,7 +202,9 @@ def codec_target(
     return target
 
 
-def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dict[str, Any]:
+def codec_weights(
+    config: ConfigDict, source: released.Arrays, name: str, *, finite: bool = True
+) -> dict[str, Any]:
     """The codec's weights of the file or folder `name`, under this package's names."""
     target = codec_target(
         config,
@@ -185,7 +212,7 @@ def codec_weights(config: ConfigDict, source: released.Arrays, name: str) -> dic
         remap="remap" in source,
         projection="quantize.proj.weight" in source,
     )
-    return released.codec_weights(source, target, name)
+    return released.codec_weights(source, target, name, finite=finite)
 
 
 def tokenizer(config: ConfigDict, folder: str | Path | None) -> Tokenizer:
@@ -198,7 +225,7 @@ def tokenizer(config: ConfigDict, folder: str | Path | None) -> Tokenizer:
             "vocab.json and merges.txt, or "
             "bpe_simple_vocab_16e6.txt.gz, which pip download --no-deps open_clip_torch brings)"
         )
-    return ClipTokenizer.load(folder)
+    return ClipTokenizer.load(local_folder(str(folder), VOCABULARY))
 
 
 def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, Any]:
@@ -209,16 +236,19 @@ def target_of(stage: str, config: ConfigDict, tokens: Tokenizer) -> dict[str, An
 
 
 def diffusion_weights(
-    config: ConfigDict, found: released.ReleasedModel, tokens: Tokenizer
+    config: ConfigDict, found: released.ReleasedModel, tokens: Tokenizer, *, finite: bool = True
 ) -> dict[str, Any]:
     """The weights of denoiser and conditioner, under this package's names."""
-    target = target_of("diffusion", config, tokens)
-    out = {"denoiser": released.denoiser_weights(found.denoiser, target["denoiser"], found.name)}
+    target, name = target_of("diffusion", config, tokens), found.name
+    out = {
+        "denoiser": released.denoiser_weights(
+            found.denoiser, target["denoiser"], name, finite=finite
+        )
+    }
     if config.condition.kind == "text":
+        encoder = target["conditioner"]["encoder"]
         out["conditioner"] = {
-            "encoder": released.text_weights(
-                found.text, target["conditioner"]["encoder"], found.name
-            )
+            "encoder": released.text_weights(found.text, encoder, name, finite=finite)
         }
         if found.null is not None:
             null = np.asarray(found.null, np.float32)
@@ -227,6 +257,8 @@ def diffusion_weights(
                     f"{found.name}: the null embedding has shape {null.shape}, the states of the "
                     f"text encoder {target['conditioner']['null'].shape}"
                 )
+            if finite:
+                check_finite({"the null embedding": null}, name)
             out["conditioner"]["null"] = null
     return out
 

@@ -2,9 +2,11 @@
 size and layout.
 """
 
+import base64
 import gzip
 import importlib.util
 import itertools
+import json
 import random
 import re
 from pathlib import Path
@@ -143,6 +145,9 @@ def test_every_script_encodes(tokenizer):
         (VOCABULARY, MERGES[:-1], "48893 merges"),
         (VOCABULARY, [*MERGES[:-1], ("a", "☃")], "does not fit"),
         ({name: 49407 - i for name, i in VOCABULARY.items()}, MERGES, "not CLIP's"),
+        ({name: [i] for name, i in VOCABULARY.items()}, MERGES, "0 tokens"),
+        ([1], MERGES, "holds a list, not an object"),
+        (VOCABULARY, [*MERGES[:-1], ("a", "b" * 10**6)], "the merge 'a b{97}…' does not fit"),
     ],
 )
 def test_a_wrong_vocabulary_is_refused(tmp_path, vocabulary, merges, words):
@@ -153,12 +158,17 @@ def test_a_wrong_vocabulary_is_refused(tmp_path, vocabulary, merges, words):
 def test_wrong_paths_are_refused(tokenizer, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.gz").write_text("not gzip")
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"a b\nc d")[:-9])
+    whole = gzip.compress(b"a b\nc d" * 99)
+    (tmp_path / "cut.gz").write_bytes(whole[:-9])
+    (tmp_path / "wrong.gz").write_bytes(whole[:12] + b"\xff" * 9 + whole[21:])
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**25)))
     for path in [
         "openai/clip-vit-base-patch32",
         tmp_path / "empty",
         tmp_path / "text.gz",
         tmp_path / "cut.gz",
+        tmp_path / "wrong.gz",
+        tmp_path / "bomb.gz",
     ]:
         with pytest.raises(UserError, match="vocab.json and merges.txt, or OpenAI's"):
             ClipTokenizer.load(path)
@@ -168,6 +178,9 @@ def test_wrong_paths_are_refused(tokenizer, folder, tmp_path):
         tokenizer("a cat")
     with pytest.raises(UserError, match="to_json"):
         ClipTokenizer.from_json('{"kind": "clip", "length": 77, "vocabulary_and_merges": "AAAA"}')
+    packed = base64.b64encode((tmp_path / "bomb.gz").read_bytes()).decode()
+    with pytest.raises(UserError, match="more than 16,777,216 bytes"):
+        ClipTokenizer.from_json(json.dumps({"length": 77, "vocabulary_and_merges": packed}))
 
 
 def test_the_published_vocabulary():

@@ -162,7 +162,7 @@ def test_other_models_are_refused(folder):
             {"text_config": {"hidden_size": 64, "num_attention_heads": 4}},
             "text_config.num_attention_heads is 4; only 1, of 64 features each,",
         ),
-        ([], "cannot be read as the settings of a CLIP"),
+        ([], "holds a list, not an object"),
     ]:
         (folder / "config.json").write_text(json.dumps(settings))
         with pytest.raises(UserError, match=message):

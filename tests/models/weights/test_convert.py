@@ -14,10 +14,11 @@ import pytest
 
 from helpers.torch_pickles import Storage, save
 from vqd_jax.core.errors import UserError
+from vqd_jax.models.weights import clip, denoiser, vqgan
 from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.models.weights.lpips import load_lpips
 from vqd_jax.models.weights.pip_packages import package_file
-from vqd_jax.models.weights.rules import Rule, conv, convert, linear
+from vqd_jax.models.weights.rules import NotFiniteError, Rule, conv, convert, linear
 from vqd_jax.models.weights.torch_files import read_numpy_pickle, read_torch
 
 TARGET = {
@@ -113,6 +114,76 @@ def test_whatever_does_not_fit_is_named(change, message):
     }
     with pytest.raises(UserError, match=message):
         convert(source, rules, TARGET, name="w")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_numbers_that_are_nan_or_infinite_are_counted(value, dtype):
+    with np.errstate(over="ignore"):
+        bias = np.array([value, 1.0]).astype(dtype)
+        weight = np.array([[value, value, 1], [2, 3, value]]).astype(dtype)
+    message = "w: 1 of the 2 numbers in 'fc.bias' are NaN or infinite$"
+    with pytest.raises(NotFiniteError, match=message):
+        convert({"fc.weight": np.ones((2, 3)), "fc.bias": bias}, RULES, TARGET, name="w")
+    source = {"fc.weight": weight, "fc.bias": bias}
+    message = "w: 3 of the 6 numbers in 'fc.weight' are NaN or infinite, the first of 2 such arrays"
+    with pytest.raises(NotFiniteError, match=message):
+        convert(source, RULES, TARGET, name="w")
+    with np.errstate(over="ignore"):
+        tree = convert(source, RULES, TARGET, name="w", finite=False)
+    assert np.isfinite(tree["dense"]["bias"]).tolist() == [False, True]
+
+
+def test_dropped_arrays_and_whole_numbers_may_be_anything():
+    source = {"fc.weight": np.ones((2, 3), int), "fc.bias": np.zeros(2), "mask": np.array(-np.inf)}
+    assert convert(source, RULES, TARGET, drop=["mask"], name="w")["dense"]["kernel"].sum() == 6
+
+
+@pytest.mark.parametrize(
+    "sizes,keys,sentence",
+    [
+        (
+            denoiser.sizes,
+            {f"blocks.{i}.mlp.0.weight": (16, 4) for i in range(201)}
+            | {f"content_emb.{x}emb.weight": (21, 4) for x in ("", "height_", "width_")},
+            "the weights have 201 layers; at most 200 are accepted",
+        ),
+        (
+            clip.sizes,
+            {f"transformer.resblocks.{i}.ln_1.bias": (4,) for i in range(201)}
+            | {"token_embedding.weight": (9, 4), "positional_embedding": (5, 4)},
+            "the weights have 201 layers",
+        ),
+        (
+            vqgan.sizes,
+            {f"encoder.down.{i}.block.0.conv1.weight": (2, 2, 3, 3) for i in range(11)}
+            | {"encoder.conv_in.weight": (2, 3, 3, 3)},
+            "more than 10 levels",
+        ),
+        (
+            clip.sizes,
+            {"token_embedding.weight": (2**40, 0), "positional_embedding": (5, 0)},
+            "no token or position embedding",
+        ),
+        (
+            denoiser.sizes,
+            {f"content_emb.{x}emb.weight": (0, 2**40) for x in ("", "height_", "width_")}
+            | {"blocks.0.mlp.0.weight": (2**42, 0)},
+            "an array without numbers",
+        ),
+    ],
+    ids=["denoiser", "clip", "levels", "tokens", "states"],
+)
+def test_a_small_file_is_no_model_of_endless_layers_or_widths(sizes, keys, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sizes({key: np.zeros(shape, np.float32) for key, shape in keys.items()})
+
+
+def test_the_number_of_a_layer_is_not_the_number_of_layers():
+    keys = {f"content_emb.{x}emb.weight": (21, 4) for x in ("", "height_", "width_")}
+    keys |= {"blocks.0.mlp.0.weight": (16, 4), "blocks.99999999.mlp.0.weight": (16, 4)}
+    found = denoiser.sizes({key: np.zeros(shape, np.float32) for key, shape in keys.items()})
+    assert found["denoiser"]["layers"] == 2
 
 
 # the packages' weights

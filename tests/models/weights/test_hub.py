@@ -13,7 +13,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path):
 
 def test_a_name_that_is_neither_is_one_sentence():
     with pytest.raises(
-        UserError, match="there is no folder 'clip', and it is not the name of a repository"
+        UserError, match="there is no file or folder 'clip', and it is not the name of a repos"
     ):
         local_folder("clip")
 

@@ -11,7 +11,6 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Int
@@ -94,7 +93,8 @@ class ClipTokenizer:
         path = Path(path)
         try:
             if path.is_dir():
-                vocabulary = read_json(path / "vocab.json")
+                tokens = read_json(path / "vocab.json").items()
+                vocabulary = {name: token for name, token in tokens if isinstance(token, int)}
                 merges = _read_merges(read_text(path / "merges.txt", TEXT))
             else:
                 merges = _read_merges(_unzip(path))
@@ -204,7 +204,7 @@ def clean(caption: str) -> str:
     return " ".join(unicodedata.normalize("NFC", caption.translate(PLAIN)).split()).lower()
 
 
-def _unzip(file: Path | IO[bytes]) -> str:
+def _unzip(file: Path | io.BytesIO) -> str:
     with gzip.open(file) as packed:
         content = packed.read(TEXT + 1)
     if len(content) > TEXT:
@@ -241,8 +241,7 @@ def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
     """Raises a UserError for a wrong vocabulary, which transformers would accept or refuse with a
     bare Exception.
     """
-    ids = {token for token in vocabulary.values() if isinstance(token, int)}
-    if len(vocabulary) != VOCABULARY or ids != set(range(VOCABULARY)):
+    if len(vocabulary) != VOCABULARY or set(vocabulary.values()) != set(range(VOCABULARY)):
         raise UserError(
             f"this vocabulary has {len(vocabulary)} tokens; CLIP's has the ids 0 to "
             f"{VOCABULARY - 1}"
@@ -255,6 +254,6 @@ def _check(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
             raise UserError(
-                f"the merge {shown(' '.join(merge))} does not fit this vocabulary; take both from one "
-                "model"
+                f"the merge {shown(' '.join(merge))} does not fit this vocabulary; take both from "
+                "one model"
             )

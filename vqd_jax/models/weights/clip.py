@@ -9,17 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.files import flatten, read_tree
-from vqd_jax.models.weights.rules import Rule, layer_rules, norm_rules
+from vqd_jax.models.weights.folders import read_weights, weights_in
+from vqd_jax.models.weights.rules import Rule, layer_rules, norm_rules, numbered
 
 Arrays = dict[str, np.ndarray]
-FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "ViT-B-32.pt",
-    "ViT-L-14.pt",
-    "ViT-L-14-336px.pt",
-)
+OPENAI = ("ViT-B-32.pt", "ViT-L-14.pt", "ViT-L-14-336px.pt")
 DROP = [
     r"visual\..*",
     r"vision_model\..*",
@@ -92,23 +86,17 @@ def shape_of(source: Mapping[str, np.ndarray], pattern: str) -> tuple[int, ...] 
 
 def sizes(source: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Fields of `ClipText`, from the shapes of the arrays."""
-    tokens, positions = (shape_of(source, rule.source) for rule in RULES[:2])
-    if tokens is None or positions is None or (len(tokens), len(positions)) != (2, 2):
+    tokens, positions = (shape_of(source, rule.source) or () for rule in RULES[:2])
+    if [len(tokens), len(positions)] != [2, 2] or 0 in (*tokens, *positions):
         raise UserError(
             "these are not the weights of a CLIP text tower: there is no token or position "
             "embedding"
         )
-    text = [key for key in source if not key.startswith(("visual.", "vision_model."))]
-    layers = {
-        key.split(".resblocks." if ".resblocks." in key else "encoder.layers.")[1].split(".")[0]
-        for key in text
-        if ".resblocks." in key or "encoder.layers." in key
-    }
     return {
         "vocabulary": tokens[0],
         "length": positions[0],
         "width": tokens[1],
-        "layers": len(layers),
+        "layers": numbered(_BLOCK, source),
         "heads": heads(tokens[1]),
     }
 
@@ -119,14 +107,18 @@ def heads(width: int) -> int:
 
 
 def read_clip(folder: str | Path) -> Arrays:
-    """Reads the weights from such a file, or from a folder with one of FILES."""
+    """Reads the weights from such a file, or from a folder of transformers or with one of OPENAI's
+    files.
+    """
     path = Path(folder).expanduser()
     if path.is_dir():
-        files = [path / name for name in FILES if (path / name).is_file()]
-        if not files:
+        files = [weights_in(path), *(path / name for name in OPENAI if (path / name).is_file())]
+        found = next(filter(None, files), None)
+        if found is None:
             raise UserError(
-                f"there are no CLIP weights in {path}: put one of {', '.join(FILES)} there, for "
-                "example from openai/clip-vit-base-patch32 on the Hugging Face hub"
+                f"there are no CLIP weights in {path}: put one of model.safetensors, "
+                f"pytorch_model.bin, {', '.join(OPENAI)} there, for example from "
+                "openai/clip-vit-base-patch32 on the Hugging Face hub"
             )
-        path = files[0]
-    return split_fused(flatten(read_tree(path)))
+        path = found
+    return split_fused(read_weights(path))

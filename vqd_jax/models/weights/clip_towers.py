@@ -3,8 +3,6 @@ to parameters of `models.clip`.
 """
 
 import dataclasses
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +13,11 @@ import numpy as np
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
+from vqd_jax.core.text_files import read_json, shown
 from vqd_jax.models.clip import ClipCaption, ClipImage
 from vqd_jax.models.text_clip import ClipText
 from vqd_jax.models.weights import clip
-from vqd_jax.models.weights.rules import Rule, conv, convert, linear, norm_rules
+from vqd_jax.models.weights.rules import Rule, conv, convert, linear, norm_rules, numbered
 
 DROP = [
     "logit_scale",
@@ -88,7 +87,7 @@ def networks(source: Mapping[str, np.ndarray]) -> tuple[ClipImage, ClipCaption]:
         width=width,
         heads=clip.heads(width),
         embedding=embedding,
-        layers=len({match[1] for key in source if (match := re.match(_BLOCK, key))}),
+        layers=numbered(_BLOCK, source),
     )
     return image, ClipCaption(tower, embedding)
 
@@ -99,20 +98,20 @@ def _check_settings(file: Path) -> None:
     """
     if not file.is_file():
         return
+    settings = read_json(file)
     try:
-        settings = json.loads(file.read_text("utf-8"))
         towers = {name: dict(settings.get(name) or {}) for name in ("text_config", "vision_config")}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read as the settings of a CLIP ({error})") from error
     for name, tower in towers.items():
         if tower.get("hidden_act", "quick_gelu") != "quick_gelu":
             raise UserError(
-                f"{file}: {name}.hidden_act is {tower['hidden_act']!r}; only OpenAI's quick_gelu "
-                "is supported"
+                f"{file}: {name}.hidden_act is {shown(tower['hidden_act'])}; only OpenAI's "
+                "quick_gelu is supported"
             )
         width, heads = tower.get("hidden_size"), tower.get("num_attention_heads")
         if isinstance(width, int) and heads not in (None, clip.heads(width)):
             raise UserError(
-                f"{file}: {name}.num_attention_heads is {heads}; only {clip.heads(width)}, of 64 "
-                "features each, are supported"
+                f"{file}: {name}.num_attention_heads is {shown(heads)}; only {clip.heads(width)}, "
+                "of 64 features each, are supported"
             )

@@ -12,14 +12,13 @@ parameters of `models.denoiser.Denoiser`.
 | norm, head | to_logits.{0,1} | norm_out, out |
 """  # noqa: E501
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.models.weights.rules import Rule, conv, layer_rules, linear, norm_rules
+from vqd_jax.models.weights.rules import Rule, conv, layer_rules, linear, norm_rules, numbered
 
 Arrays = dict[str, np.ndarray]
 DROP = [r"blocks\.\d+\.attn[12]?\.mask"]
@@ -104,7 +103,9 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         conv_mlp = "blocks.0.mlp.conv1.weight" in source
         mlp_in = "blocks.0.mlp.conv1.weight" if conv_mlp else "blocks.0.mlp.0.weight"
         ratio = source[mlp_in].shape[0] // width
-        layers = 1 + max(int(key.split(".")[1]) for key in source if re.match(_N, key))
+        layers = numbered(_N, source)
+        if min(states - 1, width, rows, columns, ratio) < 1:
+            raise ValueError("an array without numbers")
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"these are not the weights of a VQ-Diffusion transformer: {error} is missing or "

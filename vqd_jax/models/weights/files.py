@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.errors import UserError, printable
 from vqd_jax.core.file_kinds import kind_of_file
-from vqd_jax.models.weights.torch_files import read_torch
+from vqd_jax.models.weights.torch_files import ARRAYS, LONGEST, not_read, read_torch
+
+DTYPES = {"F64", "F32", "F16", "BF16", "BOOL", *(f"{x}{n}" for x in "IU" for n in (8, 16, 32, 64))}
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -71,10 +73,19 @@ def write_safetensors(
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
-    with _readable(path):
-        return load_file(path)
+    with _readable(path), safe_open(path, "numpy") as file:
+        names = list(file.keys())
+        if len(names) > ARRAYS or max(map(len, names), default=0) > LONGEST:
+            raise UserError(
+                f"{path} has more than {ARRAYS:,} tensors, or a name of more than {LONGEST} "
+                "characters"
+            )
+        for name in names:
+            if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+                raise UserError(not_read(path, name, dtype))
+        return {name: file.get_tensor(name) for name in names}
 
 
 @contextlib.contextmanager
@@ -86,4 +97,5 @@ def _readable(path: Path) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         if found := kind_of_file(path):
             raise UserError(f"{path} is {found}, and no safetensors file") from error
-        raise UserError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
+        why = printable(" ".join(str(error).split()))
+        raise UserError(f"{path} is not a safetensors file, or it is damaged ({why})") from error

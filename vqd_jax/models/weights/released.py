@@ -7,7 +7,6 @@ names and shapes; others (heads, grid, settings) come from the YAML of the offic
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,8 +17,10 @@ import numpy as np
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
+from vqd_jax.core.text_files import read_json, read_yaml, shown
 from vqd_jax.models.weights import clip, denoiser, vqgan
 from vqd_jax.models.weights.files import flatten, read_tree, strip_prefix
+from vqd_jax.models.weights.folders import find, read_part
 from vqd_jax.models.weights.rules import convert, rename
 
 Arrays = dict[str, np.ndarray]
@@ -57,7 +58,7 @@ class ReleasedModel:
 
 def read(source: str | Path, config: str | Path | None = None) -> ReleasedModel:
     """Reads a file or folder; `config` is the YAML of an official checkpoint."""
-    path = Path(source).expanduser()
+    path = find(str(source))
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise UserError(f"the folder {path} has no model_index.json: give {KINDS}")
@@ -149,8 +150,8 @@ def _official_settings(
     ):
         if key in network and network[key] != size:
             raise UserError(
-                f"{name} is not the config of these weights: its {key} is {network[key]}, theirs "
-                f"{size}"
+                f"{name} is not the config of these weights: its {key} is "
+                f"{shown(network[key])}, theirs {size}"
             )
     rows, classes, learned = sizes["class_rows"], 0, True
     if rows:
@@ -183,21 +184,7 @@ def _official_settings(
 
 
 def _yaml(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """A safe loader that accepts the tuples in the released files."""
-
-    Loader.add_constructor(
-        "tag:yaml.org,2002:python/tuple",
-        lambda loader, node: tuple(loader.construct_sequence(node)),
-    )
-    try:
-        tree = yaml.load(Path(path).read_text("utf-8"), Loader)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # its constructors raise errors of many kinds
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(path)
     if not isinstance(tree, dict) or "model" not in tree:
         raise UserError(
             f"{path} is not the config of a VQ-Diffusion model: it has no section model"
@@ -212,20 +199,25 @@ def _at(tree: Any, *names: str) -> dict[str, Any]:
 
 
 def _diffusers(folder: Path) -> ReleasedModel:
-    network = rename(_part(folder, "transformer"), denoiser.NAMES)
+    network = rename(read_part(folder, "transformer"), denoiser.NAMES)
     config_file = folder / "transformer" / "config.json"
     schedule_file = folder / "scheduler" / "scheduler_config.json"
-    config, schedule = _json(config_file), _json(schedule_file)
+    config, schedule = read_json(config_file), read_json(schedule_file)
     sizes = denoiser.sizes(network)
     embeddings = folder / "learned_classifier_free_sampling_embeddings"
     learned, null = False, None
     if embeddings.is_dir():
-        learned = _json(embeddings / "config.json").get("learnable", False)
+        learned = read_json(embeddings / "config.json").get("learnable", False)
     if learned:
-        null = _needed(_part(folder, embeddings.name), "embeddings", embeddings)
+        null = _needed(read_part(folder, embeddings.name), "embeddings", embeddings)
     needed = lambda key: _number(config, key, config_file)
     value = lambda key, usual: _number(schedule, key, schedule_file, usual)
     T = value("num_train_timesteps", sizes["T"])
+    if T != (sizes["T"] or T):
+        raise UserError(
+            f"{schedule_file}: num_train_timesteps is {T}, and the transformer has {sizes['T']} "
+            "embeddings of times"
+        )
     alpha, mask = (
         np.linspace(value(f"{name}_cum_start", first), value(f"{name}_cum_end", last), T)
         for name, first, last in (("alpha", 0.99999, 0.000009), ("gamma", 0.000009, 0.99999))
@@ -247,45 +239,14 @@ def _diffusers(folder: Path) -> ReleasedModel:
     }
     return ReleasedModel(
         name=str(folder),
-        codec=vqgan.rename_diffusers(_part(folder, "vqvae")),
+        codec=vqgan.rename_diffusers(read_part(folder, "vqvae")),
         denoiser=network,
         null=null,
         tables=tables,
-        text=_part(folder, "text_encoder"),
+        text=read_part(folder, "text_encoder"),
         tokenizer=folder / "tokenizer",
         settings=settings,
     )
-
-
-def _weights(folder: Path) -> Path:
-    for name in (
-        "diffusion_pytorch_model.safetensors",
-        "diffusion_pytorch_model.bin",
-        "model.safetensors",
-        "pytorch_model.bin",
-    ):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"there are no weights in {folder}: it needs diffusion_pytorch_model or model, as "
-        ".safetensors or .bin"
-    )
-
-
-def _part(folder: Path, name: str) -> Arrays:
-    return flatten(read_tree(_weights(folder / name)))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not an object")
-    return values
 
 
 def _needed(values: Mapping[str, Any], key: str, where: Path) -> Any:
@@ -305,24 +266,23 @@ def _number(
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             if math.isfinite(number := float(value)):  # YAML takes 5e-4 for text
                 return number
-        raise UserError(f"{where}: {key} must be a number, got {str(value)[:99]!r}")
+        raise UserError(f"{where}: {key} must be a number, got {shown(value)}")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 10**6:
-        raise UserError(
-            f"{where}: {key} must be an integer from 1 to 1000000, got {str(value)[:99]!r}"
-        )
+        raise UserError(f"{where}: {key} must be an integer from 1 to 1000000, got {shown(value)}")
     return value
 
 
-def codec_weights(source: Mapping[str, np.ndarray], target: Params, name: str) -> Params:
+def codec_weights(source: Arrays, target: Params, name: str, *, finite: bool = True) -> Params:
     """Parameters of the codec, shaped as `target`."""
-    return convert(source, vqgan.RULES, target, drop=vqgan.DROP, name=name)
+    return convert(source, vqgan.RULES, target, drop=vqgan.DROP, name=name, finite=finite)
 
 
-def denoiser_weights(source: Mapping[str, np.ndarray], target: Params, name: str) -> Params:
+def denoiser_weights(source: Arrays, target: Params, name: str, *, finite: bool = True) -> Params:
     """Parameters of the denoiser, shaped as `target`."""
-    return convert(source, denoiser.RULES, target, drop=denoiser.DROP, name=name)
+    return convert(source, denoiser.RULES, target, drop=denoiser.DROP, name=name, finite=finite)
 
 
-def text_weights(source: Mapping[str, np.ndarray], target: Params, name: str) -> Params:
+def text_weights(source: Arrays, target: Params, name: str, *, finite: bool = True) -> Params:
     """Parameters of the text tower, shaped as `target`."""
-    return convert(clip.split_fused(source), clip.RULES, target, drop=clip.DROP, name=name)
+    source = clip.split_fused(source)
+    return convert(source, clip.RULES, target, drop=clip.DROP, name=name, finite=finite)

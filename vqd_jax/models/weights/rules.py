@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.shapes import Params
 
+MOST = 200  # layers
 _SHOWN = 4
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -48,6 +49,10 @@ _INVERSES = {
     pointwise: linear,
     conv: lambda x: x.transpose(3, 2, 0, 1),
 }
+
+
+class NotFiniteError(UserError):
+    """Weights that are NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +98,18 @@ def convert(
     *,
     drop: Sequence[str] = (),
     name: str,
+    finite: bool = True,
 ) -> dict[str, Any]:
     """Numpy arrays for the leaves of `target`, a tree of anything with shape and dtype.
 
     `drop` has patterns of source keys to ignore, `name` is that of the weights, for messages.
-    UserError names keys that are unknown, missing or have a wrong shape.
+    UserError names keys that are unknown, missing or have a wrong shape, and, if the weights must
+    be `finite`, those with other numbers.
     """
     leaves = flatten_dict(target, sep="/")
     pieces: dict[str, dict[int, np.ndarray]] = {}
     rule_of: dict[str, Rule] = {}
+    used = {}
     unknown = []
     for key, array in source.items():
         if any(re.fullmatch(pattern, key) for pattern in drop):
@@ -122,7 +130,7 @@ def convert(
             raise UserError(
                 f"{name}: key {key!r} has shape {array.shape}, which does not fit {path!r}"
             ) from error
-        rule_of[path] = rule
+        rule_of[path], used[key] = rule, array
     if unknown:
         raise UserError(f"{name}: the file has {_listed(unknown)}, unknown in this format")
     if missing := sorted(leaves.keys() - pieces.keys()):
@@ -131,13 +139,33 @@ def convert(
         raise UserError(
             f"{name}: the file has weights for {_listed(surplus)}, which the model does not have"
         )
-    return unflatten_dict(
-        {
+    with np.errstate(over="ignore"):
+        arrays = {
             path: _leaf(pieces[path], rule_of[path], leaf, f"{name}: {path!r}")
             for path, leaf in leaves.items()
-        },
-        sep="/",
-    )
+        }
+    if finite:
+        check_finite(used, name)
+    return unflatten_dict(arrays, sep="/")
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], name: str) -> None:
+    """NotFiniteError if numbers are NaN or infinite, or are so in float32."""
+    bad = {}
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biu":
+            with np.errstate(over="ignore"):
+                numbers = np.asarray(array, np.float32)
+            count = array.size - np.count_nonzero(np.isfinite(numbers))
+            if count:
+                bad[key] = count
+    if bad:
+        key, count = next(iter(bad.items()))
+        first = f", the first of {len(bad):,} such arrays" if len(bad) > 1 else ""
+        raise NotFiniteError(
+            f"{name}: {count:,} of the {arrays[key].size:,} numbers in {key!r} are NaN or infinite"
+            f"{first}"
+        )
 
 
 def invert(tree: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
@@ -175,6 +203,18 @@ def inverse(pattern: str, template: str) -> tuple[str, str]:
         name = simpler
     name = name.partition("|")[0].lstrip("^").replace("?", "").replace(r"\.", ".")
     return re.sub(r"\\\\(\d)", lambda match: groups[int(match[1]) - 1], re.escape(template)), name
+
+
+def numbered(pattern: str, source: Mapping[str, Any]) -> int:
+    """How many different numbers the first group of a pattern of keys has; `few` of them."""
+    return few(len({match[1] for key in source if (match := re.match(pattern, key))}))
+
+
+def few(layers: int) -> int:
+    """The number of layers, which are traced one by one; UserError for more than MOST."""
+    if layers > MOST:
+        raise UserError(f"the weights have {layers:,} layers; at most {MOST} are accepted")
+    return layers
 
 
 def rename(

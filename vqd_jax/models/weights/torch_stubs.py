@@ -5,10 +5,14 @@ torch, and nothing that runs code.
 import collections
 import math
 import pickle
+import re
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+
+from vqd_jax.core.safe_pickle import atom
+from vqd_jax.core.text_files import SHOWN, shown
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -22,13 +26,13 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# Modules of other objects in published checkpoints
-PLACEHOLDERS = ("pytorch_lightning.", "omegaconf.", "argparse.")
+# Packages of other objects in published checkpoints
+PLACEHOLDERS = ("pytorch_lightning", "omegaconf", "argparse")
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"the encoding {shown(encoding)}")
     return text.encode("latin1")
 
 
@@ -37,24 +41,12 @@ def _no_bytes() -> bytes:
 
 
 class Placeholder:
-    """Replaces an object that is not needed: accepts any state and stores nothing."""
+    """Replaces an object that is not needed: its arguments, state and entries are dropped."""
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *_):
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
+    def __init__(self, *_):
         pass
 
 
@@ -68,6 +60,9 @@ class Module:
 class Ordered(collections.OrderedDict):
     """A state dictionary, without its versions."""
 
+    def __init__(self, items=()):
+        super().__init__((atom(key), value) for key, value in items)
+
     def __setstate__(self, state):
         pass
 
@@ -76,9 +71,10 @@ class Dtype:
     """Stub for numpy.dtype, of numbers and text only."""
 
     def __init__(self, code, *_):
-        self.dtype = np.dtype(code) if isinstance(code, str) else np.dtype("O")
+        short = isinstance(code, str) and len(code) <= 16
+        self.dtype = np.dtype(code if short else "O")
         if self.dtype.kind not in "biufcSU":
-            raise pickle.UnpicklingError(f"numbers of the type {code!r}")
+            raise pickle.UnpicklingError(f"numbers of the type {shown(code)}")
 
     def __setstate__(self, state):
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -92,14 +88,28 @@ class Array:
         self.values = _from_buffer(content, dtype, shape, "F" if fortran else "C")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class TorchDtype:
+    """Stub for one of torch's types of numbers, layouts and storages by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A tensor of a type of numbers, or in a layout, that is not read."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
 class Storage:
     key: str
-    dtype: np.dtype
+    dtype: np.dtype | TorchDtype
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tensor:
     storage: Storage
     offset: int
@@ -121,8 +131,38 @@ class Tensor:
         )
 
 
-def _tensor(storage, offset, shape, strides, *_) -> Tensor:
-    return Tensor(storage, offset, tuple(shape), tuple(strides))
+def _numbers(values) -> tuple[int, ...]:
+    """The sizes or strides of a tensor: few, and no longer than the largest file."""
+    if not isinstance(values, tuple | list) or len(values) > 32:
+        raise pickle.UnpicklingError("a shape that is none, or has more than 32 axes")
+    for value in values:
+        if not isinstance(value, int) or value.bit_length() > 48:
+            raise pickle.UnpicklingError(f"a shape with {shown(value)}")
+    return tuple(values)
+
+
+def _tensor(storage, offset, shape, strides, *_) -> Tensor | Unread:
+    if isinstance(storage.dtype, TorchDtype):
+        return Unread(storage.dtype.name)
+    (offset,) = _numbers([offset])
+    return Tensor(storage, offset, _numbers(shape), _numbers(strides))
+
+
+def _newer_tensor(storage, offset, shape, strides, gradient, hooks, dtype, *_) -> Unread:
+    """A tensor of one of the types since torch 2.1, such as float8."""
+    return Unread(dtype.name)
+
+
+def _quantised(*_) -> Unread:
+    return Unread("quantised")
+
+
+def _sparse(*_) -> Unread:
+    return Unread("sparse")
+
+
+def _layout(*_) -> TorchDtype:
+    return TorchDtype("layout")
 
 
 def _parameter(tensor, *_) -> Tensor:
@@ -130,7 +170,7 @@ def _parameter(tensor, *_) -> Tensor:
 
 
 def _from_buffer(buffer, dtype, shape, order, *_) -> np.ndarray:
-    return np.frombuffer(buffer, dtype.dtype).reshape(shape, order=order).copy()
+    return np.frombuffer(buffer, dtype.dtype).reshape(_numbers(shape), order=order)
 
 
 def _reconstruct(*_) -> Array:
@@ -158,8 +198,25 @@ NUMPY = {
 }
 TORCH = NUMPY | {
     ("collections", "OrderedDict"): Ordered,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _numbers,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _newer_tensor,
+    ("torch._utils", "_rebuild_qtensor"): _quantised,
+    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.serialization", "_get_layout"): _layout,
     **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
 }
+_TORCH_DTYPES = re.compile(r"(b?float|q?u?int|complex|bits)\d+\w*|half|double|bool|per_\w+_affine")
+
+
+def torch_dtype(module: str, name: str) -> TorchDtype | None:
+    """The stub for a global that names one of torch's types; None for other globals."""
+    if len(name) > SHOWN:
+        return None
+    if module in ("torch", "torch.storage") and name.endswith("Storage") and name.isalnum():
+        return TorchDtype(name.removesuffix("Storage"))
+    if module == "torch" and _TORCH_DTYPES.fullmatch(name):
+        return TorchDtype(name)
+    return None

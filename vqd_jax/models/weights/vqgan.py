@@ -26,11 +26,13 @@ from vqd_jax.models.weights.rules import (
     inverse,
     layer_rules,
     norm_rules,
+    numbered,
     pointwise,
     rename,
 )
 
 Arrays = dict[str, np.ndarray]
+LEVELS = 10  # of resolution; the images of more would have thousands of pixels a token
 CODEBOOK = r"quantize\.(?:embedding|embed)(?:\.weight)?"
 DROP = [r"loss\..*", r"quantize\.(cluster_size|embedding_avg|ema_\w+)"]
 
@@ -140,12 +142,10 @@ def codebook(source: Mapping[str, np.ndarray]) -> np.ndarray:
     return vectors
 
 
-def with_remap(source: Mapping[str, np.ndarray], remap: np.ndarray | None) -> Arrays:
+def with_remap(source: Mapping[str, np.ndarray], remap: np.ndarray) -> Arrays:
     """Adds the tables of a remap file, int (codes,), which has the token of each code: "remap", and
     "inverse", the first code of each token.
     """
-    if remap is None:
-        return dict(source)
     codes = codebook(source)
     if remap.ndim != 1 or not np.issubdtype(remap.dtype, np.integer) or len(remap) != len(codes):
         raise UserError(
@@ -171,10 +171,10 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return levels
 
     blocks, attention = level(r"encoder\.down", "block"), level(r"encoder\.down", "attn")
-    if not blocks or "encoder.conv_in.weight" not in source:
+    if not 0 < len(blocks) <= LEVELS or "encoder.conv_in.weight" not in source:
         raise UserError(
             "these are not the weights of a VQGAN codec: there is no encoder.conv_in or "
-            "encoder.down"
+            f"encoder.down, or more than {LEVELS} levels of it"
         )
     try:
         channels = source["encoder.conv_in.weight"].shape[0]
@@ -183,7 +183,7 @@ def sizes(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
             "vqvae": {
                 "channels": channels,
                 "multipliers": tuple(width(i) // channels for i in sorted(blocks)),
-                "residual_blocks": len(blocks[0]),
+                "residual_blocks": numbered(r"encoder\.down\.0\.block\.(\d+)\.", source),
                 "middle_attention": any("mid.attn_1." in key for key in source),
                 "resampling": "conv",
                 "patch_size": 1,
