@@ -16,6 +16,7 @@ from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.pace import Pace
 from vqd_jax.models.lpips import LPIPS
+from vqd_jax.runtime.devices import building_for
 from vqd_jax.samplers.ancestral import Ancestral, Remask
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Constraint
@@ -73,7 +74,8 @@ def batch():
 
 def lower(program, *args):
     """Exports for TPU and CUDA at once; key arguments are given as their bits."""
-    exported = jax.export.export(jax.jit(program), platforms=("tpu", "cuda"))(*args)
+    with building_for("gpu"):
+        exported = jax.export.export(jax.jit(program), platforms=("tpu", "cuda"))(*args)
     assert exported.platforms == ("tpu", "cuda")
     return exported
 
