@@ -49,7 +49,10 @@ KINDS = {  # of files, by their place in the workdir; the first that matches
 }
 SAMPLE = ["--prompt=a twitter style emoji of a crab", "--num=2", "--seed=1"]
 EXPECTED = {0, 2}
-SAID = "damaged|aside|has changed|missing|cannot|earlier version|left out|not readable|is no |is empty"
+BAD = ("silent", "crash")
+SAID = (
+    "damaged|aside|has changed|missing|cannot|earlier version|left out|not readable|is no |is empty"
+)
 
 
 def flip(content: bytearray, rng: random.Random) -> bytearray:
@@ -119,27 +122,30 @@ def main() -> None:
             name: verdict(found[name], reference[name], other and name == "report")
             for name in found
         }
-        bad = {name: v for name, v in verdicts.items() if v.startswith(("silent", "crash"))}
+        bad = {name: v for name, v in verdicts.items() if v.startswith(BAD)}
         row = {"kind": kind, "file": file, "damage": damage.__name__ if damage else "gone"}
         rows.append(row | {"verdicts": verdicts})
         say(f"{number + 1:4} {row['damage']:5} {file}: {'; '.join(verdicts.values())}")
         for name in bad:
             say(f"     {name}: {found[name][1][-1500:]}")
         shutil.rmtree(work / "copy")
+        write(args, rows, time.monotonic() - began)
+    say(args.out)
+    shutil.rmtree(work)
+    sys.exit(any(v.startswith(BAD) for row in rows for v in row["verdicts"].values()))
+
+
+def write(args: argparse.Namespace, rows: list[dict], seconds: float) -> None:
+    """The results so far: an interrupted run keeps them."""
     counts = collections.Counter(
         (row["kind"], v.partition(":")[0]) for row in rows for v in row["verdicts"].values()
     )
     table = collections.defaultdict(dict)
     for (kind, v), n in sorted(counts.items()):
         table[kind][v] = n
+    about = {"seed": args.seed, "damages": len(rows), "minutes": seconds / 60, "verdicts": table}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    minutes = (time.monotonic() - began) / 60
-    about = {"seed": args.seed, "damages": len(rows), "minutes": minutes, "verdicts": table}
     args.out.write_text(json.dumps(provenance() | about | {"rows": rows}, indent=1) + "\n")
-    say(json.dumps(table, indent=1))
-    say(args.out)
-    shutil.rmtree(work)
-    sys.exit(any(v in ("silent", "crash") for _, v in counts))
 
 
 def make(workdir: Path) -> None:
