@@ -273,7 +273,10 @@ def told(output: str) -> set[str]:
     return {line for line in lines if re.search(SAID, line)}
 
 
-def verdict(found: tuple[int, str, object], reference: tuple[int, str, object], file: str) -> str:
+def verdict(found: tuple[int, str, object], reference: tuple[int, str, object], shown: bool) -> str:
+    """How a command ended; `shown`: its result may lack what is in a file that is not ours any
+    more, as it is gone or is another JSON value.
+    """
     status, output, result = found
     if status not in EXPECTED or "Traceback" in output:
         return f"crash: status {status}"

@@ -85,13 +85,16 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 def array_from(content: bytes, *, required: bool = True) -> np.ndarray:
     """The array of `array_bytes`; with `required=False` also that of a file without the checksum.
-    ValueError if it has changed; damaged headers raise nearly anything.
+    ValueError if it has changed.
     """
-    file = io.BytesIO(content)
-    array = np.load(file)
+    file, changed = io.BytesIO(content), ValueError("it has changed since it was written")
+    try:
+        array = np.load(file)
+    except Exception:  # damaged headers raise nearly anything
+        raise changed from None
     file_bytes, checksum = memoryview(content)[: file.tell()], content[file.tell() :]
     if (required or checksum) and hashlib.sha256(file_bytes).digest() != checksum:
-        raise ValueError("it has changed since it was written")
+        raise changed
     return array
 
 

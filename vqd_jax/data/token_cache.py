@@ -53,7 +53,7 @@ def _read(path: Path) -> np.ndarray | None:
         return array_from(path.read_bytes())
     except FileNotFoundError:
         return None
-    except Exception:  # damaged headers raise nearly anything
+    except ValueError:
         print(f"{path} is damaged or of an earlier version: images are encoded again", flush=True)
         return None
 

@@ -162,7 +162,7 @@ def _load_counts(path: Path) -> np.ndarray:
         counts = array_from(content, required=False)
         if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.size * 8 > MAX_FILE:
             raise ValueError(f"an array of {counts.dtype}{list(counts.shape)}")
-    except Exception as error:  # damaged arrays raise nearly anything
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it") from error
     return counts
 
