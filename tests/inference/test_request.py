@@ -3,17 +3,27 @@ what is drawn.
 """
 
 import dataclasses
+import inspect
 import json
+import keyword
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_png
-from vqd_jax.inference import request
+from vqd_jax.inference import inpaint, request
 from vqd_jax.inference.inpaint import EditImage
+from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.inference.request import GenerationRequest
+from vqd_jax.samplers.ancestral import Ancestral, Remask
+from vqd_jax.samplers.autoregressive import AutoregressiveSampler
+from vqd_jax.samplers.counts import Counts
+from vqd_jax.samplers.guidance import GuidanceConfig
+from vqd_jax.samplers.released import PriorRule, ReleasedFast
+from vqd_jax.stages import sampling
 
 PLAIN = dict(calls=3, guidance=2.5, temperature=0.8, top_p=0.9, negative_prompt="a tree")
 
@@ -129,7 +139,11 @@ def test_an_image_of_several_windows_is_watched_too(model, requests):
         ({"sampler": "best"}, "must be one of ancestral"),
         ({"negative_prompt": ["x"]}, "negative_prompt must be a text"),
         ({"guidance": 1, "negative_prompt": "y"}, "acts through guidance"),
-        ({"nonsense": 1}, "has no option 'nonsense'"),
+        (
+            {"nonsense": 1},
+            "^unknown field 'nonsense'; known are prompts, num, .*top_k, .*rule, weight$",
+        ),
+        ({"order": "halton"}, "the sampler ancestral has no option 'order'"),
         ({"strength": 0.5}, "are for editing an image"),
         ({"mask": "AAAA"}, "are for editing"),
         ({"init_image": "%%%"}, "init_image must be an image file in base64"),
@@ -156,10 +170,95 @@ def test_bad_fields_are_one_sentence(model, fields, sentence):
     assert "\n" not in str(caught.value)
 
 
+def parameters(*functions):
+    return {name for function in functions for name in inspect.signature(function).parameters}
+
+
+NAMES = sorted(
+    parameters(
+        *(request.parse, request.generate, request.watch, request.metadata, request.check),
+        *(inpaint.edit, inpaint.watch, inpaint._paint),
+        *(TextToImage, TextToImage.__call__, TextToImage.tokens, TextToImage.watch),
+        *(TextToImage._arguments, TextToImage._sample, TextToImage.settings, TextToImage.batches),
+        *(build.sampling, sampling.sample, sampling.watch, GenerationRequest, GuidanceConfig),
+        *(
+            Ancestral,
+            Remask,
+            Counts,
+            ReleasedFast,
+            PriorRule,
+            AutoregressiveSampler,
+            Counts.planned,
+        ),
+    )
+    | {*dir(object), *dir(GenerationRequest), *dir(TextToImage), *keyword.kwlist}
+    | {
+        *request.FIELDS,
+        "",
+        " ",
+        "a b",
+        "num ",
+        "ｎum",
+        "\n",
+        "\0",
+        "\ud800",
+        "‮",
+        "x" * 10_000,
+        "model",
+        "begin",
+    }
+)
+
+
+def test_names_from_outside_never_become_keywords(model, weights, tmp_path):
+    """Every parameter of every function on the way of a request, as a field of it and as a setting:
+    what is no field is one sentence.
+    """
+    good = {"prompts": ["a dog"], "calls": 3}
+    fields = {"prompts", "num", "seed", "batch", "init_image", "mask", "strength"}
+    sections = [model.config[name] for name in ("sampling", "counts", "remask", "prior_rule")]
+    settings = {"negative_prompt", *(name for section in sections for name in section)}
+    assert {"t_start", "self", "image", "first", "weights", "prompts"} <= {*NAMES}
+    for name in NAMES:
+        unknown = name not in fields | settings
+        for value in (1, None, "x", [1], {"self": 1}):
+            sentence = error_of(lambda: request.parse(model, good | {name: value}))
+            assert sentence.startswith(f"unknown field {name!r:.80}; known are ") == unknown
+            assert sentence.isprintable() and len(sentence) < 600
+        if name not in settings:
+            wanted = GenerationRequest(prompts=("a dog",), settings={name: 1})
+            sentence = error_of(lambda: request.check(model, wanted))
+            assert sentence.startswith(f"unknown setting {name!r:.80}; known are ")
+        if unknown and name not in ("model", "picture", *request.LOADING):
+            text = {request.KEY: json.dumps(good | {name: 1})}
+            save_png(tmp_path / "x.png", np.zeros((1, 1, 3), np.uint8), text)
+            sentence = error_of(lambda: request.read_file(model, str(tmp_path / "x.png"), weights))
+            assert f"cannot be reproduced: unknown field {name!r:.80}; known" in sentence
+
+
+def error_of(function):
+    """The sentence of its UserError; empty without one."""
+    try:
+        function()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_every_option_of_every_sampler_is_a_field(model):
+    for section in request.OPTIONS:
+        for name, value in model.config[section].items():
+            if name != "counts":  # of which `auto` needs a plan for some orders
+                fields = {"prompts": ["a dog"], "calls": 3, "sampler": section, name: value}
+                assert request.parse(model, fields).settings[name] == value
+    made = {"ancestral": Ancestral, "released_fast": ReleasedFast}
+    assert all(parameters(sampler) == {"calls"} for sampler in made.values())
+
+
 @pytest.mark.slow  # 6 s
 def test_a_plan_is_written_as_its_numbers(model, weights, tmp_path):
     """A file does not change its pictures when the workdir gets another plan."""
-    planned = dataclasses.replace(model, entropy={"random": np.geomspace(9.0, 0.01, 64)})
+    planned = dataclasses.replace(model, entropy=lambda: {"random": np.geomspace(9.0, 0.01, 64)})
     asked = GenerationRequest(
         prompts=("a google style emoji of a dog",),
         num=2,
@@ -185,7 +284,10 @@ def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
     )
     for text, sentence in (
         (None, "holds no generation request"),
-        ("{", "holds no generation request"),
+        ("{", "cannot be reproduced: the request is not valid JSON"),
+        ('{"num": 1, "num": 2}', "cannot be reproduced: the field 'num' is given twice"),
+        (json.dumps(good | {"begin": 1}), "cannot be reproduced: unknown field 'begin'; known are"),
+        (json.dumps(good | {"self": 1}), "unknown field 'self'"),
         ("[1]", "cannot be reproduced"),
         (json.dumps(good | {"model": "0"}), "made by another model"),
         (json.dumps(good | {"calls": 0}), "calls must be in"),

@@ -31,7 +31,8 @@ from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import pipeline
 from vqd_jax.inference import request as recipe
 from vqd_jax.stages import sampling
-from vqd_jax.web.demo import api
+from vqd_jax.web.demo import access, api
+from vqd_jax.web.demo import connection as limits
 from vqd_jax.web.demo import server as serving
 from vqd_jax.web.demo.queue import JobQueue
 from vqd_jax.web.demo.server import Server
@@ -249,7 +250,7 @@ def test_a_closed_queue_stops_its_job_and_starts_no_other():
     next(event for event in first.events() if "call" in event)
     second = queue.submit(("second", 1))
     assert queue.close(20.0) and heard(first)[-1].keys() == {"call"}
-    assert {name for name, _ in work.done} == {"first"} and second not in queue._jobs
+    assert {name for name, _ in work.done} == {"first"} and not queue._waiting and second
     work = Work()
     work.go.clear()
     queue = JobQueue(work)
@@ -264,14 +265,76 @@ def test_the_queue_is_bounded():
     work.go.clear()
     queue = JobQueue(work, max_waiting=3)
     first = queue.submit(("first", 1))
-    wait(lambda: not queue._jobs)
-    jobs = [queue.submit((i, 1)) for i in range(3)]
-    with pytest.raises(
-        UserError, match="the queue is full: 3 requests are waiting, try again later"
-    ):
-        queue.submit(("more", 1))
+    wait(lambda: not queue._waiting)
+    jobs = [queue.submit((i, 1), f"client {i}") for i in range(3)]
+    for client in ("client 0", "client 3"):
+        with pytest.raises(UserError, match="the queue is full: 3 requests .*, try again later"):
+            queue.submit(("more", 1), client)
     work.go.set()
     assert [heard(job)[-1]["done"] for job in [first, *jobs]] == ["first", 0, 1, 2]
+
+
+def test_no_client_can_fill_the_queue():
+    """Each may have as many waiting requests as there are places for others, so one is left."""
+    work = Work()
+    work.go.clear()
+    queue = JobQueue(work, max_waiting=16)
+    queue.submit(("first", 1))
+    wait(lambda: not queue._waiting)
+    taken = []
+    for client in "abcd":
+        with pytest.raises(UserError, match="the queue is full: .*from this address"):
+            while True:
+                queue.submit((client, 1), client)
+        taken.append(len(queue._waiting[client]))
+    assert taken == [8, 4, 2, 1]
+    work.go.set()
+
+
+def test_clients_take_turns():
+    """One that sends a request at a time gets every second turn beside one with 50 waiting."""
+    steps, done = threading.Semaphore(0), []
+
+    def work(request):
+        assert steps.acquire(timeout=20)
+        yield {"done": request}
+        done.append(request)
+
+    queue = JobQueue(work)
+    many = [queue.submit("a", "a") for _ in range(50)]
+    wait(lambda: queue.position(many[1]) == 1)
+    for turn in range(5):
+        one = queue.submit("b", "b")
+        assert queue.position(one) == 1 and queue.position(many[turn + 1]) == 2
+        for following in (one, many[turn + 1]):
+            steps.release()
+            wait(lambda job=following: queue._current is job)
+        assert heard(one) == [{"done": "b"}]
+    assert done == ["a", "b"] * 5
+    for job in many:
+        queue.cancel(job)
+    steps.release()
+    assert queue.close(20.0)
+
+
+def test_positions_foretell_the_order():
+    """Whoever leaves, and whoever came first."""
+    rng = np.random.default_rng(0)
+    work = Work()
+    work.go.clear()
+    queue = JobQueue(work)
+    queue.submit(("first", 1), "a")
+    wait(lambda: not queue._waiting)
+    jobs = {i: queue.submit((i, 1), "abbccc"[rng.integers(6)]) for i in range(30)}
+    for i in (3, 4, 17):
+        queue.cancel(jobs.pop(i))
+    foretold = {queue.position(job): i for i, job in jobs.items()}
+    assert [*sorted(foretold)] == [*range(1, 28)]
+    assert jobs[foretold[1]].client != "a"  # whose request runs already
+    work.go.set()
+    for job in jobs.values():
+        heard(job)
+    assert [name for name, _ in work.done] == ["first", *(foretold[i] for i in range(1, 28))]
 
 
 def wait(true, seconds=20):
@@ -285,8 +348,14 @@ def wait(true, seconds=20):
 
 
 @contextlib.contextmanager
-def served(work, read=lambda fields: (fields["name"], fields["count"]), host="127.0.0.1"):
-    server = Server(host, 0, {"name": "toy"}, read, JobQueue(work))
+def served(
+    work=None,
+    read=lambda fields: (fields["name"], fields["count"]),
+    host="127.0.0.1",
+    allowed=(),
+):
+    allowed = access.host_names(allowed)
+    server = Server(host, 0, {"name": "toy"}, read, JobQueue(work or Work()), allowed)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
@@ -371,6 +440,37 @@ def test_a_client_that_goes_stops_the_work():
     assert len([w for w in work.done if w[0] == "gone"]) <= 1
 
 
+def test_requests_can_be_stopped():
+    """Where a proxy keeps the connection that the browser has closed: a waiting one and one that
+    runs end, and only whoever has the address can do that.
+    """
+    work = Work()
+    work.go.clear()
+    fields = json.dumps({"name": "x", "count": 100_000})
+    with served(work) as server, contextlib.ExitStack() as stack:
+        answers = []
+        for _ in range(2):
+            client = http.client.HTTPConnection(*server.server_address[:2], timeout=20)
+            stack.enter_context(contextlib.closing(client))
+            client.request("POST", "/api/draw", fields, {"Content-Type": "application/json"})
+            answers.append(client.getresponse())
+            wait(lambda: server.queue._current)
+        stops = [answer.headers["X-Stop"] for answer in answers]
+        assert stops[0] != stops[1] and not any(stop.startswith("/") for stop in stops)
+        for stop in ("api/stop/", "api/stop/x", stops[0] + "x"):
+            assert ask(server, "POST", f"/{stop}")[2] == b'{"stopped": false}\n'
+        assert ask(server, "POST", f"/{stops[0]}", Origin="http://example.org")[0] == 403
+        assert not server.queue._current.cancelled and server.queue._waiting
+        for stop in reversed(stops):
+            assert ask(server, "POST", f"/{stop}")[2] == b'{"stopped": true}\n'
+        wait(lambda: len(server.stops) == 1)
+        assert not server.queue._waiting and answers[1].read().endswith(b'{"waiting": 1}\n')
+        work.go.set()
+        assert b"done" not in answers[0].read()
+        wait(lambda: not server.stops)
+        assert ask(server, "POST", f"/{stops[0]}")[2] == b'{"stopped": false}\n'
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -393,7 +493,7 @@ def test_nothing_but_the_page_can_be_read(path):
 
 def test_the_page_is_all_here():
     """Every file that the page names is served, none from elsewhere, and the browser is told to
-    load nothing else.
+    load nothing else. All addresses are relative, for proxies that add a prefix.
     """
     with served(Work()) as server:
         todo, seen = ["/"], {}
@@ -405,6 +505,7 @@ def test_the_page_is_all_here():
             assert not re.findall(
                 r"(?:https?:)?//[\w.-]+\.\w+", text.replace("http://www.w3.org/2000/svg", "")
             )
+            assert not re.findall(r"""(?:href|src|action|from|import|fetch)[\s=(]*["'`]/""", text)
             todo += [
                 f"/{name}"
                 for name in re.findall(r'(?:src|href)="([^"]+)"|from "\./([^"]+)"', text)
@@ -435,7 +536,9 @@ def test_the_interface_is_described_as_it_is(model, weights):
         said["components"]["schemas"]["Request"][name] for name in ("properties", "example")
     )
     assert status == 200 and headers["Content-Type"] == "application/json"
-    assert {*said["paths"]} == {"/api/model", "/api/draw"} and {*example} <= {*fields}
+    assert {*said["paths"]} == {"/api/model", "/api/draw", "/api/stop/{id}"} and {*example} <= {
+        *fields
+    }
     text = json.loads(recipe.metadata(model, api.parse_request(model, CRAB), weights)[recipe.KEY])
     more = {"negative_prompt", "init_image", "mask", "strength"}
     assert {*fields} == {*text} - {"model", "batch"} | more
@@ -459,44 +562,240 @@ def test_the_interface_is_described_as_it_is(model, weights):
     assert {*seen[0]} | {*done} | {"waiting", "error"} == {*events}
 
 
-def test_other_sites_are_refused():
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_other_sites_are_refused(host):
+    """By their Origin, or by the name that leads here (DNS rebinding), wherever one listens."""
     fields = json.dumps({"name": "x", "count": 1})
-    with served(Work()) as server:
+    with served(host=host) as server:
         port = server.server_address[1]
-        for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+        machine = socket.gethostname()
+        short = machine.partition(".")[0]
+        names = "127.0.0.1", "localhost", "LOCALHOST", "[::1]", machine, f"{short}.local"
+        for host in (f"{name}:{port}" for name in (*names, "192.168.1.5", "[fe80::1%eth0]")):
             assert ask(server, "GET", "/", Host=host)[0] == 200
-            assert (
-                ask(server, "POST", "/api/draw", fields, Host=host, Origin=f"http://{host}")[0]
-                == 200
-            )
+            for scheme in ("http", "https"):
+                origin = f"{scheme}://{host}"
+                assert ask(server, "POST", "/api/draw", fields, Host=host, Origin=origin)[0] == 200
         for headers in (
             {"Host": "example.org"},
+            {"Host": "example.org", "Origin": "http://example.org"},
+            {"Host": "example.org", "Sec-Fetch-Site": "same-origin"},
             {"Host": ""},
             {"Host": "localhost.example.org"},
             {"Host": "["},
             {"Host": "127.0.0.1@x"},
+            {"Host": "x@127.0.0.1"},
             {"Origin": "http://example.org"},
+            {"Origin": "http://example.org", "Sec-Fetch-Site": "cross-site"},
+            {"Origin": "http://example.org", "Sec-Fetch-Site": "same-site"},
             {"Origin": "null"},
             {"Origin": "http://127.0.0.1:1"},
             {"Origin": "http://["},
         ):
-            assert ask(server, "POST", "/api/draw", fields, **headers)[0] == 403
+            status, _, body = ask(server, "POST", "/api/draw", fields, **headers)
+            assert status == 403 and "--allow_host=NAME" in json.loads(body)["error"]
         assert ask(server, "POST", "/api/draw", fields, Content_Type="text/plain")[0] == 415
-        assert ask(server, "PUT", "/api/draw", fields)[0] == 501
+        assert ask(server, "PUT", "/api/draw")[0] == 501
+
+
+def test_names_are_allowed():
+    """Of a proxy that passes the Host on, and of one that replaces it."""
+    fields = json.dumps({"name": "x", "count": 1})
+    with served(allowed=["Demo.example.org", "10.0.0.1"]) as server:
+        for headers in (
+            {"Host": "demo.example.org"},
+            {"Host": "DEMO.example.org:8443", "Origin": "https://demo.example.org:8443"},
+            {"Host": "127.0.0.1:7860", "Origin": "https://demo.example.org"},
+            {"Host": "127.0.0.1:7860", "Origin": "http://10.0.0.1:8080"},
+        ):
+            if "Origin" not in headers:
+                assert ask(server, "GET", "/", **headers)[0] == 200
+            headers = {name: value.encode() for name, value in headers.items()}
+            assert ask(server, "POST", "/api/draw", fields, **headers)[0] == 200
+        for name in ("example.org", "x.demo.example.org", "demo.example.org.", "10.0.0.1.x"):
+            assert ask(server, "GET", "/", Host=name)[0] == 403
+            assert ask(server, "POST", "/api/draw", fields, Origin=f"http://{name}")[0] == 403
+    for name in ("", "http://x", "x:80", "*", "*.x", "a b", "x/y", "münchen"):
+        with pytest.raises(UserError, match="--allow_host takes the name of a host"):
+            access.host_names([name])
+
+
+def test_browsers_vouch_for_the_page_of_a_proxy():
+    """It may replace the Host, and the browser tells that page and server are of one origin."""
+    fields = json.dumps({"name": "x", "count": 1})
+    told = {"Origin": "https://hub.example.org", "Sec_Fetch_Site": "same-origin"}
+    with served() as server:
+        assert ask(server, "POST", "/api/draw", fields, **told)[0] == 200
+
+
+def test_clients_are_told_apart_by_address():
+    of = access.client
+    assert of("127.0.0.1") != of("127.0.0.2") and of("::ffff:127.0.0.1") == of("127.0.0.1")
+    assert of("2001:db8::1") == of("2001:db8::ffff:1") != of("2001:db8:0:1::1")
+    assert of("fe80::1%eth0") == of("fe80::2")
+    work = Work()
+    work.go.clear()
+    with served(work) as server:
+        body = json.dumps({"name": "x", "count": 1}).encode()
+        sent = b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sent += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        with contextlib.ExitStack() as stack:
+            for source, ahead in ((1, 0), (1, 1), (1, 2), (2, 1)):
+                address = f"127.0.0.{source}", 0
+                connection = socket.create_connection(server.server_address[:2], 20, address)
+                stack.enter_context(connection).sendall(sent)
+                assert b'{"waiting": %d}' % ahead in read_until(connection, b"}\n")
+                wait(lambda: server.queue._current)
+        work.go.set()
+
+
+def read_until(connection, end):
+    answer = b""
+    while end not in answer:
+        chunk = connection.recv(1000)
+        assert chunk, answer
+        answer += chunk
+    return answer
+
+
+GET, POST = (b"%b HTTP/1.1\r\nHost: localhost\r\n" % what for what in (b"GET /", b"POST /api/draw"))
+NEXT = b"GET /api/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
+AMBIGUOUS = {
+    "a GET with a body": GET + b"Content-Length: 5\r\n\r\nhello",
+    "a GET with a chunked body": GET + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length and chunked": POST
+    + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked and length": POST
+    + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "an unknown coding": POST + b"Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\nhello",
+    "two codings": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "two hosts": GET + b"Host: example.org\r\n\r\n",
+    "the same host twice": GET + b"Host: localhost\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "a list of lengths": POST + b"Content-Length: 5, 6\r\n\r\nhello",
+    "a space before the colon": POST + b"Content-Length : 5\r\n\r\nhello",
+    "a bare carriage return": POST + b"X: y\rContent-Length: 5\r\n\r\nhello",
+    "a line without a colon": POST + b"hello\r\nContent-Length: 5\r\n\r\nhello",
+    "a name that is no token": POST + b"Content-Length\x0b: 5\r\n\r\nhello",
+    "an empty name": POST + b": x\r\n\r\n",
+    "a zero byte": GET + b"X: \x00\r\n\r\n",
+    "a first line folded": b"GET / HTTP/1.1\r\n X: y\r\nHost: localhost\r\n\r\n",
+    "no version": b"GET /\r\n\r\n",
+    "another version": b"GET / HTTP/3.0\r\nHost: localhost\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "too many headers": GET + b"".join(b"X-%d: y\r\n" % i for i in range(20_000)) + b"\r\n",
+    "a long header": GET + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_ambiguous_requests_are_refused_and_end_the_connection(request_):
+    """A proxy might see other requests in the same bytes; none of what follows is answered."""
+    with served() as server:
+        answer, closed = sent_raw(server, request_ + NEXT)
+        assert closed and answer.count(b"HTTP/1.1 ") <= 1 and b"toy" not in answer
+        assert re.match(rb"HTTP/1\.1 (400|403|413|414|431|501|505) |$", answer)
+        if answer:  # it may have ended before everything was sent
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert b"connection: close" in head.lower() and {*json.loads(body)} == {"error"}
+        answer, closed = sent_raw(server, NEXT + NEXT)
+        assert not closed and answer.count(b"HTTP/1.1 200 ") == 2
+
+
+def sent_raw(server, content):
+    """(the answer, whether the connection was closed then)"""
+    answer = b""
+    with socket.create_connection(server.server_address[:2], 20) as connection:
+        with contextlib.suppress(OSError):
+            connection.sendall(content)
+        connection.settimeout(0.3)
+        try:
+            while chunk := connection.recv(2**16):
+                answer += chunk
+        except TimeoutError:
+            return answer, False
+        except ConnectionError:
+            pass
+    return answer, True
+
+
+def test_old_clients_and_proxies_get_no_chunks():
+    """nginx asks in HTTP/1.0, whose answers end with the connection; and it shall not collect what
+    it passes on.
+    """
+    body = b'{"name": "x", "count": 1}'
+    head = b"POST /api/draw HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with served() as server:
+        sent = head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        answer, closed = sent_raw(server, sent)
+    head, _, lines = answer.partition(b"\r\n\r\n")
+    assert closed and head.startswith(b"HTTP/1.1 200") and b"chunked" not in head
+    assert re.search(rb"(?i)x-accel-buffering: no", head)
+    assert [*map(json.loads, lines.splitlines())][-1] == {"done": "x"}
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_ipv6(host):
+    with served(host=host) as server:
+        port = server.server_address[1]
+        assert server.address == f"http://[{host}]:{port}/"
+        for name in ("::1", "127.0.0.1") if host == "::" else ("::1",):
+            connection = http.client.HTTPConnection(name, port, timeout=20)
+            connection.request("GET", "/api/model")
+            assert json.loads(connection.getresponse().read()) == {"name": "toy"}
+            connection.close()
+
+
+def test_bodies_may_come_in_chunks(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_BODY", 1000)
+    with served() as server:
+        for name, status in (("x", 200), ("x" * 2000, 413)):
+            body = json.dumps({"name": name, "count": 1}).encode()
+            connection = http.client.HTTPConnection(*server.server_address[:2], timeout=20)
+            kind = {"Content-Type": "application/json"}
+            parts = (body[i : i + 7] for i in range(0, len(body), 7))
+            connection.request("POST", "/api/draw", parts, kind, encode_chunked=True)
+            assert connection.getresponse().status == status
+            connection.close()
+
+
+def test_slow_headers_time_out(monkeypatch):
+    """However many bytes still come, and also if none ever came, or after another request."""
+    monkeypatch.setattr(limits, "HEADER_TIMEOUT", 0.4)
+    with served() as server, contextlib.ExitStack() as stack:
+        connect = lambda: stack.enter_context(socket.create_connection(server.server_address[:2]))
+        silent, slow, second = connect(), connect(), connect()
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        second.sendall(NEXT + b"GET / HTTP/1.1\r\n")
+        ended = set()
+
+        def all_ended():
+            for connection in {silent, slow, second} - ended:
+                with contextlib.suppress(OSError):
+                    if connection is not silent:
+                        connection.sendall(b"X: y\r\n")
+                if gone(connection):
+                    ended.add(connection)
+            return len(ended) == 3
+
+        wait(all_ended, seconds=5)
+        assert ask(server, "GET", "/")[0] == 200
 
 
 def test_bad_and_large_requests_are_one_sentence(monkeypatch):
     def read(fields):
         raise UserError("calls must be in 1..100")
 
-    monkeypatch.setattr(serving, "MAX_BODY", 2**20)
+    monkeypatch.setattr(limits, "MAX_BODY", 2**20)
     with served(Work(), read) as server:
         for body, status, sentence in (
             ("{}", 400, "calls must be in 1..100"),
             ("{", 400, "the request is not valid JSON"),
             (b"\xff", 400, "the request is not valid JSON"),
             ("[" * 100_000, 400, "the request is not valid JSON"),
-            (b"0" * (2**20 + 1), 413, "a request needs a Content-Length of at most 1 MiB"),
+            (b"0" * (2**20 + 1), 413, "the body of a request must have at most 1 MiB"),
         ):
             got, _, answer = ask(server, "POST", "/api/draw", body)
             assert (got, json.loads(answer)) == (status, {"error": sentence})
@@ -506,7 +805,7 @@ def test_bad_and_large_requests_are_one_sentence(monkeypatch):
                     b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\n\r\n"
                     % length
                 )
-                assert connection.recv(100).startswith(b"HTTP/1.1 413")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize("close", [True, False])
@@ -530,6 +829,18 @@ def test_connections_are_kept_alive_unless_the_client_declines(close):
             assert connection.recv(1) == b""
 
 
+def test_other_methods():
+    with served() as server:
+        status, headers, body = ask(server, "HEAD", "/page.js")
+        assert status == 200 and int(headers["Content-Length"]) > 1000 and body == b""
+        for method in ("PUT", "OPTIONS", "CONNECT", "DELETE", "TRACE"):
+            assert ask(server, method, "/")[0] == 501
+        upgrade = NEXT[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        for request in (upgrade, NEXT.replace(b"/api", b"http://example.org/api", 1)):
+            answer, _ = sent_raw(server, request + NEXT)
+            assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 404 "))
+
+
 def test_a_bug_is_answered_too(caplog):
     with served(Work(), lambda fields: fields["name"]) as server:
         status, _, body = ask(server, "POST", "/api/draw", "{}")
@@ -540,8 +851,21 @@ def test_a_bug_is_answered_too(caplog):
     assert "KeyError" in caplog.text
 
 
+def test_endless_bodies_time_out(monkeypatch):
+    """In chunks that come at once, but are hardly a byte each: the time is limited, too."""
+    monkeypatch.setattr(limits, "BODY_TIMEOUT", 0.3)
+    with served() as server, socket.create_connection(server.server_address[:2], 20) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = b"1;" + b"x" * 10_000 + b"\r\n \r\n"
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < start + 10:
+                connection.sendall(chunk)
+        assert time.monotonic() < start + 5
+
+
 def test_slow_bodies_time_out(monkeypatch):
-    monkeypatch.setattr(serving, "BODY_TIMEOUT", 0.5)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT", 0.5)
     with served(Work()) as server, socket.create_connection(server.server_address[:2]) as slow:
         slow.sendall(
             b"POST /api/draw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
@@ -557,8 +881,10 @@ def test_slow_bodies_time_out(monkeypatch):
 
 
 def test_connections_are_bounded(monkeypatch):
-    """A connection beyond the limit is closed at once and takes no thread; later ones are served."""
-    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 3)
+    """A connection beyond the limit is closed at once and takes no thread; later ones are served,
+    and those of another client, which has its own share.
+    """
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 6)
     with served(Work()) as server:
         with contextlib.ExitStack() as stack:
             idle = [
@@ -568,7 +894,10 @@ def test_connections_are_bounded(monkeypatch):
             more = stack.enter_context(socket.create_connection(server.server_address[:2]))
             wait(lambda: gone(more))
             assert not any(map(gone, idle))
-        wait(lambda: server.slots._value == 3)
+            other = socket.create_connection(server.server_address[:2], 20, ("127.0.0.2", 0))
+            stack.enter_context(other).sendall(NEXT)
+            read_until(other, b"toy")
+        wait(lambda: not server.clients)
         assert ask(server, "GET", "/")[0] == 200
 
 
@@ -631,8 +960,8 @@ def test_ctrl_c_ends_the_server_while_it_samples(workdir):
             {"Content-Type": "application/json"},
         )
         answer = connection.getresponse()
-        while '"call": 2' not in answer.readline().decode():
-            pass
+        while '"call": 2' not in (line := answer.readline().decode()):
+            assert line
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         answered = answer.read().decode()

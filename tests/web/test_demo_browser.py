@@ -7,8 +7,11 @@ import io
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -17,6 +20,7 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT
+from helpers.ports import free_port
 from vqd_jax.data.transforms import Resize
 
 ENVIRONMENT = os.environ | {
@@ -355,3 +359,114 @@ def test_it_fits_a_phone_labels_everything_and_loads_nothing_from_elsewhere(page
         for entry in page.browser.get_log("browser")
         if entry["level"] == "SEVERE" and "400 (Bad" not in entry["message"]
     ]
+
+
+NGINX = """
+    daemon off; pid nginx.pid; error_log stderr;
+    events {}
+    http {
+      access_log off; client_body_temp_path b; proxy_temp_path p;
+      fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
+      server { listen 127.0.0.1:%d; location /proxy/7860/ { proxy_pass %s; } }
+    }"""
+
+
+@pytest.fixture(scope="module")
+def behind_nginx(address, tmp_path_factory):
+    """The address of the page behind nginx with its defaults, and a prefix as
+    jupyter-server-proxy has: it asks in HTTP/1.0, replaces the Host and takes at most 1 MB.
+    """
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not nginx:
+        pytest.skip("nginx is not installed")
+    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    (folder / "nginx.conf").write_text(NGINX % (port, address))
+    process = subprocess.Popen([nginx, "-p", folder, "-c", "nginx.conf"])
+    end = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+    yield f"http://localhost:{port}/proxy/7860/"
+    process.terminate()
+    process.wait(30)
+
+
+def test_it_works_behind_nginx(browser, behind_nginx, address, tmp_path):
+    """Images appear as they are made, Stop stops them, and what nginx refuses is explained."""
+    page = Page(browser, behind_nginx)
+    page.type("calls", 40)
+    page.seen()
+    page.find("draw").click()
+    assert len(page.finished()) > 10
+    page.find("draw").click()
+    page.until(lambda: page.find("status").text.startswith("Step 1"))
+    page.find("stop").click()
+    page.until(lambda: page.find("status").text == "Stopped.")
+    page.type("calls", 6)
+    page.find("draw").click()
+    page.until(lambda: page.state == "running")
+    page.finished()
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    page.find("file").send_keys(str(tmp_path / "large.png"))
+    page.until(lambda: page.find("canvas").is_displayed())
+    page.find("draw").click()
+    refused = "A proxy in front of the server refuses the request (413 Request Entity Too Large)."
+    page.until(lambda: page.find("error").text == refused)
+
+
+@contextlib.contextmanager
+def deaf_proxy(address):
+    """(its address, all that it has passed on from the server): as jupyter-server-proxy, it keeps
+    the connections that browsers close.
+    """
+    passed, target = bytearray(), urlsplit(address)
+
+    def requests(browser, server):
+        with contextlib.suppress(OSError):
+            while content := browser.recv(2**16):
+                server.sendall(content)
+
+    def responses(browser, server):
+        with contextlib.suppress(OSError):
+            while content := server.recv(2**16):
+                passed.extend(content)
+                with contextlib.suppress(OSError):
+                    browser.sendall(content)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                browser, _ = listening.accept()
+                server = socket.create_connection((target.hostname, target.port))
+                for direction in (requests, responses):
+                    threading.Thread(target=direction, args=(browser, server), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/", passed
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("leave", ["stop", "another page"])
+def test_a_proxy_need_not_tell_that_the_browser_has_left(browser, address, leave):
+    body = json.dumps({"prompts": ["a twitter style emoji of a crab"], "num": 2, "calls": 6})
+    with deaf_proxy(address) as (proxy, passed):
+        page = Page(browser, proxy)
+        page.type("calls", 100)
+        page.type("num", 16)
+        page.find("draw").click()
+        page.until(lambda: page.find("status").text.startswith("Step 1"))
+        if leave == "stop":
+            page.find("stop").click()
+        else:
+            browser.get("about:blank")
+        connection = http.client.HTTPConnection(urlsplit(address).netloc)
+        connection.request("POST", "/api/draw", body, {"Content-Type": "application/json"})
+        assert b'"done": true' in connection.getresponse().read()
+        connection.close()
+    assert b'"call": 1,' in passed and b'"done": true' not in passed

@@ -2,7 +2,8 @@
 
   vqd demo --workdir=DIR [--port=7860]
 
-Only this machine can reach the page, unless --host says otherwise.
+Only this machine can reach the page, unless --host says otherwise. Behind a proxy with a name of
+its own, give that name with --allow_host.
 """
 
 import functools
@@ -29,8 +30,15 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "host",
         "127.0.0.1",
-        "address to listen on; with 0.0.0.0 everyone in the network can use the page, without a "
-        "password",
+        "address to listen on; with 0.0.0.0 (or :: for IPv6, too) everyone in the network can use "
+        "the page, without a password",
+        flag_values=options,
+    )
+    flags.DEFINE_multi_string(
+        "allow_host",
+        [],
+        "a name by which browsers may reach the page beside localhost, this machine's name and IP "
+        "addresses, such as that of a proxy; may be repeated",
         flag_values=options,
     )
     flags.DEFINE_integer(
@@ -47,18 +55,18 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     required_workdir(options)
 
     from vqd_jax.inference import pipeline
-    from vqd_jax.web.demo import api
+    from vqd_jax.web.demo import access, api
     from vqd_jax.web.demo.queue import JobQueue
-    from vqd_jax.web.demo.server import Server, is_loopback
+    from vqd_jax.web.demo.server import Server
 
+    allowed = access.host_names(options.allow_host)
     model = pipeline.load(options.workdir, **loading(options))
     weights = model.digest
     about = api.model_info(model, options.workdir, weights)
     queue = JobQueue(functools.partial(api.draw, model, weights=weights))
-    server = Server(
-        options.host, options.port, about, functools.partial(api.parse_request, model), queue
-    )
-    if not is_loopback(options.host):
+    parse = functools.partial(api.parse_request, model)
+    server = Server(options.host, options.port, about, parse, queue, allowed)
+    if not access.is_loopback(options.host):
         print(
             f"warning: everyone who can reach {options.host} can generate images here",
             file=sys.stderr,

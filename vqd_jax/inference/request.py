@@ -10,9 +10,10 @@ weights, and "picture", the index of its image if it shows one of several.
 import base64
 import binascii
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ SEEDS = 2**32
 MAX_FLOAT = sys.float_info.max
 # How the model was loaded, for people who read a file; "model" alone identifies it.
 LOADING = ("plan", "stage", "checkpoint", "adapter", "adapter_scale")
+FIELDS = ("prompts", "num", "seed", "batch", "init_image", "mask", "strength")  # beside settings
+OPTIONS = ("counts", "remask", "prior_rule")  # sections of the config with a sampler's options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,6 +150,23 @@ def metadata(
     return {KEY: json.dumps(fields)}
 
 
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text. UserError if it is not valid or names a field twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_fields)
+    except (ValueError, RecursionError) as error:
+        raise UserError("the request is not valid JSON") from error
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise UserError(f"the field {name!r:.80} is given twice")
+        fields[name] = value
+    return fields
+
+
 def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> GenerationRequest:
     """The request of JSON fields. UserError for fields that this model does not accept.
 
@@ -158,6 +178,7 @@ def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> Genera
             'a request is a JSON object, such as {"prompts": ["a twitter style emoji of a crab"], '
             '"seed": 1}'
         )
+    _check_names(model, fields, beside=FIELDS)
     settings = dict(fields)
     prompts = settings.pop("prompts", [])
     is_list = isinstance(prompts, (list, tuple))
@@ -211,13 +232,16 @@ def read_file(model: TextToImage, path: str, weights: str) -> tuple[GenerationRe
     if not Path(path).is_file():
         raise UserError(f"there is no image {path}")
     try:
-        fields = json.loads(png.text(Path(path).read_bytes(), KEY) or "")
-    except (OSError, ValueError, RecursionError) as error:
+        text = png.text(Path(path).read_bytes(), KEY)
+    except (OSError, ValueError):
+        text = None
+    if text is None:
         raise UserError(
             f"{path} holds no generation request: it is not a PNG file of vqd_jax, or another "
             "program has saved it again"
-        ) from error
+        )
     try:
+        fields = from_json(text)
         if not isinstance(fields, dict):
             raise UserError("its text is not a request")
         model_digest, picture = fields.pop("model", weights), fields.pop("picture", None)
@@ -264,12 +288,25 @@ def check(model: TextToImage, request: GenerationRequest) -> None:
     """UserError, before anything is computed, for settings, prompts or an image to edit that this
     model does not accept.
     """
+    _check_names(model, request.settings)
     _, guidance_config = _sampling(model, request)
     calls(model, request)
     negative_prompt = request.settings.get("negative_prompt", "")
     model.conditions(request.prompts, negative_prompt, guidance_config)
     if request.edit:
         inpaint.check_size(model, request.edit)
+
+
+def _check_names(model: TextToImage, names: Iterable[str], *, beside: Sequence[str] = ()) -> None:
+    """UserError for a name that is neither a setting of any sampler nor one of `beside`: settings
+    become keyword arguments.
+    """
+    options = itertools.chain(*(model.config[section] for section in OPTIONS))
+    known = dict.fromkeys([*beside, "negative_prompt", *model.config.sampling, *options])
+    for name in names:
+        if name not in known:
+            kind = "field" if beside else "setting"
+            raise UserError(f"unknown {kind} {name!r:.80}; known are {', '.join(known)}")
 
 
 def _sampling(model: TextToImage, request: GenerationRequest) -> tuple[AnySampler, GuidanceConfig]:

@@ -2,9 +2,12 @@
 import { Editor } from "./editor.js";
 
 const $ = (id) => document.getElementById(id);
+// jupyter-server-proxy passes events on as they come only if exactly this is accepted
+const HEADERS = { "Content-Type": "application/json", Accept: "text/event-stream" };
 const editor = new Editor();
 let model = null;
 let running = null; // AbortController of the current request
+let stopping = null; // address that cancels it
 
 function randomSeed() {
   $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
@@ -46,8 +49,9 @@ async function draw(change) {
   let done = false;
   try {
     const response = await fetch("api/draw", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal: running.signal });
-    if (!response.ok) throw new Error((await response.json()).error);
+      method: "POST", headers: HEADERS, body: JSON.stringify(request), signal: running.signal });
+    if (!response.ok) throw new Error(await reason(response));
+    stopping = response.headers.get("X-Stop");
     const gallery = new Gallery(request);
     for await (const event of lines(response.body)) {
       if (event.error) throw new Error(event.error);
@@ -60,11 +64,21 @@ async function draw(change) {
     $("status").textContent = stopped ? "Stopped." : "";
     if (!stopped) showError(sentence(error instanceof TypeError ? "the server does not respond: is it still running?" : error.message));
   } finally {
-    running = null;
+    running = stopping = null;
     $("draw").disabled = false;
     $("stop").disabled = true;
     document.body.dataset.state = done ? "done" : "ended";
   }
+}
+
+function stop() {
+  if (stopping) fetch(stopping, { method: "POST", keepalive: true }).catch(() => {}); // proxies may not pass on that one left
+  running?.abort();
+}
+
+async function reason(response) {
+  const proxy = `a proxy in front of the server refuses the request (${response.status} ${response.statusText})`;
+  return response.json().then((content) => content.error || proxy, () => proxy);
 }
 
 async function* lines(body) {
@@ -176,10 +190,11 @@ $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   draw(editor.change());
 });
-$("stop").onclick = () => running?.abort();
+$("stop").onclick = stop;
+addEventListener("pagehide", stop);
 $("another").onclick = randomSeed;
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  if (event.key === "Escape") stop();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 editor.showError = showError;
