@@ -451,6 +451,10 @@ BAD = [
         "--option takes NAME=VALUE",
     ),
     (
+        ["explain", "--workdir={workdir}", "--prompt=x", "--option=self=1"],
+        "no sampler has the option 'self'; known are counts, ",
+    ),
+    (
         ["sample", "--workdir={workdir}", "--prompt=x", "--option=order=halton"],
         "the sampler ancestral has no option 'order'",
     ),

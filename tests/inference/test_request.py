@@ -246,7 +246,7 @@ def error_of(function):
 
 
 def test_every_option_of_every_sampler_is_a_field(model):
-    for section in request.OPTIONS:
+    for section in ("counts", "remask", "prior_rule"):
         for name, value in model.config[section].items():
             if name != "counts":  # of which `auto` needs a plan for some orders
                 fields = {"prompts": ["a dog"], "calls": 3, "sampler": section, name: value}

@@ -200,12 +200,17 @@ def define_sampling_flags(options: flags.FlagValues) -> None:
 
 def sampling(options: flags.FlagValues) -> dict[str, Any]:
     """The sampling flags that were given, as keywords of `TextToImage`."""
+
+    from vqd_jax.config.defaults import sampler_options
+
     given = {name: options[name].value for name in SAMPLING}
     out = {name: value for name, value in given.items() if value is not None}
     for option in options.option:
         name, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--option takes NAME=VALUE, such as order=halton, got {option!r}")
+        if name not in (known := sampler_options()):
+            raise UserError(f"no sampler has the option {name!r:.80}; known are {', '.join(known)}")
         try:
             out[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

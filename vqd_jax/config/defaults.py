@@ -369,3 +369,9 @@ def _kind(value: Any) -> str:
     kinds = {bool: "truth value", int: "number", float: "number", str: "text"}
     kinds |= {list: "list", tuple: "list", dict: "section", ConfigDict: "section"}
     return kinds.get(type(value), "value of another kind")
+
+
+def sampler_options() -> list[str]:
+    """The names of all samplers' own options, each once."""
+    known, sections = defaults(), ("counts", "remask", "prior_rule")
+    return [*dict.fromkeys(name for section in sections for name in known[section])]

@@ -10,7 +10,6 @@ weights, and "picture", the index of its image if it shows one of several.
 import base64
 import binascii
 import dataclasses
-import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from vqd_jax.config.defaults import sampler_options
 from vqd_jax.core import png
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_bytes import LARGE, LARGEST, decode_mask, encode_png
@@ -39,7 +39,6 @@ MAX_FLOAT = sys.float_info.max
 # How the model was loaded, for people who read a file; "model" alone identifies it.
 LOADING = ("plan", "stage", "checkpoint", "adapter", "adapter_scale")
 FIELDS = ("prompts", "num", "seed", "batch", "init_image", "mask", "strength")  # beside settings
-OPTIONS = ("counts", "remask", "prior_rule")  # sections of the config with a sampler's options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -301,8 +300,8 @@ def _check_names(model: TextToImage, names: Iterable[str], *, beside: Sequence[s
     """UserError for a name that is neither a setting of any sampler nor one of `beside`: settings
     become keyword arguments.
     """
-    options = itertools.chain(*(model.config[section] for section in OPTIONS))
-    known = dict.fromkeys([*beside, "negative_prompt", *model.config.sampling, *options])
+    settings = *model.config.sampling, *sampler_options()
+    known = dict.fromkeys([*beside, "negative_prompt", *settings])
     for name in names:
         if name not in known:
             kind = "field" if beside else "setting"
