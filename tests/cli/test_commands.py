@@ -26,6 +26,7 @@ from helpers.commands import (
 )
 from vqd_jax.__main__ import COMMANDS
 from vqd_jax.cli import runner
+from vqd_jax.core.checksums import SEAL
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
 from vqd_jax.train.meter import useful_seconds
@@ -181,6 +182,7 @@ def test_a_run_says_how_fast_it_is(trained):
     for stage in ("vqvae", "diffusion"):
         _, line = measured(workdir, stage)
         assert TIMINGS - line.keys() == {
+            SEAL,  # which reading checks and removes
             "train/mfu",
             "train/device_memory",
             "train/device_memory_peak",

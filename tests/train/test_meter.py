@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vqd_jax.core.checksums import SEAL
 from vqd_jax.core.errors import UserError
 from vqd_jax.runtime.log import TIMINGS, Log, read_metrics
 from vqd_jax.train import meter
@@ -175,7 +176,7 @@ def test_timings_are_all_that_a_meter_measures(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(
         jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: stats)]
     )
-    assert TIMINGS == {"time", *(f"train/{name}" for name in {*names, *memory()})}
+    assert TIMINGS == {"time", SEAL, *(f"train/{name}" for name in {*names, *memory()})}
 
 
 def traced(folder):
