@@ -93,6 +93,15 @@ class Page:
         assert self.find("error").text == ""
         return self.script("return window.seen")
 
+    def stop_and_draw(self):
+        """Stops the request; the next one, of 6 steps, runs to its end."""
+        self.find("stop").click()
+        self.until(lambda: self.find("status").text == "Stopped.")
+        self.type("calls", 6)
+        self.find("draw").click()
+        self.until(lambda: self.state == "running")
+        self.finished()
+
     def pixels(self):
         """Pixels of the images from their files."""
         sources = [image.get_attribute("src") for image in self.all("figure img")]
@@ -298,12 +307,7 @@ def test_stop_cancels_and_the_next_request_runs(page):
     page.type("calls", 100)
     page.find("draw").click()
     page.until(lambda: page.find("status").text.startswith("Step "))
-    page.find("stop").click()
-    page.until(lambda: page.find("status").text == "Stopped.")
-    page.type("calls", 6)
-    page.find("draw").click()
-    page.until(lambda: page.state == "running")
-    page.finished()
+    page.stop_and_draw()
 
 
 def test_a_queued_request_shows_its_position_and_runs_when_others_leave(page, address):
@@ -404,12 +408,7 @@ def test_it_works_behind_nginx(browser, behind_nginx, address, tmp_path):
     assert len(page.finished()) > 10
     page.find("draw").click()
     page.until(lambda: page.find("status").text.startswith("Step 1"))
-    page.find("stop").click()
-    page.until(lambda: page.find("status").text == "Stopped.")
-    page.type("calls", 6)
-    page.find("draw").click()
-    page.until(lambda: page.state == "running")
-    page.finished()
+    page.stop_and_draw()
     noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     page.find("file").send_keys(str(tmp_path / "large.png"))

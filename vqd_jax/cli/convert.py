@@ -56,7 +56,7 @@ def define_flags(options: flags.FlagValues) -> None:
         flag_values=options,
     )
     flags.DEFINE_boolean(
-        "allow_nan", False, "convert weights that are NaN or infinite", flag_values=options
+        "allow_nan", False, "convert weights with NaN or infinite values", flag_values=options
     )
 
 

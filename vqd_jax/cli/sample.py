@@ -80,8 +80,8 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "mask",
         None,
-        "image of the shape of --init_image, or of the model's square; where it is white, or drawn "
-        "on a transparent layer, --init_image is repainted",
+        "image with the proportions of --init_image, or a square of the model's size; what is "
+        "white in it, or drawn on a transparent layer, is repainted",
         flag_values=options,
     )
     flags.DEFINE_float(

@@ -4,6 +4,7 @@ A config file sets keys and never adds one; unknown keys are errors. Lengths and
 examples seen. Each section goes to one constructor, whose docstring says more.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -371,7 +372,8 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "value of another kind")
 
 
-def sampler_options() -> list[str]:
+@functools.cache
+def sampler_options() -> tuple[str, ...]:
     """The names of all samplers' own options, each once."""
     known, sections = defaults(), ("counts", "remask", "prior_rule")
-    return [*dict.fromkeys(name for section in sections for name in known[section])]
+    return tuple(dict.fromkeys(name for section in sections for name in known[section]))

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,20 +45,27 @@ def atomic_write(path: AnyPath, what: str = "") -> Iterator[Path]:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def read_regular(path: AnyPath, most: int) -> bytes:
-    """The bytes of a regular file of another's folder: no link, pipe or device, and of at most
-    `most` bytes; UserError otherwise.
+def read_bounded(path: str | AnyPath, most: int) -> bytes:
+    """The bytes of a file of at most `most` bytes; UserError for a larger one, and for one that
+    cannot be read.
     """
-    if is_bucket(path):
-        return path.read_bytes()
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise UserError(f"{path} is no regular file")
-    with open(os.open(path, flags), "rb") as file:
-        content = file.read(most + 1)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if len(content) > most:
         raise UserError(f"{path} has more than {most:,} bytes")
     return content
+
+
+def read_regular(path: AnyPath, most: int) -> bytes:
+    """`read_bounded` for a file in another's folder: UserError for a link, pipe or device."""
+    if is_bucket(path):
+        return path.read_bytes()
+    if not path.is_symlink() and path.is_file():
+        return read_bounded(path, most)
+    raise UserError(f"{path} is no regular file")
 
 
 def flush(path: AnyPath) -> None:

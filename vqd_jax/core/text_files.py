@@ -9,6 +9,7 @@ from typing import Any
 
 from vqd_jax.core.errors import UserError, printable
 from vqd_jax.core.file_kinds import kind
+from vqd_jax.core.files import read_bounded
 
 JSON = 2**24  # bytes; the vocabulary of CLIP has 1 MB
 YAML = 2**16  # bytes; the config of a released model has a few thousand
@@ -33,13 +34,7 @@ def shown(value: Any) -> str:
 
 def read_text(path: str | Path, most: int) -> str:
     """The text of a file of at most `most` bytes; UserError for others, such as web pages."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(content) > most:
-        raise UserError(f"{path} has more than {most:,} bytes")
+    content = read_bounded(path, most)
     if found := kind(content):
         raise UserError(f"{path} is {found}")
     try:

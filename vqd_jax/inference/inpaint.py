@@ -61,38 +61,44 @@ def make_edit_image(
     The mask has the proportions of the image, or is one of that square.
     """
     height, width = image.shape[:2]
-    size = square.size
-    large = large and min(height, width) >= size and (mask is not None or bool(extend))
+    part = mask is not None or bool(extend)
+    large = large and part and min(height, width) >= square.size
     pixels = image if large else square(image)
     paint = np.zeros(pixels.shape[:2], bool)
     if mask is not None:
         if not mask.any():
             raise UserError("the mask marks nothing: no part of the image would be repainted")
-        mask_height, mask_width = mask.shape
-        if large or mask.shape != (size, size):
-            if abs(mask_width * height - mask_height * width) > max(height, width):
-                raise UserError(
-                    f"the mask has {mask_width} x {mask_height} pixels and other proportions than "
-                    f"the image, which has {width} x {height}"
-                )
-            white = mask.astype(np.uint8) * 255
-            same = Image.fromarray(white).resize((width, height), Image.Resampling.NEAREST)
-            mask = np.asarray(same) > 0
-            if not large:
-                coverage = square(np.repeat(np.asarray(same)[..., None], 3, axis=-1))[..., 0]
-                mask = coverage >= QUARTER
-            if not mask.any():
-                raise UserError(
-                    f"the mask marks nothing of the {size} x {size} pixels that are left of the "
-                    f"image, which has {width} x {height}"
-                )
-        paint = mask
+        paint = _fitted(mask, (height, width), None if large else square)
     if extend:
         left, top, right, bottom = _parse_extension(extend)
         around = (top, bottom), (left, right)
         pixels = np.pad(pixels, (*around, (0, 0)), mode="edge")
         paint = np.pad(paint, around, constant_values=True)
-    return EditImage(pixels, paint if mask is not None or extend else np.ones_like(paint))
+    return EditImage(pixels, paint if part else np.ones_like(paint))
+
+
+def _fitted(
+    mask: Bool[np.ndarray, "h w"], shape: tuple[int, int], square: SizedTransform | None
+) -> Bool[np.ndarray, "H W"]:
+    """The mask of an image of that shape or, with `square`, of what that leaves of it."""
+    if square and mask.shape == (square.size, square.size):
+        return mask
+    (height, width), (mask_height, mask_width) = shape, mask.shape
+    if abs(mask_width * height - mask_height * width) > max(height, width):
+        raise UserError(
+            f"the mask has {mask_width} x {mask_height} pixels and other proportions than the "
+            f"image, which has {width} x {height}"
+        )
+    white = Image.fromarray(mask.astype(np.uint8) * 255)
+    white = np.asarray(white.resize((width, height), Image.Resampling.NEAREST))
+    coverage = square(np.repeat(white[..., None], 3, axis=-1))[..., 0] if square else white
+    paint = coverage >= QUARTER
+    if not paint.any():
+        raise UserError(
+            f"the mask marks nothing of the {paint.shape[1]} x {paint.shape[0]} pixels that are "
+            f"left of the image, which has {width} x {height}"
+        )
+    return paint
 
 
 def _parse_extension(extend: Sequence[str]) -> list[int]:
