@@ -94,7 +94,7 @@ def mine(case: Case) -> Callable[[], Any]:
             case.stage,
             optimizer,
             train.ema,
-            train.accumulate or default_micro_batches(rows, case.stage.tokens),
+            train.accumulate or default_micro_batches(rows, case.stage.positions),
         )
     )
     extra = case.stage.from_weights(case.params)[1]

@@ -120,6 +120,9 @@ def only_codec(c):
 
 def pilot(c):
     c.stages = ("diffusion",)
+    c.mixture.pairs = 0.1
+    c.denoiser.dropout = 0.0  # it sees an image 20 times at most
+    c.diffusion_train.ema = 0.999
     c.diffusion_train.examples = 400_000
     c.diffusion_train.evaluate_every = 100_000
 

@@ -46,6 +46,10 @@ class AutoregressiveStage:
         return self.network.tokens
 
     @property
+    def positions(self) -> int:
+        return self.tokens
+
+    @property
     def dtype(self) -> DTypeLike:
         return self.network.dtype
 

@@ -4,6 +4,7 @@ batch shape, and `DiffusionSampling` is what they run for a diffusion model.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -269,6 +270,10 @@ class DiffusionSampling:
     @property
     def tokens(self) -> int:
         return self.denoiser.tokens
+
+    @property
+    def positions(self) -> int:
+        return math.prod(self.denoiser.grid)
 
     @property
     def fixed_sampling(self) -> dict[str, Any]:

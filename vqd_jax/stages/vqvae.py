@@ -79,7 +79,7 @@ class VQVAEStage:
         return self.model.dtype
 
     unchanged = None  # every parameter is trained
-    tokens = 0  # no micro-batches by default
+    positions = 0  # no micro-batches by default
     watched = (
         "l1"  # the metric that must not spike; the loss jumps when the adversarial term starts
     )

@@ -67,7 +67,7 @@ class DryRun:
 
     def lower(self, parallel: Parallelism) -> jax.stages.Lowered:
         """The lowered step for these devices. UserError if they cannot share the batch."""
-        micro_batches = self.train.micro_batches(parallel.device_count, self.stage.tokens)
+        micro_batches = self.train.micro_batches(parallel.device_count, self.stage.positions)
         parallel.check_batch(self.train.batch_size, micro_batches)
         step = make_step(self.stage, self.optimizer, self.train.ema, micro_batches)
         arguments = (

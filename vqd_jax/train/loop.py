@@ -83,9 +83,9 @@ class Train:
         if not self.save_minutes >= 0:
             raise UserError(f"save_minutes must not be negative, got {self.save_minutes:g}")
 
-    def micro_batches(self, devices: int, tokens: int) -> int:
-        """Micro-batches of each of the devices, for examples of so many tokens."""
-        return self.accumulate or default_micro_batches(self.batch_size // devices, tokens)
+    def micro_batches(self, devices: int, positions: int) -> int:
+        """Micro-batches of each of the devices, for examples of so many positions."""
+        return self.accumulate or default_micro_batches(self.batch_size // devices, positions)
 
     @property
     def steps(self) -> int:
@@ -250,7 +250,7 @@ class Trainer:
 
     @functools.cached_property
     def micro_batches(self) -> int:
-        return self.train.micro_batches(self.parallel.device_count, self.stage.tokens)
+        return self.train.micro_batches(self.parallel.device_count, self.stage.positions)
 
     @functools.cached_property
     def cost(self) -> Cost:

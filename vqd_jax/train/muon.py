@@ -79,14 +79,19 @@ def _scaled(kernel: Array, dtype: DTypeLike) -> Array:
 def orthogonal(x: Float[Array, "r c"], dtype: DTypeLike) -> Float[Array, "r c"]:
     """U V^T of the singular value decomposition of x, but with singular values of 0.7 to 1.2 in
     place of 1; sums are float32 whatever `dtype` the products have.
+
+    The term a x of the iteration is part of its product: a sum beside it would be a chain of
+    elementwise operations on the whole matrix, which XLA's CPU backend computes again wherever x is
+    read.
     """
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (jnp.linalg.norm(x) + 1e-8)
     a, b, c = COEFFICIENTS
     low = lambda y: y.astype(dtype)
-    for _ in range(ITERATIONS):
-        square = product(low(x), low(x).T, jnp.float32)
-        polynomial = b * square + c * product(low(square), low(square), jnp.float32)
-        x = a * x + product(low(polynomial), low(x), jnp.float32)
+    x, identity = low(x), jnp.eye(x.shape[0])
+    for i in range(ITERATIONS):
+        square = product(x, x.T, jnp.float32)
+        polynomial = a * identity + b * square + c * product(low(square), low(square), jnp.float32)
+        x = product(low(polynomial), x, dtype if i < ITERATIONS - 1 else jnp.float32)
     return x.T if tall else x

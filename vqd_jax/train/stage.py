@@ -48,7 +48,8 @@ class Stage(Trainable, Protocol):
 
     Attributes:
       watched: the metric in which `train.guard` looks for spikes.
-      tokens: of an example; the number of micro-batches follows from it.
+      positions: of an example, over which its network runs; the number of micro-batches follows
+        from it.
       dtype: of the matrix products of its networks.
       unchanged: maps the parameters to a tree that is True where training leaves them alone; None
         if it changes all.
@@ -57,7 +58,7 @@ class Stage(Trainable, Protocol):
     watched: str
 
     @property
-    def tokens(self) -> int: ...
+    def positions(self) -> int: ...
 
     @property
     def dtype(self) -> DTypeLike: ...

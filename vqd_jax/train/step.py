@@ -16,7 +16,7 @@ from vqd_jax.runtime.rows import Rows, mean
 from vqd_jax.train.stage import Trainable
 from vqd_jax.train.state import State, average
 
-CACHED_TOKENS = 1024  # of a micro-batch that a CPU's cache holds
+CACHED_POSITIONS = 1024  # of a micro-batch that a CPU's cache holds
 # In the batches and metrics of several processes: what one of them asks all to do, if not 0. It got
 # a signal to end, or a save is due by its clock.
 REQUESTS = STOPPING, SAVING = "stopping", "saving"
@@ -65,16 +65,16 @@ def make_step(
     return step
 
 
-def default_micro_batches(rows: int, tokens: int) -> int:
-    """The number of micro-batches for `rows` examples, of `tokens` each, on a device.
+def default_micro_batches(rows: int, positions: int) -> int:
+    """The number of micro-batches for `rows` examples, of `positions` each, on a device.
 
-    On a CPU it is the smallest that leaves at most CACHED_TOKENS to each, so that a layer finds in
-    the cache what the one before it wrote; elsewhere it is 1.
+    On a CPU it is the smallest that leaves at most CACHED_POSITIONS to each, so that a layer finds
+    in the cache what the one before it wrote; elsewhere it is 1.
     """
     if platform() != "cpu":
         return 1
     for count in range(1, rows):
-        if rows % count == 0 and rows // count * tokens <= CACHED_TOKENS:
+        if rows % count == 0 and rows // count * positions <= CACHED_POSITIONS:
             return count
     return max(rows, 1)
 

@@ -35,7 +35,7 @@ def plan_training(config: ConfigDict, name: str, on: Target) -> dict[str, Any]:
         step = dry_run.dry_run(config, name)
         parallel = parallelism(**config.parallel, on=on.devices)
         program = _compile(step.lower(parallel), f"a training step of {name} on {on.name}")
-        micro_batches = step.train.micro_batches(parallel.device_count, step.stage.tokens)
+        micro_batches = step.train.micro_batches(parallel.device_count, step.stage.positions)
     state = parallel.device_put_shapes(step.state)
     parts = {
         "parameters": state.params,
