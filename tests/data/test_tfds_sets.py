@@ -16,7 +16,7 @@ from PIL import Image
 
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
-from vqd_jax.data import prepared
+from vqd_jax.data import array_record, prepared
 from vqd_jax.data.coco import coco
 from vqd_jax.data.cub_flowers import cub, flowers
 
@@ -272,3 +272,34 @@ def test_tensorflow_is_not_needed(tmp_path):
         text=True,
     )
     assert done.stdout.strip() == "(8, 12, 3) False", done.stderr
+
+
+@pytest.mark.parametrize("form", ["proto", "snake", "legacy", "legacy_text"])
+def test_no_module_that_a_set_names_is_imported(tmp_path, monkeypatch, form):
+    """Also one level down, and in the form of earlier versions."""
+    file = Path(birds(tmp_path)[1]) / "features.json"
+    stranger = "planted_module.Feature"
+    (tmp_path / "code").mkdir()
+    write(tmp_path / "code" / "planted_module.py", "raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    feature = {
+        "proto": {"pythonClassName": stranger, "text": {}},
+        "snake": {"python_class_name": stranger, "text": {}},
+        "legacy": {"type": stranger, "content": {}},
+        "legacy_text": {
+            "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "content": json.dumps({"features": {"x": {"pythonClassName": stranger}}}),
+        },
+    }[form]
+    stored = json.loads(file.read_text())
+    if form.startswith("legacy"):
+        stored = {
+            "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "content": {"image": feature},
+        }
+    else:
+        stored["featuresDict"]["features"]["image"] = feature
+    file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="names 'planted_module.Feature', which is no class of"):
+        array_record.builder(file.parent)
+    assert "planted_module" not in sys.modules

@@ -18,12 +18,16 @@ from typing import Any
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import lock
+from vqd_jax.core.text_files import read_text, shown
 from vqd_jax.data.source import Items
 from vqd_jax.runtime.progress import track
 
 SPLIT = "examples"
 LAYOUT = "1.0.0"  # the version of the features; another one is written beside the old
 JSON = ".json"
+FEATURES = f"features{JSON}"
+LONGEST_FEATURES = 2**24  # characters
+CLASSES = "tensorflow_datasets.core.features."
 NOTES = f"notes{JSON}"
 PARTIAL = "partial"  # the folder of an unfinished set, beside LAYOUT
 
@@ -72,11 +76,9 @@ def write(
 
 def read(directory: pathlib.Path) -> Items:
     """The examples of a written data set by index; images are encoded files."""
-    import tensorflow_datasets as tfds
-
     with damage(directory):
         _check(directory)
-        return encoded(tfds.builder_from_directory(str(directory)), SPLIT)
+        return encoded(builder(directory), SPLIT)
 
 
 def read_notes(directory: pathlib.Path) -> dict[str, Any]:
@@ -92,6 +94,37 @@ def _check(directory: pathlib.Path) -> None:
     """
     if (directory / CHECKSUMS).exists() and (wrong := mismatch(directory, only=JSON)):
         raise ValueError(wrong)
+
+
+def builder(directory: pathlib.Path) -> Any:
+    """The tensorflow-datasets builder of a written data set. ValueError if its features are not all
+    classes of tensorflow-datasets, which would import any module that they name.
+    """
+    import tensorflow_datasets as tfds
+
+    if (directory / FEATURES).is_file():
+        for name in _class_names(json.loads(read_text(directory / FEATURES, LONGEST_FEATURES))):
+            if not name.startswith(CLASSES):
+                raise ValueError(
+                    f"{FEATURES} names {shown(name)}, which is no class of tensorflow-datasets"
+                )
+    return tfds.builder_from_directory(str(directory))
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The Python classes that a part of features.json names; "type" and "content" are those of
+    earlier versions.
+    """
+    if isinstance(value, list):
+        for inner in value:
+            yield from _class_names(inner)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str):
+                if key in ("pythonClassName", "python_class_name", "type"):
+                    yield inner
+                inner = json.loads(inner) if key == "content" else None
+            yield from _class_names(inner)
 
 
 def encoded(builder: Any, split: str) -> Items:

@@ -68,7 +68,7 @@ def _open_splits(root: pathlib.Path, name: str) -> dict[str, Items]:
     import tensorflow_datasets as tfds
 
     with damage(root):
-        builder = tfds.builder_from_directory(str(root))
+        builder = array_record.builder(root)
         if builder.name != name:
             raise UserError(f"{root} is the TFDS set {builder.name}; expected {name}")
         if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
