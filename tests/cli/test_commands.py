@@ -102,9 +102,9 @@ print({"jax", "flax", "numpy", "orbax", "PIL", "vqd_jax.config"} & {*sys.modules
 
 
 STARTS = {
-    "train": ([], "--config is missing; for a first run take --config=configs/emoji.py"),
+    "train": ([], "--config is missing; for a first run take --config=emoji"),
     "prepare": (["--config=none.py"], "there is no config file none.py"),
-    "sample": (["--prompt=x"], "--workdir is missing; for a first try take"),
+    "sample": (["--calls=x"], "--calls=x"),
     "demo": (["--workdir=x", "--port=99999"], "--port=99999"),
     "explain": (["--workdir=x", "--sampler=best"], "--sampler=best"),
     "evaluate": (["--workdir=x", "stray"], "unexpected argument 'stray'"),
@@ -427,7 +427,6 @@ BAD = [
     (["sample", "--workdir=nowhere", "--prompt=x"], "there is no workdir nowhere"),
     (["sample", "--workdir={workdir}"], "--prompt is missing"),
     (["sample", "--workdir={workdir}", "--label=3"], "--label is for class models"),
-    (["sample", "--prompt=x"], "--workdir is missing"),
     (["sample", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
     (
         ["sample", "--workdir={workdir}", "--prompt=" + "x" * 10_000],
@@ -498,7 +497,6 @@ BAD = [
         "is a folder: name a file",
     ),
     (["sample", "--workdir={workdir}", "--prompt=x", "--seed=-1"], "--seed=-1"),
-    (["explain", "--prompt=x"], "--workdir is missing"),
     (["explain", "--workdir={workdir}"], "--prompt is missing"),
     (["explain", "--workdir={workdir}", "--prompt= "], "a prompt is empty"),
     (
@@ -534,7 +532,6 @@ BAD = [
         ["sample", "--workdir={workdir}", "--like=x.png", "--prompt=x"],
         "takes everything from the file: leave out --prompt",
     ),
-    (["demo"], "--workdir is missing"),
     (["demo", "--workdir=nowhere"], "there is no workdir nowhere"),
     (["demo", "--workdir=tests"], "there is no finished checkpoint"),
     (

@@ -84,7 +84,7 @@ def test_all_else_works_with_it(sampler, model):
     )
     tokens = model.tokens(CRABS, **asked)
     np.testing.assert_array_equal([*model.watch(CRABS, **asked)][-1][0], tokens)
-    np.testing.assert_array_equal(model(CRABS, **asked), model.decode(tokens))
+    np.testing.assert_array_equal(model(CRABS, output="np", **asked), model.decode(tokens))
     known = Constraint(np.arange(64)[None].repeat(3, 0) < 20, tokens)
     again = model.tokens(CRABS, **asked | {"seed": 4}, constraint=known, image=tokens, strength=0.5)
     np.testing.assert_array_equal(again[:, :20], tokens[:, :20])

@@ -108,7 +108,7 @@ def test_what_became_of_each_token():
 def test_models_of_every_condition_are_explained_and_drawn(tmp_path, kind, asked):
     model = pipeline.load(make_workdir(tmp_path / "model", MODELS[kind]))
     found = explain.explain(model, asked, seed=1)
-    np.testing.assert_array_equal(found.images[-1], model([asked], seed=1)[0])
+    np.testing.assert_array_equal(found.images[-1], model(asked, seed=1, output="np"))
     assert len(found.words) == (kind == "text")
     pytest.importorskip("matplotlib")
     explain_figure.draw(found, asked, tmp_path / "new" / "out.png")

@@ -13,6 +13,7 @@ from helpers.workdirs import items, make_workdir, same_arrays
 from vqd_jax.inference import explain, explain_figure, inpaint, pipeline, plan
 from vqd_jax.inference.convert import Extra, convert
 from vqd_jax.inference.export import export
+from vqd_jax.inference.model import GREY
 from vqd_jax.samplers.base import Constraint
 
 G, L, K, PROMPT = 2, 16, 20, ["a google style emoji of a red apple"]
@@ -43,7 +44,7 @@ def test_masked_tokens_are_grey_or_left_out(model, image):
     masked = tokens.copy()
     masked[:, [0, L + 5]] = K
     got = model.decode_partial(masked)
-    grey = (got[0] == pipeline.GREY).all(-1)
+    grey = (got[0] == GREY).all(-1)
     assert grey[:4, :4].all() and grey.sum() == 16
     codes = np.asarray(model.codec_weights["codes"])
     z = codes[tokens[0].reshape(G, L) + [[0], [K]]]

@@ -22,7 +22,7 @@ SAMPLERS = {
 
 @pytest.fixture(scope="module")
 def picture(model):
-    return model(["a google style emoji of a red apple"], calls=10)[0]
+    return model("a google style emoji of a red apple", calls=10, output="np")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import ROOT
 from vqd_jax.core.errors import UserError
+from vqd_jax.inference import model as inference_model
 from vqd_jax.inference import pipeline
 from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.runtime.devices import building_for
@@ -36,9 +37,9 @@ def test_devices_share_the_batches_and_change_nothing(model, settings, monkeypat
     """9 prompts, 2 at a time: on 4 devices, padded, and one after the other on one."""
     assert jax.local_device_count() == 4
     settings = {"calls": 4, "seed": 5} | settings
-    placed, replicate = [], pipeline.replicate
+    placed, replicate = [], inference_model.replicate
     keep = lambda tree, devices: placed.append(devices) or replicate(tree, devices)
-    monkeypatch.setattr(pipeline, "replicate", keep)
+    monkeypatch.setattr(inference_model, "replicate", keep)
     model = dataclasses.replace(model)  # whose weights are nowhere else yet
     shared = list(model.batches(PROMPTS, 2, **settings))
     assert placed == [tuple(jax.local_devices())]  # not with every batch
@@ -59,8 +60,8 @@ def test_accelerators_draw_a_batch_ahead(model, monkeypatch, count):
     started, sample = [], sampling.sample
     record = lambda *a, **kw: started.append(kw["first"]) or sample(*a, **kw)
     monkeypatch.setattr(sampling, "sample", record)
-    monkeypatch.setattr(pipeline, "local_devices", lambda rows: (jax.local_devices()[0],))
-    monkeypatch.setattr(pipeline, "platform", lambda: "gpu")
+    monkeypatch.setattr(inference_model, "local_devices", lambda rows: (jax.local_devices()[0],))
+    monkeypatch.setattr(inference_model, "platform", lambda: "gpu")
     for i, images in enumerate(model.batches(prompts[:count], 2, seed=3, calls=3)):
         assert started == [*range(0, count, 2)][: i + 2]
         np.testing.assert_array_equal(images, want[2 * i : 2 * i + 2])

@@ -35,7 +35,7 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def requests(model):
-    picture = model(["a google style emoji of a red apple"], calls=3)[0]
+    picture = model("a google style emoji of a red apple", calls=3, output="np")
     half = np.arange(32)[:, None].repeat(32, 1) < 16
     wide, around = (
         np.pad(picture, ((0, 0), (0, 16), (0, 0))),

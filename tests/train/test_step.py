@@ -157,7 +157,7 @@ def test_micro_batches_take_the_step_of_the_batch(name, layout):
 
 
 @pytest.mark.parametrize(
-    "rows,tokens,count",
+    "rows,positions,count",
     [
         (128, 64, 8),
         (4, 1024, 4),
@@ -170,8 +170,10 @@ def test_micro_batches_take_the_step_of_the_batch(name, layout):
         (0, 9, 1),
     ],
 )
-def test_micro_batches_for_the_cache_are_the_fewest_with_at_most_1024_tokens(rows, tokens, count):
-    assert default_micro_batches(rows, tokens) == count
+def test_micro_batches_for_the_cache_are_the_fewest_with_at_most_1024_positions(
+    rows, positions, count
+):
+    assert default_micro_batches(rows, positions) == count
 
 
 def test_an_accelerator_takes_the_whole_batch(monkeypatch):

@@ -75,7 +75,7 @@ def test_events_show_every_call_and_the_files_reproduce_the_images(model, weight
     assert seen[0]["pictures"] != seen[1]["pictures"] and all(
         len(event["pictures"]) == 3 for event in [*seen, done]
     )
-    want = model(CRAB["prompts"] * 3, seed=5, calls=3)
+    want = model(CRAB["prompts"] * 3, seed=5, calls=3, output="np")
     for i, url in enumerate(done["pictures"]):
         np.testing.assert_array_equal(pixels(url), want[i])
         (tmp_path / "x.png").write_bytes(base64.b64decode(url.partition(",")[2]))

@@ -1,6 +1,6 @@
 """Open a page in the browser to generate images; it has a JSON interface, too.
 
-  vqd demo --workdir=DIR [--port=7860]
+  vqd demo [--workdir=DIR] [--port=7860]
 
 Only this machine can reach the page, unless --host says otherwise. Behind a proxy with a name of
 its own, give that name with --allow_host.
@@ -16,16 +16,15 @@ from absl import flags
 from vqd_jax.cli.flags import (
     checkpoints_of,
     define_loading_flags,
-    define_workdir_flag,
+    define_model_flag,
     loading,
-    required_workdir,
 )
 
 LEAVING = 10.0  # seconds for a running network call to end after Ctrl-C
 
 
 def define_flags(options: flags.FlagValues) -> None:
-    define_workdir_flag(options)
+    define_model_flag(options)
     define_loading_flags(options)
     flags.DEFINE_string(
         "host",
@@ -52,8 +51,6 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    required_workdir(options)
-
     from vqd_jax.inference import pipeline
     from vqd_jax.web.demo import access, api
     from vqd_jax.web.demo.queue import JobQueue

@@ -31,7 +31,7 @@ CHOICE = ("protocol", "images", "seed", "reference", "data", "cache", "inception
 
 
 def define_flags(options: flags.FlagValues) -> None:
-    define_workdir_flag(options, "; it is not written to")
+    define_workdir_flag(options, "it is not written to")
     define_cache_flag(options)
     define_loading_flags(options)
     define_sampling_flags(options)

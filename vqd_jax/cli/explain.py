@@ -1,6 +1,6 @@
 """Show in one figure how an image was generated, step by step.
 
-  vqd explain --workdir=DIR --prompt="a red apple" [--seed=7] [--out=FILE.png]
+  vqd explain --prompt="a red apple" [--workdir=DIR] [--seed=7] [--out=FILE.png]
 
 The image is the one that `vqd sample --num=1` generates with the same flags. Needs matplotlib, of
 the extra `plots`.
@@ -16,18 +16,17 @@ from vqd_jax.cli.flags import (
     check_output_files,
     checkpoints_of,
     define_loading_flags,
+    define_model_flag,
     define_prompt_flags,
     define_sampling_flags,
-    define_workdir_flag,
     loading,
-    required_workdir,
     sampling,
 )
 from vqd_jax.core.errors import UserError
 
 
 def define_flags(options: flags.FlagValues) -> None:
-    define_workdir_flag(options)
+    define_model_flag(options)
     define_prompt_flags(options)
     define_loading_flags(options)
     define_sampling_flags(options)
@@ -35,7 +34,6 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    required_workdir(options)
     check_output_files(options, "out")
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shipped import MODEL
 
 if TYPE_CHECKING:
     from vqd_jax.inference.pipeline import TextToImage
@@ -32,9 +33,19 @@ SAMPLING = (
 )
 
 
-def define_workdir_flag(options: flags.FlagValues, note: str = "") -> None:
+def define_model_flag(options: flags.FlagValues) -> None:
+    """For commands that only draw."""
     flags.DEFINE_string(
-        "workdir", None, f"a trained workdir, such as pretrained/emoji{note}", flag_values=options
+        "workdir",
+        MODEL,
+        "workdir of a trained model; by default of the one that comes with vqd_jax",
+        flag_values=options,
+    )
+
+
+def define_workdir_flag(options: flags.FlagValues, note: str) -> None:
+    flags.DEFINE_string(
+        "workdir", None, f"workdir of a trained model, such as {MODEL}; {note}", flag_values=options
     )
 
 
@@ -44,8 +55,8 @@ def define_config_flag(options: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "a file in configs/, with :VARIANT if it has any; --config.SECTION.KEY=VALUE changes a "
-        "key (vqd_jax/config/defaults.py lists them)",
+        "name of a config, such as emoji, or a file of your own, with :VARIANT if it has any; "
+        "--config.SECTION.KEY=VALUE changes a key (vqd_jax/config/defaults.py lists them)",
         lock_config=True,
         flag_values=options,
     )
@@ -223,10 +234,3 @@ def check_output_files(options: flags.FlagValues, *names: str) -> None:
     for name in names:
         if options[name].value and Path(options[name].value).is_dir():
             raise UserError(f"--{name}={options[name].value} is a folder: name a file")
-
-
-def required_workdir(options: flags.FlagValues) -> str:
-    """--workdir. UserError without it."""
-    if not options.workdir:
-        raise UserError("--workdir is missing; for a first try take --workdir=pretrained/emoji")
-    return options.workdir

@@ -21,7 +21,7 @@ from vqd_jax.core.errors import UserError
 
 
 def define_flags(options: flags.FlagValues) -> None:
-    define_workdir_flag(options, "; the plan is stored in it")
+    define_workdir_flag(options, "the plan is stored in it")
     define_cache_flag(options)
     flags.DEFINE_integer(
         "calls", 16, "network calls of the plan to print", lower_bound=1, flag_values=options

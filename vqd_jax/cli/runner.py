@@ -27,6 +27,7 @@ from absl import flags, logging
 
 from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError, one_line
+from vqd_jax.core.shipped import config_names, config_path
 
 ANEW = "starts over"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, quota or file size limit
@@ -175,7 +176,7 @@ def _read(options: flags.FlagValues, command: ModuleType, argv: list[str]) -> Se
     config file that cannot be read or a config key that does not exist.
     """
     try:
-        positional = options(argv)[1:]
+        positional = options(_with_config_paths(argv))[1:]
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
             raise UserError("--config=FILE must come before --config.SECTION.KEY=VALUE") from None
@@ -201,6 +202,19 @@ def _read(options: flags.FlagValues, command: ModuleType, argv: list[str]) -> Se
     return positional
 
 
+def _with_config_paths(argv: list[str]) -> list[str]:
+    """The command line with the path of a shipped config in place of its name."""
+    out = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            at, named = (i, value) if equals else (i + 1, "".join(argv[i + 1 : i + 2]))
+            path, colon, variant = named.partition(":")
+            if path:
+                out[at] = f"{flag}=" * bool(equals) + config_path(path) + colon + variant
+    return out
+
+
 def config_file(options: flags.FlagValues) -> tuple[str, str]:
     """(FILE, VARIANT) of --config=FILE:VARIANT. UserError without the flag or without that file."""
     from ml_collections import config_flags  # slow to import
@@ -209,7 +223,7 @@ def config_file(options: flags.FlagValues) -> tuple[str, str]:
     named = config_flags.get_config_filename(flag) if flag.present else ""
     path, _, variant = named.partition(":")
     if not path:
-        raise UserError("--config is missing; for a first run take --config=configs/emoji.py")
+        raise UserError("--config is missing; for a first run take --config=emoji")
     if not Path(path).is_file():
         raise UserError(_no_config(path))
     return path, variant
@@ -226,7 +240,7 @@ def training_workdir(options: flags.FlagValues) -> str:
 
 
 def _no_config(path: str) -> str:
-    return f"there is no config file {path}; the ones that come with vqd_jax are in configs/"
+    return f"there is no config file {path}; vqd_jax comes with {', '.join(config_names())}"
 
 
 def _plain(error: flags.Error) -> str:

@@ -1,6 +1,6 @@
 """Generate images from prompts, or change an image.
 
-  vqd sample --workdir=DIR --prompt="a red apple" [--prompt=TEXT ...] [--num=4] [--out=FILE.png]
+  vqd sample --prompt="a red apple" [--prompt=TEXT ...] [--workdir=DIR] [--num=4] [--out=FILE.png]
 
 --prompts_file has a prompt on each line. --out=DIR/ writes each image to a file of its own. With
 --init_image an image is changed instead: --mask marks the area to repaint (white), --strength sets
@@ -22,11 +22,10 @@ from vqd_jax.cli.flags import (
     check_output_files,
     checkpoints_of,
     define_loading_flags,
+    define_model_flag,
     define_prompt_flags,
     define_sampling_flags,
-    define_workdir_flag,
     loading,
-    required_workdir,
     sampling,
 )
 from vqd_jax.core.errors import UserError
@@ -45,7 +44,7 @@ STORED = (  # in the file of --like
 
 
 def define_flags(options: flags.FlagValues) -> None:
-    define_workdir_flag(options)
+    define_model_flag(options)
     define_prompt_flags(options)
     define_loading_flags(options)
     define_sampling_flags(options)
@@ -105,7 +104,6 @@ def define_flags(options: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
-    required_workdir(options)
     one_each = options.out.endswith(("/", os.sep))
     check_output_files(options, *[] if one_each else ["out"], "trace")
     _check_flags(options)

@@ -1,6 +1,6 @@
 """Train a model: all stages of a config, in order.
 
-  vqd train --config=configs/emoji.py [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
+  vqd train --config=emoji [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
 
 `python -m vqd_jax.main` is the same command. Each stage resumes from its latest checkpoint in the
 workdir, and is skipped when it is finished. To train on several machines, run the same command on
@@ -8,12 +8,14 @@ each with --coordinator=HOST:PORT --processes=N --process=I, as the scripts in l
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
 
 from absl import flags
 
 from vqd_jax.cli import runner
 from vqd_jax.cli.flags import define_config_flag
+from vqd_jax.core.shipped import model_path
 
 AGAIN = "resumes from the last checkpoint"
 
@@ -44,6 +46,7 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     workdir = runner.training_workdir(options)
+    options.config.init_from = os.fspath(model_path(options.config.init_from))
     if options.config.deterministic:
         runner.make_gpus_deterministic()
 
@@ -59,7 +62,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     distributed.initialize(options.coordinator, options.processes, options.process)
     primary = jax.process_index() == 0
+    experiment = Experiment(options.config, workdir, options.allow_changes)
     with Workdir(workdir).training() if primary else contextlib.nullcontext():
-        experiment = Experiment(options.config, workdir, options.allow_changes)
         experiment.run()
         experiment.finish()

@@ -67,26 +67,28 @@ def decode(
     16-bit values keep their upper byte, and floats in [0, 1] are scaled to 0…255. Raises nearly
     any exception on broken bytes; `reason` puts it in words.
     """
+    return _read(content, largest, functools.partial(pixels_of, colour=colour))
 
-    def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-        return _rgb(image, image.info.get("icc_profile") if colour == "srgb" else None)
 
-    return _read(content, largest, pixels)
+def pixels_of(image: Image.Image, colour: str = "srgb") -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an opened image, as `decode` returns them."""
+    return _rgb(image, image.info.get("icc_profile") if colour == "srgb" else None)
 
 
 def decode_mask(content: bytes, largest: int = LARGEST) -> Bool[np.ndarray, "H W"]:
-    """Decodes a mask: True where the image is white or, if some of it is transparent, where
-    something is drawn, in whatever colour.
+    """Decodes a mask, see `mask_of`."""
+    return _read(content, largest, mask_of)
+
+
+def mask_of(image: Image.Image) -> Bool[np.ndarray, "H W"]:
+    """True where an opened image is white or, if some of it is transparent, where something is
+    drawn, in whatever colour.
     """
-
-    def marked(image: Image.Image) -> Bool[np.ndarray, "H W"]:
-        if _has_alpha(image):
-            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-            if alpha.min() < 255:
-                return alpha > 127
-        return np.asarray(Image.fromarray(_rgb(image, None)).convert("L")) > 127
-
-    return _read(content, largest, marked)
+    if _has_alpha(image):
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.min() < 255:
+            return alpha > 127
+    return np.asarray(Image.fromarray(_rgb(image, None)).convert("L")) > 127
 
 
 def _read(content: bytes, largest: int, pixels: Callable[[Image.Image], T]) -> T:

@@ -24,7 +24,7 @@ from vqd_jax.models.weights.exported import ITEMS, Stages, is_exported, read
 from vqd_jax.models.weights.files import flatten, read_tree
 from vqd_jax.models.weights.hub import local_folder
 from vqd_jax.models.weights.rules import NotFiniteError, check_finite, few
-from vqd_jax.runtime.checkpoint import Checkpoints, fit
+from vqd_jax.runtime.checkpoint import Checkpoints, fit, widen
 from vqd_jax.runtime.workdir import Workdir
 
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -51,14 +51,7 @@ def convert(source: str, workdir: Path, extra: Extra) -> None:
         checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
         if checkpoints.latest_step() is not None:
             raise UserError(f"{workdir} already holds a model; choose another --workdir")
-    path = Path(source).expanduser()
-    try:
-        if is_exported(path):
-            stages, plan = exported(path, finite=not extra.allow_nan)
-        else:
-            stages, plan = published(source, extra), {}
-    except NotFiniteError as error:
-        raise UserError(f"{error}; --allow_nan converts them as they are") from error
+    stages, plan = stages_of(source, extra)
     for stage, items in stages.items():
         print(summary(stage, complete(items["config"]), items["weights"]))
     folders = {stage: Workdir(workdir).checkpoints(stage) for stage in stages}
@@ -69,6 +62,48 @@ def convert(source: str, workdir: Path, extra: Extra) -> None:
                 checkpoints.save(items["step"], stored, wait=True)
         if plan:
             loading.write_plan(workdir, plan)
+
+
+def stages_of(source: str, extra: Extra) -> tuple[Stages, dict[str, np.ndarray]]:
+    """The stages and the plan of a model in a file, in a folder or on the Hugging Face hub."""
+    path = Path(source).expanduser()
+    if not path.is_file() and not (path / "model_index.json").is_file():
+        path = local_folder(source, (loading.HUB_FILE,)) / loading.HUB_FILE
+    try:
+        if is_exported(path):
+            return exported(path, finite=not extra.allow_nan)
+        return published(source, extra), {}
+    except NotFiniteError as error:
+        raise UserError(f"{error}; --allow_nan converts them as they are") from error
+
+
+def stored_model(source: str, stage: str | None) -> loading.StoredModel:
+    """The model over tokens of that name, by default a diffusion model, with its codec, in anything
+    that `stages_of` reads.
+    """
+    stages, plan = stages_of(source, Extra())
+    found = [name for name in ITEMS if name in stages and name != "vqvae"]
+    if stage and stage not in found:
+        raise UserError(f"{source} has no stage {stage}")
+    name = stage or next(iter(found), None)
+    chosen = stages[name] if name else {"weights": None, "tokenizer": None}
+
+    def read_plan(file: Any, tokens: int | None) -> dict[str, np.ndarray]:
+        return loading.read_plan("", file, tokens) if file else plan
+
+    return loading.StoredModel(
+        config=complete(chosen.get("config", stages["vqvae"]["config"])),
+        codec_weights=widen(stages["vqvae"]["weights"]),
+        stage=name,
+        weights=name and widen(chosen["weights"]),
+        tokenizer=chosen["tokenizer"],
+        checkpoints=tuple(
+            loading.StageCheckpoint(stage=part, step=stages[part]["step"], kind="step")
+            for part in ("vqvae", name)
+            if part
+        ),
+        plan=read_plan,
+    )
 
 
 def exported(path: Path, *, finite: bool = True) -> tuple[Stages, dict[str, np.ndarray]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_bytes import LARGEST, decode, decode_mask, reason
 from vqd_jax.data.transforms import SizedTransform
-from vqd_jax.inference.pipeline import TextToImage
+from vqd_jax.inference.model import Model
 from vqd_jax.runtime.progress import track
 from vqd_jax.samplers.base import Constraint
 
@@ -39,17 +39,17 @@ def read_edit_image(
     init_image: str, mask: str | None, extend: Sequence[str], square: SizedTransform
 ) -> EditImage:
     """The image and mask in files. UserError if they cannot be read or do not fit together."""
-    image = decode_image(_content(init_image), init_image)
-    marked = decode_image(_content(mask), mask, read=decode_mask) if mask else None
+    marked = read_picture(mask, decode_mask) if mask else None
     if marked is not None and marked.all():
         logging.warning("the mask %s covers all of the image: everything is repainted", mask)
-    return make_edit_image(image, marked, extend, square)
+    extension = _parse_extension(extend) if extend else None
+    return make_edit_image(read_picture(init_image), marked, extension, square)
 
 
 def make_edit_image(
     image: UInt8[np.ndarray, "H W 3"],
     mask: Bool[np.ndarray, "h w"] | None,
-    extend: Sequence[str],
+    extension: Sequence[int] | None,
     square: SizedTransform,
     *,
     large: bool = True,
@@ -61,7 +61,7 @@ def make_edit_image(
     The mask has the proportions of the image, or is one of that square.
     """
     height, width = image.shape[:2]
-    part = mask is not None or bool(extend)
+    part = mask is not None or bool(extension)
     large = large and part and min(height, width) >= square.size
     pixels = image if large else square(image)
     paint = np.zeros(pixels.shape[:2], bool)
@@ -69,8 +69,12 @@ def make_edit_image(
         if not mask.any():
             raise UserError("the mask marks nothing: no part of the image would be repainted")
         paint = _fitted(mask, (height, width), None if large else square)
-    if extend:
-        left, top, right, bottom = _parse_extension(extend)
+    if extension:
+        left, top, right, bottom = extension
+        if min(extension) < 0 or not max(extension):
+            raise UserError(
+                "an image is extended by numbers of pixels that are not negative, and not all 0"
+            )
         around = (top, bottom), (left, right)
         pixels = np.pad(pixels, (*around, (0, 0)), mode="edge")
         paint = np.pad(paint, around, constant_values=True)
@@ -104,17 +108,15 @@ def _fitted(
 def _parse_extension(extend: Sequence[str]) -> list[int]:
     try:
         left, top, right, bottom = map(int, extend)
+        return [left, top, right, bottom]
     except ValueError:
         raise UserError(
             f"--extend takes four numbers of pixels, LEFT,TOP,RIGHT,BOTTOM, got {','.join(extend)}"
         ) from None
-    if min(left, top, right, bottom) < 0 or not max(left, top, right, bottom):
-        raise UserError("--extend takes numbers of pixels that are not negative, and not all 0")
-    return [left, top, right, bottom]
 
 
 def edit(
-    model: TextToImage,
+    model: Model,
     image: EditImage,
     prompts: Sequence[str],
     *,
@@ -142,7 +144,7 @@ def edit(
 
 
 def watch(
-    model: TextToImage, image: EditImage, prompts: Sequence[str], **settings: Any
+    model: Model, image: EditImage, prompts: Sequence[str], **settings: Any
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
     """The images of `edit` after each network call, as they are computed; the last ones are its
     result, bit for bit.
@@ -151,7 +153,7 @@ def watch(
     return _paint(model, image, prompts, model.watch, without_bar, **settings)
 
 
-def check_size(model: TextToImage, image: EditImage) -> tuple[int, int]:
+def check_size(model: Model, image: EditImage) -> tuple[int, int]:
     """(the model's size, pixels of a token). UserError for an image that does not fit them."""
     size, cell = model.config.data.image_size, model.codec.model.downsampling
     height, width = image.mask.shape
@@ -164,7 +166,7 @@ def check_size(model: TextToImage, image: EditImage) -> tuple[int, int]:
 
 
 def _paint(
-    model: TextToImage,
+    model: Model,
     edit_image: EditImage,
     prompts: Sequence[str],
     states: States,
@@ -232,10 +234,13 @@ def windows(to_paint: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int
     return order
 
 
-def _content(path: str) -> bytes:
+def read_picture(
+    path: str, read: Callable[[bytes, int], np.ndarray] = decode
+) -> UInt8[np.ndarray, "H W 3"] | Bool[np.ndarray, "H W"]:
+    """`decode_image` of a file."""
     if not Path(path).is_file():
         raise UserError(f"there is no image {path}")
-    return Path(path).read_bytes()
+    return decode_image(Path(path).read_bytes(), path, read=read)
 
 
 def decode_image(

@@ -1,7 +1,9 @@
 """What inference reads from a workdir: the weights of its stages and the measurement of a plan."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from vqd_jax.runtime.checkpoint import Best, Checkpoints, widen
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages.lora import Adapter
 from vqd_jax.stages.token_stage import TokenStage
+
+HUB_FILE = "vqd_jax.safetensors"  # an exported model in a repository of the Hugging Face hub
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,50 @@ class StageCheckpoint:
     def __str__(self) -> str:
         last = ", the last" if self.kind == "last" else ""
         return f"{self.stage} {self.best or f'step {self.step}{last}'}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """What is stored of a model.
+
+    Attributes:
+      stage: the name of the stage over tokens; None where only the codec is trained, and then there
+        are no weights and no tokenizer.
+      tokenizer: as JSON.
+      checkpoints: from which it was read.
+      plan: as `read_plan`, but of this model.
+    """
+
+    config: ConfigDict
+    codec_weights: Params
+    stage: str | None
+    weights: Params | None
+    tokenizer: str | None
+    checkpoints: tuple[StageCheckpoint, ...]
+    plan: Callable[[str | os.PathLike | None, int | None], dict[str, np.ndarray]]
+
+
+def read_workdir(
+    workdir: str | os.PathLike, stage: str | None = None, checkpoint: str | int | None = None
+) -> StoredModel:
+    """The model in a workdir; for the arguments see `pipeline.load`."""
+    name = token_stage(workdir, stage)
+    used = [chosen_checkpoint(workdir, "vqvae", None if name else checkpoint)]
+    config, codec_weights = stored_items(workdir, "vqvae", "config", "weights", step=used[0].step)
+    weights = tokenizer = None
+    if name:
+        used.append(chosen_checkpoint(workdir, name, checkpoint))
+        stored, weights = stored_model(workdir, name, used[1].step)
+        (tokenizer,) = stored_items(workdir, name, "tokenizer", step=used[1].step)
+    return StoredModel(
+        config=stored if name else complete(config),
+        codec_weights=codec_weights,
+        stage=name,
+        weights=weights,
+        tokenizer=tokenizer,
+        checkpoints=tuple(used),
+        plan=functools.partial(read_plan, workdir),
+    )
 
 
 def in_compute_dtype(stage: TokenStage, weights: Params) -> Params:

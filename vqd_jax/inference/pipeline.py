@@ -1,326 +1,174 @@
-"""A trained workdir as a function from prompts to images: `load` and `TextToImage`."""
+"""A trained model as a function from prompts to images: `load` and `TextToImage`."""
 
-import collections
-import dataclasses
 import functools
-import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
-from ml_collections import ConfigDict
+from jaxtyping import UInt8
+from PIL import Image
 
 from vqd_jax.config import build
-from vqd_jax.config.defaults import complete
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.shapes import Params
-from vqd_jax.data.text.load import Tokenizer, load_tokenizer
-from vqd_jax.data.transforms import SizedTransform
-from vqd_jax.diffusion.process import MaskAndReplace
-from vqd_jax.inference.loading import (
-    StageCheckpoint,
-    chosen_checkpoint,
-    in_compute_dtype,
-    read_plan,
-    stored_items,
-    stored_model,
-    token_stage,
-)
-from vqd_jax.inference.prompts import conditioning, requested_prompts
-from vqd_jax.runtime.devices import Devices, local_devices, platform, replicate
+from vqd_jax.core.shipped import MODEL, model_path
+from vqd_jax.data.image_bytes import decode, decode_mask, mask_of, pixels_of
+from vqd_jax.data.text.load import load_tokenizer
+from vqd_jax.inference import inpaint
+from vqd_jax.inference.loading import HUB_FILE, StoredModel, in_compute_dtype, read_workdir
+from vqd_jax.inference.model import Model, weights_digest
+from vqd_jax.runtime.devices import platform
 from vqd_jax.runtime.workdir import Workdir
-from vqd_jax.samplers.base import Constraint, Sampler
-from vqd_jax.samplers.guidance import GuidanceConfig
-from vqd_jax.stages import jitted, sampling
 from vqd_jax.stages.lora import apply_file
-from vqd_jax.stages.token_stage import AnySampler, Conditioning, TokenStage
-from vqd_jax.stages.vqvae import VQVAEStage
 
-GREY = np.uint8(190)  # of positions that are still [MASK]
+# An image to change, or a mask: a file, an image, or its pixels
+Picture = str | os.PathLike | Image.Image | np.ndarray
+Prompts = str | int | Sequence[str | int]
+# After a network call: its number, from 1, and the images as they are then
+Callback = Callable[[int, Any], None]
+Images = UInt8[np.ndarray, "b H W 3"]
+OUTPUTS = ("pil", "np")
+HUB = "hf://"
+# Files by which folders that are no workdirs are known: those of diffusers, of the hub with a model
+# that was exported, and of the hub's cache
+OTHER_FOLDERS = ("model_index.json", HUB_FILE, "snapshots")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TextToImage:
-    """A trained model, made by `load`.
+class TextToImage(Model):
+    """A trained model, made by `load`: call it with a prompt.
 
-    Attributes:
-      config: the training config; `config.sampling` has the default settings.
-      codec, codec_weights: the VQ-VAE.
-      stage, weights: the model over tokens; None where only the codec is trained.
-      tokenizer: prompts to text ids.
-      entropy: returns what `vqd plan` measured for each order, for planned counts.
-      checkpoints: from which the stages were loaded.
-      stored_digest: `digest`, where kernels are not kept in the dtype in which they are stored.
+    The methods that make images share these arguments:
+      prompts: a prompt or several; for class models their numbers or names. "a cat AND a dog :0.5"
+        blends two.
+      num: images of each prompt.
+      seed: image i depends on (its prompt, seed, i) and the settings.
+      negative_prompt: what the images should not show.
+      output: "pil" for PIL images, "np" for uint8 arrays (H, W, 3).
+      callback: is called after each network call with its number, from 1, and the images as they
+        are then.
+      settings: keys of `config.sampling`, such as calls, guidance, temperature and sampler, and
+        options of the sampler, such as order; the model's config has the defaults. The sampler is a
+        name or an object (`samplers.base.Sampler`).
+
+    The result is one image for a single prompt with num 1, and else a list or, with "np", an array
+    (images, H, W, 3), all images of the first prompt first.
     """
 
-    config: ConfigDict
-    codec: VQVAEStage
-    codec_weights: Params
-    stage: TokenStage | None
-    weights: Params | None
-    tokenizer: Tokenizer | None
-    entropy: Callable[[], dict[str, np.ndarray]] = dict
-    checkpoints: tuple[StageCheckpoint, ...] = ()
-    stored_digest: str = ""
-
-    @property
-    def square(self) -> SizedTransform:
-        """From an image of any shape to that of the model, as held-out images were read."""
-        return build.transform(self.config, training=False)
-
     def __call__(
-        self, prompts: Sequence[str], *, seed: int = 0, negative_prompt: str = "", **settings: Any
-    ) -> UInt8[np.ndarray, "b H W 3"]:
-        """One image per prompt; image i depends on (prompt i, seed, i) and the settings.
-
-        A prompt may blend several, with weights: "a cat AND a dog :0.5". `settings` are keys of
-        `config.sampling`, such as sampler, calls, guidance and temperature, and options of the
-        sampler, such as order; the config has the defaults. The sampler is a name or an object
-        (`samplers.base.Sampler`).
-        """
-        tokens = self.tokens(prompts, seed=seed, negative_prompt=negative_prompt, **settings)
-        return self.decode(tokens)
-
-    def tokens(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts = "",
         *,
+        num: int = 1,
         seed: int = 0,
-        first: int = 0,
         negative_prompt: str = "",
-        constraint: Constraint | None = None,
-        image: Int[np.ndarray, "b n"] | None = None,
-        strength: float = 1.0,
-        trace: bool = False,
-        devices: int = 1,
+        output: str = "pil",
+        callback: Callback | None = None,
         **settings: Any,
     ) -> Any:
-        """The tokens of the images (b, n); row i uses the noise of image `first` + i.
+        """Images of the prompts."""
+        given = dict(seed=seed, negative_prompt=negative_prompt, **settings)
+        draw = lambda texts: self.decode(self.tokens(texts, **given))
+        watch = lambda texts: (images for _, images in self.watch(texts, **given))
+        return self._deliver(draw, watch, prompts, num, output, callback)
 
-        `constraint` has tokens to keep. With `image`, sampling starts from its tokens at the time
-        strength * T. With `trace` the result is (tokens, states after each call (calls, b, n)), in
-        which k is [MASK]. `devices` share the rows.
-        """
-        arguments = self._arguments(prompts, negative_prompt, image, strength, settings)
-        options = dict(seed=seed, first=first, constraint=constraint, trace=trace)
-        return jax.tree.map(
-            np.asarray, self._sample(local_devices(devices), **arguments, **options)
-        )
-
-    def _sample(self, devices: Devices, **arguments: Any) -> Any:
-        return sampling.sample(self.stage, self.on(devices)[0], **arguments, devices=devices)
-
-    def watch(
+    def inpaint(
         self,
-        prompts: Sequence[str],
+        prompts: Prompts,
+        image: Picture,
+        mask: Picture,
         *,
-        seed: int = 0,
-        first: int = 0,
-        negative_prompt: str = "",
-        constraint: Constraint | None = None,
-        image: Int[np.ndarray, "b n"] | None = None,
         strength: float = 1.0,
-        **settings: Any,
-    ) -> Iterator[tuple[Int[np.ndarray, "b n"], UInt8[np.ndarray, "b H W 3"]]]:
-        """(tokens, images) after each network call, as they are computed; [MASK] is grey.
+        **arguments: Any,
+    ) -> Any:
+        """The image, with what is white in the mask painted anew.
 
-        The last ones are those of `tokens`, on a CPU bit for bit.
+        A smaller image becomes a square of the model's size. The mask has the proportions of the
+        image. `strength` is that of `vary`.
         """
-        arguments = self._arguments(prompts, negative_prompt, image, strength, settings)
-        for tokens in sampling.watch(
-            self.stage, self.weights, **arguments, seed=seed, first=first, constraint=constraint
-        ):
-            yield tokens, self.decode_partial(tokens)
+        return self._edit(prompts, image, mask, None, strength, **arguments)
 
-    def _arguments(
+    def vary(
+        self, prompts: Prompts, image: Picture, *, strength: float = 0.6, **arguments: Any
+    ) -> Any:
+        """Variations of the image: sampling starts from its tokens at the time strength * T."""
+        return self._edit(prompts, image, None, None, strength, **arguments)
+
+    def extend(
         self,
-        prompts: Sequence[str],
-        negative_prompt: str,
-        image: Int[np.ndarray, "b n"] | None,
-        strength: float,
-        settings: dict[str, Any],
-    ) -> dict[str, Any]:
-        """The arguments that `sampling.sample` and `sampling.watch` share."""
-        t_start = self.t_start(strength)
-        sampler, guidance_config = self.settings(t_start=t_start, **settings)
-        conditions, scales = self.conditions(prompts, negative_prompt, guidance_config)
-        return dict(
-            conditions=conditions,
-            scales=scales,
-            sampler=sampler,
-            guidance_config=guidance_config,
-            t_start=t_start,
-            image=None if t_start is None else image,
-        )
-
-    def t_start(self, strength: float) -> int | None:
-        """The time at which image-to-image of that strength starts; None, for T, at strength 1."""
-        if not 0 < strength <= 1:
-            raise UserError(f"strength must lie in (0, 1], got {strength:g}")
-        return None if strength == 1 else max(round(strength * self.process.T), 1)
-
-    @property
-    def process(self) -> MaskAndReplace:
-        """The diffusion process. UserError for models without one."""
-        if self.stage is None:
-            raise UserError("this workdir holds a codec but no denoiser yet: finish training it")
-        if self.stage.process is None:
-            raise UserError(
-                "this is an autoregressive model, which has no diffusion times: strength, plan and "
-                "explain need a diffusion model"
-            )
-        return self.stage.process
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """The SHA-256 of all weights, as they are stored."""
-        return self.stored_digest or _digest(self.weights, self.codec_weights)
-
-    def on(self, devices: Devices) -> tuple[Params | None, Params]:
-        """(weights, codec_weights) for functions whose rows these devices share. Several devices
-        get their copies once, and keep them until others are asked for.
-        """
-        if len(devices) == 1:
-            return self.weights, self.codec_weights
-        if devices not in self._copies:
-            self._copies.clear()
-            self._copies[devices] = replicate((self.weights, self.codec_weights), devices)
-        return self._copies[devices]
-
-    @functools.cached_property
-    def _copies(self) -> dict[Devices, tuple[Params | None, Params]]:
-        return {}
-
-    @property
-    def fixed_sampling(self) -> dict[str, Any]:
-        """Keys of `config.sampling` that have only one value for this model."""
-        return self.stage.fixed_sampling if self.stage else {}
-
-    def settings(
-        self, *, t_start: int | None = None, **settings: Any
-    ) -> tuple[AnySampler, GuidanceConfig]:
-        """The sampler and the guidance config of `settings`, with the config's defaults.
-
-        A sampler object has its own calls and options.
-        """
-        options = {name: value for name, value in settings.items() if value is not None}
-        chosen = dict(self.config.sampling) | {
-            name: options.pop(name) for name in list(options) if name in self.config.sampling
-        }
-        diffusion = self.stage is None or self.stage.process is not None
-        if diffusion and isinstance(chosen["sampler"], Sampler):
-            if given := sorted(options.keys() | settings.keys() & {"calls"}):
-                raise UserError(
-                    f"a sampler object has its own {given[0]}: set it there, not beside the sampler"
-                )
-            guidance = {k: v for k, v in chosen.items() if k not in ("sampler", "calls")}
-            return chosen["sampler"], GuidanceConfig(**guidance)
-        for name, value in self.fixed_sampling.items():
-            if chosen[name] != value:
-                kind = "a model without conditions" if diffusion else "this autoregressive model"
-                raise UserError(f"for {kind} {name} can only be {value}, got {chosen[name]}")
-        if diffusion and chosen["sampler"] == "autoregressive":
-            raise UserError(
-                "the sampler autoregressive is for autoregressive models, and this is a diffusion "
-                "model"
-            )
-        if diffusion and chosen["sampler"] != "counts":
-            if not 1 <= chosen["calls"] <= self.process.T:
-                raise UserError(f"calls must be in 1..{self.process.T}, got {chosen['calls']}")
-            chosen["calls"] = min(chosen["calls"], t_start or self.process.T)
-        return build.sampling(
-            self.config, entropy=self.entropy, options=options, t_start=t_start, **chosen
-        )
-
-    def prompts(self, prompts: Sequence[str], *, labels: bool = False) -> list[str]:
-        """See `prompts.requested_prompts`."""
-        condition = self.config.condition
-        return requested_prompts(condition.kind, condition.classes, prompts, labels=labels)
-
-    def conditions(
-        self, prompts: Sequence[str], negative_prompt: str, guidance_config: GuidanceConfig
-    ) -> tuple[Conditioning, Float[np.ndarray, "p b"]]:
-        """See `prompts.conditioning`."""
-        kind = self.config.condition.kind
-        return conditioning(kind, self.tokenizer, prompts, negative_prompt, guidance_config)
-
-    def batches(
-        self,
-        prompts: Sequence[str],
-        batch: int,
+        prompts: Prompts,
+        image: Picture,
         *,
-        seed: int = 0,
-        start: int = 0,
-        negative_prompt: str = "",
-        **settings: Any,
-    ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-        """The images of `prompts`, at most `batch` at a time on each local device, all by one
-        compiled program: the last batch is padded.
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        **arguments: Any,
+    ) -> Any:
+        """The image with that many pixels more on each side."""
+        return self._edit(prompts, image, None, (left, top, right, bottom), 1.0, **arguments)
 
-        Image i depends on (prompt i, seed, i, batch) and the settings, not on the number of
-        devices. `start`, a multiple of `batch`, skips the images before it. Accelerators draw a
-        batch while the caller has the one before it.
+    def _edit(
+        self,
+        prompts: Prompts,
+        image: Picture,
+        mask: Picture | None,
+        extension: tuple[int, int, int, int] | None,
+        strength: float,
+        *,
+        num: int = 1,
+        output: str = "pil",
+        callback: Callback | None = None,
+        **given: Any,
+    ) -> Any:
+        pixels = _read(image, "image", decode, pixels_of)
+        marked = None if mask is None else _read(mask, "mask", decode_mask, mask_of)
+        edit = inpaint.make_edit_image(pixels, marked, extension, self.square)
+        given |= {"strength": strength}
+        draw = lambda texts: inpaint.edit(self, edit, texts, **given)
+        watch = lambda texts: inpaint.watch(self, edit, texts, **given)
+        return self._deliver(draw, watch, prompts, num, output, callback)
+
+    def _deliver(
+        self,
+        draw: Callable[[list[str]], Images],
+        watch: Callable[[list[str]], Iterator[Images]],
+        prompts: Prompts,
+        num: int,
+        output: str,
+        callback: Callback | None,
+    ) -> Any:
+        """The images of `draw`, or the last ones of `watch` if there is a callback, as they are
+        asked for.
         """
-        devices = local_devices(-(-(len(prompts) - start) // batch))
-        rows = batch * len(devices)
-        drawn: collections.deque[tuple[Any, int]] = collections.deque()
-        for first in range(start, len(prompts), rows):
-            part = [*prompts[first : first + rows]]
-            padded = part + part[-1:] * (rows - len(part))
-            arguments = self._arguments(padded, negative_prompt, None, 1.0, settings)
-            tokens = self._sample(devices, **arguments, seed=seed, first=first)
-            drawn.append((self._decode(tokens, devices), len(part)))
-            if len(drawn) > self._ahead:
-                yield _finished(*drawn.popleft())
-        for images, valid in drawn:
-            yield _finished(images, valid)
+        if output not in OUTPUTS:
+            raise UserError(f'output must be "pil" or "np", got {output!r}')
+        if num < 1:
+            raise UserError(f"num, the images of each prompt, must be at least 1, got {num}")
+        single = isinstance(prompts, (str, int))
+        texts = [str(prompt) for prompt in ([prompts] if single else prompts) for _ in range(num)]
+        if not texts:
+            raise UserError("there is no prompt: give a text or several")
 
-    @property
-    def _ahead(self) -> int:
-        """How many batches `batches` starts before it waits for one: more would share a CPU."""
-        return 0 if platform() == "cpu" else 1
+        def shown(images: Images) -> Any:
+            made = images if output == "np" else [Image.fromarray(image) for image in images]
+            return made[0] if single and num == 1 else made
 
-    def encode(self, images: UInt8[np.ndarray, "b H W 3"]) -> Int[np.ndarray, "b n"]:
-        """Images of the model's size to tokens in [0, k), in raster order; of several groups of
-        codes all tokens of the coarsest come first.
-        """
+        if callback is None:
+            return shown(draw(texts))
+        result = None
+        for call, images in enumerate(watch(texts), start=1):
+            result = shown(images)
+            callback(call, result)
+        return result
+
+    def __repr__(self) -> str:
         size = self.config.data.image_size
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
-            raise UserError(
-                f"encode takes uint8 images (b, {size}, {size}, 3), got {images.dtype} "
-                f"{images.shape}"
-            )
-        devices = local_devices(len(images))
-        return np.asarray(jitted.encode(self.codec, self.on(devices)[1], images, devices=devices))
-
-    def decode(
-        self, tokens: Int[np.ndarray, "b n"], *, devices: int = 0
-    ) -> UInt8[np.ndarray, "b H W 3"]:
-        """Tokens to images. `devices` share the rows; 0 for all local ones."""
-        return np.asarray(self._decode(tokens, local_devices(devices or len(tokens))))
-
-    def _decode(self, tokens: Any, devices: Devices) -> UInt8[Array, "b H W 3"]:
-        return jitted.decode(self.codec, self.on(devices)[1], tokens, devices=devices)
-
-    def decode_partial(self, tokens: Int[np.ndarray, "b n"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """`decode` of tokens of which some are [MASK]: grey, and code 0 for the decoder. With
-        several groups of codes this is for the coarsest ones; the finer ones add nothing.
-        """
-        positions = tokens.shape[1] // self.codec.codebook.groups
-        masked = tokens == self.config.codebook.codes
-        masked[:, positions:] = False
-        side, scale = math.isqrt(positions), self.codec.model.downsampling
-        grey = masked[:, :positions].reshape(-1, side, side).repeat(scale, 1).repeat(scale, 2)
-        return np.where(grey[..., None], GREY, self.decode(np.where(masked, 0, tokens)))
+        return f"TextToImage({size} x {size} pixels; {'; '.join(map(str, self.checkpoints))})"
 
 
 def load(
-    workdir: str | os.PathLike,
+    model: str | os.PathLike,
     plan: str | os.PathLike | None = None,
     *,
     stage: str | None = None,
@@ -328,70 +176,98 @@ def load(
     adapter: str | os.PathLike | None = None,
     adapter_scale: float = 1.0,
 ) -> TextToImage:
-    """Loads the model in a workdir, which is only read. UserError if there is none.
+    """Loads a trained model, which is only read. UserError if there is none.
 
     Args:
+      model: a workdir; a file written by `vqd export`; a file or folder of released PyTorch weights
+        that `vqd convert` takes without more; "hf://OWNER/NAME", a repository of the Hugging Face
+        hub with one of these; or the name of a model that comes with the package,
+        "pretrained/emoji".
       plan: a file written by `vqd plan`, instead of the workdir's own.
-      stage: "diffusion" or "autoregressive", for a workdir that has both.
+      stage: "diffusion" or "autoregressive", for a model that has both.
       checkpoint: "best", "last" or a step, of the model over tokens (of the codec, where only that
         is trained); by default the best, if training keeps one, and else the last. The codec is
         the one whose tokens the model was trained on: likewise its best, or else its last.
       adapter: a file that training with `adapter.rank` wrote, for the workdir it started from.
       adapter_scale: how strongly the adapter changes the model.
     """
-    if not Workdir(workdir).exists():
-        raise UserError(
-            f"there is no workdir {workdir}: train one with python -m vqd_jax.main, or use "
-            "pretrained/emoji"
-        )
-    model = weights = tokenizer = None
-    name = token_stage(workdir, stage)
-    used = [chosen_checkpoint(workdir, "vqvae", None if name else checkpoint)]
-    config, codec_weights = stored_items(workdir, "vqvae", "config", "weights", step=used[0].step)
-    config = complete(config)
-    if name:
-        used.append(chosen_checkpoint(workdir, name, checkpoint))
-        config, weights = stored_model(workdir, name, used[1].step)
-        tokenizer = load_tokenizer(*stored_items(workdir, name, "tokenizer", step=used[1].step))
-        model = build.TOKEN_STAGES[name](config, tokenizer)
-        config.sampling.update(model.fixed_sampling)
+    stored = _stored(model, stage, checkpoint)
+    config, weights, codec_weights = stored.config, stored.weights, stored.codec_weights
+    network = tokenizer = None
+    if stored.stage:
+        tokenizer = load_tokenizer(stored.tokenizer)
+        network = build.TOKEN_STAGES[stored.stage](config, tokenizer)
+        config.sampling.update(network.fixed_sampling)
     if adapter:
-        if name != "diffusion":
+        if stored.stage != "diffusion":
             raise UserError(
-                f"an adapter changes a denoiser, and what is loaded from {workdir} has none"
+                f"an adapter changes a denoiser, and what is loaded from {model} has none"
             )
         weights["denoiser"] = apply_file(adapter, weights["denoiser"], scale=adapter_scale)
-    tokens = None if model is None else model.tokens
-    measured = functools.cache(lambda: read_plan(workdir, plan, tokens))
+    tokens = None if network is None else network.tokens
+    measured = functools.cache(lambda: stored.plan(plan, tokens))
     if plan:
-        measured()  # what was asked for is checked at once, the workdir's own when it is needed
+        measured()  # what was asked for is checked at once, the model's own when it is needed
     stored_digest = ""
-    if model is not None and platform() != "cpu":
-        stored_digest = _digest(weights, codec_weights)
-        weights = in_compute_dtype(model, weights)
+    if network is not None and platform() != "cpu":
+        stored_digest = weights_digest(weights, codec_weights)
+        weights = in_compute_dtype(network, weights)
     return TextToImage(
         config=config,
         codec=build.vqvae_stage(config),
         codec_weights=_to_device(codec_weights),
-        stage=model,
+        stage=network,
         weights=None if weights is None else _to_device(weights),
         tokenizer=tokenizer,
         entropy=measured,
-        checkpoints=tuple(used),
+        checkpoints=stored.checkpoints,
         stored_digest=stored_digest,
     )
 
 
-def _digest(weights: Params | None, codec_weights: Params) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path((weights, codec_weights)):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+def _stored(
+    model: str | os.PathLike, stage: str | None, checkpoint: str | int | None
+) -> StoredModel:
+    """What is stored of a model, wherever it is."""
+    name = os.fspath(model)
+    path = model_path(model)
+    if not name.startswith(HUB) and not os.path.isfile(path):
+        if not Workdir(path).exists():
+            raise UserError(
+                f"there is no workdir {model}: train one with vqd train, or use {MODEL}"
+            )
+        if not any(os.path.exists(os.path.join(path, file)) for file in OTHER_FOLDERS):
+            return read_workdir(path, stage, checkpoint)
+    if checkpoint is not None:
+        raise UserError(f"only a workdir has several checkpoints, and {model} is none")
+
+    from vqd_jax.inference import convert  # readers of foreign weights, slow to import
+
+    return convert.stored_model(name.removeprefix(HUB), stage)
 
 
-def _finished(images: UInt8[Array, "b H W 3"], valid: int) -> UInt8[np.ndarray, "valid H W 3"]:
-    return np.asarray(images)[:valid]
+def _read(
+    picture: Picture,
+    name: str,
+    of_file: Callable[[bytes, int], np.ndarray],
+    of_image: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray:
+    """The pixels, or the mask, of a picture. UserError if it cannot be read."""
+    if isinstance(picture, (str, os.PathLike)):
+        return inpaint.read_picture(os.fspath(picture), of_file)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype == bool:
+            picture = picture.astype(np.uint8) * 255
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            raise UserError(
+                f"the {name} must be uint8 pixels (H, W, 3), got {picture.dtype} {picture.shape}"
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise UserError(
+            f"the {name} must be a file, a PIL image or an array, got {type(picture).__name__}"
+        )
+    return of_image(picture)
 
 
 def _to_device(tree: Any) -> Any:

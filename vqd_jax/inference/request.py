@@ -12,19 +12,19 @@ import binascii
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vqd_jax.config.defaults import sampler_options
 from vqd_jax.core import png
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.image_bytes import LARGE, LARGEST, decode_mask, encode_png
 from vqd_jax.inference import inpaint
 from vqd_jax.inference.inpaint import EditImage
+from vqd_jax.inference.model import check_names
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.runtime.progress import bar
 from vqd_jax.samplers.counts import Counts
@@ -177,7 +177,7 @@ def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> Genera
             'a request is a JSON object, such as {"prompts": ["a twitter style emoji of a crab"], '
             '"seed": 1}'
         )
-    _check_names(model, fields, beside=FIELDS)
+    check_names(model.config, fields, beside=FIELDS)
     settings = dict(fields)
     prompts = settings.pop("prompts", [])
     is_list = isinstance(prompts, (list, tuple))
@@ -207,7 +207,7 @@ def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> Genera
         mask = files["mask"] and inpaint.decode_image(
             files["mask"], "the mask", largest, decode_mask
         )
-        edit = inpaint.make_edit_image(image, mask, [], model.square, large=not most)
+        edit = inpaint.make_edit_image(image, mask, None, model.square, large=not most)
     elif files["mask"] or strength != 1:
         raise UserError("mask and strength are for editing an image: give it as init_image")
     for name, default in {**model.config.sampling, "negative_prompt": ""}.items():
@@ -287,25 +287,13 @@ def check(model: TextToImage, request: GenerationRequest) -> None:
     """UserError, before anything is computed, for settings, prompts or an image to edit that this
     model does not accept.
     """
-    _check_names(model, request.settings)
+    check_names(model.config, request.settings)
     _, guidance_config = _sampling(model, request)
     calls(model, request)
     negative_prompt = request.settings.get("negative_prompt", "")
     model.conditions(request.prompts, negative_prompt, guidance_config)
     if request.edit:
         inpaint.check_size(model, request.edit)
-
-
-def _check_names(model: TextToImage, names: Iterable[str], *, beside: Sequence[str] = ()) -> None:
-    """UserError for a name that is neither a setting of any sampler nor one of `beside`: settings
-    become keyword arguments.
-    """
-    settings = *model.config.sampling, *sampler_options()
-    known = dict.fromkeys([*beside, "negative_prompt", *settings])
-    for name in names:
-        if name not in known:
-            kind = "field" if beside else "setting"
-            raise UserError(f"unknown {kind} {name!r:.80}; known are {', '.join(known)}")
 
 
 def _sampling(model: TextToImage, request: GenerationRequest) -> tuple[AnySampler, GuidanceConfig]:

@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,7 +142,8 @@ class Workdir:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Holds the workdir for one training, after removing what killed ones left half-written.
-        A bucket's files are fetched first, and its new ones copied there at the end.
+        A bucket's files are fetched first, and its new ones copied there at the end. Folders that
+        are new and still empty at the end, since the run could not begin, are removed.
 
         UserError if another process trains there; of a bucket, only one on this machine is seen.
         """
@@ -149,7 +151,7 @@ class Workdir:
             f"another process is training in {self.path}: wait for it, stop it, or choose another "
             "--workdir"
         )
-        with lock(self.path / ".lock", busy):
+        with _without_empty_folders(self.path), lock(self.path / ".lock", busy):
             for folder in (self.path, *(self.stage(name).path for name in STAGES)):
                 remove_leftovers(folder)
             self.download()
@@ -189,3 +191,18 @@ def _is_copied(name: str) -> bool:
     if folder == "cache":
         return rest.startswith("tokens-")
     return "/checkpoints/" not in name and not any(p.startswith(".") for p in name.split("/"))
+
+
+@contextlib.contextmanager
+def _without_empty_folders(path: Path) -> Iterator[None]:
+    """Removes those of the path and its parents that are new and have no files but the lock."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        files = [file for file in path.rglob("*") if not file.is_dir()]
+        if new and files == [path / ".lock"]:
+            shutil.rmtree(path)
+            with contextlib.suppress(OSError):  # another process writes beside it
+                for folder in new[1:]:
+                    folder.rmdir()

@@ -22,6 +22,7 @@ from vqd_jax.core.shapes import Params, PRNGKey
 from vqd_jax.data import batches
 from vqd_jax.data.loader import Loader
 from vqd_jax.data.mixture import Mixture
+from vqd_jax.data.source import Source
 from vqd_jax.data.splits import SPLITS, VARIANTS
 from vqd_jax.data.text.load import Tokenizer, load_tokenizer, told_cut
 from vqd_jax.data.token_cache import cached_tokens, encode_records
@@ -58,8 +59,9 @@ class Experiment:
     """The training of a config's stages in a workdir. Every process makes one: `run` trains,
     `finish` draws the final samples.
 
-    With `allow_changes`, stages go on from their checkpoints although seed or data are others.
-    Process 0 writes the workdir; the logs and images of the others go to a temporary folder.
+    Making one only reads: UserError for a config that cannot be trained. With `allow_changes`,
+    stages go on from their checkpoints although seed or data are others. Process 0 writes the
+    workdir; the logs and images of the others go to a temporary folder.
     """
 
     def __init__(self, config: ConfigDict, workdir: str | Path, allow_changes: bool = False):
@@ -67,38 +69,49 @@ class Experiment:
         self.config = config = _with_initial_model(config, workdir)
         self.workdir = Workdir(workdir)
         self.is_primary = jax.process_index() == 0
+        self.cache = Path(config.data.cache) if config.data.cache else self.workdir.cache
+        self.parallel = parallelism(**config.parallel)
+        self.key = root_key(config.seed)
+        self.transform = build.transform(config, training=True)
+        self.resize = build.transform(config, training=False)
+        self._check()
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """The data set, which is built on first use."""
+        source = build.source(self.config, self.cache)
+        counts = collections.Counter(record.split for record in source.records)
+        shown = [*SPLITS, *(split for split in VARIANTS if counts[split])]
+        print(f"images: {', '.join(f'{counts[split]} {split}' for split in shown)}", flush=True)
+        return source
+
+    def run(self) -> None:
+        """Trains every stage from its latest checkpoint to its end."""
         # of the processes that see this workdir
         self.folder_owner = distributed.primary_process(self.workdir.root)
         self.shared = distributed.is_shared(self.folder_owner)
         self.scratch = None if self.is_primary else tempfile.TemporaryDirectory()
         self.output = Workdir(Path(self.scratch.name)) if self.scratch else self.workdir
-        self.cache = Path(config.data.cache) if config.data.cache else self.workdir.cache
         if not self.is_primary:
             self.workdir.download("cache/")  # process 0 has fetched everything
-        self.parallel = parallelism(**config.parallel)
-        self.key = root_key(config.seed)
         copied = f" (its logs and pictures through {self.workdir.path})"
-        there = f"workdir {workdir}{copied if is_bucket(self.workdir.root) else ''}"
+        there = f"workdir {self.workdir.location}{copied if is_bucket(self.workdir.root) else ''}"
         print(f"{there}, built data in {self.cache}", flush=True)
-        self.source = build.source(config, self.cache)
-        counts = collections.Counter(record.split for record in self.source.records)
-        shown = [*SPLITS, *(split for split in VARIANTS if counts[split])]
-        print(f"images: {', '.join(f'{counts[split]} {split}' for split in shown)}", flush=True)
-        self.transform = build.transform(config, training=True)
-        self.resize = build.transform(config, training=False)
-
-    def run(self) -> None:
-        """Trains every stage from its latest checkpoint to its end."""
-        self.check()
+        draws = self.config.held_out.retrieval and {*self.config.stages} & {*build.TOKEN_STAGES}
+        if draws and not validation_records(self.source, 1):
+            raise UserError(
+                "held_out.retrieval needs held-out images, and the data set has none: hold some "
+                "out, or set it to 0"
+            )
         for i, name in enumerate(self.config.stages):
             started = time.perf_counter()
             self._train(name, jax.random.fold_in(self.key, i))
             distributed.barrier()  # until process 0 has saved
             print(f"{name} done ({time.perf_counter() - started:.0f} s)", flush=True)
 
-    def check(self) -> None:
-        """Builds what every stage is made of, so that a wrong value ends the run now and not after
-        hours in another stage.
+    def _check(self) -> None:
+        """Builds what every stage is made of, so that a wrong value ends the run now, before
+        anything is written, and not after hours in another stage.
         """
         config = self.config
         held_out = config.held_out
@@ -125,14 +138,8 @@ class Experiment:
         """
         held_out, section = self.config.held_out, section_of(name)
         best = self.config[f"{section}_train"].best
-        if name != "vqvae" and held_out.retrieval:
-            if self.config.condition.kind != "text":
-                raise UserError("held_out.retrieval draws images of captions; this model has none")
-            if not validation_records(self.source, 1):
-                raise UserError(
-                    "held_out.retrieval needs held-out images, and the data set has none: hold "
-                    "some out, or set it to 0"
-                )
+        if name != "vqvae" and held_out.retrieval and self.config.condition.kind != "text":
+            raise UserError("held_out.retrieval draws images of captions; this model has none")
         measures = codec_measures(held_out, self.config.data.image_size)
         if name != "vqvae":
             measures = [*DRAWN] if held_out.retrieval else []
@@ -372,7 +379,7 @@ class Experiment:
         if not prompts:
             return
         model = pipeline.load(self.workdir.location, stage=stage)
-        images = model([prompt for prompt, _ in prompts], seed=self.config.seed)
+        images = model([prompt for prompt, _ in prompts], seed=self.config.seed, output="np")
         captions = [LABELS[kind] + prompt for prompt, kind in prompts]
         path = self.workdir.samples(stage)
         save_png(path, grid(images, 8, captions=captions, scale=3), caption_metadata(captions))
