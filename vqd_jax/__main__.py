@@ -21,12 +21,29 @@ COMMANDS = {
 }
 
 
+# A script for bash: the commands, the flags that the help of a command lists, and files.
+COMPLETION = r"""_vqd() {
+  local current=${COMP_WORDS[COMP_CWORD]} words
+  COMPREPLY=()
+  if ((COMP_CWORD == 1)); then
+    words="%s"
+  elif [[ $current == -* ]]; then
+    words=$(vqd "${COMP_WORDS[1]}" --help 2>/dev/null | sed -nE \
+      -e "s/^  --\[no\]([a-z_]+).*/--\1 --no\1/p" -e "s/^  (--[a-z_]+=).*/\1/p")
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}
+complete -o default -o nospace -F _vqd vqd"""
+
+
 def usage() -> str:
     """The help text, with one line for each command."""
     rows = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     return (
         f"usage: vqd COMMAND [--flag=value ...]\n\n{rows}\n\n"
-        "`vqd COMMAND --help` lists the flags of a command."
+        "`vqd COMMAND --help` lists the flags of a command. For completion by the Tab key add this "
+        'line\nto ~/.bashrc (in zsh, after `autoload bashcompinit && bashcompinit`): eval "$(vqd '
+        '--completion)"'
     )
 
 
@@ -35,6 +52,8 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
+    elif name == "--completion":
+        print(COMPLETION % " ".join(COMMANDS))
     elif name == "--version":
         from vqd_jax import __version__
 

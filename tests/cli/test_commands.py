@@ -159,7 +159,8 @@ def test_main_ends_with_pictures_and_says_where(trained):
         assert [row["step"] for row in rows if tag in row] == [3, 6]
         assert list((workdir / stage / "tensorboard").iterdir())
         assert Checkpoints(workdir / stage / "checkpoints", read_only=True).steps() == [3, 6]
-    assert "Total: " in printed  # the parameter table
+        table = workdir / stage / "parameters.txt"
+        assert f" parameters, listed in {table}" in printed and "Total: " in table.read_text()
 
 
 def measured(workdir, stage):

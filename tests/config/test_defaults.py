@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from helpers import ROOT
 from vqd_jax.config import build
-from vqd_jax.config.compatibility import REMOVED, RENAMED_VALUES, without_local_paths
+from vqd_jax.config.compatibility import REMOVED, RENAMED, RENAMED_VALUES, without_local_paths
 from vqd_jax.config.defaults import complete, defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.pace import Pace
@@ -206,6 +206,7 @@ OLD = {  # as an early version stored it: keys are missing, removed, or have val
     "seed": 3,
     "denoiser": {"layers": 5, "attention": "parts", "remat": True},
     "diffusion_loss": {"auxiliary": 0.25, "antithetic": False, "continuous": False},
+    "codebook": {"update": "gradient"},
     "evaluation": {"name": "cells", "images": 7},
 }
 
@@ -218,6 +219,7 @@ def test_a_config_of_an_earlier_version_is_read():
     assert config.denoiser.remat == "full"
     assert config.denoiser.width == defaults().denoiser.width
     assert config.diffusion_loss.auxiliary == 0.25 and "continuous" not in config.diffusion_loss
+    assert config.codebook.updates == "gradient"
     assert protocols.with_overrides(**config.evaluation).name == "emoji"
     assert complete(json.loads(config.to_json())).to_json() == config.to_json()
 
@@ -226,6 +228,8 @@ def test_the_tables_of_compatibility_are_of_this_version():
     """Removed keys do not exist, keys with renamed values do, and new names are not renamed."""
     for section, key in REMOVED:
         assert key not in defaults().get(section, {})
+    for (section, key), name in RENAMED.items():
+        assert key not in [*defaults()[section]] and name in [*defaults()[section]]
     for (section, key), names in RENAMED_VALUES.items():
         assert key in defaults()[section] and not names.keys() & {*names.values()}
 
@@ -261,7 +265,8 @@ def test_the_config_of_the_shipped_model_is_read(stage):
         for key, value in values.items() if isinstance(values, dict) else ():
             renamed = RENAMED_VALUES.get((section, key), {})
             if (section, key) not in REMOVED and not renamed:
-                assert json.loads(json.dumps(config[section][key])) == value, (section, key)
+                now = config[section][RENAMED.get((section, key), key)]
+                assert json.loads(json.dumps(now)) == value, (section, key)
     assert stored["evaluation"]["name"] == "cells" and config.evaluation.name == "emoji"
     vqvae = build.vqvae_stage(config)
     assert vqvae.model.channels == stored["vqvae"]["channels"]

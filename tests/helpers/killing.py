@@ -68,7 +68,7 @@ ODD = {
         *("diffusion_train.accumulate=4", "process.schedule=hybrid"),
     ),
     "gradient codes and Muon": (
-        *("codebook.update=gradient", "vqvae_optim.muon=0.01", "diffusion_optim.muon=0.01"),
+        *("codebook.updates=gradient", "vqvae_optim.muon=0.01", "diffusion_optim.muon=0.01"),
         *("diffusion_loss.importance=False", "diffusion_optim.decay=linear"),
     ),
     "groups and bfloat16": (

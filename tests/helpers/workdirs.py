@@ -51,7 +51,11 @@ TABLES = [
     )
 ]
 MODELS = {
-    "text": {"denoiser.head": "tied", "denoiser.time": "sinusoidal", "codebook.update": "gradient"},
+    "text": {
+        "denoiser.head": "tied",
+        "denoiser.time": "sinusoidal",
+        "codebook.updates": "gradient",
+    },
     "class": {
         "condition.kind": "class",
         "condition.classes": 4,

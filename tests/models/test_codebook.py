@@ -154,7 +154,7 @@ def test_four_devices_learn_what_one_does():
 def test_gradient_mode_leaves_the_vectors_to_the_optimizer():
     codes = state()
     got = update_codes(
-        Codebook(codes=K, width=Z, update="gradient", restart_every=0), codes, vectors(20)
+        Codebook(codes=K, width=Z, updates="gradient", restart_every=0), codes, vectors(20)
     )
     np.testing.assert_array_equal(got.vectors, codes.vectors)
     assert (got.count != codes.count).any()
@@ -191,6 +191,6 @@ def test_usage_is_of_all_devices():
 
 def test_an_unknown_update_is_one_sentence():
     with pytest.raises(
-        UserError, match="codebook.update must be 'ema' or 'gradient', got 'kmeans'"
+        UserError, match="codebook.updates must be 'ema' or 'gradient', got 'kmeans'"
     ):
-        Codebook(codes=K, width=Z, update="kmeans")
+        Codebook(codes=K, width=Z, updates="kmeans")

@@ -37,7 +37,7 @@ IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dty
 
 
 def codec(update="ema", **weights):
-    book = Codebook(codes=K, width=2, groups=G, update=update, restart_every=0)
+    book = Codebook(codes=K, width=2, groups=G, updates=update, restart_every=0)
     weights = dataclasses.replace(CODEC.weights, **weights)
     return dataclasses.replace(CODEC, codebook=book, weights=weights)
 

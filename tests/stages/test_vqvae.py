@@ -48,7 +48,7 @@ FROZEN = {"lpips": {"w": jnp.float32(3)}}
 def make(update="ema", **weights):
     return VQVAEStage(
         model=MODEL,
-        codebook=Codebook(codes=6, width=3, update=update, restart_every=0),
+        codebook=Codebook(codes=6, width=3, updates=update, restart_every=0),
         discriminator=CRITIC,
         weights=VQVAELoss(**OFF | weights),
         pace=Pace(4),

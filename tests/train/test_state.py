@@ -168,7 +168,7 @@ def test_the_average_of_a_stage_whose_weights_are_not_its_parameters_is_restored
 
 PLAIN_LOSS = dataclasses.replace(stages.CODEC.weights, adversarial=0.0)
 GROUPS = dataclasses.replace(stages.CODEC.codebook, groups=2)
-GRADIENT = dataclasses.replace(stages.CODEC.codebook, update="gradient")
+GRADIENT = dataclasses.replace(stages.CODEC.codebook, updates="gradient")
 VARIANTS = {
     "codec": dataclasses.replace(stages.CODEC, weights=PLAIN_LOSS),
     "codec with a discriminator": stages.CODEC,

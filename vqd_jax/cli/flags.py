@@ -56,7 +56,7 @@ def define_config_flag(options: flags.FlagValues) -> None:
         "config",
         None,
         "name of a config, such as emoji, or a file of your own, with :VARIANT if it has any; "
-        "--config.SECTION.KEY=VALUE changes a key (vqd_jax/config/defaults.py lists them)",
+        "--config.SECTION.KEY=VALUE changes a key, and --config=NAME --help lists them",
         lock_config=True,
         flag_values=options,
     )

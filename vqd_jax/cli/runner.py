@@ -43,6 +43,9 @@ def start(name: str, arguments: Sequence[str]) -> NoReturn:
         from vqd_jax.runtime import distributed
     except KeyboardInterrupt:  # during imports, before anything was done
         sys.exit(_interrupted(ANEW))
+    except BrokenPipeError:  # of the help
+        _silence()
+        sys.exit(1)
 
     with distributed.exit_on_error():
         sys.exit(
@@ -96,10 +99,17 @@ def parse(
     command = importlib.import_module(f"vqd_jax.cli.{name}")
     options = flags.FlagValues()
     command.define_flags(options)
-    if {"-h", "--help"} & {*arguments}:
+    asked = {"-h", "--help"} & {*arguments}
+    if asked:
         print(usage(name, command, options))
-        sys.exit(0)
+        arguments = [argument for argument in arguments if argument not in asked]
+        if "config" not in options or not any("config" in argument for argument in arguments):
+            sys.exit(0)
     try:
+        if asked:
+            _read(options, command, [f"vqd {name}", *arguments])
+            print(_config_help(options))
+            sys.exit(0)
         return command, options, _read(options, command, [f"vqd {name}", *arguments])
     except UserError as error:
         sys.exit(_sentence(error))
@@ -148,6 +158,19 @@ def usage(name: str, command: ModuleType, options: flags.FlagValues) -> str:
     return "\n".join([f"usage: {line}", "", (command.__doc__ or "").strip(), "", "flags:", *rows])
 
 
+def _config_help(options: flags.FlagValues) -> str:
+    """The keys of the config that is given."""
+    from vqd_jax.config.keys import key_rows  # slow to import
+
+    path, variant = config_file(options)
+    named = f"{Path(path).stem}:{variant}" if variant else Path(path).stem
+    rows = [
+        _columns(left, text) if left.startswith("--") else f"\n{left} {text}".rstrip()
+        for left, text in key_rows(options.config)
+    ]
+    return "\n".join([f"\nkeys of the config {named}:", "", *rows])
+
+
 def _row(flag: flags.Flag) -> str:
     """A flag's line in the help."""
     text = " ".join(flag.help.split())
@@ -163,12 +186,15 @@ def _row(flag: flags.Flag) -> str:
     text = text.removesuffix("; repeat this option to specify a list of values")
     if flag.default not in (None, "", []):
         text += f" (default: {flag.default})"
-    indent = " " * COLUMN
+    return _columns(left, text)
+
+
+def _columns(left: str, text: str) -> str:
+    """Two columns; where the left one is too wide, the right one begins below it."""
     lines = textwrap.wrap(text, WIDTH - COLUMN)
-    if len(left) < COLUMN:
-        lines[0] = left.ljust(COLUMN) + lines[0]
-        return f"\n{indent}".join(lines)
-    return f"\n{indent}".join([left, *lines])
+    if lines and len(left) < COLUMN:
+        left, *lines = left.ljust(COLUMN) + lines[0], *lines[1:]
+    return f"\n{' ' * COLUMN}".join([left, *lines])
 
 
 def _read(options: flags.FlagValues, command: ModuleType, argv: list[str]) -> Sequence[str]:

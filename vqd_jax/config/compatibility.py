@@ -12,6 +12,8 @@ REMOVED: dict[tuple[str, str], Any] = {
     ("diffusion_loss", "antithetic"): False,
     ("diffusion_loss", "continuous"): False,
 }
+# Keys that have another name now
+RENAMED: dict[tuple[str, str], str] = {("codebook", "update"): "updates"}
 # Values that have another name now
 RENAMED_VALUES: dict[tuple[str, str], dict[Any, str]] = {
     ("denoiser", "attention"): {"whole": "full", "parts": "chunked"},
@@ -21,8 +23,8 @@ RENAMED_VALUES: dict[tuple[str, str], dict[Any, str]] = {
 
 
 def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored config without the keys of REMOVED and with the new names of values. UserError for a
-    removed key that had an effect.
+    """A stored config without the keys of REMOVED and with the new names of keys and values.
+    UserError for a removed key that had an effect.
     """
     config = copy.deepcopy(stored)
     sections = {name: values for name, values in config.items() if isinstance(values, dict)}
@@ -33,6 +35,9 @@ def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
                 f"the stored config has {section}.{key}={value!r}, which this version no longer "
                 "supports: use the version that trained it"
             )
+    for (section, key), name in RENAMED.items():
+        if key in sections.get(section, {}):
+            sections[section][name] = sections[section].pop(key)
     for (section, key), names in RENAMED_VALUES.items():
         value = sections.get(section, {}).get(key)
         if isinstance(value, (str, bool)) and value in names:

@@ -111,7 +111,7 @@ def defaults() -> ConfigDict:
         codes=512,  # k
         width=32,  # of a code vector
         groups=1,  # residual codes at each position, each with its own k; their sum is decoded
-        update="ema",  # ema | gradient
+        updates="ema",  # of the codes: ema | gradient
         decay=0.99,  # of the moving averages
         smoothing=1e-5,  # Laplace smoothing of the counts
         restart_every=100,  # steps between restarts of dead codes; 0 for never

@@ -64,7 +64,7 @@ class Codebook:
       groups: g, the number of codes whose sum stands for a vector. The first is the one nearest to
         the vector, each of the others the one nearest to what the sum so far leaves of it.
       width: z, the width of a code vector.
-      update: "ema" (moving averages) or "gradient" (the codebook loss; the vectors are then a
+      updates: "ema" (moving averages) or "gradient" (the codebook loss; the vectors are then a
         parameter).
       decay: of the moving averages.
       smoothing: Laplace smoothing of the counts.
@@ -75,15 +75,15 @@ class Codebook:
     codes: int
     width: int
     groups: int = 1
-    update: str = "ema"
+    updates: str = "ema"
     decay: float = 0.99
     smoothing: float = 1e-5
     restart_every: int = 100
     restart_below: float = 0.05
 
     def __post_init__(self):
-        if self.update not in ("ema", "gradient"):
-            raise UserError(f"codebook.update must be 'ema' or 'gradient', got {self.update!r}")
+        if self.updates not in ("ema", "gradient"):
+            raise UserError(f"codebook.updates must be 'ema' or 'gradient', got {self.updates!r}")
         if self.groups < 1:
             raise UserError(f"codebook.groups must be 1 or more, got {self.groups}")
 
@@ -185,7 +185,7 @@ class Codebook:
         blend = lambda old, new: self.decay * old + (1 - self.decay) * new
         count, total = blend(codes.count, count), blend(codes.total, total)
         vectors = codes.vectors
-        if self.update == "ema":
+        if self.updates == "ema":
             n = count.sum()
             smooth = (count + self.smoothing) / (n + self.codes * self.smoothing) * n
             vectors = total / smooth[:, None]

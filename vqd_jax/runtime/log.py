@@ -70,6 +70,12 @@ class Log:
         with atomic_write(self._paths.machine, "a log to") as part:
             part.write_text(seal(json.dumps(facts, indent=1)) + "\n")
 
+    def write_parameters(self, table: str) -> Path:
+        """Writes the table of parameters to a file beside the metrics, and returns its path."""
+        with atomic_write(self._paths.parameters, "a log to") as part:
+            part.write_text(table + "\n")
+        return self._paths.parameters
+
     def rewind(self, step: int) -> None:
         """Drop all lines after `step`, where training resumes, and hide them in TensorBoard."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog

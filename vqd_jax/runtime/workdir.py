@@ -14,6 +14,7 @@ WORKDIR/
     metrics.jsonl             one line of scalars for each logged step
     tensorboard/              the same scalars
     machine.json              the machine on which the stage was last started
+    parameters.txt            the names, shapes and sizes of the parameters
     profile/                  traces of single steps
     samples-STEP.png          samples during training; in vqvae/ reconstructions-STEP.png
     codes-STEP.npy            (vqvae) how often each code was chosen on held-out images (k,)
@@ -58,6 +59,10 @@ class StageFolder:
     @property
     def machine(self) -> Path:
         return self.path / "machine.json"
+
+    @property
+    def parameters(self) -> Path:
+        return self.path / "parameters.txt"
 
     @property
     def profile(self) -> Path:

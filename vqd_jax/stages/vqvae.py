@@ -66,7 +66,7 @@ class VQVAEStage:
         params = {"vqvae": self.model.init(model_key, images[:1])["params"]}
         z = self._encode(params, images)
         codes = self.codebook.init(codes_key, z.reshape(-1, z.shape[-1]))
-        if self.codebook.update == "gradient":
+        if self.codebook.updates == "gradient":
             params["codes"] = codes.vectors
         if self.weights.adversarial:
             params["discriminator"] = self.discriminator.init(discriminator_key, images[:1])[
@@ -105,7 +105,7 @@ class VQVAEStage:
         """See `train.step.Trainable`; the batch holds {"image": uint8 (b, H, W, 3)}."""
         w, images = self.weights, to_float(batch["image"])
         z = self._encode(params, images)
-        vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
+        vectors = params["codes"] if self.codebook.updates == "gradient" else extra.vectors
         indices, residuals = self.codebook.quantise(vectors, z)
         chosen = self.codebook.look_up(vectors, indices)
         quantised = add(chosen)
@@ -125,7 +125,7 @@ class VQVAEStage:
         )
         loss, terms = reconstruction(output)
         loss += w.commitment * metrics["commitment"]
-        if self.codebook.update == "gradient":
+        if self.codebook.updates == "gradient":
             errors = [jnp.square(z - codes).mean() for z, codes in zip(residuals, chosen)]
             metrics["codebook"] = add(errors)
             loss += metrics["codebook"]
@@ -170,7 +170,7 @@ class VQVAEStage:
 
     def weights_of(self, params: Params, extra: Codes) -> dict[str, Any]:
         """The checkpoint's `weights` item: all that encoding and decoding need."""
-        vectors = params["codes"] if self.codebook.update == "gradient" else extra.vectors
+        vectors = params["codes"] if self.codebook.updates == "gradient" else extra.vectors
         return {"vqvae": params["vqvae"], "codes": vectors}
 
     def from_weights(self, weights: Params) -> tuple[dict[str, Any], Codes]:
@@ -187,7 +187,7 @@ class VQVAEStage:
                 "on training"
             )
         vectors, params = weights["codes"], {"vqvae": weights["vqvae"]}
-        if self.codebook.update == "gradient":
+        if self.codebook.updates == "gradient":
             params["codes"] = vectors
         return params, Codes(vectors=vectors, count=jnp.ones(len(vectors)), total=jnp.copy(vectors))
 

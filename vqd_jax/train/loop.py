@@ -6,6 +6,7 @@ Lengths and intervals are in examples seen.
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -327,7 +328,9 @@ class Trainer:
     def _announce(self, batch: Batch) -> None:
         shapes, _ = jax.eval_shape(self.stage.init, self._keys[0], batch)
         overview = parameter_overview.get_parameter_overview(shapes, include_stats=False)
-        print(overview, flush=True)
+        path = self.log.write_parameters(overview)
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+        print(f"{self.name}: {count:,} parameters, listed in {path}", flush=True)
         print(f"{self.name}: {self.cost.text}", flush=True)
         facts = {"devices": self.cost.devices, "flops_per_step": self.cost.flops}
         self.log.write_machine(describe_machine() | facts)
