@@ -60,6 +60,9 @@ def test_there_and_back_everything_is_the_same(name, vocabulary, tmp_path):
     )
     said = made("export", f"--workdir={workdir}")
     file = tmp_path / "run.safetensors"
+    (tmp_path / "new").touch()
+    assert file.stat().st_mode == (tmp_path / "new").stat().st_mode
+    (tmp_path / "new").unlink()
     assert (
         str(file) in said
         and ("and the plan" if name == "text" else "no plan, as the workdir has none") in said

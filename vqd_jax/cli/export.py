@@ -1,13 +1,16 @@
 """Write a trained model as one file, for diffusers, or small.
 
   vqd export --workdir=runs/emoji [--format=safetensors] [--out=PATH]
+  vqd export --workdir=runs/emoji --push=OWNER/NAME [--results=FILE.json] [--license=NAME]
 
 safetensors is one file with all arrays, configs and the tokenizer; `vqd convert` makes a workdir of
 it. diffusers is a folder for its VQDiffusionPipeline, possible for models with the released
 architecture. workdir is a small workdir: what sampling and evaluation need in half precision, and
-the metrics.
+the metrics. --push uploads that file to the Hugging Face hub, with a model card made of the
+workdir's README.md and the results of `vqd evaluate`; vqd_jax.load("hf://OWNER/NAME") loads it.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,11 +39,49 @@ def define_flags(options: flags.FlagValues) -> None:
         flag_values=options,
     )
     flags.DEFINE_enum("format", FORMATS[0], FORMATS, "what to write", flag_values=options)
+    flags.DEFINE_string(
+        "push", None, "OWNER/NAME of a repository of the Hugging Face hub", flag_values=options
+    )
+    flags.DEFINE_string(
+        "results", None, "with --push: JSON file of vqd evaluate, for the card", flag_values=options
+    )
+    flags.DEFINE_string(
+        "license",
+        "other",
+        "with --push: licence of the weights, as the hub names it, such as cc-by-sa-4.0",
+        flag_values=options,
+    )
+    flags.DEFINE_boolean(
+        "private", False, "with --push: make a new repository private", flag_values=options
+    )
 
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if not options.workdir:
         raise UserError("--workdir is missing: a trained workdir to export")
+
+    for name in ("results", "license", "private"):
+        if options[name].present and not options.push:
+            raise UserError(f"--{name} needs a repository: give it with --push")
+    if options.push:
+        if options.out or options.format != FORMATS[0]:
+            raise UserError("--push uploads one safetensors file: leave out --out and --format")
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.push):
+            raise UserError(f"--push takes OWNER/NAME, got {options.push!r}")
+
+        from vqd_jax.inference.push import push
+
+        details = dict(license_name=options.license, private=options.private)
+        print(
+            push(
+                as_path(options.workdir),
+                options.push,
+                checkpoint=options.checkpoint,
+                results=options.results,
+                **details,
+            )
+        )
+        return
 
     from vqd_jax.inference import export
 

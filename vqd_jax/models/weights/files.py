@@ -58,16 +58,21 @@ def safetensors_header(path: Path) -> tuple[dict[str, str], list[str]]:
 def write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file; UserError if that is not possible."""
+    """Writes a safetensors file, with the permissions of any new file; UserError if that is not
+    possible.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
+        path.touch()
+        mode = path.stat().st_mode
         save_file(
             {name: np.asarray(array, order="C") for name, array in arrays.items()},
             path,
             dict(metadata),
         )
+        path.chmod(mode)  # save_file makes a file that only its owner reads
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
 
