@@ -172,7 +172,7 @@ def test_model_info_lists_what_is_accepted(model, workdir, weights):
     )
     for name in about["samplers"]:
         api.parse_request(model, CRAB | {"sampler": name})
-    api.parse_request(model, {"prompts": [about["example"]], **about["sampling"]})
+    api.parse_request(model, {"prompts": about["examples"][:1], **about["sampling"]})
 
 
 # ---- the queue, with work that needs no model
@@ -513,7 +513,15 @@ def test_the_page_is_all_here():
                 if name
                 if f"/{name}" not in seen
             ]
-        assert {*seen} == {"/", "/shared.css", "/page.css", "/page.js", "/editor.js", "/icon.svg"}
+        assert {*seen} == {
+            "/",
+            "/shared.css",
+            "/page.css",
+            "/page.js",
+            "/editor.js",
+            "/gallery.js",
+            "/icon.svg",
+        }
         assert {*server.files} == {*seen} | {"/index.html", "/api/openapi.json"}
 
 
@@ -540,7 +548,7 @@ def test_the_interface_is_described_as_it_is(model, weights):
         *fields
     }
     text = json.loads(recipe.metadata(model, api.parse_request(model, CRAB), weights)[recipe.KEY])
-    more = {"negative_prompt", "init_image", "mask", "strength"}
+    more = {"negative_prompt", "init_image", "mask", "extend", "strength"}
     assert {*fields} == {*text} - {"model", "batch"} | more
     assert fields["sampler"]["enum"] == [*api.SAMPLERS]
     words = {"calls": "steps"}

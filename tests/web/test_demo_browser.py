@@ -62,6 +62,11 @@ class Page:
     def script(self, text, *arguments):
         return self.browser.execute_script(text, *arguments)
 
+    def click(self, element):
+        """Clicks where the buttons that stay in view do not cover the element."""
+        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
     def find(self, id):
         return self.browser.find_element("id", id)
 
@@ -72,7 +77,7 @@ class Page:
         self.find(id).clear()
         self.find(id).send_keys(str(value))
 
-    def until(self, true, seconds=300):
+    def until(self, true, seconds=120):
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, self.find("status").text + self.find("error").text
@@ -103,8 +108,9 @@ class Page:
         self.finished()
 
     def pixels(self):
-        """Pixels of the images from their files."""
-        sources = [image.get_attribute("src") for image in self.all("figure img")]
+        """Pixels of the newest images from their files."""
+        images = self.all("article:first-child figure img")
+        sources = [image.get_attribute("src") for image in images]
         return [
             np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))))
             for s in sources
@@ -216,15 +222,115 @@ def test_a_wide_photo_is_cropped_as_in_training(page, tmp_path):
         sent = base64.b64decode(json.loads(file.text["vqd_jax"])["init_image"])
         square = np.asarray(Image.open(io.BytesIO(sent))).astype(int)
         assert np.abs(square - Resize(size=32)(pixels)).max() <= far, name
-        page.find("remove").click()
+        page.click(page.find("remove"))
 
 
-def test_clicking_an_image_makes_variations(page):
+def test_an_example_is_a_prompt_and_images_stay(page):
+    """The images of earlier requests, which can be used again, enlarged, compared and removed."""
+    from selenium.webdriver import ActionChains, Keys
+
+    press = lambda keys: ActionChains(page.browser).send_keys(keys).perform()
+    first, second = page.find("prompt").get_attribute("value"), page.all(".chips button")[1]
+    page.type("seed", 3)
+    page.find("draw").click()
+    page.finished()
+    second.click()
+    assert page.find("prompt").get_attribute("value") == second.text != first
+    page.type("seed", 4)
+    page.find("draw").click()
+    page.until(lambda: page.state == "running")
+    page.finished()
+    entries = page.all("article")
+    assert [second.text in entries[0].text, first in entries[1].text] == [True, True]
+    assert "seed 4, 6 steps" in entries[0].text and len(page.all("figure img")) == 4
+    page.all("article:nth-child(2) .head button")[0].click()
+    assert page.find("prompt").get_attribute("value") == first
+    assert page.find("seed").get_attribute("value") == "3"
+    page.all("figure button.open")[1].click()
+    large, sources = page.find("large"), [i.get_attribute("src") for i in page.all("figure img")]
+    assert large.is_displayed() and large.get_attribute("src") == sources[1]
+    assert large.size["width"] > 250
+    press(Keys.ARROW_RIGHT)
+    assert large.get_attribute("src") == sources[2]
+    page.find("previous").click()
+    assert large.get_attribute("src") == sources[1]
+    page.find("enlarged").click()
+    name = page.find("enlarged").get_attribute("download")
+    file = page.browser.downloads / name
+    page.until(lambda: file.exists() and file.stat().st_size > 0)
+    enlarged = np.asarray(Image.open(file).convert("RGB"))
+    assert enlarged.shape == (512, 512, 3) and name.endswith("-4-2-enlarged.png")
+    np.testing.assert_array_equal(enlarged[::16, ::16], page.pixels()[1])
+    press(Keys.ESCAPE)
+    page.until(lambda: not large.is_displayed())
+    page.all("article:nth-child(2) .head button")[1].click()
+    assert len(page.all("article")) == 1
+    page.find("help").click()
+    assert page.find("manual").is_displayed() and "blends" in page.find("manual").text
+    page.all("#manual button")[0].click()
+
+
+def test_the_brush_erases_and_its_strokes_are_undone(page, picture):
+    from selenium.webdriver import ActionChains, Keys
+
+    page.find("file").send_keys(str(picture))
+    page.until(lambda: page.find("canvas").is_displayed())
+    canvas = page.find("canvas")
+    pink = lambda: page.script(
+        """const c = document.getElementById("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i + 2] > 60 && d[i] > 120; return n;"""
+    )
+    stroke = lambda dx: (
+        ActionChains(page.browser)
+        .move_to_element_with_offset(canvas, dx, 0)
+        .click_and_hold()
+        .move_by_offset(20, 0)
+        .release()
+        .perform()
+    )
+    plain = pink()
+    stroke(0)
+    one = pink()
+    stroke(60)
+    two = pink()
+    assert plain < one < two and page.find("strength").get_attribute("value") == "1"
+    page.click(page.find("undo"))
+    assert pink() == one
+    page.click(page.find("erase"))
+    assert page.find("erase").get_attribute("aria-pressed") == "true"
+    for dx in (-10, 0, 10):
+        stroke(dx)
+    assert pink() < one
+    for _ in range(3):
+        ActionChains(page.browser).key_down(Keys.CONTROL).send_keys("z").key_up(
+            Keys.CONTROL
+        ).perform()
+    assert pink() == one
+    page.click(page.find("undo"))
+    assert pink() == plain and not page.find("undo").is_enabled()
+
+
+def test_an_image_is_extended(page, picture):
+    page.find("file").send_keys(str(picture))
+    page.until(lambda: page.find("canvas").is_displayed())
+    page.click(page.all("#editor summary")[0])
+    page.type("right", 16)
+    page.type("bottom", 8)
+    page.find("draw").click()
+    page.finished()
+    for pixels in page.pixels():
+        assert pixels.shape == (40, 48, 3)
+        assert (np.abs(pixels[:32, 12:20].astype(int) - (30, 200, 30)) <= 8).all()
+    page.type("right", 33)
+    page.find("draw").click()
+    page.until(lambda: "Each number of extend must be" in page.find("error").text)
+
+
+def test_varying_an_image_makes_others_like_it(page):
     page.type("temperature", 3)  # or it would be the same again, which the model knows by heart
     page.find("draw").click()
     page.finished()
     before, seed = page.pixels(), page.find("seed").get_attribute("value")
-    assert page.find("tip").is_displayed()
     page.type("prompt", "a google style emoji of a robot")  # the picture's own counts
     page.all("figure button.vary")[0].click()
     page.until(lambda: page.state == "running")

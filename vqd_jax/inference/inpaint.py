@@ -181,14 +181,13 @@ def _paint(
     `cell` is the side of a position in pixels, and `side` that of a window in positions, each of
     which has a token of every group.
     """
-    size, cell = check_size(model, edit_image)
-    side, rows, groups = size // cell, len(prompts), model.codec.codebook.groups
-    height, width = (length // cell for length in edit_image.mask.shape)
-    to_paint = edit_image.mask.reshape(height, cell, width, cell).any((1, 3))
+    cell, to_paint, corners = _plan(model, edit_image)
+    height, width = to_paint.shape
+    side, rows = model.config.data.image_size // cell, len(prompts)
+    groups = model.codec.codebook.groups
     painted = np.zeros_like(to_paint)
     tokens = np.zeros((rows, groups, height, width), np.int32)  # those that are painted
     images = np.repeat(edit_image.image[None], rows, axis=0)
-    corners = windows(to_paint, side)
     for number, (y, x) in enumerate(progress(corners, len(corners), "painting", "window")):
         area = slice(y, y + side), slice(x, x + side)
         pixels = slice(y * cell, (y + side) * cell), slice(x * cell, (x + side) * cell)
@@ -214,6 +213,21 @@ def _paint(
         painting = state.reshape(-1, groups, side, side)
         tokens[:, :, *area] = np.where(fresh, painting, tokens[:, :, *area])
         painted[area] |= fresh
+
+
+def window_count(model: Model, image: EditImage) -> int:
+    """In how many windows the image is painted, one after the other."""
+    return len(_plan(model, image)[2])
+
+
+def _plan(
+    model: Model, image: EditImage
+) -> tuple[int, Bool[np.ndarray, "h w"], list[tuple[int, int]]]:
+    """(pixels of a token, the positions to paint, the corners of the windows)."""
+    size, cell = check_size(model, image)
+    height, width = (length // cell for length in image.mask.shape)
+    to_paint = image.mask.reshape(height, cell, width, cell).any((1, 3))
+    return cell, to_paint, windows(to_paint, size // cell)
 
 
 def windows(to_paint: Bool[np.ndarray, "h w"], side: int) -> list[tuple[int, int]]:

@@ -39,17 +39,18 @@ class TextToImage(Model):
     """A trained model, made by `load`: call it with a prompt.
 
     The methods that make images share these arguments:
-      prompts: a prompt or several; for class models their numbers or names. "a cat AND a dog :0.5"
-        blends two.
-      num: images of each prompt.
-      seed: image i depends on (its prompt, seed, i) and the settings.
-      negative_prompt: what the images should not show.
-      output: "pil" for PIL images, "np" for uint8 arrays (H, W, 3).
-      callback: is called after each network call with its number, from 1, and the images as they
-        are then.
-      settings: keys of `config.sampling`, such as calls, guidance, temperature and sampler, and
-        options of the sampler, such as order; the model's config has the defaults. The sampler is a
-        name or an object (`samplers.base.Sampler`).
+
+    - prompts: a prompt or several; for class models their numbers or names. "a cat AND a dog :0.5"
+      blends two.
+    - num: images of each prompt.
+    - seed: image i depends on (its prompt, seed, i) and the settings.
+    - negative_prompt: what the images should not show.
+    - output: "pil" for PIL images, "np" for uint8 arrays (H, W, 3).
+    - callback: is called after each network call with its number, from 1, and the images as they
+      are then.
+    - settings: keys of `config.sampling`, such as calls, guidance, temperature and sampler, and
+      options of the sampler, such as order; the model's config has the defaults. The sampler is a
+      name or an object (`samplers.base.Sampler`).
 
     The result is one image for a single prompt with num 1, and else a list or, with "np", an array
     (images, H, W, 3), all images of the first prompt first.

@@ -3,8 +3,9 @@ give the same pixels.
 
 Fields of the JSON: "prompts", "num" (images of each), "seed", "batch", "negative_prompt", the keys
 of `config.sampling` and options of the sampler; to edit an image also "init_image" and "mask" (PNG
-files in base64; white is repainted) and "strength". A file also has "model", the SHA-256 of the
-weights, and "picture", the index of its image if it shows one of several.
+files in base64; white is repainted), "extend" (pixels to add at the left, top, right and bottom)
+and "strength". A file also has "model", the SHA-256 of the weights, and "picture", the index of its
+image if it shows one of several.
 """
 
 import base64
@@ -38,7 +39,8 @@ SEEDS = 2**32
 MAX_FLOAT = sys.float_info.max
 # How the model was loaded, for people who read a file; "model" alone identifies it.
 LOADING = ("plan", "stage", "checkpoint", "adapter", "adapter_scale")
-FIELDS = ("prompts", "num", "seed", "batch", "init_image", "mask", "strength")  # beside settings
+# beside settings
+FIELDS = ("prompts", "num", "seed", "batch", "init_image", "mask", "extend", "strength")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,9 +109,10 @@ def watch(model: TextToImage, request: GenerationRequest) -> Iterator[UInt8[np.n
 
 
 def calls(model: TextToImage, request: GenerationRequest) -> int:
-    """The number of network calls of `watch`; for an edit, those of one window."""
+    """The number of network calls of `watch`."""
     sampler, _ = _sampling(model, request)
-    return model.stage.calls(sampler, model.t_start(request.strength))
+    windows = inpaint.window_count(model, request.edit) if request.edit else 1
+    return windows * model.stage.calls(sampler, model.t_start(request.strength))
 
 
 def metadata(
@@ -207,9 +210,10 @@ def parse(model: TextToImage, fields: Any, *, most: int | None = None) -> Genera
         mask = files["mask"] and inpaint.decode_image(
             files["mask"], "the mask", largest, decode_mask
         )
-        edit = inpaint.make_edit_image(image, mask, None, model.square, large=not most)
-    elif files["mask"] or strength != 1:
-        raise UserError("mask and strength are for editing an image: give it as init_image")
+        extension = _extension(settings.pop("extend", None), model.square.size)
+        edit = inpaint.make_edit_image(image, mask, extension, model.square, large=not most)
+    elif files["mask"] or strength != 1 or settings.pop("extend", None):
+        raise UserError("mask, extend and strength are for editing an image: give it as init_image")
     for name, default in {**model.config.sampling, "negative_prompt": ""}.items():
         if name in settings:
             settings[name] = check_number(name, settings[name], default)
@@ -271,6 +275,20 @@ def check_number(
         bounds = f" in {low:g}..{high:g}" if low > -MAX_FLOAT else ""
         raise UserError(f"{name} must be {kind}{bounds}, got {value!r:.80}")
     return float(value) if isinstance(like, float) else value
+
+
+def _extension(sides: Any, size: int) -> list[int] | None:
+    """Pixels to add to an image at its left, top, right and bottom, each at most the model's
+    size; None without any.
+    """
+    if sides is None:
+        return None
+    if not isinstance(sides, list) or len(sides) != 4:
+        raise UserError(
+            f"extend must be four numbers of pixels, left, top, right, bottom, got {sides!r:.80}"
+        )
+    pixels = [check_number("each number of extend", side, 0, 0, size) for side in sides]
+    return pixels if any(pixels) else None
 
 
 def _file_bytes(name: str, text: Any) -> bytes | None:

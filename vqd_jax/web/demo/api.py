@@ -21,7 +21,12 @@ MAX_BLENDED = 8  # prompts combined in one; each costs another pass through the 
 MAX_GUIDANCE = 50.0  # beyond it, only the likeliest code is ever drawn
 MAX_TEMPERATURE = 10.0
 MAX_PROGRAMS = 16  # compiled samplers kept in memory, about 10 MB each
-EXAMPLE = "a twitter style emoji of a crab"
+EXAMPLES = (  # of a model of emoji; others have those of their previews
+    "a twitter style emoji of a crab",
+    "a google style emoji of a robot",
+    "an openmoji style emoji of a tree",
+    "a google style emoji of a red apple",
+)
 SAMPLERS = ("ancestral", "counts", "remask", "released_fast", "prior_rule")
 
 
@@ -30,13 +35,13 @@ def model_info(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]
     fixed = model.stage.fixed_sampling
     diffusion = fixed.get("sampler") != "autoregressive"
     kind = model.config.condition.kind
-    example = EXAMPLE if model.config.data.source == "emoji" else ""
+    examples = EXAMPLES if model.config.data.source == "emoji" else model.config.preview.prompts
     return {
         "name": Path(workdir).resolve().name,
         "model": weights,
         "kind": kind,
         "size": model.config.data.image_size,
-        "example": {"text": example, "class": "0", "none": ""}[kind],
+        "examples": list(examples) if kind == "text" else [],
         "sampling": dict(model.config.sampling),
         "samplers": list(SAMPLERS) if diffusion else [fixed["sampler"]],
         "calls": model.process.T if diffusion else fixed["calls"],

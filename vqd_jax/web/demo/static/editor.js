@@ -2,6 +2,8 @@
 const $ = (id) => document.getElementById(id);
 const READ = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"]; // by the server
 const LARGEST_FILE = 4e6; // bytes; in base64 it fits in a request
+const SIDES = ["left", "top", "right", "bottom"];
+const MOST_STROKES = 30; // that can be undone
 const LARGEST_SIDE = 1024; // pixels of the square that stands for other files
 
 const dataURL = (file) => new Promise((resolve, reject) => {
@@ -19,12 +21,16 @@ export class Editor {
   mask = null; // canvas of the same size, white where the brush was
   cursor = null; // position of the keyboard brush, in image pixels
   strengthSet = false; // whether the user moved the strength slider
+  erasing = false;
+  strokes = []; // the masks before each of the last strokes
 
   constructor() {
     this.canvas = $("canvas");
     $("file").onchange = () => this.read($("file").files[0]);
     $("remove").onclick = () => this.close();
-    $("unbrush").onclick = () => this.clear();
+    $("unbrush").onclick = () => { this.remember(); this.clear(); };
+    $("undo").onclick = () => this.undo();
+    $("erase").onclick = () => this.setErasing(!this.erasing);
     $("brush").oninput = () => this.paint();
     $("strength").oninput = () => { this.strengthSet = true; this.paint(); };
     document.addEventListener("dragover", (event) => { event.preventDefault(); $("start").classList.add("over"); });
@@ -34,8 +40,16 @@ export class Editor {
       $("start").classList.remove("over");
       this.read(event.dataTransfer.files[0]);
     });
+    document.addEventListener("keydown", (event) => {
+      const typing = ["TEXTAREA", "INPUT"].includes(event.target.tagName);
+      if (event.key === "z" && (event.ctrlKey || event.metaKey) && !typing && !$("undo").disabled) {
+        event.preventDefault();
+        this.undo();
+      }
+    });
     this.canvas.onpointerdown = (event) => {
       this.canvas.setPointerCapture(event.pointerId);
+      this.remember();
       this.last = null;
       this.stroke(event);
     };
@@ -85,6 +99,10 @@ export class Editor {
     $("brush").max = Math.max(2, this.size / 2);
     $("brush").value = Math.max(2, this.size / 8);
     this.strengthSet = false;
+    this.strokes = [];
+    $("undo").disabled = true;
+    this.setErasing(false);
+    for (const side of SIDES) $(side).value = 0;
     $("editor").hidden = false;
     this.clear();
     this.canvas.scrollIntoView({ block: "nearest" });
@@ -108,6 +126,29 @@ export class Editor {
     this.paint();
   }
 
+  setErasing(erasing) {
+    this.erasing = erasing;
+    $("erase").setAttribute("aria-pressed", erasing);
+  }
+
+  // Keeps the mask, which `undo` brings back.
+  remember() {
+    this.strokes.push(this.mask.getContext("2d").getImageData(0, 0, this.size, this.size));
+    if (this.strokes.length > MOST_STROKES) this.strokes.shift();
+    $("undo").disabled = false;
+  }
+
+  undo() {
+    this.mask.getContext("2d").putImageData(this.strokes.pop(), 0, 0);
+    $("undo").disabled = !this.strokes.length;
+    this.brushed = this.painted();
+    this.paint();
+  }
+
+  painted() {
+    return this.mask.getContext("2d").getImageData(0, 0, this.size, this.size).data.some(Boolean);
+  }
+
   stroke(event) {
     const box = this.canvas.getBoundingClientRect();
     const to = [(event.clientX - box.left) / box.width * this.size, (event.clientY - box.top) / box.height * this.size];
@@ -125,6 +166,7 @@ export class Editor {
       this.cursor = this.cursor.map((x, i) => Math.min(this.size, Math.max(0, x + step * move[i])));
       this.paint();
     } else {
+      this.remember();
       this.dab(this.cursor, this.cursor);
     }
   }
@@ -133,6 +175,7 @@ export class Editor {
     const context = this.mask.getContext("2d");
     const radius = Math.max(0.75, $("brush").value / 2);
     context.fillStyle = "white";
+    context.globalCompositeOperation = this.erasing ? "destination-out" : "source-over";
     const steps = Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1])) + 1;
     for (let i = 0; i < steps; i++) {
       const part = steps > 1 ? i / (steps - 1) : 0;
@@ -140,8 +183,10 @@ export class Editor {
       context.arc(from[0] + (to[0] - from[0]) * part, from[1] + (to[1] - from[1]) * part, radius, 0, 7);
       context.fill();
     }
-    if (!this.brushed && !this.strengthSet) $("strength").value = 1;
-    this.brushed = true;
+    context.globalCompositeOperation = "source-over";
+    const before = this.brushed;
+    this.brushed = this.erasing ? this.painted() : true;
+    if (!before && this.brushed && !this.strengthSet) $("strength").value = 1;
     this.paint();
   }
 
@@ -177,6 +222,8 @@ export class Editor {
   change() {
     if (!this.image) return {};
     const change = { init_image: this.sent, strength: this.strength };
+    const extend = SIDES.map((side) => Number($(side).value));
+    if (extend.some(Boolean)) Object.assign(change, { extend, strength: this.strengthSet ? this.strength : 1 });
     if (!this.brushed) return change;
     const flat = this.sheet();
     const context = flat.getContext("2d");

@@ -1,10 +1,21 @@
 // The page: reads the form, streams the events of a request from the server and shows the images as they form.
 import { Editor } from "./editor.js";
+import { Gallery } from "./gallery.js";
 
 const $ = (id) => document.getElementById(id);
 // jupyter-server-proxy passes events on as they come only if exactly this is accepted
 const HEADERS = { "Content-Type": "application/json", Accept: "text/event-stream" };
+const NUMBERS = ["num", "seed", "calls", "guidance", "temperature", "top_p"];
 const editor = new Editor();
+const gallery = new Gallery({
+  vary: (entry, source) => {
+    if (running) return;
+    randomSeed();
+    draw({ prompts: entry.prompts, init_image: source, mask: undefined, extend: undefined, strength: editor.variationStrength });
+  },
+  edit: (image) => editor.open(image, image.alt, image.src),
+  reuse,
+});
 let model = null;
 let running = null; // AbortController of the current request
 let stopping = null; // address that cancels it
@@ -20,11 +31,19 @@ function showError(message) {
 function settings() {
   const number = (id) => ($(id).value === "" ? NaN : Number($(id).value));
   const values = { prompts: model.kind === "none" ? [] : [$("prompt").value], negative_prompt: $("negative").value, sampler: $("sampler").value };
-  for (const id of ["num", "seed", "calls", "guidance", "temperature"]) {
+  for (const id of NUMBERS) {
     values[id] = number(id);
     if (Number.isNaN(values[id])) throw new Error(`${$(id).labels[0].textContent} must be a number.`);
   }
   return values;
+}
+
+function reuse(request) {
+  if (request.prompts.length) $("prompt").value = request.prompts[0];
+  $("negative").value = request.negative_prompt;
+  $("sampler").value = request.sampler;
+  for (const id of NUMBERS) $(id).value = request[id];
+  $("prompt").focus();
 }
 
 function sentence(text) {
@@ -52,10 +71,11 @@ async function draw(change) {
       method: "POST", headers: HEADERS, body: JSON.stringify(request), signal: running.signal });
     if (!response.ok) throw new Error(await reason(response));
     stopping = response.headers.get("X-Stop");
-    const gallery = new Gallery(request);
+    const entry = gallery.entry(request);
     for await (const event of lines(response.body)) {
       if (event.error) throw new Error(event.error);
-      gallery.show(event);
+      progress(event);
+      if (event.pictures) entry.show(event);
       done = done || Boolean(event.done);
     }
     if (!done) throw new Error("the connection ended before the images were finished");
@@ -69,6 +89,19 @@ async function draw(change) {
     $("stop").disabled = true;
     document.body.dataset.state = done ? "done" : "ended";
   }
+}
+
+function progress(event) {
+  if (event.waiting !== undefined) {
+    const n = event.waiting;
+    $("status").textContent = n ? `Queued: ${n} ${n === 1 ? "request" : "requests"} ahead of this one.`
+      : "Starting; a first request with new settings takes longer …";
+    return;
+  }
+  $("progress").max = event.calls;
+  $("progress").value = event.call;
+  const seconds = event.seconds.toFixed(1);
+  $("status").textContent = event.done ? `Done: ${event.calls} steps, ${seconds} s.` : `Step ${event.call} of ${event.calls}, ${seconds} s.`;
 }
 
 function stop() {
@@ -93,81 +126,6 @@ async function* lines(body) {
   }
 }
 
-class Gallery {
-  constructor(request) {
-    this.request = request;
-    this.title = request.prompts[0] || "an image";
-    this.figures = null;
-  }
-
-  show(event) {
-    if (event.waiting !== undefined) {
-      const n = event.waiting;
-      $("status").textContent = n ? `Queued: ${n} ${n === 1 ? "request" : "requests"} ahead of this one.`
-        : "Starting; a first request with new settings takes longer …";
-      return;
-    }
-    this.figures ??= this.empty(event.pictures.length);
-    event.pictures.forEach((source, i) => {
-      const image = this.figures[i].querySelector("img");
-      image.src = source;
-      image.alt = `${this.title}, image ${i + 1} of ${event.pictures.length}` + (event.done ? "" : `, after step ${event.call} of ${event.calls}`);
-    });
-    $("progress").max = event.calls;
-    $("progress").value = event.call;
-    const seconds = event.seconds.toFixed(1);
-    $("status").textContent = event.done ? `Done: ${event.calls} steps, ${seconds} s.` : `Step ${event.call} of ${event.calls}, ${seconds} s.`;
-    $("tip").hidden = !(event.done && model.edits);
-    if (event.done) this.figures.forEach((figure, i) => this.finish(figure, i, event.pictures[i]));
-  }
-
-  empty(count) {
-    const figures = Array.from({ length: count }, () => {
-      const figure = document.createElement("figure");
-      figure.append(document.createElement("img"));
-      return figure;
-    });
-    $("images").replaceChildren(...figures);
-    return figures;
-  }
-
-  finish(figure, i, source) {
-    const image = figure.querySelector("img");
-    const row = document.createElement("div");
-    row.className = "row";
-    const save = document.createElement("a");
-    save.className = "button";
-    save.textContent = "Save";
-    save.setAttribute("aria-label", `Save: ${image.alt}`);
-    save.href = source;
-    save.download = `${this.title.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${this.request.seed}-${i + 1}.png`;
-    row.append(save);
-    if (model.edits) {
-      const vary = this.button("Make variations of", image, () => {
-        if (running) return;
-        randomSeed();
-        draw({ prompts: this.request.prompts, init_image: source, strength: editor.variationStrength });
-      });
-      vary.className = "vary";
-      vary.title = "Make variations";
-      const edit = this.button("Edit", image, () => editor.open(image, image.alt, image.src));
-      edit.textContent = "Edit";
-      row.prepend(edit);
-      figure.append(vary);
-      vary.append(image);
-    }
-    figure.append(row);
-  }
-
-  button(what, image, action) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.setAttribute("aria-label", `${what}: ${image.alt}`);
-    button.onclick = action;
-    return button;
-  }
-}
-
 async function start() {
   model = await (await fetch("api/model")).json();
   $("model").textContent = `${model.name}: ${model.size} × ${model.size} pixels, weights ${model.model.slice(0, 8)}`;
@@ -175,10 +133,16 @@ async function start() {
     $("prompt-label").textContent = model.kind === "class" ? "Class (number or name)" : "Prompt (this model takes none)";
     $("prompt").disabled = model.kind === "none";
   }
-  $("prompt").value = model.example;
+  $("prompt").value = model.kind === "class" ? "0" : model.examples[0] ?? "";
   $("num").max = model.pictures;
   $("num").value = Math.min(4, model.pictures);
-  for (const name of ["calls", "guidance", "temperature"]) $(name).value = model.sampling[name];
+  for (const name of ["calls", "guidance", "temperature", "top_p"]) $(name).value = model.sampling[name];
+  $("examples").replaceChildren(...model.examples.map((text) => {
+    const chip = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    chip.onclick = () => { $("prompt").value = text; $("prompt").focus(); };
+    return chip;
+  }));
+  gallery.edits = model.edits;
   $("calls").max = model.calls;
   $("sampler").replaceChildren(...model.samplers.map((name) => new Option(name, name, false, name === model.sampling.sampler)));
   $("start").hidden = !model.edits;
@@ -193,8 +157,9 @@ $("form").addEventListener("submit", (event) => {
 $("stop").onclick = stop;
 addEventListener("pagehide", stop);
 $("another").onclick = randomSeed;
+$("help").onclick = () => $("manual").showModal();
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 editor.showError = showError;
