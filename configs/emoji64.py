@@ -8,6 +8,8 @@
                                        noise_paper, noise_hybrid_10, noise_hybrid_20
   python -m vqd_jax.main --config=configs/emoji64.py:pilot --workdir=runs/pilot
                                        the denoiser of the full model, a ninth of its training
+  python -m vqd_jax.main --config=configs/emoji64.py:three_styles --workdir=runs/three
+                                       the same for Google, Twitter and OpenMoji alone; needs no npm
 
 The data need npm and `pip install -e ".[icons]"` once: seven icon sets of the npm registry, beside
 the three styles that install with pip. pretrained/emoji64 has the trained codec: with
@@ -46,6 +48,7 @@ def get_config(variant: str = ""):
             "": lambda c: None,
             "codec": only_codec,
             "pilot": pilot,
+            "three_styles": three_styles,
             "noise_absorbing": lambda c: noise(c, "absorbing"),
             "noise_paper": lambda c: noise(c, "paper"),
             "noise_hybrid_10": lambda c: noise(c, "hybrid", 0.1),
@@ -125,6 +128,11 @@ def pilot(c):
     c.diffusion_train.ema = 0.999
     c.diffusion_train.examples = 400_000
     c.diffusion_train.evaluate_every = 100_000
+
+
+def three_styles(c):
+    pilot(c)
+    c.emoji.styles = ("google", "twitter", "openmoji")
 
 
 def noise(c, schedule, replaced=0.2):
