@@ -58,7 +58,7 @@ class Mean:
 
     watched = "loss"
     unchanged = None
-    tokens, dtype = 1, jnp.float32
+    positions, dtype = 1, jnp.float32
 
     def init(self, key, batch):
         return {"mean": jnp.zeros(())}, {"seen": jnp.zeros(())}

@@ -303,8 +303,9 @@ def defaults() -> ConfigDict:
         seed=0,
     )
     c.guard = _section(  # against divergence and hangs
-        # roll back and skip the batch if the loss exceeds the median of the last 64 by this
-        # factor; 0 checks for NaN and inf only
+        # roll back and skip the batch if the loss, relative to the median of the last 128, exceeds
+        # the highest of the last 2,000 or so by this factor, or if 24 of 32 losses exceed the
+        # median of those before by its square root; 0 checks for NaN and inf only
         spike=10.0,
         tries=4,  # roll-backs in a row, each of which skips more batches, before the run ends
         hang=50.0,  # end the run if a step takes this many times the usual time; 0 for never

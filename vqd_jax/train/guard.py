@@ -20,27 +20,38 @@ from clu.metrics import Average
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.pace import Pace
 
-WINDOW = 64  # losses that a new one is compared with
-MIN_LOSSES = 16  # before the first comparison
+WINDOW = 128  # losses that a new one is compared with
+MIN_LOSSES = 32  # before the first comparison
+RECENT = 32  # losses that are compared together
+MOST = 24  # of them
+FORGET = 0.9995  # of the peak, each step
+FLOOR = 1e-6  # of a median; rounding errors of a loss of zero
 MIN_TIMES = 3  # step times before the watchdog has a limit
 STDERR = 2  # file descriptor
 
 
 class Fault(Exception):
-    """Bad numbers in a step; the message says which."""
+    """Bad numbers in a step; the message says which. `spike`: whether it is a single high loss."""
 
-    def __init__(self, step: int, cause: str):
+    def __init__(self, step: int, cause: str, spike: bool = False):
         super().__init__(cause)
         self.step = step
+        self.spike = spike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guard:
     """When training goes back to its last checkpoint, and when it gives up.
 
+    The loss of a model that knows its images by heart is tiny and heavy-tailed: healthy batches may
+    have a hundred times the median. So a single loss is compared with the highest so far, and lower
+    ones are bad only if they stay.
+
     Attributes:
-      spike: a loss is bad if it exceeds the median of the last 64 by more than this factor times
-        that median; 0 checks for NaN and infinity only.
+      spike: a loss is bad if, as a multiple of the median of the last 128, it exceeds the highest
+        such multiple of about the last 2,000 steps by this factor; so are 24 of the last 32
+        losses above the median of those before by the square root of this factor. 0 checks for NaN
+        and infinity only.
       tries: faults in a row, without a checkpoint between them, before the run ends. The first
         skips one batch, the second two, the third four.
       hang: the run ends if a step takes longer than this factor times the median of the last 100
@@ -60,19 +71,27 @@ class Guard:
             )
 
     def check(
-        self, step: int, metrics: Mapping[str, float], loss: float, previous: Iterable[float]
+        self, step: int, metrics: Mapping[str, float], loss: float, record: "TrainingRecord"
     ) -> None:
-        """Raises Fault if the loss or gradient is not finite, or if `loss` is a spike after the
-        `previous` losses.
+        """Raises Fault if the loss or gradient is not finite, or if `loss` is a spike after those
+        of the record, or one of many high ones; then its step is that of the first of them.
         """
         for name in ("loss", "gradient_norm"):
             if name in metrics and not math.isfinite(metrics[name]):
                 raise Fault(step, f"{name.replace('_', ' ')} {metrics[name]}")
-        previous = [*previous]
-        if self.spike and len(previous) >= MIN_LOSSES:
-            median = statistics.median(previous)
-            if loss - median > self.spike * abs(median):
-                raise Fault(step, f"loss {loss:.4g} after {median:.4g}")
+        losses = [*record.losses, loss]
+        if not self.spike or len(losses) <= MIN_LOSSES:
+            return
+        ratio = record.ratio(loss)
+        if ratio > self.spike * record.peak:
+            raise Fault(step, f"loss {loss:.4g} after {loss / ratio:.4g}", spike=True)
+        before, recent = losses[:-RECENT], losses[-RECENT:]
+        if len(before) >= MIN_LOSSES:
+            limit = math.sqrt(self.spike) * _median(before)
+            high = [i for i, x in enumerate(recent) if x > limit]
+            if len(high) >= MOST:
+                usual = f"{statistics.median(recent):.4g} after {_median(before):.4g}"
+                raise Fault(step - RECENT + 1 + high[0], f"{len(high)} losses around {usual}")
 
 
 @dataclasses.dataclass
@@ -83,6 +102,7 @@ class TrainingRecord:
       pace: how the steps since the batch size last changed count.
       skipped: batches since then that were left out, ascending.
       losses: the last ones, for `Guard.check`.
+      peak: the highest ratio of a loss to the median of those before it, slowly forgotten.
       averages: of each metric since the last line of the log, in float64.
     """
 
@@ -91,16 +111,19 @@ class TrainingRecord:
     losses: collections.deque[float] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=WINDOW)
     )
+    peak: float = 1.0
     averages: dict[str, Average] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], batch_size: int) -> "TrainingRecord":
         """The record that `to_json` gave. Earlier versions stored all values of a metric, where now
-        their sum and count are, and no pace: then `batch_size` has always been the same.
+        their sum and count are, no peak, and no pace: then `batch_size` has always been the same.
         """
         pace = Pace(**stored["pace"]) if "pace" in stored else Pace(batch_size)
         record = cls(pace, list(stored["skipped"]))
-        record.losses.extend(stored["losses"])
+        for loss in stored["losses"]:
+            record._add_loss(loss)
+        record.peak = stored.get("peak", record.peak)
         for name, values in stored["window"].items():
             if isinstance(values, list):
                 values = {"total": math.fsum(values), "count": len(values)}
@@ -116,6 +139,7 @@ class TrainingRecord:
             "pace": dataclasses.asdict(self.pace),
             "skipped": self.skipped,
             "losses": [*self.losses],
+            "peak": self.peak,
             "window": averages,
         }
 
@@ -148,16 +172,29 @@ class TrainingRecord:
 
     def add(self, metrics: Mapping[str, float], loss: float) -> None:
         """Records the metrics of a step; `loss` is the one that `Guard.check` compares."""
-        self.losses.append(loss)
+        self._add_loss(loss)
         for name, value in metrics.items():
             new, old = _average(value, 1), self.averages.get(name)
             self.averages[name] = new if old is None else old.merge(new)
+
+    def ratio(self, loss: float) -> float:
+        """A loss as a multiple of the median of the last ones."""
+        return loss / _median(self.losses) if self.losses else 1.0
+
+    def _add_loss(self, loss: float) -> None:
+        self.peak = max(1.0, FORGET * self.peak, self.ratio(loss))
+        self.losses.append(loss)
 
     def pop_means(self) -> dict[str, float]:
         """The means of all metrics since the last call."""
         means = {name: float(average.compute()) for name, average in self.averages.items()}
         self.averages.clear()
         return means
+
+
+def _median(losses: Iterable[float]) -> float:
+    """The magnitude of the median, not zero."""
+    return max(abs(statistics.median(losses)), FLOOR)
 
 
 def _average(total: float, count: int) -> Average:

@@ -116,6 +116,7 @@ class Rollback:
     step: int
     cause: str
     batches: list[int]
+    spike: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,6 +315,8 @@ class Trainer:
             )
         for rollback in rollbacks:
             record.skip(rollback.batches)
+            if rollback.spike:  # healthy losses may have such a tail
+                record.peak *= self.guard.spike
         return record
 
     def _restore_best(self, first: int) -> Best | None:
@@ -368,8 +371,9 @@ class Trainer:
         checkpoint = self.checkpoints.latest_step() or 0
         before = [r for r in rollbacks if r.checkpoint == checkpoint]
         record = self._restore_record(before)
-        batches = record.last_batches(checkpoint, fault.step, 2 ** len(before))
-        cause = f"{fault} in step {fault.step}, with {self._describe_batch(batches[-1])}"
+        step = max(fault.step, checkpoint + 1)  # high losses may have begun before
+        batches = record.last_batches(checkpoint, step, 2 ** len(before))
+        cause = f"{fault} in step {step}, with {self._describe_batch(batches[-1])}"
         if len(before) == self.guard.tries:
             raise UserError(
                 f"{self.name}: {len(before) + 1} faults in a row since step {checkpoint}: "
@@ -381,7 +385,7 @@ class Trainer:
         if len(batches) > 1:
             skipped = f"batches {batches[0]} to {batches[-1]}"
         print(f"\n{self.name}: {cause}: back to step {checkpoint}, without {skipped}", flush=True)
-        return [*before, Rollback(checkpoint, fault.step, cause, batches)]
+        return [*before, Rollback(checkpoint, step, cause, batches, fault.spike)]
 
     def _describe_batch(self, batch: int) -> str:
         """Its number and its first examples."""
@@ -413,7 +417,7 @@ class Trainer:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         asked = {name for name in REQUESTS if values.pop(name, 0.0) > 0}
         watched = values[self.stage.watched]
-        self.guard.check(step, values, watched, record.losses)
+        self.guard.check(step, values, watched, record)
         record.add(values, watched)
         return asked
 
