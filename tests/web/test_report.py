@@ -136,6 +136,16 @@ def test_images_are_those_of_the_files_thinned_and_reduced(workdir, parsed):
     assert all(len(a["alt"]) > 10 for a in images) and "after step 5,000" in images[0]["alt"]
 
 
+def test_the_same_images_are_shown_once(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    folder = Workdir(copy)
+    for seed, shown in ((1, 1), (2, 2)):  # samples at the end of training, and of another step
+        save_png(folder.samples("diffusion"), colours(seed, 1500, 2000))
+        page_images = [a for a in Parsed(page.page(copy)).all("img") if "Denoiser" in a["alt"]]
+        assert len({a["src"] for a in page_images}) == len(page_images) == shown
+
+
 def test_codebook_use_is_counted(parsed):
     assert parsed.data["codes"] == {"steps": [100, 200], "counts": [[0, 3, 1], [2, 2, 0]]}
     assert (

@@ -107,6 +107,55 @@ def test_an_axis_is_linear_or_logarithmic_where_numbers_are_positive(opened):
     )  # a negative one
 
 
+@pytest.mark.parametrize(
+    "low,high,texts",
+    [
+        (400, 401, ["400", "400.5", "401"]),
+        (400, 400.8, ["400", "400.2", "400.4", "400.6", "400.8"]),
+        (0.001, 0.0012, ["0.001", "0.00105", "0.0011", "0.00115", "0.0012"]),
+        (2e-5, 2.01e-5, ["2e-5", "2.005e-5", "2.01e-5"]),
+        (5e6, 5.2e6, ["5M", "5.05M", "5.1M", "5.15M", "5.2M"]),
+        (123_456, 123_460, [f"{n / 1000}K" for n in range(123_456, 123_460)] + ["123.46K"]),
+        (12_345.5, 12_346, ["12,345.6", "12,345.8", "12,346"]),
+        (-1, 1, ["-1", "-0.5", "0", "0.5", "1"]),
+        (0, 40_000, ["0", "10,000", "20,000", "30,000", "40,000"]),
+    ],
+)
+def test_ticks_have_as_many_digits_as_they_need(opened, low, high, texts):
+    assert opened.execute_script("return labels(ticks(...arguments, 4))", low, high) == texts
+
+
+def test_ticks_of_any_range_are_distinct(opened):
+    rng = np.random.default_rng(0)
+    lows = 10 ** rng.uniform(-8, 8, 300)
+    ranges = [[low, low * (1 + 10 ** rng.uniform(-5, 2))] for low in lows]
+    for script in ("ticks(low, high, 4)", "logTicks(low, high)"):
+        for texts in opened.execute_script(
+            f"return arguments[0].map(([low, high]) => labels({script}))", ranges
+        ):
+            assert 2 <= len(texts) == len({*texts}) and max(map(len, texts)) < 12, texts
+    whole = opened.execute_script("return [1, 2, 5, 9].map(n => ticks(400, 400 + n, 5, 1))")
+    assert whole == [[400, 401], [400, 401, 402], [*range(400, 406)], [400, 402, 404, 406, 408]]
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize("values", [[400], [400, 400], [400, 401], [1e-3, 1.2e-3], [0, 0]])
+def test_axes_of_few_and_constant_values(opened, values, logarithmic):
+    texts = opened.execute_script(
+        """const [ys, log] = arguments, xs = ys.map((_, i) => 400 + i);
+        const plot = document.querySelector(".plot");
+        draw(plot, [{xs, ys, color: "red", kind: "curve"}], log && ys[0] > 0);
+        return all("text", plot).map(node => [node.getAttribute("text-anchor") === "end"
+          && Number(node.getAttribute("x")) < 100, node.textContent]);""",
+        values,
+        logarithmic,
+    )
+    for rows in (True, False):
+        found = [text for row, text in texts if row is rows]
+        assert 2 <= len(found) == len({*found}), found
+    assert [text for row, text in texts if not row] == ["400", "401"]
+
+
 def test_the_keyboard_reads_out_the_numbers_of_the_log(opened, workdir):
     from selenium.webdriver import Keys
 

@@ -88,7 +88,10 @@ def images(workdir: Path, data: dict[str, Any]) -> str:
             f'</figcaption>{slider}<div class="wide"><img src="{found["images"][-1]}" '
             f'alt="{text(alt)}"></div></figure>'
         )
+    shown = {uri for found in data["images"] for uri in found["images"]}
     for stage, uri in contents.final_images(workdir, faults):
+        if uri in shown:  # a series ends with them
+            continue
         title = f"{stage_title(stage)}: final samples"
         out.append(
             f'<figure><figcaption><span class="title">{text(title)}</span></figcaption>'

@@ -6,11 +6,19 @@ const LOG_FROM = 10;  // ratio of largest to smallest value from which a panel s
 const names = [...new Set((data.curves ?? []).flatMap(stage => stage.panels.flatMap(panel => panel.lines.map(line => line.name))))];
 const color = name => `var(--line-${names.indexOf(name) % 4})`;  // the same for a name in all panels
 
-function number(value) {
+function number(value, digits = 3) {
   const size = Math.abs(value);
-  if (size >= 1e5) return new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 3}).format(value);
-  if (size > 0 && size < 1e-3) return value.toExponential(1);
-  return size >= 1000 ? count.format(Math.round(value)) : String(Number(value.toPrecision(3)));
+  if (size >= 1e5) return new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: digits}).format(value);
+  if (size > 0 && size < 1e-3) return Number(value.toPrecision(digits)).toExponential();
+  if (size >= 1000) return new Intl.NumberFormat("en", {maximumSignificantDigits: Math.max(digits, 4 + (size >= 1e4))}).format(value);
+  return String(Number(value.toPrecision(digits)));
+}
+
+/** The texts of ticks, with as many digits as the longest of them has. */
+function labels(values) {
+  let digits = 3;
+  while (digits < 15 && values.some(value => Math.abs(value.toPrecision(digits) - value) > 1e-12 * Math.abs(value))) digits++;
+  return values.map(value => number(value, digits));
 }
 
 // ---- numbers
@@ -30,12 +38,13 @@ function smooth(values, width) {
   });
 }
 
-function ticks(low, high, wanted) {
-  const rough = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(rough));
+/** Multiples of 1, 2 or 5 times a power of ten that is at least `least`. */
+function ticks(low, high, wanted, least = 0) {
+  const rough = Math.max((high - low) / wanted, least), power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= rough * 0.999);
   const out = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high * (1 + 1e-12) + 1e-300; i++) out.push(i * step);
-  return out;
+  return out.length === 1 && step > least ? ticks(low, high, 2 * wanted, least) : out;
 }
 
 function logTicks(low, high) {
@@ -43,7 +52,8 @@ function logTicks(low, high) {
   const subs = Math.log10(high / low) < 2.5 ? [1, 2, 5] : [1];
   const out = [];
   for (let power = from; power <= to; power += every) for (const sub of subs) out.push(sub * 10 ** power);
-  return out.filter(value => value >= low && value <= high);
+  const inside = out.filter(value => value >= low && value <= high);
+  return inside.length > 1 ? inside : ticks(low, high, 4);
 }
 
 // ---- charts
@@ -58,7 +68,7 @@ function element(name, attributes, text) {
 /** Draws `lines` ({xs, ys, color, kind}; with `between`, the area from ys to those values) into `plot`. Returns the x scale in pixels and a function that marks an x. */
 function draw(plot, lines, logarithmic) {
   const width = plot.clientWidth, height = plot.clientHeight;
-  const left = 46, right = 8, top = 6, bottom = 20;
+  const right = 8, top = 6, bottom = 20;
   const xs = lines.flatMap(line => [line.xs[0], line.xs.at(-1)]);
   let low = Infinity, high = -Infinity;
   for (const line of lines) for (const y of line.ys) if (!logarithmic || y > 0) { low = Math.min(low, y); high = Math.max(high, y); }
@@ -66,16 +76,17 @@ function draw(plot, lines, logarithmic) {
   if (!logarithmic) { const pad = (high - low) * 0.04; low = low >= 0 && low < pad * 4 ? 0 : low - pad; high += pad; }
   const first = Math.min(...xs), last = Math.max(...xs) > first ? Math.max(...xs) : first + 1;
   const scale = logarithmic ? Math.log : value => value;
+  const rows = logarithmic ? logTicks(low, high) : ticks(low, high, 4), texts = labels(rows);
+  const left = Math.max(46, 10 + 6.5 * Math.max(...texts.map(text => text.length)));
   const x = value => left + (value - first) / (last - first) * (width - left - right);
   const y = value => top + (scale(high) - scale(Math.max(value, logarithmic ? low : -Infinity))) / (scale(high) - scale(low)) * (height - top - bottom);
   const root = element("svg", {viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true"});
-  for (const value of logarithmic ? logTicks(low, high) : ticks(low, high, 4)) {
-    root.append(element("line", {class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value)}),
-      element("text", {x: left - 5, y: y(value) + 4, "text-anchor": "end"}, number(value)));
-  }
-  for (const value of ticks(first, last, Math.min(5, width / 70)))
-    root.append(element("text", {x: x(value), y: height - 5, "text-anchor": x(value) > width - 30 ? "end" : x(value) < left + 10 ? "start" : "middle"},
-      number(value)));
+  rows.forEach((value, i) => root.append(
+    element("line", {class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value)}),
+    element("text", {x: left - 5, y: y(value) + 4, "text-anchor": "end"}, texts[i])));
+  const columns = ticks(first, last, Math.min(5, width / 70), 1), places = labels(columns);  // steps and tokens are whole numbers
+  columns.forEach((value, i) => root.append(
+    element("text", {x: x(value), y: height - 5, "text-anchor": x(value) > width - 30 ? "end" : x(value) < left + 10 ? "start" : "middle"}, places[i])));
   for (const line of lines) {
     const points = ys => line.xs.map((at, i) => `${x(at).toFixed(1)},${y(ys[i]).toFixed(1)}`);
     if (line.between)
