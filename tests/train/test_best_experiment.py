@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from helpers import killing
+from helpers.commands import folder_of_emoji
 from helpers.killing import STAGES, link_emoji
-from helpers.records import RecordsOnly
 from vqd_jax.core.errors import UserError
-from vqd_jax.data.source import Record
 from vqd_jax.data.splits import CELLS
 from vqd_jax.eval import validation
 from vqd_jax.inference import pipeline
@@ -34,16 +33,6 @@ def config(**changed):
 @pytest.fixture
 def workdir(tmp_path):
     return link_emoji(tmp_path / "run")
-
-
-def experiment(splits=("train", CELLS), **changed):
-    """One that can be checked: nothing is read, and 20 records are in each of the splits."""
-    out = object.__new__(Experiment)
-    out.config = config(**changed)
-    out.source = RecordsOnly(
-        [Record(item=str(i), captions=("",), split=split) for i in range(20) for split in splits]
-    )
-    return out
 
 
 @pytest.mark.parametrize(
@@ -69,14 +58,17 @@ def experiment(splits=("train", CELLS), **changed):
         (dict(held_out__retrieval=4, condition__kind="none"), "draws images of captions"),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence_at_the_start(changed, sentence):
+def test_what_cannot_be_measured_is_one_sentence_at_the_start(tmp_path, changed, sentence):
     with pytest.raises(UserError, match=sentence):
-        experiment(**changed).check()
+        Experiment(config(**changed), tmp_path / "run")
+    assert not [*tmp_path.iterdir()]
 
 
-def test_without_held_out_images_nothing_is_drawn():
+def test_without_held_out_images_nothing_is_drawn(tmp_path):
+    pictures = str(folder_of_emoji(tmp_path / "pictures", broken=0))
+    source = dict(data__source="folder", folder__path=pictures, folder__held_out_items=0.0)
     with pytest.raises(UserError, match="needs held-out images, and the data set has none"):
-        experiment(("train",), held_out__retrieval=4).check()
+        Experiment(config(**source, held_out__retrieval=4), tmp_path / "run").run()
 
 
 @pytest.mark.slow  # 60 s: a training, and the features of all images

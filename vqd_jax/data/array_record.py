@@ -17,8 +17,8 @@ from typing import Any
 
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import lock
-from vqd_jax.core.text_files import read_text, shown
+from vqd_jax.core.files import lock, read_bounded
+from vqd_jax.core.text_files import shown
 from vqd_jax.data.source import Items
 from vqd_jax.runtime.progress import track
 
@@ -26,7 +26,7 @@ SPLIT = "examples"
 LAYOUT = "1.0.0"  # the version of the features; another one is written beside the old
 JSON = ".json"
 FEATURES = f"features{JSON}"
-LONGEST_FEATURES = 2**24  # characters
+LONGEST_FEATURES = 2**24  # bytes
 CLASSES = "tensorflow_datasets.core.features."
 NOTES = f"notes{JSON}"
 PARTIAL = "partial"  # the folder of an unfinished set, beside LAYOUT
@@ -103,7 +103,8 @@ def builder(directory: pathlib.Path) -> Any:
     import tensorflow_datasets as tfds
 
     if (directory / FEATURES).is_file():
-        for name in _class_names(json.loads(read_text(directory / FEATURES, LONGEST_FEATURES))):
+        content = read_bounded(directory / FEATURES, LONGEST_FEATURES)
+        for name in _class_names(json.loads(content)):
             if not name.startswith(CLASSES):
                 raise ValueError(
                     f"{FEATURES} names {shown(name)}, which is no class of tensorflow-datasets"

@@ -328,7 +328,7 @@ def check_names(config: ConfigDict, names: Iterable[str], *, beside: Sequence[st
     known = dict.fromkeys([*beside, "negative_prompt", *config.sampling, *sampler_options()])
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             meant = OTHER_NAMES.get(name) or next(iter(near), None)
             kind = "field" if beside else "setting"
             raise UserError(
