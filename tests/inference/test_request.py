@@ -223,7 +223,7 @@ def test_names_from_outside_never_become_keywords(model, weights, tmp_path):
         unknown = name not in fields | settings
         for value in (1, None, "x", [1], {"self": 1}):
             sentence = error_of(lambda: request.parse(model, good | {name: value}))
-            assert sentence.startswith(f"unknown field {name!r:.80}; known are ") == unknown
+            assert sentence.startswith(f"unknown field {name!r:.80}; ") == unknown
             assert sentence.isprintable() and len(sentence) < 600
         if name not in settings:
             wanted = GenerationRequest(prompts=("a dog",), settings={name: 1})
@@ -233,7 +233,7 @@ def test_names_from_outside_never_become_keywords(model, weights, tmp_path):
             text = {request.KEY: json.dumps(good | {name: 1})}
             save_png(tmp_path / "x.png", np.zeros((1, 1, 3), np.uint8), text)
             sentence = error_of(lambda: request.read_file(model, str(tmp_path / "x.png"), weights))
-            assert f"cannot be reproduced: unknown field {name!r:.80}; known" in sentence
+            assert f"cannot be reproduced: unknown field {name!r:.80}; " in sentence
 
 
 def error_of(function):
