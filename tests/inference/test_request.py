@@ -2,6 +2,7 @@
 what is drawn.
 """
 
+import base64
 import dataclasses
 import inspect
 import json
@@ -14,6 +15,7 @@ from PIL import Image
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_png
+from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import inpaint, request
 from vqd_jax.inference.inpaint import EditImage
 from vqd_jax.inference.pipeline import TextToImage
@@ -215,7 +217,7 @@ def test_names_from_outside_never_become_keywords(model, weights, tmp_path):
     what is no field is one sentence.
     """
     good = {"prompts": ["a dog"], "calls": 3}
-    fields = {"prompts", "num", "seed", "batch", "init_image", "mask", "strength"}
+    fields = {"prompts", "num", "seed", "batch", "init_image", "mask", "extend", "strength"}
     sections = [model.config[name] for name in ("sampling", "counts", "remask", "prior_rule")]
     settings = {"negative_prompt", *(name for section in sections for name in section)}
     assert {"t_start", "self", "image", "first", "weights", "prompts"} <= {*NAMES}
@@ -304,3 +306,29 @@ def test_files_that_cannot_be_made_again_say_why(model, weights, tmp_path):
         request.read_file(model, str(tmp_path / "x.jpg"), weights)
     with pytest.raises(UserError, match="there is no image"):
         request.read_file(model, "gone.png", weights)
+
+
+@pytest.mark.parametrize(
+    "extend,sentence",
+    [
+        ([1, 2], "extend must be four numbers of pixels, left, top, right, bottom, got [1, 2]"),
+        ("8,0,0,0", "extend must be four numbers of pixels"),
+        ([8, 0, 0, 1000], "each number of extend must be a whole number in 0.."),
+        ([8, 0, 0, True], "each number of extend must be a whole number"),
+        ([-8, 0, 0, 0], "each number of extend must be a whole number in 0.."),
+    ],
+)
+def test_an_extension_is_four_numbers(model, extend, sentence):
+    picture = np.zeros((model.config.data.image_size,) * 2 + (3,), np.uint8)
+    image = base64.b64encode(encode_png(picture)).decode()
+    fields = {"prompts": ["a dog"], "init_image": image}
+    assert sentence in error_of(lambda: request.parse(model, fields | {"extend": extend}))
+    wider = request.parse(model, fields | {"extend": [8, 0, 0, 4]}, most=16).edit
+    size = model.config.data.image_size
+    assert (
+        wider.mask.shape == (size + 4, size + 8) and wider.mask.sum() == wider.mask.size - size**2
+    )
+    assert request.parse(model, fields | {"extend": [0, 0, 0, 0]}).edit.mask.all()
+    assert "give it as init_image" in error_of(
+        lambda: request.parse(model, {"prompts": ["a dog"], "extend": [8, 0, 0, 0]})
+    )
