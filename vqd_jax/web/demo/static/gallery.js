@@ -92,6 +92,7 @@ class Entry {
 
 class Viewer {
   constructor() {
+    $("enlarged").onclick = () => this.save();
     $("close").onclick = () => $("viewer").close();
     $("previous").onclick = () => this.move(-1);
     $("next").onclick = () => this.move(1);
@@ -108,14 +109,17 @@ class Viewer {
     $("large").src = image.src;
     $("large").alt = image.alt;
     $("about").textContent = image.dataset.about;
-    const { naturalWidth: width, naturalHeight: height } = image;
+    if (!$("viewer").open) $("viewer").showModal();
+  }
+
+  save() {
+    const { naturalWidth: width, naturalHeight: height } = this.image;
     const scale = Math.max(1, Math.ceil(ENLARGED / Math.min(width, height)));
     const sheet = element("canvas", { width: width * scale, height: height * scale }), context = sheet.getContext("2d");
     context.imageSmoothingEnabled = false;
-    context.drawImage(image, 0, 0, sheet.width, sheet.height);
-    $("enlarged").href = sheet.toDataURL("image/png");
-    $("enlarged").download = `${image.dataset.name}-enlarged.png`;
-    if (!$("viewer").open) $("viewer").showModal();
+    context.drawImage(this.image, 0, 0, sheet.width, sheet.height);
+    // a link outside of the dialog: Chromium downloads nothing by one in it
+    element("a", { href: sheet.toDataURL("image/png"), download: `${this.image.dataset.name}-enlarged.png` }).click();
   }
 
   move(step) {
