@@ -22,7 +22,7 @@ from vqd_jax.inference import loading
 from vqd_jax.models.weights import clip, released, vqgan
 from vqd_jax.models.weights.exported import ITEMS, Stages, is_exported, read
 from vqd_jax.models.weights.files import flatten, read_tree
-from vqd_jax.models.weights.hub import local_folder
+from vqd_jax.models.weights.hub import ENDS, local_folder
 from vqd_jax.models.weights.rules import NotFiniteError, check_finite, few
 from vqd_jax.runtime.checkpoint import Checkpoints, fit, widen
 from vqd_jax.runtime.workdir import Workdir
@@ -67,7 +67,8 @@ def convert(source: str, workdir: Path, extra: Extra) -> None:
 def stages_of(source: str, extra: Extra) -> tuple[Stages, dict[str, np.ndarray]]:
     """The stages and the plan of a model in a file, in a folder or on the Hugging Face hub."""
     path = Path(source).expanduser()
-    if not path.is_file() and not (path / "model_index.json").is_file():
+    named = path.is_file() or path.name.endswith(ENDS)
+    if not named and not (path / "model_index.json").is_file():
         path = local_folder(source, (loading.HUB_FILE,)) / loading.HUB_FILE
     try:
         if is_exported(path):
