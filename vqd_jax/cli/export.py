@@ -10,7 +10,6 @@ the metrics. --push uploads that file to the Hugging Face hub, with a model card
 workdir's README.md and the results of `vqd evaluate`; vqd_jax.load("hf://OWNER/NAME") loads it.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from absl import flags
 from vqd_jax.cli.flags import define_checkpoint_flag
 from vqd_jax.core.buckets import as_path
 from vqd_jax.core.errors import UserError
+from vqd_jax.models.weights.hub import REPOSITORY
 
 FORMATS = ("safetensors", "diffusers", "workdir")
 
@@ -63,27 +63,29 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     for name in ("results", "license", "private"):
         if options[name].present and not options.push:
             raise UserError(f"--{name} needs a repository: give it with --push")
-    if options.push:
-        if options.out or options.format != FORMATS[0]:
-            raise UserError("--push uploads one safetensors file: leave out --out and --format")
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.push):
-            raise UserError(f"--push takes OWNER/NAME, got {options.push!r}")
+    print(_push(options) if options.push else _write(options))
 
-        from vqd_jax.inference.push import push
 
-        details = dict(license_name=options.license, private=options.private)
-        print(
-            push(
-                as_path(options.workdir),
-                options.push,
-                checkpoint=options.checkpoint,
-                results=options.results,
-                **details,
-            )
-        )
-        return
-
+def _write(options: flags.FlagValues) -> str:
     from vqd_jax.inference import export
 
     out = Path(options.out) if options.out else None
-    print(export.export(as_path(options.workdir), options.format, out, options.checkpoint))
+    return export.export(as_path(options.workdir), options.format, out, options.checkpoint)
+
+
+def _push(options: flags.FlagValues) -> str:
+    if options.out or options.format != FORMATS[0]:
+        raise UserError("--push uploads one safetensors file: leave out --out and --format")
+    if not REPOSITORY.fullmatch(options.push):
+        raise UserError(f"--push takes OWNER/NAME, got {options.push!r}")
+
+    from vqd_jax.inference.push import push
+
+    return push(
+        as_path(options.workdir),
+        options.push,
+        checkpoint=options.checkpoint,
+        results=options.results,
+        license_name=options.license,
+        private=options.private,
+    )

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from vqd_jax.config import build
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.image_grid import Images
 from vqd_jax.core.shipped import MODEL, model_path
 from vqd_jax.data.image_bytes import decode, decode_mask, mask_of, pixels_of
 from vqd_jax.data.text.load import load_tokenizer
@@ -27,7 +27,6 @@ Picture = str | os.PathLike | Image.Image | np.ndarray
 Prompts = str | int | Sequence[str | int]
 # After a network call: its number, from 1, and the images as they are then
 Callback = Callable[[int, Any], None]
-Images = UInt8[np.ndarray, "b H W 3"]
 OUTPUTS = ("pil", "np")
 HUB = "hf://"
 # Files by which folders that are no workdirs are known: those of diffusers, of the hub with a model

@@ -10,6 +10,7 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.core.text_files import read_text, shown
 
 FILES = ("vocab.json", "merges.txt", "model.safetensors", "config.json")
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # OWNER/NAME
 ENDS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".gz")
 
 
@@ -20,7 +21,7 @@ def local_folder(name: str, files: Sequence[str] = FILES) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return snapshot(path)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or name.endswith(ENDS):
+    if not REPOSITORY.fullmatch(name) or name.endswith(ENDS):
         raise UserError(
             f"there is no file or folder {shown(name)}, and it is not the name of a repository on "
             "the Hugging Face hub, such as openai/clip-vit-base-patch32"
