@@ -318,6 +318,23 @@ def test_names_in_another_unicode_form_belong_together(tmp_path):
     assert unprepared(path=str(tmp_path)).records[0].captions == ("a cup",)
 
 
+def test_names_in_another_case_belong_together_unless_the_text_is_of_another_image(tmp_path):
+    make(tmp_path, ["IMG_1.JPG", "B.png", "b.png", "c.png"])
+    for name, new in (("IMG_1.txt", "img_1.txt"), ("c.txt", "C.TXT")):
+        (tmp_path / name).rename(tmp_path / new)
+    (tmp_path / "B.txt").unlink()
+    for name in ("img_1.txt", "b.txt", "C.TXT"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(UserError, match=r"1 \(B.png: it has no caption\)"):
+        unprepared(path=str(tmp_path))
+    (tmp_path / "B.png").unlink()
+    assert captions(unprepared(path=str(tmp_path))) == {
+        "IMG_1": ("img_1.txt",),
+        "b": ("b.txt",),
+        "c": ("C.TXT",),
+    }
+
+
 def test_a_text_file_can_be_one_caption_and_prose_is_told(tmp_path, caplog):
     make(tmp_path, ["a.png", "b.png"])
     (tmp_path / "a.txt").write_text("# A title\n\nA cat sits\non a mat.\n")

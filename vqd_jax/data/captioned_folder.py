@@ -261,7 +261,8 @@ def _tables(root: pathlib.Path, files: list[str]) -> list[pathlib.Path]:
 
 def _texts_beside(root: pathlib.Path, files: list[str]) -> dict[str, pathlib.Path]:
     """The text file of each image that has one: `a.txt`, `a.caption` or `a.png.txt` for `a.png`,
-    whatever the Unicode form of the names and the case of the ending.
+    whatever the Unicode form and the case of the names. Another case than the image's is the last
+    choice, and never the text of another image.
     """
     folders: dict[str, list[str]] = {}
     for file in files:
@@ -270,12 +271,16 @@ def _texts_beside(root: pathlib.Path, files: list[str]) -> dict[str, pathlib.Pat
     out = {}
     for folder, names in folders.items():
         exact = set(os.listdir(root / folder))
-        there = {_plain(name): name for name in sorted(exact)}
+        wanted = {
+            name: [base + ending for base in (name.rpartition(".")[0], name) for ending in TEXTS]
+            for name in names
+        }
+        others = sorted(exact.difference(*wanted.values()))
+        alike = [(form, {form(other): other for other in others}) for form in (_plain, _folded)]
         for name in names:
-            stem = name.rpartition(".")[0]
-            wanted = [base + ending for base in (stem, name) for ending in TEXTS]
-            texts = [text for text in wanted if text in exact]
-            texts += [there[key] for text in wanted if (key := _plain(text)) in there]
+            texts = [text for text in wanted[name] if text in exact]
+            for form, there in alike:
+                texts += [there[key] for text in wanted[name] if (key := form(text)) in there]
             texts = [text for text in texts if os.path.isfile(root / folder / text)]
             if texts:
                 out[f"{folder}/{name}".lstrip("/")] = root / folder / texts[0]
@@ -286,6 +291,11 @@ def _plain(name: str) -> str:
     """A file name in one Unicode form and with its ending in lower case."""
     stem, dot, ending = unicodedata.normalize("NFC", name).rpartition(".")
     return stem + dot + ending.lower()
+
+
+def _folded(name: str) -> str:
+    """A file name in one Unicode form and without case."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_prose(lines: list[str]) -> bool:
