@@ -56,6 +56,14 @@ def test_the_citation_is_of_this_version_and_of_the_papers_in_the_readme():
     assert all(paper["authors"] and paper["year"] for paper in cited["references"])
 
 
+def test_the_requirements_are_the_package_and_its_extras_but_those_of_some_machines():
+    extras = SETUP["options.extras_require"]
+    wanted = SETUP["options"]["install_requires"].split("\n")
+    for name in ("data", "clip", "eval", "emoji"):
+        wanted += [line for line in extras[name].split("\n") if not line.startswith("vqd_jax[")]
+    assert sorted((ROOT / "requirements.txt").read_text().split()) == sorted(filter(None, wanted))
+
+
 def test_the_hooks_have_the_versions_of_the_extra_test():
     wanted = SETUP["options.extras_require"]["test"].split()
     hooks = {
@@ -85,8 +93,8 @@ def test_images_have_what_their_commands_need(name):
     sent = {line[1:] for line in rest if line.startswith("!")}
     assert first == "*" and not sent & {".git", "tests", "docs", "results"}
     # pip needs these, and users the folders
-    read = [SETUP["options"]["install_requires"], SETUP["metadata"]["long_description"]]
-    needed = {text.removeprefix("file: ") for text in read} | {SETUP["metadata"]["license_files"]}
+    read = SETUP["metadata"]["long_description"].removeprefix("file: ")
+    needed = {read, SETUP["metadata"]["license_files"], "requirements.txt"}
     assert sent >= needed | {"vqd_jax", "setup.cfg", "pyproject.toml"}
     assert sent >= {"configs", "launch", "pretrained"}
     text = (ROOT / "docker" / name).read_text()

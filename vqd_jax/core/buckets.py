@@ -7,7 +7,6 @@ Objects in a bucket appear whole or not at all.
 import base64
 import contextlib
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import check_extra
 
 # Paths in a bucket have the methods of `Path`, and are none.
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def as_path(path: str | os.PathLike) -> AnyPath:
             f"write a local folder or gs://BUCKET/FOLDER, with letters, digits, dots, hyphens and "
             f"underscores, got {address}"
         )
-    if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f'{address} needs gcsfs: pip install "vqd_jax[gcs]"')
+    check_extra("gcsfs", "gcs", address)
     from etils import epath
 
     return epath.Path(address.rstrip("/"))

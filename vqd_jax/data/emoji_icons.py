@@ -23,12 +23,12 @@ from typing import Any
 from PIL import Image
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import import_extra
 from vqd_jax.core.files import lock
 from vqd_jax.data import emoji_art
 from vqd_jax.data.emoji_art import SIDE, Codes
 from vqd_jax.data.emoji_icon_names import BLOB, CLASSIC, EMOJIONE, FIREFOX, OLDER, STREAMLINE
 
-PACKAGES = "resvg-py==0.5.0"  # the extra `icons`
 SECONDS = 600.0  # that fetching one set may take
 
 
@@ -149,7 +149,7 @@ def rows(style: str, cache: str) -> Iterator[dict[str, Any]]:
 
     Raises: UserError, on the call, if resvg-py or npm is missing or the set cannot be fetched.
     """
-    resvg = _resvg()
+    resvg = import_extra("resvg_py", "icons", "drawing this emoji style")
     return _rows(style, fetch(ICON_SETS[style], pathlib.Path(cache).expanduser() / "npm"), resvg)
 
 
@@ -197,16 +197,6 @@ def _check(icons: IconSet, path: pathlib.Path) -> None:
             f"{path} is not {icons.package} {icons.version}: its sha512 is {found}, expected "
             f"{icons.integrity}; delete it, and it is fetched again"
         )
-
-
-def _resvg() -> ModuleType:
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise UserError(
-            f"drawing this emoji style needs resvg-py, which is missing: pip install {PACKAGES}"
-        ) from error
-    return resvg_py
 
 
 def _rows(style: str, path: pathlib.Path, resvg: ModuleType) -> Iterator[dict[str, Any]]:

