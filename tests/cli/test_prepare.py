@@ -200,7 +200,7 @@ def test_the_emoji_are_built_as_training_does(tmp_path):
         ),
         (
             [EMOJI, HERE, "--config.data.source=lsun"],
-            "data.source must be one of emoji, folder, cub",
+            "data.source must be one of emoji, folder, datasets, cub",
         ),
         ([EMOJI, HERE, "--config.data.source=cub"], "cub.path is not set"),
         (

@@ -1,5 +1,6 @@
 """A stand-in for the Hugging Face hub on this machine: what its client asks for to make a
-repository, upload files in one commit, and download them.
+repository of a model, upload files in one commit, and download them; and what `datasets` asks for to
+stream a data set.
 """
 
 import base64
@@ -10,6 +11,8 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+API = r"/api/(?:models|datasets)/([^/]+/[^/]+)"
 
 
 class Hub(ThreadingHTTPServer):
@@ -80,25 +83,31 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
+        if found := re.fullmatch(rf"{API}(/revision/[^/]+)?", path):
             if (name := found[1]) in self.server.repositories:
                 files = [{"rfilename": file} for file in self.server.repositories[name]]
                 about = {"_id": "1", "id": name, "modelId": name, "siblings": files}
                 return self.send_json(about | {"sha": self.server.commit(name)})
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):
+        if found := re.fullmatch(rf"{API}/tree/[^/]+(/.+)?", path):
             if (name := found[1]) in self.server.repositories:
+                if found[2]:  # there are no folders
+                    return self.send(404, X_Error_Code="EntryNotFound")
                 return self.send_json(
                     [
                         {"type": "file", "path": file, "size": len(content), "oid": "0"}
                         for file, content in self.server.repositories[name].items()
                     ]
                 )
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        if found := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             name, file = found.groups()
             content = self.server.repositories.get(name, {}).get(file)
             if content is not None:
                 etag = f'"{hashlib.sha1(content).hexdigest()}"'
-                return self.send(200, content, ETag=etag, X_Repo_Commit=self.server.commit(name))
+                headers = {"ETag": etag, "X_Repo_Commit": self.server.commit(name)}
+                if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+                    start, end = int(part[1]), int(part[2] or len(content))
+                    return self.send(206, content[start : end + 1], **headers)
+                return self.send(200, content, **headers)
             missing = "EntryNotFound" if name in self.server.repositories else "RepoNotFound"
             return self.send(404, X_Error_Code=missing)
         self.send(404, X_Error_Code="RepoNotFound")

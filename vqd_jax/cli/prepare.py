@@ -51,13 +51,12 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     build.transform(config, training=True)
     cache = Path(config.data.cache) if config.data.cache else Workdir(workdir).cache
-    source = build.raw_source(config, cache)
-    if not isinstance(source, ImageFiles):
-        print(f"prepared {len(source)} images in {cache}")
-        print("train with the same flags: python -m vqd_jax.main")
-        return
-    made = prepared.prepare(str(cache), source, build.prepared_size(config))
-    print(f"prepared {made.num_images} images for {len(made)} examples in {made.root}")
+    made = build.raw_source(config, cache)
+    if isinstance(made, ImageFiles):
+        made = prepared.prepare(str(cache), made, build.prepared_size(config))
+        print(f"prepared {made.num_images} images for {len(made)} examples in {made.root}")
+    else:
+        print(f"prepared {len(made)} images in {cache}")
     print(f"left out: {len(made.skipped)}")
     for name, reason in sorted(made.skipped.items()):
         print(f"  {printable(name)}: {reason}")

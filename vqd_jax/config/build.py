@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.pace import Pace
 from vqd_jax.data import emoji, emoji_art, prepared, transforms
+from vqd_jax.data.captioned_datasets import CaptionedDatasets
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.coco import coco
 from vqd_jax.data.cub_flowers import cub, flowers
+from vqd_jax.data.dataset_stream import Selection
 from vqd_jax.data.decode_check import check_decoding
 from vqd_jax.data.ffhq import ffhq
 from vqd_jax.data.image_bytes import COLOURS
@@ -74,6 +76,7 @@ def source(config: ConfigDict, cache: Path) -> Source:
 def raw_source(config: ConfigDict, cache: Path) -> Source:
     """The data set in the form in which it is distributed."""
     resolution = emoji_art.SIDE if encodes_online(config) else config.data.image_size
+    colour = choose("data.colour", config.data.colour, {name: name for name in COLOURS})
     make = choose(
         "data.source",
         config.data.source,
@@ -82,6 +85,12 @@ def raw_source(config: ConfigDict, cache: Path) -> Source:
                 cache=str(cache), resolution=resolution, **_tuples(config.emoji)
             ),
             "folder": lambda: captioned_folder(**config.folder, condition=config.condition.kind),
+            "datasets": lambda: CaptionedDatasets(
+                Selection(**config.datasets, condition=config.condition.kind),
+                cache=str(cache),
+                size=prepared_size(config),
+                colour=colour,
+            ),
             "cub": lambda: cub(**config.cub),
             "flowers": lambda: flowers(**config.flowers),
             "coco": lambda: coco(**config.coco),
@@ -89,7 +98,6 @@ def raw_source(config: ConfigDict, cache: Path) -> Source:
             "ffhq": lambda: ffhq(**config.ffhq),
         },
     )
-    colour = choose("data.colour", config.data.colour, {name: name for name in COLOURS})
     made = make()
     return made.in_colour(colour) if isinstance(made, ImageFiles) else made
 
