@@ -1,12 +1,13 @@
-"""The shipped codec of 64-pixel emoji."""
+"""The shipped model of 64-pixel emoji: its codec, and the colours that it draws."""
+
+import operator
 
 import numpy as np
-import pytest
 
 from helpers import ROOT
 from helpers.emoji_set import emoji_cache
-from vqd_jax.core.errors import UserError
 from vqd_jax.data.emoji import Emoji
+from vqd_jax.data.hues import COLOURS, colour_of
 from vqd_jax.eval.reconstruction import psnr
 from vqd_jax.inference import pipeline
 
@@ -23,6 +24,8 @@ def test_held_out_emoji_come_back_from_their_tokens():
     assert len(images) > 30 and psnr(model.decode(tokens), images).mean() > 25
 
 
-def test_it_says_that_it_has_no_denoiser():
-    with pytest.raises(UserError, match="no denoiser"):
-        pipeline.load(SHIPPED)(["a dog"])
+def test_a_thing_has_the_colour_of_its_prompt():
+    model = pipeline.load(SHIPPED)
+    prompts = [f"a twitter style emoji of a {colour} bottle" for colour in COLOURS]
+    drawn = [COLOURS[colour_of(image).index] for image in model(prompts, output="np")]
+    assert sum(map(operator.eq, drawn, COLOURS)) >= 5, drawn
