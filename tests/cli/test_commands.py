@@ -153,6 +153,8 @@ def test_main_ends_with_pictures_and_says_where(trained):
     workdir, printed = trained
     assert str(workdir / "samples.png") in printed
     assert Image.open(workdir / "samples.png").size[0] > 300
+    captions = (workdir / "captions.txt").read_text().splitlines()
+    assert len(captions) == len({*captions}) > 3 and all(" emoji of " in c for c in captions)
     for stage, tag in (("vqvae", "held_out/psnr"), ("diffusion", "held_out/bits_per_token_train")):
         rows = read_metrics(workdir / stage / "metrics.jsonl")
         assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]

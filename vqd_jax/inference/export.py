@@ -144,3 +144,6 @@ def small_workdir(workdir: Path, out: Path, stages: exported.Stages, plan: Plan)
                     part.write_bytes(metrics.read_bytes())
         if plan:
             loading.write_plan(out, plan)
+        if source.captions.is_file():
+            with atomic_write(target.captions) as part:
+                part.write_bytes(source.captions.read_bytes())

@@ -12,7 +12,7 @@ def enable_compilation_cache() -> None:
     """
     settings = {
         "jax_compilation_cache_dir": str(Path.home() / ".cache" / "vqd_jax" / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,  # small programs are many
     }
     for name, value in settings.items():
         if not os.environ.get(name.upper()):

@@ -7,6 +7,7 @@ docs.cloud.google.com/tpu/docs; the links of the v2 and v3 are from Jouppi et al
 (doi:10.1145/3360307), those of the v4 from Jouppi et al. 2023 (arXiv:2304.01433).
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform

@@ -9,17 +9,20 @@ from typing import Any
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import png_bytes
+from vqd_jax.core.text_files import read_text
 from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import request as generation
 from vqd_jax.inference.pipeline import TextToImage
 from vqd_jax.inference.prompts import split_prompt
 from vqd_jax.inference.request import GenerationRequest
+from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.stages import sampling
 
 MAX_IMAGES = 16  # of a request, which is one batch
 MAX_BLENDED = 8  # prompts combined in one; each costs another pass through the network
 MAX_GUIDANCE = 50.0  # beyond it, only the likeliest code is ever drawn
 MAX_TEMPERATURE = 10.0
+CAPTIONS = 2**20  # bytes of the captions that are suggested
 MAX_PROGRAMS = 16  # compiled samplers kept in memory, about 10 MB each
 EXAMPLES = (  # of a model of emoji; others have those of their previews
     "a twitter style emoji of a crab",
@@ -42,12 +45,24 @@ def model_info(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]
         "kind": kind,
         "size": model.config.data.image_size,
         "examples": list(examples) if kind == "text" else [],
+        "captions": _captions(Workdir(workdir).captions) if kind == "text" else [],
         "sampling": dict(model.config.sampling),
         "samplers": list(SAMPLERS) if diffusion else [fixed["sampler"]],
         "calls": model.process.T if diffusion else fixed["calls"],
         "pictures": MAX_IMAGES,
         "edits": diffusion,
     }
+
+
+def _captions(path: Path) -> list[str]:
+    """The captions in a file, one a line, without which there are no suggestions."""
+    if not path.is_file():
+        return []
+    try:
+        return read_text(path, CAPTIONS).strip().split("\n")
+    except UserError as error:
+        print(f"there are no suggestions: {error}", flush=True)
+        return []
 
 
 def parse_request(model: TextToImage, fields: Any) -> GenerationRequest:

@@ -6,6 +6,7 @@ const $ = (id) => document.getElementById(id);
 // jupyter-server-proxy passes events on as they come only if exactly this is accepted
 const HEADERS = { "Content-Type": "application/json", Accept: "text/event-stream" };
 const NUMBERS = ["num", "seed", "calls", "guidance", "temperature", "top_p"];
+const SUGGESTIONS = 6;
 const editor = new Editor();
 const gallery = new Gallery({
   vary: (entry, source) => {
@@ -126,6 +127,18 @@ async function* lines(body) {
   }
 }
 
+// shows training captions with all words of the prompt, else the examples
+function suggest() {
+  const words = $("prompt").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = model.captions.filter((text) => words.every((word) => text.toLowerCase().includes(word)) && text !== $("prompt").value);
+  const shown = words.length && found.length ? found.slice(0, SUGGESTIONS) : model.examples;
+  $("examples").replaceChildren(...shown.map((text) => {
+    const chip = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    chip.onclick = () => { $("prompt").value = text; $("prompt").focus(); };
+    return chip;
+  }));
+}
+
 async function start() {
   model = await (await fetch("api/model")).json();
   $("model").textContent = `${model.name}: ${model.size} × ${model.size} pixels, weights ${model.model.slice(0, 8)}`;
@@ -137,11 +150,7 @@ async function start() {
   $("num").max = model.pictures;
   $("num").value = Math.min(4, model.pictures);
   for (const name of ["calls", "guidance", "temperature", "top_p"]) $(name).value = model.sampling[name];
-  $("examples").replaceChildren(...model.examples.map((text) => {
-    const chip = Object.assign(document.createElement("button"), { type: "button", textContent: text });
-    chip.onclick = () => { $("prompt").value = text; $("prompt").focus(); };
-    return chip;
-  }));
+  suggest();
   gallery.edits = model.edits;
   $("calls").max = model.calls;
   $("sampler").replaceChildren(...model.samplers.map((name) => new Option(name, name, false, name === model.sampling.sampler)));
@@ -157,6 +166,7 @@ $("form").addEventListener("submit", (event) => {
 $("stop").onclick = stop;
 addEventListener("pagehide", stop);
 $("another").onclick = randomSeed;
+$("prompt").oninput = suggest;
 $("help").onclick = () => $("manual").showModal();
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
