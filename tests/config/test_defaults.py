@@ -21,6 +21,7 @@ from vqd_jax.core.pace import Pace
 from vqd_jax.data.captioned_folder import captioned_folder
 from vqd_jax.data.coco import coco
 from vqd_jax.data.cub_flowers import cub, flowers
+from vqd_jax.data.dataset_stream import Selection
 from vqd_jax.data.emoji import Emoji
 from vqd_jax.data.ffhq import ffhq
 from vqd_jax.data.imagenet import imagenet
@@ -58,6 +59,7 @@ CONSUMERS = {
     "mixture": (Mixture, set(), set()),
     "emoji": (Emoji, {"cache", "resolution"}, set()),
     "folder": (captioned_folder, {"condition"}, set()),
+    "datasets": (Selection, {"condition"}, set()),
     "cub": (cub, set(), set()),
     "flowers": (flowers, set(), set()),
     "coco": (coco, set(), set()),
@@ -95,8 +97,8 @@ CONSUMERS = {
     "profile": (Profile, set(), set()),
     "parallel": (parallelism, {"on"}, set()),
 }
-SETS = ("emoji", "folder", "cub", "flowers", "coco", "imagenet", "ffhq")
-READ = {"data", "text", "condition", "preview", "held_out"}  # read key by key
+SETS = ("emoji", "folder", "datasets", "cub", "flowers", "coco", "imagenet", "ffhq")
+READ = {"data", "text", "condition", "preview", "held_out", "wandb"}  # read key by key
 SOURCES = {p: p.read_text() for p in (ROOT / "vqd_jax").rglob("*.py") if p.name != "defaults.py"}
 
 

@@ -91,10 +91,11 @@ def train(
     evaluate=lambda step, weights: {"mean": weights["mean"]},
     load=None,
     parallel=None,
+    log=Log,
     **changed,
 ):
     """A run in `folder`, on one device unless `parallel` says otherwise, with `changed` keys of
-    TRAIN and GUARD.
+    TRAIN and GUARD. `log` makes the log of a folder.
     """
     settings = TRAIN | {k: v for k, v in changed.items() if k in TRAIN}
     guard = GUARD | {k: v for k, v in changed.items() if k in GUARD}
@@ -118,7 +119,7 @@ def train(
             loader=loader,
             parallel=parallel or parallelism(devices=1),
             checkpoints=checkpoints,
-            log=Log(folder),
+            log=log(folder),
             key=jax.random.key(0),
             frozen={},
             items={"config": {}},

@@ -28,7 +28,8 @@ def defaults() -> ConfigDict:
     # the codec over whose tokens a fresh model is trained
     c.init_from = ""
     c.data = _section(
-        # emoji | folder | cub | flowers | coco | imagenet | ffhq; each has a section below
+        # emoji | folder | cub | flowers | coco | imagenet | ffhq | datasets; each has a section
+        # below
         source="emoji",
         image_size=32,  # side of the square images, in pixels
         # resize | crop (random) | reference (random, as in the released code); with random
@@ -70,6 +71,18 @@ def defaults() -> ConfigDict:
         image_key="",  # columns of tables; "" finds file_name, image, … and text, caption, …
         text_key="",
         held_out_cells=0.0,  # fraction of images held out in the split held_out_cells
+        held_out_items=0.1,  # fraction of images held out in the split held_out_items
+    )
+    c.datasets = _section(  # what Hugging Face's `datasets` reads; needs the extra `datasets`
+        path="",  # data set of the hub (OWNER/NAME), or file or folder: parquet, webdataset (.tar)
+        files="",  # pattern of its files, such as data/*.tar; "" for those of the split
+        name="",  # subset of a data set that has several
+        split="train",
+        image="",  # column of the images; "" finds the only one
+        # column of the captions, a text or a list of texts; a field of a column is COLUMN.FIELD;
+        # "" finds text, caption, …, and for class models the ClassLabel
+        caption="",
+        revision="",  # branch, tag or commit of a data set of the hub
         held_out_items=0.1,  # fraction of images held out in the split held_out_items
     )
     c.cub = _section(  # CUB-200-2011 birds
@@ -310,6 +323,9 @@ def defaults() -> ConfigDict:
         tries=4,  # roll-backs in a row, each of which skips more batches, before the run ends
         hang=50.0,  # end the run if a step takes this many times the usual time; 0 for never
         hang_seconds=300.0,  # but not before this time
+    )
+    c.wandb = _section(  # Weights & Biases, beside TensorBoard; needs the extra `wandb`
+        project="",  # "" for none; environment variables (WANDB_MODE, WANDB_ENTITY, …) set the rest
     )
     c.profile = _section(
         steps=0,  # steps of each stage to trace, soon after its start, into its folder profile

@@ -1,5 +1,5 @@
-"""The log of a stage: one JSON line of scalars per logged step, with a checksum, and the same
-scalars for TensorBoard.
+"""The log of a stage: one JSON line of scalars per logged step, with a checksum. It is the record;
+trackers show the same scalars elsewhere.
 
 After a kill, `rewind` drops what was logged after the last checkpoint, so that a resumed run has
 one history.
@@ -11,13 +11,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from vqd_jax.core.checksums import SEAL, seal, unsealed
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.files import atomic_write, set_aside
+from vqd_jax.runtime.trackers import TensorBoard, Tracker
 from vqd_jax.runtime.workdir import StageFolder
 
 PREFIX = "train/"
@@ -37,33 +38,41 @@ TIMINGS = frozenset(("time", SEAL, *(PREFIX + name for name in MEASUREMENTS)))
 
 
 class Log:
-    """Appends the metrics of a run to those in `folder`, which is created if need be."""
+    """Appends the metrics of a run to those in `folder`, which is created if need be, and gives
+    them to `trackers`: to TensorBoard, and what is added to the list.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self._paths = folder, StageFolder(folder)
-        self._events: Any = None  # tensorboardX's writer, since the first event
+        self.trackers: list[Tracker] = [TensorBoard(self._paths.tensorboard)]
         with self._readable_errors():
             folder.mkdir(parents=True, exist_ok=True)
             if self._paths.metrics.exists():
                 self._keep(lambda row: True)  # without a line that a kill has truncated
             self._file = self._paths.metrics.open("a")
 
-    def write(self, step: int, values: Mapping[str, SupportsFloat], prefix: str = "") -> None:
-        """Append one line of scalars, named `prefix` + key. It is on disk when this returns."""
-        from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event
-
-        values = {prefix + key: float(value) for key, value in values.items()}
+    def write(
+        self,
+        step: int,
+        values: Mapping[str, SupportsFloat],
+        prefix: str = "",
+        images: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Append one line of scalars, named `prefix` + key. It is on disk when this returns.
+        Trackers also get the files of `images`, whose names have the same prefix.
+        """
+        numbers = {prefix + key: float(value) for key, value in values.items()}
+        files = {prefix + key: path for key, path in (images or {}).items()}
         now = time.time()
         in_json = lambda value: value if math.isfinite(value) else None  # JSON has no NaN
         row: dict[str, Any] = {"step": int(step), "time": round(now, 3)}
-        row |= {key: in_json(value) for key, value in values.items()}
+        row |= {key: in_json(value) for key, value in numbers.items()}
         with self._readable_errors():
             self._file.write(seal(json.dumps(row)) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-            scalars = [summary.scalar(key, value) for key, value in values.items()]
-            self._add([Event(wall_time=now, step=step, summary=scalar) for scalar in scalars])
+            for tracker in self.trackers:
+                tracker.write(int(step), now, numbers, files)
 
     def write_machine(self, facts: Mapping[str, Any]) -> None:
         """Describe the machine in a JSON file beside the metrics, replacing an earlier one."""
@@ -77,40 +86,19 @@ class Log:
         return self._paths.parameters
 
     def rewind(self, step: int) -> None:
-        """Drop all lines after `step`, where training resumes, and hide them in TensorBoard."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
+        """Drop all lines after `step`, where training resumes."""
         with self._readable_errors():
             self._file.close()
             self._keep(lambda row: row["step"] <= step)
             self._file = self._paths.metrics.open("a")
-            if self._paths.tensorboard.is_dir():
-                start = SessionLog(status=SessionLog.START)
-                self._add([Event(wall_time=time.time(), step=step + 1, session_log=start)])
+            for tracker in self.trackers:
+                tracker.rewind(step)
 
     def close(self) -> None:
         with self._readable_errors():
             self._file.close()
-            if self._events is not None:
-                self._events.close()
-                self._events = None
-
-    def _add(self, events: Sequence[Any]) -> None:
-        """Appends events to TensorBoard's file. `tensorboardX.SummaryWriter` would write them in a
-        thread, where a full disk is a traceback instead of an error.
-        """
-        if not events:
-            return
-        if self._events is None:
-            from tensorboardX.event_file_writer import EventsWriter
-
-            self._paths.tensorboard.mkdir(exist_ok=True)
-            # Names have seconds only; a suffix keeps a second writer from overwriting the file.
-            suffix = f".{time.time_ns() % 10**9}"
-            self._events = EventsWriter(str(self._paths.tensorboard / "events"), suffix)
-        for event in events:
-            self._events.write_event(event)
-        self._events.flush()
+            for tracker in self.trackers:
+                tracker.close()
 
     @contextlib.contextmanager
     def _readable_errors(self) -> Iterator[None]:

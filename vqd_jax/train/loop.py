@@ -470,7 +470,8 @@ class Trainer:
         if better:
             self.checkpoints.mark_best(better)
         # one line of the log says that there was an evaluation, even of no examples
-        self.log.write(step, values or {"examples": 0}, HELD_OUT)
+        images = self._folder.images_of(step)
+        self.log.write(step, values or {"examples": 0}, HELD_OUT, images)
         return better
 
 
