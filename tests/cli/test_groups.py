@@ -89,7 +89,7 @@ def test_an_adapter_trains_on_it(workdir, cache, tmp_path):
     run_in_process(
         "sample",
         f"--workdir={workdir}",
-        f"--adapter={tuned / 'adapter.safetensors'}",
+        f"--adapter={tuned / 'adapter'}",
         PROMPT,
         "--num=1",
         f"--out={tmp_path / 'tuned.png'}",

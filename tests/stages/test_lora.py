@@ -1,9 +1,8 @@
-"""Low-rank adapters: the algebra, what training may change, the file, and a run on real emoji from
-the shipped model.
+"""Low-rank adapters: the algebra, what training may change, and a run on real emoji from the shipped
+model.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -13,11 +12,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from helpers.commands import folder_of_emoji, run, run_in_process
-from helpers.diffusion_stage import K, T, batch, make
+from helpers.adapted_stage import drawn, moved, stage_of
+from helpers.commands import folder_of_emoji, run
+from helpers.diffusion_stage import T, batch
 from helpers.shipped import SHIPPED
 from vqd_jax.config import build, paper
 from vqd_jax.config.defaults import defaults
@@ -26,13 +25,10 @@ from vqd_jax.core.pace import Pace
 from vqd_jax.data import batches
 from vqd_jax.data.text.load import load_tokenizer
 from vqd_jax.inference import pipeline
-from vqd_jax.models.conditioning import ClassConditioner, Conditioner, NoConditioner
-from vqd_jax.models.denoiser import Denoiser
-from vqd_jax.models.text_clip import ClipText
 from vqd_jax.runtime.checkpoint import Checkpoints, widen
 from vqd_jax.runtime.rows import Rows
 from vqd_jax.runtime.workdir import Workdir
-from vqd_jax.stages import jitted, lora
+from vqd_jax.stages import jitted, lora, lora_files
 from vqd_jax.stages.importance import LossAwareTimes
 from vqd_jax.stages.lora import Adapter
 from vqd_jax.train.dry_run import StubTokenizer
@@ -51,59 +47,6 @@ OPTIM = dict(
     weight_decay=0.1,
     clip=1.0,
 )
-
-
-def stage_of(kind, **fields):
-    """A small stage of each kind of model with an adapter in all its kernels; class and
-    unconditional ones have convolutions.
-    """
-    one = make(drop_caption=0.3)
-    text = kind in ("text", "clip")
-    denoiser = Denoiser(
-        codes=K,
-        grid=(2, 2),
-        T=T,
-        layers=2,
-        width=8,
-        heads=2,
-        mlp_ratio=2,
-        condition="text" if text else kind,
-        mlp="fc" if text else "conv",
-        classes=6,
-    )
-    clip = Conditioner(
-        encoder=ClipText(vocabulary=6, length=3, width=8, layers=1, heads=1), frozen=True
-    )
-    conditioner = {
-        "text": one.conditioner,
-        "clip": clip,
-        "class": ClassConditioner(classes=5),
-        "none": NoConditioner(),
-    }[kind]
-    return dataclasses.replace(
-        one,
-        denoiser=denoiser,
-        conditioner=conditioner,
-        adapter=Adapter(**dict(rank=2, alpha=6.0, kernels="all") | fields),
-    )
-
-
-@functools.cache
-def drawn(stage):
-    """Parameters large enough that everything depends on all of them; `up` is 0 all the same."""
-    shapes, _ = jax.eval_shape(stage.init, jax.random.key(0), batch(4))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes
-    )
-    return params | {"adapter": stage.adapter.init(jax.random.key(1), params["denoiser"])}
-
-
-def moved(params):
-    """With an `up` that is not 0."""
-    rng = np.random.default_rng(1)
-    shift = lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)
-    return params | {"adapter": jax.tree.map(shift, params["adapter"])}
 
 
 def logits(stage, params):
@@ -283,7 +226,7 @@ def test_steps_change_the_adapter_alone_and_the_optimizer_keeps_nothing_else(kin
 
 
 @pytest.mark.slow  # 4 s
-def test_the_adapter_of_the_published_base_model_is_a_few_megabytes():
+def test_the_files_for_the_published_base_model_have_a_few_megabytes():
     c = defaults()
     paper.codec(c, 8, 2887)
     paper.text(c)
@@ -296,97 +239,16 @@ def test_the_adapter_of_the_published_base_model_is_a_few_megabytes():
     sizes = {}
     for kernels in lora.KERNELS:
         adapter = Adapter(rank=8, kernels=kernels)
-        sizes[kernels] = 4 * count(jax.eval_shape(adapter.init, jax.random.key(0), denoiser)) / 1e6
+        shapes = flatten_dict(jax.eval_shape(adapter.init, jax.random.key(0), denoiser))
+        copies = lambda path: len(lora_files.LAYERS["/".join(path[1:-2])])
+        sizes[kernels] = sum(
+            4e-6 * x.size * (copies(path) if path[-1] == "down" else 1)
+            for path, x in shapes.items()
+        )
     assert sizes == {
-        "attention": pytest.approx(7.78, abs=0.01),
-        "all": pytest.approx(14.01, abs=0.01),
+        "attention": pytest.approx(9.34, abs=0.01),
+        "all": pytest.approx(15.57, abs=0.01),
     }
-
-
-# ---- the file
-
-
-@pytest.fixture
-def written(tmp_path):
-    stage = stage_of("text", kernels="attention")
-    params = jax.tree.map(np.asarray, moved(drawn(stage)))
-    lora.write(tmp_path / "a.safetensors", stage.adapter, params)
-    return stage, params, tmp_path / "a.safetensors"
-
-
-def test_a_file_holds_the_adapter_alone_and_gives_the_same_kernels(written):
-    stage, params, path = written
-    stored = load_file(path)
-    assert stored.keys() == flatten_dict(params["adapter"], sep="/").keys() and [
-        *path.parent.iterdir()
-    ] == [path]
-    for scale in (1.0, -0.5):
-        want = stage.adapter.merged(params["denoiser"], params["adapter"], scale)
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            lora.apply_file(path, params["denoiser"], scale=scale),
-            want,
-        )
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        lora.apply_file(path, params["denoiser"], scale=0.0),
-        params["denoiser"],
-    )
-
-
-def test_a_base_in_half_precision_or_with_a_negative_zero_is_the_same_base(written):
-    _, params, _ = written
-    mark = lora.fingerprint(params["denoiser"])
-    half = jax.tree.map(lambda x: x.astype(np.float16), params["denoiser"])
-    assert lora.fingerprint(half) == lora.fingerprint(widen(half)) == mark
-    zeros = [
-        jax.tree.map(lambda x, zero=zero: np.full_like(x, zero), params["denoiser"])
-        for zero in (0.0, -0.0)
-    ]
-    assert lora.fingerprint(zeros[0]) == lora.fingerprint(zeros[1]) != mark
-
-
-def test_what_is_no_adapter_of_this_model_is_one_sentence(written):
-    stage, params, path = written
-    denoiser, parent = params["denoiser"], path.parent
-    other = jax.tree.map(np.copy, denoiser)
-    other["block1"]["mlp_out"]["bias"][3] += 0.01
-    with pytest.raises(UserError, match="was trained on another model than this one"):
-        lora.apply_file(path, other)
-    with pytest.raises(UserError, match="there is no adapter file gone.safetensors"):
-        lora.apply_file("gone.safetensors", denoiser)
-    for cut in (0, 5, 100, path.stat().st_size - 1):
-        (parent / "cut.safetensors").write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(UserError, match="is not a safetensors file, or it is damaged"):
-            lora.apply_file(parent / "cut.safetensors", denoiser)
-    arrays, about = (
-        load_file(path),
-        {"rank": 2, "alpha": 6.0, "kernels": "attention", "base": lora.fingerprint(denoiser)},
-    )
-
-    def refused(arrays, about, sentence):
-        save_file(
-            arrays,
-            parent / "x.safetensors",
-            about if about is None else {"vqd_jax.adapter": json.dumps(about)},
-        )
-        with pytest.raises(UserError, match=sentence):
-            lora.apply_file(parent / "x.safetensors", denoiser)
-
-    for wrong in (None, [], 3, {"rank": 2}, about | {"rank": "2"}):
-        refused(arrays, wrong, "holds no adapter that vqd_jax.main wrote")
-    name = next(iter(arrays))
-    refused(
-        arrays | {"block7/mlp_in/kernel/up": np.zeros((2, 8), np.float32)},
-        about,
-        "not expected: block7/mlp_in/kernel/up",
-    )
-    refused({n: x for n, x in arrays.items() if n != name}, about, f"missing: {name}")
-    refused(arrays | {name: arrays[name][:1]}, about, f"different: {name} is float32")
-    refused(
-        arrays | {name: arrays[name].astype(np.float16)}, about, f"different: {name} is float16"
-    )
-    refused(arrays, about | {"rank": 3}, "different: ")
 
 
 @pytest.mark.parametrize(
@@ -400,77 +262,6 @@ def test_what_is_no_adapter_of_this_model_is_one_sentence(written):
 def test_a_wrong_key_is_one_sentence(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         Adapter(**fields)
-
-
-# ---- files for the shipped model, which is stored in half precision
-
-
-@pytest.fixture(scope="module")
-def for_shipped(shipped, tmp_path_factory):
-    """(adapter, its matrices, file) with random numbers, for the shipped model."""
-    adapter, denoiser = Adapter(rank=2), jax.device_get(shipped.weights["denoiser"])
-    rng = np.random.default_rng(0)
-    matrices = jax.tree.map(
-        lambda s: np.asarray(0.1 * rng.normal(size=s.shape), np.float32),
-        jax.eval_shape(adapter.init, jax.random.key(0), denoiser),
-    )
-    path = tmp_path_factory.mktemp("lora") / "adapter.safetensors"
-    lora.write(path, adapter, {"denoiser": denoiser, "adapter": matrices})
-    return adapter, matrices, path
-
-
-def test_a_model_loaded_with_a_file_is_the_merged_model(shipped, for_shipped):
-    adapter, matrices, path = for_shipped
-    base = jax.device_get(shipped.weights)
-    merged = pipeline.load(SHIPPED, adapter=path)
-    want = base | {"denoiser": adapter.merged(base["denoiser"], matrices)}
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(merged.weights), want)
-    assert (merged.tokens(PROMPTS, calls=2) != shipped.tokens(PROMPTS, calls=2)).any()
-    zero = pipeline.load(SHIPPED, adapter=path, adapter_scale=0.0)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(zero.weights), base)
-
-
-def test_a_file_has_the_header_of_earlier_versions(for_shipped):
-    """Files that were written before the package was reorganised are still read."""
-    with safe_open(for_shipped[2], framework="numpy") as file:
-        assert file.metadata().keys() == {"vqd_jax.adapter"}
-
-
-@pytest.mark.parametrize(
-    "command,sentence",
-    [
-        (
-            ["sample", "--workdir={base}", "--adapter={other}", "--prompt=x"],
-            "was trained on another model than this one",
-        ),
-        (
-            ["sample", "--workdir={base}", "--adapter={base}", "--prompt=x"],
-            "there is no adapter file {base}",
-        ),
-        (
-            ["sample", "--workdir={base}", "--adapter_scale=0.5", "--prompt=x"],
-            "--adapter_scale needs an adapter",
-        ),
-        (
-            ["evaluate", "--workdir={base}", "--adapter={base}/README.md"],
-            "is not a safetensors file",
-        ),
-        (
-            [
-                "train",
-                "--config=configs/folder.py",
-                "--config.adapter.rank=8",
-                "--workdir={new}",
-            ],
-            "say which with --config.init_from=DIR",
-        ),
-    ],
-)
-def test_bad_input_on_the_command_line_is_one_sentence(written, tmp_path, command, sentence):
-    names = {"base": SHIPPED, "other": written[2], "new": tmp_path / "new"}
-    name, *arguments = (text.format(**names) for text in command)
-    done = run_in_process(name, *arguments, ok=False)
-    assert done.returncode == 2 and sentence.format(**names) in done.stderr, done.stderr
 
 
 # ---- a run on real emoji, from the shipped model: a training of half a minute for all tests below
@@ -522,14 +313,14 @@ def test_the_base_is_untouched_and_the_adapter_is_not(tuned):
         same(before, {name: after[name] for name in before})
         assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(after["adapter"]))
     path = Workdir(workdir).adapter
-    assert f"the adapter, for --workdir={base}: {path}, 0.1 MB" in done.stdout
-    assert load_file(path).keys() == flatten_dict(stored(workdir)["adapter"], sep="/").keys()
+    assert f"the adapter, for --workdir={base}: {path}, 0.2 MB" in done.stdout
+    assert {file.name for file in path.iterdir()} == {lora_files.CONFIG, lora_files.WEIGHTS}
 
 
 @pytest.mark.slow
 def test_the_bound_on_the_training_pictures_fell(tuned):
     folder, base, workdir, _ = tuned
-    tokens = np.load(next((folder / "cache").glob("tokens-*.npy")))
+    tokens = np.load(next((folder / "cache").glob("tokens-*.npy"))).astype(np.int32)
     model = pipeline.load(base)
     chosen = range(len(tokens))
     ids = load_tokenizer(stored(base, "tokenizer"))(
@@ -578,7 +369,7 @@ def test_the_file_on_the_base_draws_what_the_run_draws(tuned, tmp_path):
         )
         pictures.append(Image.open(tmp_path / f"{name}.png"))
     np.testing.assert_array_equal(*map(np.asarray, pictures))
-    assert json.loads(pictures[1].text["vqd_jax"])["adapter"] == strWorkdir(workdir).adapter
+    assert json.loads(pictures[1].text["vqd_jax"])["adapter"] == str(Workdir(workdir).adapter)
 
 
 @pytest.mark.slow
@@ -587,15 +378,16 @@ def test_three_steps_and_a_resume_without_the_base_are_six(tuned, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "diffusion" / "checkpoints" / "6")
-    Workdir(again).adapter.unlink()
+    shutil.rmtree(Workdir(again).adapter)
     keys = "adapter.rank=4", f"init_from={folder / 'gone'}"
     assert "diffusion: 3 of 6 steps" in train(folder, again, *keys).stdout
     for item in ("state", "weights"):
         same(stored(workdir, item), stored(again, item))
-    assert Workdir(again).adapter.read_bytes() == Workdir(workdir).adapter.read_bytes()
-    Workdir(again).adapter.unlink()
+    arrays = lambda folder: load_file(Workdir(folder).adapter / lora_files.WEIGHTS)
+    same(arrays(workdir), arrays(again))
+    shutil.rmtree(Workdir(again).adapter)
     assert "all 6 steps are done" in train(folder, again, *keys).stdout
-    assert Workdir(again).adapter.read_bytes() == Workdir(workdir).adapter.read_bytes()
+    same(arrays(workdir), arrays(again))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from PIL import Image
 
@@ -20,7 +20,7 @@ from vqd_jax.inference.loading import HUB_FILE, StoredModel, in_compute_dtype, r
 from vqd_jax.inference.model import Model, weights_digest
 from vqd_jax.runtime.devices import platform
 from vqd_jax.runtime.workdir import Workdir
-from vqd_jax.stages.lora import apply_file
+from vqd_jax.stages import lora_files
 
 # An image to change, or a mask: a file, an image, or its pixels
 Picture = str | os.PathLike | Image.Image | np.ndarray
@@ -188,7 +188,8 @@ def load(
       checkpoint: "best", "last" or a step, of the model over tokens (of the codec, where only that
         is trained); by default the best, if training keeps one, and else the last. The codec is
         the one whose tokens the model was trained on: likewise its best, or else its last.
-      adapter: a file that training with `adapter.rank` wrote, for the workdir it started from.
+      adapter: a folder that training with `adapter.rank` wrote, for the workdir it started from,
+        or another in the layout of PEFT; "hf://OWNER/NAME" for one on the Hugging Face hub.
       adapter_scale: how strongly the adapter changes the model.
     """
     stored = _stored(model, stage, checkpoint)
@@ -203,7 +204,8 @@ def load(
             raise UserError(
                 f"an adapter changes a denoiser, and what is loaded from {model} has none"
             )
-        weights["denoiser"] = apply_file(adapter, weights["denoiser"], scale=adapter_scale)
+        name = os.fspath(adapter).removeprefix(HUB)
+        weights["denoiser"] = lora_files.apply(name, weights["denoiser"], scale=adapter_scale)
     tokens = None if network is None else network.tokens
     measured = functools.cache(lambda: stored.plan(plan, tokens))
     if plan:
@@ -277,4 +279,4 @@ def _to_device(tree: Any) -> Any:
     """
     if isinstance(tree, dict):
         return {name: _to_device(tree.pop(name)) for name in list(tree)}
-    return None if tree is None else jnp.asarray(tree)
+    return None if tree is None else jax.device_put(tree)

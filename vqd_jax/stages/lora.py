@@ -1,31 +1,21 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): kernels become W + (alpha / rank) down up,
 with W frozen.
 
-These are pure functions on trees of parameters. The library for this, qwix, patches
-jax.lax.dot_general and does not find our linear layers.
+These are pure functions on trees of parameters; `lora_files` stores adapters. The library for this,
+qwix, patches jax.lax.dot_general and does not find our linear layers.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vqd_jax.core.errors import UserError
-from vqd_jax.core.files import atomic_write
-from vqd_jax.core.prng import root_key
 from vqd_jax.core.shapes import Params, PRNGKey
-from vqd_jax.models.weights.files import read_tree, safetensors_header, write_safetensors
-from vqd_jax.runtime.checkpoint import fit
 
-HEADER = "vqd_jax.adapter"  # the entry of the safetensors header that describes the adapter
 KERNELS = {
     "attention": ("self_attention", "cross_attention"),
     "all": ("self_attention", "cross_attention", "mlp_in", "mlp_out"),
@@ -78,67 +68,3 @@ class Adapter:
             change = jnp.matmul(down, up, precision="highest").reshape(flat[path].shape)
             flat[path] = flat[path] + scale * self.alpha / self.rank * change
         return unflatten_dict(flat)
-
-
-def fingerprint(denoiser: Params) -> str:
-    """SHA-256 of the weights in half precision, with -0 as 0: exported weights have the fingerprint
-    of the weights they were exported from.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(denoiser, sep="/").items()):
-        digest.update(f"{path} {np.shape(leaf)} ".encode())
-        digest.update((np.asarray(leaf).astype(np.float16) + np.float16(0)).tobytes())
-    return digest.hexdigest()
-
-
-def write(path: Path, adapter: Adapter, weights: Params) -> None:
-    """Writes the adapter in the weights of a run as a safetensors file, with the fingerprint of its
-    base model. An older file is replaced atomically.
-    """
-    if "adapter" not in weights:
-        raise UserError(
-            f"{path.parent} holds a model that was trained without an adapter: choose another "
-            "workdir"
-        )
-    about = json.dumps(dataclasses.asdict(adapter) | {"base": fingerprint(weights["denoiser"])})
-    arrays = {
-        name: np.asarray(x, np.float32)
-        for name, x in flatten_dict(weights["adapter"], sep="/").items()
-    }
-    with atomic_write(path) as temporary:
-        write_safetensors(temporary, arrays, {HEADER: about})
-
-
-def apply_file(path: str | os.PathLike, denoiser: Params, *, scale: float = 1.0) -> dict[str, Any]:
-    """The denoiser's parameters with `scale` times the adapter in a file.
-
-    UserError if the file is missing or damaged, or if it was trained on another denoiser.
-    """
-    adapter, base, arrays = _read(Path(path))
-    if base != fingerprint(denoiser):
-        raise UserError(
-            f"the adapter {path} was trained on another model than this one: use it with the "
-            "workdir it started from"
-        )
-    expected = flatten_dict(jax.eval_shape(adapter.init, root_key(0), denoiser), sep="/")
-    matrices = unflatten_dict(fit(arrays, expected, f"the adapter {path}"), sep="/")
-    return adapter.merged(denoiser, matrices, scale)
-
-
-def _read(path: Path) -> tuple[Adapter, str, dict[str, np.ndarray]]:
-    """(adapter, fingerprint of its base model, arrays by name)."""
-    if not path.is_file():
-        raise UserError(
-            f"there is no adapter file {path}: training with --config.adapter.rank=8 writes "
-            "adapter.safetensors into its workdir"
-        )
-    about = safetensors_header(path)[0].get(HEADER, "")
-    try:
-        fields = json.loads(about)
-        return (
-            Adapter(**{name: fields[name] for name in ("rank", "alpha", "kernels")}),
-            fields["base"],
-            read_tree(path),
-        )
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} holds no adapter that vqd_jax.main wrote") from error
