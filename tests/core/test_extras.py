@@ -28,6 +28,13 @@ def test_a_missing_one_is_told_with_the_command_that_installs_it(monkeypatch, pa
         use()
 
 
+def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="it needs no_such_package, which is not installed"):
+        package_folder("no_such_package", "x", "it")
+
+
 def test_an_installed_one_is_found_and_imported():
     folder = package_folder("numpy", "x", "it")
     assert import_extra("numpy.linalg", "x", "it") is sys.modules["numpy.linalg"]

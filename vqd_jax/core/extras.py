@@ -30,7 +30,8 @@ def check_extra(module: str, extra: str, purpose: str) -> None:
 def package_folder(package: str, extra: str, purpose: str) -> Path:
     """The folder of an installed top-level package, which is not imported. UserError without it."""
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    # a folder of that name in the working directory has no origin
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
         raise UserError(
             f'{purpose} needs {package}, which is not installed: pip install "vqd_jax[{extra}]"'
         )

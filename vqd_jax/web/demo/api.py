@@ -27,8 +27,8 @@ MAX_PROGRAMS = 16  # compiled samplers kept in memory, about 10 MB each
 EXAMPLES = (  # of a model of emoji; others have those of their previews
     "a twitter style emoji of a crab",
     "a google style emoji of a robot",
-    "an openmoji style emoji of a tree",
-    "a google style emoji of a red apple",
+    "an openmoji style emoji of a mushroom",
+    "a google style emoji of a ghost",
 )
 SAMPLERS = ("ancestral", "counts", "remask", "released_fast", "prior_rule")
 
