@@ -26,6 +26,7 @@ from helpers.hub_server import hub
 from vqd_jax.config import build
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.text_files import shown
 from vqd_jax.data import captioned_datasets, splits
 from vqd_jax.data.captioned_datasets import CaptionedDatasets
 from vqd_jax.data.dataset_stream import Selection
@@ -230,7 +231,7 @@ def test_unusable_rows_are_left_out_with_the_reason(tmp_path, caplog):
         "row1": "it is empty or no image",
         "row4": "it has no caption",
         "row6": "it has no image",
-        "row8": f"the data set does not contain its image '{tmp_path}/secret.png'",
+        "row8": f"the data set does not contain its image {shown(f'{tmp_path}/secret.png')}",
         "row9": "it has no caption",
     }
     assert "5 (row1: it is empty or no image, row4: it has no caption, row6:" in caplog.text

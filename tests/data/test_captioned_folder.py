@@ -426,6 +426,7 @@ def test_the_documents_name_the_files_that_the_sources_ask_for():
     about = {
         "folder": LAYOUTS + "img.png img.txt condition.kind=class none folder.caption=file "
         "folder.image_key folder.text_key",
+        "datasets": "",
         "cub": cub_flowers.CUB.about,
         "flowers": cub_flowers.FLOWERS.about,
         "coco": coco.ABOUT,

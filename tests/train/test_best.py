@@ -100,7 +100,7 @@ MOMENTS = {
     "before the evaluation is in the log": (
         Log,
         "write",
-        lambda calls, step, values, *prefix: step == 30 and prefix == ("held_out/",),
+        lambda calls, step, values, prefix="", *_: step == 30 and prefix == "held_out/",
     ),
     "before a save for the best": (
         Checkpoints,
