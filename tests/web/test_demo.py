@@ -27,6 +27,7 @@ from helpers import ROOT
 from helpers.commands import run_in_process
 from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
+from vqd_jax.core.shipped import MODEL
 from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import pipeline
 from vqd_jax.inference import request as recipe
@@ -182,6 +183,15 @@ def test_suggestions_are_the_captions_beside_the_model(model, tmp_path, weights,
     assert captions() == ["a crab", "a \u2028 é"]
     (tmp_path / "captions.txt").write_bytes(b"\xff\xfe")
     assert captions() == [] and "there are no suggestions: " in capsys.readouterr().out
+
+
+def test_suggestions_of_models_that_are_no_local_workdir(model, tmp_path, weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    captions = lambda workdir: api.model_info(model, workdir, weights)["captions"]
+    assert (
+        captions("hf://someone/emoji") == captions("gs://bucket/emoji") == captions("x.bin") == []
+    )
+    assert "a google style emoji of a robot" in captions(MODEL)
 
 
 # ---- the queue, with work that needs no model

@@ -1,5 +1,5 @@
-"""Optional dependencies: the extras of setup.cfg, of which a missing one is told with the command
-that installs it.
+"""Optional dependencies, the extras of setup.cfg. The error for a missing one has the command that
+installs it.
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """The JSON API without HTTP and queue: parses requests and yields the events of a generation."""
 
 import base64
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import png_bytes
+from vqd_jax.core.shipped import model_path
 from vqd_jax.core.text_files import read_text
 from vqd_jax.data.image_bytes import encode_png
 from vqd_jax.inference import request as generation
@@ -45,7 +47,7 @@ def model_info(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]
         "kind": kind,
         "size": model.config.data.image_size,
         "examples": list(examples) if kind == "text" else [],
-        "captions": _captions(Workdir(workdir).captions) if kind == "text" else [],
+        "captions": _captions(workdir) if kind == "text" else [],
         "sampling": dict(model.config.sampling),
         "samplers": list(SAMPLERS) if diffusion else [fixed["sampler"]],
         "calls": model.process.T if diffusion else fixed["calls"],
@@ -54,9 +56,10 @@ def model_info(model: TextToImage, workdir: str, weights: str) -> dict[str, Any]
     }
 
 
-def _captions(path: Path) -> list[str]:
-    """The captions in a file, one a line, without which there are no suggestions."""
-    if not path.is_file():
+def _captions(workdir: str) -> list[str]:
+    """The training captions in a workdir, or in the shipped model of that name; [] without them."""
+    folder = model_path(workdir)
+    if not os.path.isdir(folder) or not (path := Workdir(folder).captions).is_file():
         return []
     try:
         return read_text(path, CAPTIONS).strip().split("\n")
