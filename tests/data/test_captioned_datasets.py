@@ -358,6 +358,7 @@ BAD = [
     (flipped, {}, r"the data set \S*/set cannot be read( behind row \d)? \("),
     (lambda root: damaged(root, "x.tar", b"no tar" * 99), {}, r"cannot be read \(ReadError: "),
     (truncated, {}, r"cannot be read behind row 6 \(ReadError: unexpected end of data"),
+    (lambda root: damaged(root, "notes.md", b"# Notes"), {}, r"\): a data set is OWNER/NAME"),
     (lambda root: "someone/pictures", {}, "the data set someone/pictures cannot be read .*offline"),
 ]
 

@@ -107,7 +107,7 @@ class Selection:
         if self.local.is_file():
             path, files = str(self.local.parent), self.local.name
         library = _library("datasets")
-        with self._readable():
+        with self._readable(expected=f": {ABOUT}"):
             builder = library.load_dataset_builder(
                 path, self.name or None, data_files=files or None, revision=commit or None
             )
@@ -168,7 +168,7 @@ class Selection:
             ) from error
 
     @contextlib.contextmanager
-    def _readable(self, where: str = "") -> Iterator[None]:
+    def _readable(self, where: str = "", expected: str = "") -> Iterator[None]:
         """Turns errors of `datasets` and of the hub's client, of many kinds, into a UserError."""
         with _logged_errors() as logged:
             try:
@@ -176,7 +176,7 @@ class Selection:
             except Exception as error:
                 why = [f"{type(error).__name__}: {reason(error)}", *logged][-1]
                 raise UserError(
-                    f"the data set {self.path} cannot be read{where} ({printable(why)})"
+                    f"the data set {self.path} cannot be read{where} ({printable(why)}){expected}"
                 ) from error
 
 
