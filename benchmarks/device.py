@@ -174,7 +174,7 @@ def low(device: jax.Device) -> Any:
 def train(size: str) -> Iterator[dict[str, Any]]:
     """Steps at one batch, as the published configs do them."""
     case = training.Case.make(size, TRAINING_BATCH, "products", scan=True)
-    row = training.measure(case, ["step"], 5 * ROUNDS, peer.measured_peak(), compiled=False)
+    row = training.measure(case, ["step"], 5 * ROUNDS, peer.measured_peak())
     memory = jax.devices()[0].memory_stats() or {}
     yield row | {"peak_bytes": memory.get("peak_bytes_in_use")}
 

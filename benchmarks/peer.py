@@ -1,8 +1,7 @@
 """What the benchmarks beside PyTorch share: sizes, the same weights on both sides, the machine and
 what it can do.
 
-The peer is diffusers 0.30.3 on torch 2.13; where neither is installed, or no GPU is there for
-torch, ours is measured alone.
+The peer is diffusers 0.30.3 on torch 2.13, in processes of its own (turns.py).
 """
 
 import argparse
@@ -170,20 +169,6 @@ def clock(f: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def best_threads(f: Callable[[], Any]) -> int:
-    """The number of torch's threads with which f takes the least time; they are set."""
-    import torch
-
-    timed = {}
-    for threads in sorted({1, cores() // 2 or 1, cores()}):
-        torch.set_num_threads(threads)
-        f()
-        timed[threads] = clock(f)
-    threads = min(timed, key=timed.get)
-    torch.set_num_threads(threads)
-    return threads
-
-
 def measured_peak() -> float:
     """FLOP/s of the best of twenty products of two square matrices, float32 on a CPU and bfloat16
     elsewhere.
@@ -201,18 +186,6 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "quartiles": [low, high]}
 
 
-def options(**defaults: Any) -> argparse.ArgumentParser:
-    """The arguments of both scripts."""
-    parser = argparse.ArgumentParser(
-        formatter_class=argparse.RawDescriptionHelpFormatter, **defaults
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "gpu", "tpu"], help="the best one there by default"
-    )
-    parser.add_argument("--sizes", nargs="*", default=["S", "small"], choices=SIZES)
-    return parser
-
-
 def start(device: str | None) -> None:
     """JAX on the device asked for, with its cache of compiled programs."""
     if device:
@@ -222,16 +195,6 @@ def start(device: str | None) -> None:
 
 def on_gpu() -> bool:
     return jax.default_backend() == "gpu"
-
-
-def there() -> bool:
-    """Whether the peer can be measured on the same device."""
-    try:
-        import diffusers  # noqa: F401
-        import torch
-    except ImportError:
-        return False
-    return jax.default_backend() == "cpu" or on_gpu() and torch.cuda.is_available()
 
 
 def write(out: Path, part: str, rows: list[dict]) -> None:

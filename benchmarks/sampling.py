@@ -1,15 +1,16 @@
 """Images per second of the sampler, side by side with diffusers' VQDiffusionPipeline with the same
-weights; and a step alone.
+weights, as pip installs it and at its best (turns.py); and a step alone.
 
   pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax)
+  apt-get install gcc g++ libjemalloc2             (for what makes PyTorch faster)
   python benchmarks/sampling.py --out=results/sampling.json
   python benchmarks/sampling.py --device=gpu --sizes=base --parts step pictures --batches 1 8 32
   (elsewhere)
 
 Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The
 network has the same random weights on both sides, and the largest difference of their
-log-probabilities is printed. Rounds alternate, so that a noisy machine slows both; the peer runs
-with the number of threads that is fastest, and its batches whole or image by image. `step` is what
+log-probabilities is recorded. All take turns, so that a noisy machine slows each; the peer runs
+with the number of threads that is fastest. `step` is what
 a call does after the network: it draws z_s from the logits, with our coefficients, and densely over
 all k + 1 states. `pictures` is ours alone, from captions to uint8 images: without guidance, and
 with it in calls where at most half of the tokens are masked; it also reports the share of the
@@ -17,8 +18,9 @@ machine's peak that matrix products and convolutions take.
 """
 
 import argparse
+import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peer
+import turns
 
 from vqd_jax.diffusion import schedules
 from vqd_jax.runtime.devices import local_devices
@@ -40,7 +43,7 @@ from vqd_jax.train.dry_run import codec_weights
 CALLS, GUIDANCE = 25, 5.0
 
 
-def theirs(size: str, params):
+def theirs(size: str, params, options: frozenset[str] = frozenset()):
     """VQDiffusionPipeline with the denoiser's weights; its codec hands back the tokens."""
     import torch
 
@@ -92,6 +95,14 @@ def theirs(size: str, params):
         object.__setattr__(pipe, name, part)
         pipe.register_to_config(**{name: (None, None)})
     pipe.set_progress_bar_config(disable=True)
+    if "compile" in options:
+        for holder, name in (
+            (pipe, "transformer"),
+            (pipe, "text_encoder"),
+            (pipe, "truncate"),
+            (pipe.scheduler, "q_posterior"),
+        ):
+            object.__setattr__(holder, name, torch.compile(getattr(holder, name)))
     return pipe
 
 
@@ -103,68 +114,68 @@ def arguments(batch: int, guidance: float) -> tuple[Conditioning, np.ndarray]:
     )
 
 
-def whole(size: str, batches: list[int], rounds: int) -> list[dict]:
-    """A row per batch. The peer's number of threads is the better one at batch 1, and it may run a
-    batch one by one.
+def whole(
+    size: str, batches: list[int], rounds: int, options: Sequence[str], python: str
+) -> list[dict]:
+    """A row per batch.
 
     Where there are several devices, as with JAX_NUM_CPU_DEVICES=2, they share a batch; `vqd sample`
     gives each its --batch.
     """
-
     stage, params = peer.ours(peer.config(size))
-    pipe = theirs(size, params)
-    differ = difference(stage, params, pipe)
-    sampler, guidance_config = Ancestral(calls=CALLS), GuidanceConfig(guidance=GUIDANCE)
-
-    def mine(batch: int):
-        return sampling.sample(
-            stage,
-            params,
-            *arguments(batch, GUIDANCE),
-            seed=0,
-            sampler=sampler,
-            guidance_config=guidance_config,
-            devices=local_devices(batch),
-        )
-
-    def other(batch: int):
-        prompts = [f"a photo of bird number {i}" for i in range(batch)]
-        pipe(prompts, num_inference_steps=CALLS, guidance_scale=GUIDANCE, output_type="np")
-        return pipe.vqvae.tokens
-
-    threads = peer.best_threads(lambda: other(1))
-    rows, one_by_one = [], 0.0
+    peak = peer.measured_peak()
+    how = dict(
+        seed=0, sampler=Ancestral(calls=CALLS), guidance_config=GuidanceConfig(guidance=GUIDANCE)
+    )
+    rows = []
     for batch in batches:
-        mine(batch)
-        seconds = {"vqd_jax": [], "diffusers": []}
-        for _ in range(rounds if batch == 1 else max(rounds // 2, 1)):
-            seconds["vqd_jax"].append(peer.clock(lambda batch=batch: mine(batch)))
-            seconds["diffusers"].append(peer.clock(lambda batch=batch: other(batch)))
-        rate = {name: batch / statistics.median(values) for name, values in seconds.items()}
-        rate["diffusers"] = max(rate["diffusers"], one_by_one)
-        one_by_one = rate["diffusers"] if batch == 1 else one_by_one
-        rows.append(
-            {
-                "size": size,
-                "batch": batch,
-                "devices": len(local_devices(batch)),
-                "calls": CALLS,
-                "guidance": GUIDANCE,
-                "peer_threads": threads,
-                "images_per_second": rate,
-                "ratio": rate["vqd_jax"] / rate["diffusers"],
-                "seconds": seconds,
-                "difference_of_log_p": differ,
-            }
+        given = arguments(batch, GUIDANCE)
+        devices = local_devices(batch)
+        draw = lambda given=given, devices=devices: sampling.sample(
+            stage, params, *given, **how, devices=devices
         )
+        count = operations(stage, params, *given, **how)
+        told = {"size": size, "batch": batch}
+        tried = [name for name in options if batch > 1 or name != "parts"]
+        with turns.contest([python, __file__], told, tried) as contest:
+            sides = {"vqd_jax": functools.partial(turns.timed, draw)} | contest.peers
+            compared = turns.compare(sides, batch, count, peak, rounds)
+            rows.append(
+                {
+                    "size": size,
+                    "batch": batch,
+                    "devices": len(devices),
+                    "calls": CALLS,
+                    "guidance": GUIDANCE,
+                    "measured_peak": peak,
+                    "tried": contest.tried,
+                    "peers": contest.settings,
+                    "sides": compared,
+                }
+            )
         print(
-            f"{size:6} batch {batch} on {rows[-1]['devices']}: {rate['vqd_jax']:.3f} images/s, "
-            f"diffusers {rate['diffusers']:.3f} "
-            f"({threads} threads), {rows[-1]['ratio']:.2f} times; log p differ by at most "
-            f"{differ:.1e}",
+            f"{size:6} batch {batch} on {len(devices)}\n{turns.summary(compared)}",
             flush=True,
         )
     return rows
+
+
+def serve(size: str, batch: int, options: list[str]) -> None:
+    """Batches of the peer, for `turns.Peer`."""
+    import torch
+
+    stage, params = peer.ours(peer.config(size))
+    pipe = theirs(size, params, frozenset(options))
+    differ = difference(stage, params, pipe)
+    prompts = [f"a photo of bird number {i}" for i in range(batch)]
+    one_by_one = [[prompt] for prompt in prompts]
+
+    def draw():
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in options):
+            for part in one_by_one if "parts" in options else [prompts]:
+                pipe(part, num_inference_steps=CALLS, guidance_scale=GUIDANCE, output_type="np")
+
+    turns.serve(draw, difference_of_log_p=differ)
 
 
 def difference(stage, params, pipe) -> float:
@@ -228,7 +239,8 @@ def pictures(
             seconds = [
                 peer.clock(lambda draw=draw, given=given: draw(*given)) for _ in range(rounds)
             ]
-            median, count = statistics.median(seconds), operations(stage, *given, **how)
+            median = statistics.median(seconds)
+            count = operations(stage, params, *given[1:], **how, codec_weights=codec)
             print(
                 f"{size:6} batch {batch}, guidance {guidance:g}: {batch / median:.3f} images/s, "
                 f"{median * 1e3:.0f} ms, "
@@ -258,19 +270,18 @@ def operations(
     seed: int,
     sampler,
     guidance_config,
+    codec_weights: Any = None,
 ) -> int:
-    """Of the products and convolutions of sampling and decoding a batch."""
+    """Of the products and convolutions of sampling a batch, and decoding it with these weights."""
     static_guidance = guidance_config.static_guidance(guided=bool((scales != 1).any()))
     dynamic = {"scales": jnp.asarray(scales), "temperature": 1.0, "top_p": 1.0}
 
-    def program(weights, conditions):
+    def program(weights, codec_weights, conditions):
         keys = sampling.image_keys(seed, 0, scales.shape[1])
-        return stage.codec.decode(
-            weights[1],
-            stage.sample(weights[0], keys, conditions, dynamic, sampler, static_guidance),
-        )
+        tokens = stage.sample(weights, keys, conditions, dynamic, sampler, static_guidance)
+        return tokens if codec_weights is None else stage.codec.decode(codec_weights, tokens)
 
-    return flops(jax.make_jaxpr(program)(weights, conditions).jaxpr)
+    return flops(jax.make_jaxpr(program)(weights, codec_weights, conditions).jaxpr)
 
 
 def steps(size: str, batches: list[int], rounds: int) -> list[dict]:
@@ -339,19 +350,26 @@ def step(size: str, batch: int, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = peer.options(description=__doc__)
+    parser = turns.options(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/sampling.json"))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--parts", nargs="*", default=["step", "whole"], choices=["step", "whole", "pictures"]
     )
     args = parser.parse_args()
     peer.start(args.device)
+    if args.peer:
+        return serve(**args.peer)
     devices = jax.local_device_count()
+    measures = {
+        "step": steps,
+        "whole": functools.partial(whole, options=args.options, python=args.peer_python),
+        "pictures": pictures,
+    }
     for part in args.parts:
-        measure = {"step": steps, "whole": whole, "pictures": pictures}[part]
         name = part if devices == 1 else f"{part} on {devices} devices"
+        measure = measures[part]
         peer.write(
             args.out,
             name,

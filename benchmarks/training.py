@@ -1,7 +1,8 @@
 """Images per second of a training step, side by side with PyTorch: diffusers' Transformer2DModel
-and the published loss.
+and the published loss, as pip installs it and at its best (turns.py).
 
   pip install torch==2.13.0 diffusers==0.30.3      (into an environment that has vqd_jax)
+  apt-get install gcc g++ libjemalloc2             (for what makes PyTorch faster)
   python benchmarks/training.py --out=results/training.json
   python benchmarks/training.py --device=gpu --sizes=base --batches 32 64      (elsewhere)
 
@@ -12,15 +13,15 @@ gradient, clipping, AdamW and the average of the weights. Ours is the step that 
 compiles, with the config's defaults; the peer's loss is the published one, dense over all k + 1
 states. Text states are given on both sides, in place of a frozen tower. Weights, tokens and texts
 are the same, and with the same times and noise the losses and the gradients are compared before
-anything is timed. `network` is the forward and backward pass of the network alone. Rounds
-alternate, so that a noisy machine slows both; ratios are of rounds.
+anything is timed. `network` is the forward and backward pass of the network alone. All take turns,
+so that a noisy machine slows each; ratios are of rounds.
 """
 
 import copy
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peer
+import turns
 
 from vqd_jax.core.pace import Pace
-from vqd_jax.runtime.hardware import chip
 from vqd_jax.runtime.parallel import parallelism
 from vqd_jax.runtime.rows import Rows
 from vqd_jax.stages.diffusion import DiffusionStage
@@ -64,9 +65,12 @@ class Case:
     batch: dict[str, np.ndarray]
 
     @classmethod
-    def make(cls, size: str, rows: int, remat: str, scan: bool = False) -> "Case":
+    def make(
+        cls, size: str, rows: int, remat: str = "none", scan: bool = False, dtype: str = ""
+    ) -> "Case":
         c = peer.config(size)
         c.denoiser.remat, c.denoiser.scan = remat, scan
+        c.denoiser.dtype = dtype or c.denoiser.dtype
         stage, params = peer.ours(c, Given())
         rng, n = np.random.default_rng(1), int(np.prod(stage.denoiser.grid))
         batch = {
@@ -130,10 +134,14 @@ class Torch:
     with the gradient.
     """
 
-    def __init__(self, case: Case, device: str, compiled: bool):
+    def __init__(self, case: Case, device: str, options: frozenset[str]):
+        """`options` are those of turns.py; on a GPU it computes in bfloat16 anyway."""
         import torch
 
         self.torch, self.case, self.device = torch, case, device
+        self.half = device != "cpu" or "bfloat16" in options
+        rows = len(case.batch["text"])
+        self.parts = default_micro_batches(rows, case.stage.positions) if "parts" in options else 1
         from diffusers.models.normalization import AdaLayerNorm
 
         def times_of_rows(norm, x, timestep):  # that of diffusers takes one for all
@@ -144,7 +152,8 @@ class Torch:
         network = peer.network(case.size, case.params).to(device).train()
         self.null = torch.nn.Parameter(self.tensor(case.params["conditioner"]["null"]))
         self.weights = [*network.parameters(), self.null]
-        self.network = torch.compile(network) if compiled else network
+        compiled = torch.compile if "compile" in options else lambda f: f
+        self.network = compiled(network)
         self.names = [name for name, _ in network.named_parameters()]
         self.average = copy.deepcopy([x.detach() for x in self.weights])
         c = case.config
@@ -156,9 +165,12 @@ class Torch:
             weight_decay=c.diffusion_optim.weight_decay,
             fused=True,
         )
-        self.loss = Published(
+        self.published = Published(
             torch, case.stage.process.k, case.stage.process.T, c.diffusion_loss.auxiliary, device
         )
+        self.loss = compiled(self.published.loss)
+        self.noised = compiled(self.published.noised)
+        self.blocks = compiled(functools.partial(blocks, network))
         self.states, self.tokens, self.text = (
             self.tensor(x)
             for x in (
@@ -174,18 +186,24 @@ class Torch:
     def tensor(self, x):
         return self.torch.from_numpy(np.array(x)).to(self.device)
 
-    def log_p(self, z, t, drop):
+    def log_p(self, z, t, drop, text):
         """log p(x_0) (b, k, n) of the network; t as in the released code, from 0."""
-        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.device != "cpu"):
-            text = self.torch.where(drop[:, None, None], self.null, self.states[self.text])
+        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.half):
+            text = self.torch.where(drop[:, None, None], self.null, self.states[text])
             return self.network(z, encoder_hidden_states=text, timestep=t).sample
 
     def gradient(self, z, t, drop, p):
         """(loss, the bound of each row), and the gradient in the weights."""
         self.optimizer.zero_grad()
-        loss, bound = self.loss(self.log_p(z, t, drop), self.tokens, z, t, p)
-        loss.backward()
-        return loss.detach(), bound
+        losses, bounds = [], []
+        for part in zip(*(x.chunk(self.parts) for x in (z, t, drop, p, self.tokens, self.text))):
+            z_part, t_part, drop_part, p_part, tokens, text = part
+            log_p = self.log_p(z_part, t_part, drop_part, text)
+            loss, bound = self.loss(log_p, tokens, z_part, t_part, p_part)
+            (loss / self.parts).backward()
+            losses.append(loss.detach() / self.parts)
+            bounds.append(bound)
+        return sum(losses), self.torch.cat(bounds)
 
     def probabilities(self):
         if self.count.min() <= 10:
@@ -199,7 +217,7 @@ class Torch:
         p, rows = self.probabilities(), len(self.tokens)
         t = torch.multinomial(p, rows, replacement=True)
         drop = torch.rand(rows, device=self.device) < self.case.config.diffusion_loss.drop_caption
-        loss, bound = self.gradient(self.loss.noised(self.tokens, t), t, drop, p[t])
+        loss, bound = self.gradient(self.noised(self.tokens, t), t, drop, p[t])
         torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
         self.optimizer.step()
         with torch.no_grad():
@@ -212,16 +230,23 @@ class Torch:
         """What `forward_and_backward` is of ours: without the normalisation in float64 that
         diffusers does at the end.
         """
-        n, torch = self.network, self.torch
+        torch, ones = self.torch, 0.0
         self.optimizer.zero_grad()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
-            x, text = n.latent_image_embedding(self.tokens), self.states[self.text]
-            t = torch.full((len(text),), 49, device=self.device)
-            for block in n.transformer_blocks:
-                x = block(x, encoder_hidden_states=text, timestep=t)
-            logits = n.out(n.norm_out(x))
-        logits.sum().backward()
-        return float(logits.flatten()[0].detach())
+        for tokens, text in zip(*(x.chunk(self.parts) for x in (self.tokens, self.text))):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+                t = torch.full((len(text),), 49, device=self.device)
+                logits = self.blocks(tokens, self.states[text], t)
+            logits.sum().backward()
+            ones += float(logits.flatten()[0].detach())
+        return ones
+
+
+def blocks(network, tokens, text, t):
+    """Logits of a Transformer2DModel."""
+    x = network.latent_image_embedding(tokens)
+    for block in network.transformer_blocks:
+        x = block(x, encoder_hidden_states=text, timestep=t)
+    return network.out(network.norm_out(x))
 
 
 class Published:
@@ -290,7 +315,7 @@ class Published:
             -70, 0
         )
 
-    def __call__(self, log_p, x, z, t, p):
+    def loss(self, log_p, x, z, t, p):
         """(loss, the bound of each row): `x` clean and `z` noised tokens at times t, drawn with
         probabilities p.
         """
@@ -343,7 +368,7 @@ def agreement(case: Case, theirs: Torch) -> dict[str, float]:
         np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values()))
     )
     apart = norm({name: got[name] - want[name] for name in want}) / norm(want)
-    if stage.denoiser.dtype == jnp.float32 and abs(float(other) / float(loss) - 1) > 1e-4:
+    if not theirs.half and abs(float(other) / float(loss) - 1) > 1e-4:
         raise SystemExit(
             f"error: the losses differ: {float(loss)} here, {float(other)} of the peer"
         )
@@ -358,9 +383,18 @@ PARTS = {"step": (mine, "step"), "network": (forward_and_backward, "forward_and_
 
 
 def measure(
-    case: Case, parts: list[str], rounds: int, peak: float, compiled: bool
+    case: Case,
+    parts: list[str],
+    rounds: int,
+    peak: float,
+    *,
+    options: Sequence[str] = (),
+    python: str = sys.executable,
+    halves: Case | None = None,
 ) -> dict[str, Any]:
-    """A row of results: the step and the network alone, ours and, where it is there, the peer's."""
+    """A row of results: the step and the network alone, ours and, where it is there, the peer's,
+    with the `options` that make it faster. `halves` is the case in bfloat16, to be timed as well.
+    """
     rows = len(case.batch["text"])
     row = {
         "size": case.size,
@@ -369,66 +403,33 @@ def measure(
         "flops": case.flops,
         "measured_peak": peak,
     }
-    theirs = Torch(case, "cuda" if peer.on_gpu() else "cpu", compiled) if peer.there() else None
-    if theirs:
-        row |= {
-            "agreement": agreement(case, theirs),
-            "peer_threads": peer.best_threads(theirs.step),
-        }
     for part in parts:
-        ours, other = PARTS[part]
-        sides = {"vqd_jax": ours(case)} | ({"diffusers": getattr(theirs, other)} if theirs else {})
-        row[part] = compare(sides, rows, case.flops, peak, rounds)
-        print(f"{case.size:6} batch {rows}: {part} {summary(row[part])}", flush=True)
+        ours, _ = PARTS[part]
+        cases = {"vqd_jax": case} | ({"vqd_jax in bfloat16": halves} if halves else {})
+        sides = {name: functools.partial(turns.timed, ours(one)) for name, one in cases.items()}
+        device = "cuda" if peer.on_gpu() else "cpu"
+        told = {"size": case.size, "batch": rows, "part": part, "device": device}
+        with turns.contest([python, __file__], told, options) as contest:
+            row[part] = {
+                "tried": contest.tried,
+                "peers": contest.settings,
+                "sides": turns.compare(sides | contest.peers, rows, case.flops, peak, rounds),
+            }
+        print(
+            f"{case.size:6} batch {rows}: {part}\n{turns.summary(row[part]['sides'])}", flush=True
+        )
     return row
 
 
-def compare(
-    sides: dict[str, Callable], rows: int, flops: int, peak: float, rounds: int
-) -> dict[str, Any]:
-    """Each side once a round, in turn."""
-    for one in sides.values():
-        jax.block_until_ready([one(), one()])
-    seconds, processor = ({name: [] for name in sides} for _ in range(2))
-    for i in range(rounds):
-        for name, one in [*sides.items()][:: 1 if i % 2 else -1]:
-            began = time.process_time()
-            seconds[name].append(peer.clock(one))
-            processor[name].append(time.process_time() - began)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    known = chip(jax.devices()[0].device_kind)
-    out = {
-        "images_per_second": {name: rows / s for name, s in median.items()},
-        "share_of_measured_peak": {name: flops / s / peak for name, s in median.items()},
-        "seconds": seconds,
-        "processor_seconds": processor,
-    }
-    if known:
-        out["mfu"] = {name: flops / s / known.peak for name, s in median.items()}
-    if len(sides) == 2:
-        ratios = lambda times: peer.spread([theirs / ours for ours, theirs in zip(*times.values())])
-        out |= {"ratio": ratios(seconds), "ratio_of_processor_time": ratios(processor)}
-    return out
-
-
-def summary(part: dict[str, Any]) -> str:
-    shares = part.get("mfu", part["share_of_measured_peak"])
-    kind = "mfu" if "mfu" in part else "of the measured peak"
-    text = ", ".join(
-        f"{name} {rate:.2f} images/s ({shares[name]:.0%} {kind})"
-        for name, rate in part["images_per_second"].items()
-    )
-    for name in ("ratio", "ratio_of_processor_time"):
-        if name in part:
-            low, high = part[name]["quartiles"]
-            text += (
-                f", {name.replace('_', ' ')} {part[name]['median']:.2f} ({low:.2f} to {high:.2f})"
-            )
-    return text
+def serve(size: str, batch: int, part: str, device: str, options: list[str]) -> None:
+    """Steps of the peer, for `turns.Peer`, after a look at its numbers."""
+    case = Case.make(size, batch)
+    theirs = Torch(case, device, frozenset(options))
+    turns.serve(getattr(theirs, PARTS[part][1]), agreement=agreement(case, theirs))
 
 
 def main() -> None:
-    parser = peer.options(description=__doc__)
+    parser = turns.options(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/training.json"))
     parser.add_argument(
         "--batches", nargs="*", type=int, help="4 at S, 32 at the others by default"
@@ -441,9 +442,11 @@ def main() -> None:
         choices=("none", "products", "full"),
         help="denoiser.remat of ours; the config of base has products",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
+    parser.add_argument("--bfloat16", action="store_true", help="time ours in bfloat16, too")
     args = parser.parse_args()
     peer.start(args.device)
+    if args.peer:
+        return serve(**args.peer)
     peak, rows = peer.measured_peak(), []
     print(
         f"{jax.devices()[0].device_kind}: products of matrices at {peak / 1e9:.0f} GFLOP/s",
@@ -451,9 +454,17 @@ def main() -> None:
     )
     for size in args.sizes:
         for batch in args.batches or [BATCHES[size]]:
+            case = Case.make(size, batch, args.remat)
+            halves = Case.make(size, batch, args.remat, dtype="bfloat16") if args.bfloat16 else None
             rows.append(
                 measure(
-                    Case.make(size, batch, args.remat), args.parts, args.rounds, peak, args.compile
+                    case,
+                    args.parts,
+                    args.rounds,
+                    peak,
+                    options=args.options,
+                    python=args.peer_python,
+                    halves=halves,
                 )
             )
             peer.write(args.out, "training", rows)
