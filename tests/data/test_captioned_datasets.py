@@ -311,11 +311,11 @@ def damaged(root, file, content):
     return root
 
 
-def truncated(root):
-    """A shard that ends within an image."""
+def truncated(root, more=0):
+    """A shard that ends where an image begins, or some bytes later."""
     file = shard(root / "x.tar", [{"png": content, "txt": b"x"} for content in CONTENTS])
     with tarfile.open(file) as tar:
-        end = tar.getmember("00007.png").offset_data + 99
+        end = tar.getmember("00007.png").offset_data + more
     os.truncate(file, end)
     return root
 
@@ -356,8 +356,13 @@ BAD = [
         r"read \(Failed .*/set/x.parquet' w",
     ),
     (flipped, {}, r"the data set \S*/set cannot be read( behind row \d)? \("),
-    (lambda root: damaged(root, "x.tar", b"no tar" * 99), {}, r"cannot be read \(ReadError: "),
+    (lambda root: damaged(root, "x.tar", b"no tar\n\n" * 64), {}, r"cannot be read \(ReadError: "),
     (truncated, {}, r"cannot be read behind row 6 \(ReadError: unexpected end of data"),
+    (
+        lambda root: truncated(root, more=-99),  # within a header
+        {},
+        r"^1 \(x.tar\) of the shards in \S*/set are incomplete: the size of a .tar file is a mult",
+    ),
     (lambda root: damaged(root, "notes.md", b"# Notes"), {}, r"\): a data set is OWNER/NAME"),
     (lambda root: "someone/pictures", {}, "the data set someone/pictures cannot be read .*offline"),
 ]

@@ -49,10 +49,15 @@ def test_ffhq_with_other_names_holds_out_by_their_hash(tmp_path):
 
 
 def test_bad_ffhq_folders_are_one_sentence(tmp_path):
+    packed = tmp_path / "packed"
+    for folder in (packed, tmp_path / "empty"):
+        folder.mkdir()
+    (packed / "images1024x1024.zip").touch()
     for path, message in (
         ("", "ffhq.path is not set, .*FFHQ is a folder of images"),
         (tmp_path / "none", "there is no folder"),
-        (tmp_path, "there are no images in .* github.com/NVlabs/ffhq-dataset"),
+        (packed, r"in \S* \(there is images1024x1024.zip, which is not unpacked\): FFHQ is"),
+        (tmp_path / "empty", "there are no images in .* github.com/NVlabs/ffhq-dataset"),
     ):
         with pytest.raises(UserError, match=message):
             ffhq(path=str(path))

@@ -5,7 +5,8 @@ import pytest
 from helpers.captioned_sets import save, write
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.captioned_folder import captioned_folder
-from vqd_jax.data.found_instead import found_instead
+from vqd_jax.data.found_instead import beside, found_instead
+from vqd_jax.data.image_files import existing_folder
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,26 @@ def test_what_resembles_it(tmp_path, there, missing, said):
     found = found_instead(tmp_path, missing, ["train2014", "val2014", "annotations"])
     said = said.format(root=tmp_path)
     assert found.startswith(f" ({said}") and found.endswith(")") if said else found == ""
+
+
+@pytest.mark.parametrize(
+    "there,said",
+    [
+        ([], ""),
+        (["other/"], ""),
+        (["my_pictures/"], " (there is my_pictures)"),
+        (["my_picture.zip"], " (there is my_picture.zip, an archive that is not unpacked)"),
+        (["my_picture.txt"], " (there is my_picture.txt, a file)"),
+        (["my_picture", "my_pictures/"], " (there is my_picture, a file)"),
+    ],
+)
+def test_a_folder_that_is_not_there(tmp_path, there, said):
+    for name in there:
+        write(tmp_path / name / "file" if name.endswith("/") else tmp_path / name, "")
+    assert beside(tmp_path / "my_picture") == said
+    with pytest.raises(UserError) as caught:
+        existing_folder("folder", str(tmp_path / "my_picture"), "LAYOUT")
+    assert str(caught.value) == f"there is no folder {tmp_path}/my_picture{said}: LAYOUT"
 
 
 def test_the_folder_above_needs_more_than_one_entry_of_the_layout(tmp_path):

@@ -80,10 +80,16 @@ def without(name):
     return act
 
 
+def packed(root):
+    without("val")(root)
+    (root / "val.tar").touch()
+
+
 CASES = {
     r"there is no folder \S*/train: ImageNet is {train,val}/<synset>/<image>.JPEG, from "
     r"image-net.org": without("train"),
     r"there is no folder \S*/val: ImageNet is": without("val"),
+    r"there is no folder \S*/val \(there is val.tar, which is not unpacked\): ImageNet": packed,
     r"1 \(ILSVRC2012_val_00000099.JPEG\) of the images in \S*/val are not in a folder of their "
     r"synset: .*sorted into folders": flat_validation,
     r"val has synsets that \S*/train lacks, 1 \(n09999999\): ImageNet is": extra_synset,

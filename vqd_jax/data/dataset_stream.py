@@ -18,7 +18,9 @@ from vqd_jax.core.extras import import_extra
 from vqd_jax.core.text_files import shown
 from vqd_jax.data.dataset_columns import Columns, find_columns
 from vqd_jax.data.image_bytes import reason
+from vqd_jax.data.image_files import summarise
 
+TAR_BLOCK = 512  # bytes; readers take a file that ends within a header for a whole one
 ON_THE_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # OWNER/NAME
 ABOUT = (
     "a data set is OWNER/NAME on the Hugging Face hub, or a file or folder of parquet files or of "
@@ -87,6 +89,11 @@ class Selection:
         if not there:
             named = f" named {printable(self.files)}" if self.files else ""
             raise UserError(f"there are no files{named} in {self.path}: {ABOUT}")
+        if cut := [name for name, size, _ in there if name.endswith(".tar") and size % TAR_BLOCK]:
+            raise UserError(
+                f"{summarise(cut)} of the shards in {self.path} are incomplete: the size of a .tar "
+                f"file is a multiple of {TAR_BLOCK} bytes"
+            )
         return there, *rest
 
     def commit(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vqd_jax.core.errors import UserError, printable
+from vqd_jax.data.found_instead import beside
 from vqd_jax.data.image_bytes import decode, reason
 from vqd_jax.data.source import Example, Record, fingerprint
 from vqd_jax.runtime.progress import track
@@ -145,7 +146,7 @@ def existing_folder(name: str, path: str, about: str) -> pathlib.Path:
         raise UserError(f"{name}.path is not set, pass --config.{name}.path=DIR: {about}")
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"there is no folder {path}: {about}")
+        raise UserError(f"there is no folder {printable(path)}{beside(root)}: {about}")
     return root
 
 

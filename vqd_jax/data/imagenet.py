@@ -4,6 +4,7 @@ import pathlib
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.data import splits
+from vqd_jax.data.found_instead import found_instead
 from vqd_jax.data.image_files import (
     ImageFiles,
     existing_folder,
@@ -19,6 +20,8 @@ ABOUT = (
     "sorted into folders of their synsets"
 )
 
+PARTS = {"train": splits.TRAIN, "val": splits.ITEMS}
+
 
 def imagenet(*, path: str) -> ImageFiles:
     """ImageNet: the label is the index of the synset in alphabetical order, and the caption is its
@@ -29,10 +32,11 @@ def imagenet(*, path: str) -> ImageFiles:
     """
     root = existing_folder("imagenet", path, ABOUT)
     records, files, sizes, labels = [], [], {}, {}
-    for part, split in (("train", splits.TRAIN), ("val", splits.ITEMS)):
+    for part, split in PARTS.items():
         folder = root / part
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}: {ABOUT}")
+            there = found_instead(root, [part], PARTS)
+            raise UserError(f"there is no folder {folder}{there}: {ABOUT}")
         found = list_images(folder)
         if outside := [name for name in found if name.count("/") != 1]:
             raise UserError(
