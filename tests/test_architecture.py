@@ -120,7 +120,8 @@ def test_heavy_libraries_are_imported_where_they_are_used(name):
         "transformers",
         "orbax",
         "matplotlib",
-        "gradio",
+        "wandb",
+        "datasets",
     }
 
 

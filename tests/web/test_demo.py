@@ -563,12 +563,12 @@ def test_the_interface_is_described_as_it_is(model, weights):
         said["components"]["schemas"]["Request"][name] for name in ("properties", "example")
     )
     assert status == 200 and headers["Content-Type"] == "application/json"
-    assert {*said["paths"]} == {"/api/model", "/api/draw", "/api/stop/{id}"} and {*example} <= {
+    assert {*said["paths"]} == {"/api/models", "/api/draw", "/api/stop/{id}"} and {*example} <= {
         *fields
     }
     text = json.loads(recipe.metadata(model, api.parse_request(model, CRAB), weights)[recipe.KEY])
     more = {"negative_prompt", "init_image", "mask", "extend", "strength"}
-    assert {*fields} == {*text} - {"model", "batch"} | more
+    assert {*fields} == {*text} - {"batch"} | more
     assert fields["sampler"]["enum"] == [*api.SAMPLERS]
     words = {"calls": "steps"}
     for name, field in fields.items():
@@ -686,7 +686,7 @@ def read_until(connection, end):
 
 
 GET, POST = (b"%b HTTP/1.1\r\nHost: localhost\r\n" % what for what in (b"GET /", b"POST /api/draw"))
-NEXT = b"GET /api/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
+NEXT = b"GET /api/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 AMBIGUOUS = {
     "a GET with a body": GET + b"Content-Length: 5\r\n\r\nhello",
     "a GET with a chunked body": GET + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -770,7 +770,7 @@ def test_ipv6(host):
         assert server.address == f"http://[{host}]:{port}/"
         for name in ("::1", "127.0.0.1") if host == "::" else ("::1",):
             connection = http.client.HTTPConnection(name, port, timeout=20)
-            connection.request("GET", "/api/model")
+            connection.request("GET", "/api/models")
             assert json.loads(connection.getresponse().read()) == {"name": "toy"}
             connection.close()
 

@@ -115,8 +115,8 @@ def checkpoints_of(model: "TextToImage") -> str:
     return f"model: {'; '.join(map(str, model.checkpoints))}"
 
 
-def define_loading_flags(options: flags.FlagValues) -> None:
-    """Which model of a workdir is loaded."""
+def define_loading_flags(options: flags.FlagValues, *, adapters: bool = False) -> None:
+    """Which model of a workdir is loaded. With `adapters`, --adapter may be repeated."""
     flags.DEFINE_enum(
         "stage",
         None,
@@ -131,11 +131,13 @@ def define_loading_flags(options: flags.FlagValues) -> None:
         "a plan.npz written by vqd plan, instead of the workdir's own",
         flag_values=options,
     )
-    flags.DEFINE_string(
+    (flags.DEFINE_multi_string if adapters else flags.DEFINE_string)(
         "adapter",
         None,
         "a low-rank adapter for the model it was trained on: the folder adapter that training with "
-        "--config.adapter.rank writes, another in the layout of PEFT, or hf://OWNER/NAME",
+        "--config.adapter.rank writes, another in the layout of PEFT, or hf://OWNER/NAME"
+        + "; may be repeated"
+        * adapters,
         flag_values=options,
     )
     flags.DEFINE_float(

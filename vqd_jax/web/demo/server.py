@@ -1,5 +1,5 @@
-"""Server of the page (GET / and its files) and of the JSON API (GET /api/model, POST /api/draw and
-/api/stop, described by /api/openapi.json), with a thread for each connection.
+"""Server of the page (GET / and its files) and of the JSON API (GET /api/models, POST /api/draw
+and /api/stop, described by /api/openapi.json), with a thread for each connection.
 
 All responses come from memory: the path of a request never names a file.
 """
@@ -31,8 +31,8 @@ TYPES = {
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Serves until `shutdown`. `model_info` is the response to GET /api/model; `parse` turns the
-    JSON of a request into a request for `queue`; `allowed` are further names of this server.
+    """Serves until `shutdown`. `models` is the response to GET /api/models; `parse` turns the JSON
+    of a request into a request for `queue`; `allowed` are further names of this server.
     """
 
     allow_reuse_address = daemon_threads = True
@@ -42,12 +42,12 @@ class Server(socketserver.ThreadingTCPServer):
         self,
         host: str,
         port: int,
-        model_info: dict[str, Any],
+        models: dict[str, Any],
         parse: Callable[[Any], Any],
         queue: JobQueue,
         allowed: frozenset[str] = frozenset(),
     ):
-        self.model_info, self.parse, self.queue, self.allowed = model_info, parse, queue, allowed
+        self.models, self.parse, self.queue, self.allowed = models, parse, queue, allowed
         self.files = {
             f"/{file.name}": (file.read_bytes(), TYPES[file.name.rpartition(".")[2]])
             for package in ("vqd_jax.web", "vqd_jax.web.demo")
@@ -121,12 +121,12 @@ class Requests(Connection):
             raise Refusal(404, "not found: POST requests go to /api/draw")
         elif method not in ("GET", "HEAD"):
             raise Refusal(501, "a request is a GET or a POST")
-        elif path == "/api/model":
-            self.send(to_json(self.server.model_info), JSON)
+        elif path == "/api/models":
+            self.send(to_json(self.server.models), JSON)
         elif path in self.server.files:
             self.send(*self.server.files[path])
         else:
-            paths = "the page is at /, its JSON API at /api/model and /api/draw"
+            paths = "the page is at /, its JSON API at /api/models and /api/draw"
             raise Refusal(404, f"not found: {paths}")
 
     def _draw(self, content: bytes, kind: str) -> None:

@@ -27,7 +27,7 @@ export class Editor {
   constructor() {
     this.canvas = $("canvas");
     $("file").onchange = () => this.read($("file").files[0]);
-    $("remove").onclick = () => this.close();
+    $("remove").onclick = () => { this.close(); $("file").focus(); };
     $("unbrush").onclick = () => { this.remember(); this.clear(); };
     $("undo").onclick = () => this.undo();
     $("erase").onclick = () => this.setErasing(!this.erasing);
@@ -78,6 +78,12 @@ export class Editor {
     $("file").value = "";
   }
 
+  // The size of the model's images, 0 if it cannot edit any; another one closes the editor.
+  resize(size) {
+    if (this.image && size !== this.size) this.close();
+    this.size = size;
+  }
+
   // source: a bitmap or an image element; sent: its file as a data URL, if the server shall read it
   open(source, name, sent) {
     const [width, height] = [source.naturalWidth ?? source.width, source.naturalHeight ?? source.height];
@@ -116,7 +122,6 @@ export class Editor {
   close() {
     this.image = this.mask = null;
     $("editor").hidden = true;
-    $("file").focus();
   }
 
   clear() {

@@ -11,6 +11,7 @@ function element(tag, properties = {}, ...children) {
 
 export class Gallery {
   edits = false; // whether the model can start from an image
+  names = {}; // of the models, by the checksum of their weights, where there are several
 
   // actions: vary(request, source), edit(image) and reuse(request)
   constructor(actions) {
@@ -38,9 +39,10 @@ class Entry {
   }
 
   get text() {
-    const { seed, calls, guidance, sampler, negative_prompt: negative } = this.request;
+    const { seed, calls, guidance, sampler, model, negative_prompt: negative } = this.request;
+    const by = this.gallery.names[model] ? `, ${this.gallery.names[model]}` : "";
     const without = negative ? `, without ${negative}` : "";
-    return `${this.title}${without} (seed ${seed}, ${calls} steps, guidance ${guidance}, ${sampler})`;
+    return `${this.title}${without} (seed ${seed}, ${calls} steps, guidance ${guidance}, ${sampler}${by})`;
   }
 
   show(event) {

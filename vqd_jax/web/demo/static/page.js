@@ -17,7 +17,8 @@ const gallery = new Gallery({
   edit: (image) => editor.open(image, image.alt, image.src),
   reuse,
 });
-let model = null;
+let models = [];
+let model = null; // the one that draws
 let running = null; // AbortController of the current request
 let stopping = null; // address that cancels it
 
@@ -31,7 +32,7 @@ function showError(message) {
 
 function settings() {
   const number = (id) => ($(id).value === "" ? NaN : Number($(id).value));
-  const values = { prompts: model.kind === "none" ? [] : [$("prompt").value], negative_prompt: $("negative").value, sampler: $("sampler").value };
+  const values = { model: model.model, prompts: model.kind === "none" ? [] : [$("prompt").value], negative_prompt: $("negative").value, sampler: $("sampler").value };
   for (const id of NUMBERS) {
     values[id] = number(id);
     if (Number.isNaN(values[id])) throw new Error(`${$(id).labels[0].textContent} must be a number.`);
@@ -40,6 +41,8 @@ function settings() {
 }
 
 function reuse(request) {
+  const same = models.find((one) => one.model === request.model);
+  if (same !== model) choose(same);
   if (request.prompts.length) $("prompt").value = request.prompts[0];
   $("negative").value = request.negative_prompt;
   $("sampler").value = request.sampler;
@@ -139,23 +142,32 @@ function suggest() {
   }));
 }
 
-async function start() {
-  model = await (await fetch("api/model")).json();
+// Shows what the model takes, and its settings.
+function choose(next) {
+  const sameKind = model?.kind === next.kind;
+  model = next;
+  $("models").value = model.model;
   $("model").textContent = `${model.name}: ${model.size} × ${model.size} pixels, weights ${model.model.slice(0, 8)}`;
-  if (model.kind !== "text") {
-    $("prompt-label").textContent = model.kind === "class" ? "Class (number or name)" : "Prompt (this model takes none)";
-    $("prompt").disabled = model.kind === "none";
-  }
-  $("prompt").value = model.kind === "class" ? "0" : model.examples[0] ?? "";
+  $("prompt-label").textContent = { text: "Prompt", class: "Class (number or name)", none: "Prompt (this model takes none)" }[model.kind];
+  $("prompt").disabled = model.kind === "none";
+  if (!sameKind) $("prompt").value = model.kind === "class" ? "0" : model.examples[0] ?? "";
   $("num").max = model.pictures;
-  $("num").value = Math.min(4, model.pictures);
   for (const name of ["calls", "guidance", "temperature", "top_p"]) $(name).value = model.sampling[name];
   suggest();
   gallery.edits = model.edits;
   $("calls").max = model.calls;
   $("sampler").replaceChildren(...model.samplers.map((name) => new Option(name, name, false, name === model.sampling.sampler)));
   $("start").hidden = !model.edits;
-  editor.size = model.size;
+  editor.resize(model.edits ? model.size : 0);
+}
+
+async function start() {
+  ({ models } = await (await fetch("api/models")).json());
+  $("models").replaceChildren(...models.map((one) => new Option(one.name, one.model)));
+  $("choice").hidden = models.length < 2;
+  if (models.length > 1) gallery.names = Object.fromEntries(models.map((one) => [one.model, one.name]));
+  choose(models[0]);
+  $("num").value = Math.min(4, model.pictures);
   document.body.dataset.state = "ready";
 }
 
@@ -167,6 +179,7 @@ $("stop").onclick = stop;
 addEventListener("pagehide", stop);
 $("another").onclick = randomSeed;
 $("prompt").oninput = suggest;
+$("models").onchange = () => choose(models.find((one) => one.model === $("models").value));
 $("help").onclick = () => $("manual").showModal();
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
