@@ -17,7 +17,7 @@ from helpers.captioned_sets import scenes
 from helpers.commands import TINY, run, run_in_process
 from helpers.emoji_set import emoji_cache
 from vqd_jax.cli import runner
-from vqd_jax.config import build
+from vqd_jax.config import build, sources
 from vqd_jax.data.batches import image_loader, pair_loader
 from vqd_jax.data.prepared import Prepared
 from vqd_jax.runtime.workdir import Workdir
@@ -90,7 +90,7 @@ def test_the_prepared_set_makes_the_same_batches_without_the_originals(tmp_path,
 
     def batches():
         """(a batch of images, a batch of images with captions, the source)."""
-        source = build.source(c, cache)
+        source = sources.source(c, cache)
         options = {"batch_size": 20, "seed": 0}
         tokenizer = build.tokenizer(c, source.records)
         loaders = (
@@ -162,7 +162,7 @@ def test_a_folder_of_ones_own(tmp_path):
         "its caption is empty\n"
         in done.stdout
     )
-    source = build.source(*config(flags))
+    source = sources.source(*config(flags))
     assert isinstance(source, Prepared) and len(source) == 27
 
 

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from helpers import ROOT
-from vqd_jax.config import build
+from vqd_jax.config import build, sources
 from vqd_jax.config.compatibility import REMOVED, RENAMED, RENAMED_VALUES, without_local_paths
 from vqd_jax.config.defaults import complete, defaults
 from vqd_jax.core.errors import UserError
@@ -339,7 +339,7 @@ def test_the_clip_encoder_builds_at_its_released_size():
 @pytest.mark.parametrize(
     "key,value,call",
     [
-        ("data.source", "lsun", lambda c: build.source(c, ROOT)),
+        ("data.source", "lsun", lambda c: sources.source(c, ROOT)),
         ("data.transform", "pad", lambda c: build.transform(c, training=True)),
         ("process.schedule", "sigmoid", build.process),
         ("text.encoder", "t5", lambda c: build.tokenizer(c, RECORDS)),

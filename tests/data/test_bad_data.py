@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT
-from vqd_jax.config import build
+from vqd_jax.config import sources
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError, printable
 from vqd_jax.data import prepared
@@ -775,7 +775,7 @@ def faces(tmp_path):
 
 def test_every_set_is_decoded_once_before_training(faces, caplog, monkeypatch):
     c, place = faces
-    source = build.source(c, place / "cache")
+    source = sources.source(c, place / "cache")
     assert (
         f"1 (00041.png: {NO_IMAGE}) of the 100 images in {place}/faces cannot be decoded and are "
         "skipped" in caplog.text
@@ -787,7 +787,7 @@ def test_every_set_is_decoded_once_before_training(faces, caplog, monkeypatch):
     )
     monkeypatch.setattr(ImageFiles, "decoded", lambda *_: pytest.fail("decoded again"))
     caplog.clear()
-    again = build.source(c, place / "cache")  # a run that goes on
+    again = sources.source(c, place / "cache")  # a run that goes on
     assert (
         again.fingerprint == source.fingerprint
         and again.skipped == source.skipped
@@ -800,12 +800,12 @@ def test_every_set_is_decoded_once_before_training(faces, caplog, monkeypatch):
 )
 def test_a_damaged_list_of_broken_images_is_made_again(faces, stored):
     c, place = faces
-    build.source(c, place / "cache")
+    sources.source(c, place / "cache")
     (kept,) = (place / "cache").glob("checked-*.json")
     good = kept.read_bytes()
     kept.write_bytes(stored)
     assert (
-        list(build.source(c, place / "cache").skipped) == ["00041.png"]
+        list(sources.source(c, place / "cache").skipped) == ["00041.png"]
         and kept.read_bytes() == good
     )
 
@@ -813,7 +813,7 @@ def test_a_damaged_list_of_broken_images_is_made_again(faces, stored):
 def test_training_starts_with_a_cache_that_cannot_be_written(faces):
     c, place = faces
     (place / "file").write_bytes(b"")
-    assert list(build.source(c, place / "file").skipped) == ["00041.png"]
+    assert list(sources.source(c, place / "file").skipped) == ["00041.png"]
 
 
 def test_more_than_one_in_a_hundred_ends_the_run_at_its_start(faces):
@@ -823,12 +823,12 @@ def test_more_than_one_in_a_hundred_ends_the_run_at_its_start(faces):
         UserError,
         match=r"2 \(00007.png: .*, 00041.png: .*\) of the 100 images .* at most 1% are skipped",
     ):
-        build.source(c, place / "cache")
+        sources.source(c, place / "cache")
 
 
 def test_an_image_that_breaks_later_ends_the_run_with_its_name(faces):
     c, place = faces
-    source = build.source(c, place / "cache")
+    source = sources.source(c, place / "cache")
     (place / "faces/00012.png").unlink()
     with pytest.raises(
         UserError,

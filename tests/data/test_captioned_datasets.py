@@ -23,7 +23,7 @@ from PIL import Image
 from helpers import ROOT
 from helpers.commands import run_in_process
 from helpers.hub_server import hub
-from vqd_jax.config import build
+from vqd_jax.config import sources
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.text_files import shown
@@ -384,7 +384,7 @@ def test_it_is_a_source_of_the_config(tmp_path):
     config.datasets.path, config.datasets.held_out_items = parquet(tmp_path / "set"), 0.5
     for transform, shape in (("resize", (8, 8, 3)), ("crop", (*SIZE[::-1], 3))):
         config.data.transform = transform
-        made = build.source(config, tmp_path / "cache")
+        made = sources.source(config, tmp_path / "cache")
         assert made[3]["image"].shape == shape
         assert {record.split for record in made.records} == {splits.TRAIN, splits.ITEMS}
 

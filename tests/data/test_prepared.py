@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT
-from vqd_jax.config import build
+from vqd_jax.config import build, sources
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.checksums import CHECKSUMS
 from vqd_jax.core.errors import UserError
@@ -230,10 +230,10 @@ def test_build_reads_the_set_of_its_transform(tmp_path):
         ("reference", None, (30, 40, 3)),
     ):
         c.data.transform = transform
-        assert build.prepared_size(c) == size and build.encodes_online(c) == (size is None)
-        before = build.source(c, cache)
-        prepared.prepare(str(cache), build.raw_source(c, cache), size)
-        after = build.source(c, cache)
+        assert sources.prepared_size(c) == size and build.encodes_online(c) == (size is None)
+        before = sources.source(c, cache)
+        prepared.prepare(str(cache), sources.raw_source(c, cache), size)
+        after = sources.source(c, cache)
         assert isinstance(after, Prepared) and (
             isinstance(before, Prepared) == (transform == "reference")
         )  # crop made the same
@@ -288,9 +288,9 @@ def another(root):
 )
 def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     c, cache = own(tmp_path / "pictures"), tmp_path / "cache"
-    before = build.source(c, cache)
-    made = prepared.prepare(str(cache), build.raw_source(c, cache), 16)
-    read = build.source(c, cache)
+    before = sources.source(c, cache)
+    made = prepared.prepare(str(cache), sources.raw_source(c, cache), 16)
+    read = sources.source(c, cache)
     assert (
         isinstance(read, Prepared)
         and read.fingerprint == made.fingerprint == before.fingerprint
@@ -298,22 +298,22 @@ def test_a_change_of_a_prepared_folder_is_not_missed(tmp_path, caplog, change):
     )
     same(before, read, Resize(size=16))
     change(tmp_path / "pictures")
-    after = build.source(c, cache)
+    after = sources.source(c, cache)
     assert not isinstance(after, Prepared) and after.fingerprint != before.fingerprint
     assert "run vqd prepare again" in caplog.text and len(caplog.records) == 1
-    prepared.prepare(str(cache), build.raw_source(c, cache), 16)
-    assert isinstance(build.source(c, cache), Prepared)
-    same(after, build.source(c, cache), Resize(size=16))
+    prepared.prepare(str(cache), sources.raw_source(c, cache), 16)
+    assert isinstance(sources.source(c, cache), Prepared)
+    same(after, sources.source(c, cache), Resize(size=16))
 
 
 def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
     c, cache = own(tmp_path / "pictures"), str(tmp_path / "cache")
-    whole = build.source(c, Path(cache))
+    whole = sources.source(c, Path(cache))
     for n in (0, 4, 5, 6, 11):
         (tmp_path / "pictures" / f"{n:02d}.bmp").write_bytes(b"BM" if n else b"")
     (tmp_path / "pictures/01.txt").write_text(" ")
     (tmp_path / "pictures/02.txt").unlink()
-    made = prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
+    made = prepared.prepare(cache, sources.raw_source(c, Path(cache)), None)
     assert (
         made.skipped.keys() == {f"{n:02d}.bmp" for n in (0, 1, 2, 4, 5, 6, 11)}
         and made.num_images == len(made) == 5
@@ -331,7 +331,7 @@ def test_half_of_a_folder_may_be_left_out_with_the_reasons(tmp_path):
         UserError,
         match=r"at least 6 .* of the 10 images in \S*/pictures .* at most 50% are left out",
     ):
-        prepared.prepare(cache, build.raw_source(c, Path(cache)), None)
+        prepared.prepare(cache, sources.raw_source(c, Path(cache)), None)
 
 
 PREPARING = """

@@ -52,7 +52,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     if not options.workdir:
         raise UserError("--workdir is missing: a trained workdir to make a plan for")
 
-    from vqd_jax.config import build
+    from vqd_jax.config import build, sources
     from vqd_jax.data import batches
     from vqd_jax.data.token_cache import cached_tokens
     from vqd_jax.eval import evaluation
@@ -70,7 +70,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
         raise UserError(f"cannot write the plan to {path.parent}: permission denied")
     cache = evaluation.cache_folder(options.cache, workdir)
     source = batches.Resized(
-        build.source(model.config, cache), build.transform(model.config, training=False)
+        sources.source(model.config, cache), build.transform(model.config, training=False)
     )
     chosen = batches.spread(batches.indices(source, options.split), options.images)
     if not chosen:

@@ -42,7 +42,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     workdir = runner.training_workdir(options)
     config = options.config
 
-    from vqd_jax.config import build
+    from vqd_jax.config import build, sources
     from vqd_jax.core.errors import UserError, printable
     from vqd_jax.data import prepared
     from vqd_jax.data.image_files import ImageFiles
@@ -51,9 +51,9 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
 
     build.transform(config, training=True)
     cache = Path(config.data.cache) if config.data.cache else Workdir(workdir).cache
-    made = build.raw_source(config, cache)
+    made = sources.raw_source(config, cache)
     if isinstance(made, ImageFiles):
-        made = prepared.prepare(str(cache), made, build.prepared_size(config))
+        made = prepared.prepare(str(cache), made, sources.prepared_size(config))
         print(f"prepared {made.num_images} images for {len(made)} examples in {made.root}")
     else:
         print(f"prepared {len(made)} images in {cache}")

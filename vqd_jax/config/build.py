@@ -1,9 +1,8 @@
-"""Objects from config sections: data set, networks, process, losses, samplers, stages."""
+"""Objects from config sections: transforms, networks, process, losses, samplers, stages."""
 
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,18 +11,8 @@ from ml_collections import ConfigDict
 
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.pace import Pace
-from vqd_jax.data import emoji, emoji_art, prepared, transforms
-from vqd_jax.data.captioned_datasets import CaptionedDatasets
-from vqd_jax.data.captioned_folder import captioned_folder
-from vqd_jax.data.coco import coco
-from vqd_jax.data.cub_flowers import cub, flowers
-from vqd_jax.data.dataset_stream import Selection
-from vqd_jax.data.decode_check import check_decoding
-from vqd_jax.data.ffhq import ffhq
-from vqd_jax.data.image_bytes import COLOURS
-from vqd_jax.data.image_files import ImageFiles
-from vqd_jax.data.imagenet import imagenet
-from vqd_jax.data.source import Record, Source
+from vqd_jax.data import transforms
+from vqd_jax.data.source import Record
 from vqd_jax.data.text.bpe import BytePair
 from vqd_jax.data.text.clip import ClipTokenizer
 from vqd_jax.data.text.labels import Classes, Nothing
@@ -60,60 +49,11 @@ def choose(key: str, value: str, options: dict[str, Any]) -> Any:
     return options[value]
 
 
-def source(config: ConfigDict, cache: Path) -> Source:
-    """The data set, read from the files that `vqd prepare` packed in the cache if there are any.
-
-    Emoji are squares of data.image_size (of their own size for random crops); images of other sets
-    have their own sizes.
-    """
-    found = raw_source(config, cache)
-    if not isinstance(found, ImageFiles):
-        return found
-    read = prepared.open_prepared(str(cache), found, prepared_size(config))
-    return check_decoding(read, str(cache)) if read is found else read
-
-
-def raw_source(config: ConfigDict, cache: Path) -> Source:
-    """The data set in the form in which it is distributed."""
-    resolution = emoji_art.SIDE if encodes_online(config) else config.data.image_size
-    colour = choose("data.colour", config.data.colour, {name: name for name in COLOURS})
-    make = choose(
-        "data.source",
-        config.data.source,
-        {
-            "emoji": lambda: emoji.Emoji(
-                cache=str(cache), resolution=resolution, **_tuples(config.emoji)
-            ),
-            "folder": lambda: captioned_folder(**config.folder, condition=config.condition.kind),
-            "datasets": lambda: CaptionedDatasets(
-                Selection(**config.datasets, condition=config.condition.kind),
-                cache=str(cache),
-                size=prepared_size(config),
-                colour=colour,
-            ),
-            "cub": lambda: cub(**config.cub),
-            "flowers": lambda: flowers(**config.flowers),
-            "coco": lambda: coco(**config.coco),
-            "imagenet": lambda: imagenet(**config.imagenet),
-            "ffhq": lambda: ffhq(**config.ffhq),
-        },
-    )
-    made = make()
-    return made.in_colour(colour) if isinstance(made, ImageFiles) else made
-
-
 def encodes_online(config: ConfigDict) -> bool:
     """Whether images are transformed at random in training, so that their tokens cannot be computed
     beforehand.
     """
     return config.data.transform != "resize"
-
-
-def prepared_size(config: ConfigDict) -> int | None:
-    """The side of the squares that `vqd prepare` packs; None if training needs the original
-    images.
-    """
-    return None if encodes_online(config) else config.data.image_size
 
 
 def transform(config: ConfigDict, *, training: bool) -> Any:
@@ -206,7 +146,7 @@ def sampling(
                 + (f", only {', '.join(fields)}" if fields else "")
             )
         fields[key] = _like(fields[key], value, f"the option {key} of {sampler}")
-    fields = _tuples(fields)
+    fields = tuples(fields)
     counts = fields.get("counts")
     if counts in ("auto", "planned"):
         fields["counts"] = "uniform"
@@ -375,7 +315,7 @@ def _attention(denoiser: dict[str, Any]) -> str:
 
 def _with_dtype(section: ConfigDict) -> dict[str, Any]:
     """The section with its dtype resolved for this machine's devices, and lists as tuples."""
-    fields = _tuples(section)
+    fields = tuples(section)
     auto = jnp.float32 if platform() == "cpu" else jnp.bfloat16
     fields["dtype"] = choose(
         "dtype", section.dtype, {"auto": auto, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -399,6 +339,6 @@ def _like(default: Any, value: Any, what: str) -> Any:
     return value
 
 
-def _tuples(section: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+def tuples(section: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     """The section with lists (from JSON) as tuples."""
     return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vqd_jax.config import build
+from vqd_jax.config import build, sources
 from vqd_jax.core.errors import UserError
 from vqd_jax.data.batches import Resized, evaluation_records, indices, spread
 from vqd_jax.data.image_folder import ImageFolder
@@ -96,7 +96,7 @@ class Evaluation:
     @functools.cached_property
     def source(self) -> Resized:
         config = self.model.config
-        return Resized(build.source(config, self.cache), build.transform(config, training=False))
+        return Resized(sources.source(config, self.cache), build.transform(config, training=False))
 
     def reconstruction(self) -> dict[str, Any]:
         """Quality of the codec on held-out images, with LPIPS where they are large enough, and 95 %

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vqd_jax.config import build
+from vqd_jax.config import build, sources
 from vqd_jax.core.buckets import as_path, is_bucket
 from vqd_jax.core.errors import UserError, printable
 from vqd_jax.core.extras import check_extra
@@ -83,7 +83,7 @@ class Experiment:
     @functools.cached_property
     def source(self) -> Source:
         """The data set, which is built on first use."""
-        source = build.source(self.config, self.cache)
+        source = sources.source(self.config, self.cache)
         counts = collections.Counter(record.split for record in source.records)
         shown = [*SPLITS, *(split for split in VARIANTS if counts[split])]
         print(f"images: {', '.join(f'{counts[split]} {split}' for split in shown)}", flush=True)
