@@ -10,11 +10,10 @@ weights, as pip installs it and at its best (turns.py); and a step alone.
 Both draw tokens from captions: CLIP's text tower, 25 network calls with guidance, no decoder. The
 network has the same random weights on both sides, and the largest difference of their
 log-probabilities is recorded. All take turns, so that a noisy machine slows each; the peer runs
-with the number of threads that is fastest. `step` is what
-a call does after the network: it draws z_s from the logits, with our coefficients, and densely over
-all k + 1 states. `pictures` is ours alone, from captions to uint8 images: without guidance, and
-with it in calls where at most half of the tokens are masked; it also reports the share of the
-machine's peak that matrix products and convolutions take.
+with the number of threads that is fastest. `step` is what a call does after the network: it draws
+z_s from the logits, with our coefficients, and densely over all k + 1 states. `pictures` is ours
+alone, from captions to uint8 images: without guidance, and with it in calls where at most half of
+the tokens are masked. The share of the machine's peak is that of matrix products and convolutions.
 """
 
 import argparse

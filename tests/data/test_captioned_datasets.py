@@ -356,7 +356,7 @@ BAD = [
         r"read \(Failed .*/set/x.parquet' w",
     ),
     (flipped, {}, r"the data set \S*/set cannot be read( behind row \d)? \("),
-    (lambda root: damaged(root, "x.tar", b"no tar\n\n" * 64), {}, r"cannot be read \(ReadError: "),
+    (lambda root: damaged(root, "x.tar", b"no tar" * 99), {}, r"cannot be read \(ReadError: "),
     (truncated, {}, r"cannot be read behind row 6 \(ReadError: unexpected end of data"),
     (
         lambda root: truncated(root, more=-99),  # within a header

@@ -4,7 +4,6 @@ import base64
 import http.client
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from helpers import ROOT
+from helpers.demo_page import ENVIRONMENT
 from helpers.workdirs import make_workdir
 from vqd_jax.core.errors import UserError
 from vqd_jax.inference import pipeline
@@ -107,7 +107,7 @@ def test_the_command_serves_each_adapter_and_each_workdir(workdirs, models):
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=ENVIRONMENT,
     )
     try:
         address, ends = re.search(r"//(\S+)/  \((.*)\)", process.stdout.readline()).groups()

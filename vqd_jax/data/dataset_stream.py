@@ -89,7 +89,7 @@ class Selection:
         if not there:
             named = f" named {printable(self.files)}" if self.files else ""
             raise UserError(f"there are no files{named} in {self.path}: {ABOUT}")
-        if cut := [name for name, size, _ in there if name.endswith(".tar") and size % TAR_BLOCK]:
+        if cut := [name for name, size, _ in there if size % TAR_BLOCK and _is_tar(files[name])]:
             raise UserError(
                 f"{summarise(cut)} of the shards in {self.path} are incomplete: the size of a .tar "
                 f"file is a multiple of {TAR_BLOCK} bytes"
@@ -185,6 +185,14 @@ class Selection:
                 raise UserError(
                     f"the data set {self.path} cannot be read{where} ({printable(why)}){expected}"
                 ) from error
+
+
+def _is_tar(file: pathlib.Path) -> bool:
+    """Whether it is named as a tar file and begins as one that is not compressed."""
+    if file.suffix != ".tar":
+        return False
+    with file.open("rb") as opened:
+        return opened.read(TAR_BLOCK)[257:262] == b"ustar"
 
 
 @contextlib.contextmanager

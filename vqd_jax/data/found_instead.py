@@ -46,12 +46,13 @@ def beside(path: pathlib.Path) -> str:
     """What there is in place of a folder that does not exist, in brackets after a blank: a file of
     that name, or an entry beside it with a similar name; "" if there is neither.
     """
-    names = [] if path.is_file() else difflib.get_close_matches(path.name, entries(path.parent))
-    for name in [path.name] * path.is_file() + names:
-        packed, file = name.lower().endswith(ARCHIVES), path.with_name(name).is_file()
-        kind = ", an archive that is not unpacked" if packed else ", a file" if file else ""
-        return f" (there is {printable(name)}{kind})"
-    return ""
+    close = difflib.get_close_matches(path.name, entries(path.parent), n=1)
+    name = path.name if path.is_file() else next(iter(close), "")
+    if not name:
+        return ""
+    packed, file = name.lower().endswith(ARCHIVES), path.with_name(name).is_file()
+    kind = ", an archive that is not unpacked" if packed else ", a file" if file else ""
+    return f" (there is {printable(name)}{kind})"
 
 
 def entries(root: pathlib.Path) -> list[str]:
