@@ -202,7 +202,8 @@ CLOCK = "by the clock"
 # In the order of a training: a pattern of file operations, of how many of the first ones to choose
 # one, and up to how many seconds to wait then.
 MOMENTS = {
-    "while the data set is built": ("cache/emoji/partial", 7, 0.4),
+    # its images are made between the fourth operation and the fifth, in ten seconds or more
+    "while the data set is built": ("cache/emoji/partial", 4, 5.0),
     "at a file of the data set": ("cache/emoji/partial", 6, 0.0),
     "in a step of the codec": ("os.mkdir .*vqvae/tensorboard", 1, 0.0),
     "inside a save of the codec": (f"vqvae/{SAVING}", 40, 0.0),
