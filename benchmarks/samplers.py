@@ -1,7 +1,9 @@
-"""Every sampler at several numbers of calls and temperatures on one trained model: quality and
-speed, as JSON and a plot.
+"""Every sampler at several numbers of calls, temperatures and guidance scales on one trained model:
+quality and speed, as JSON and a plot.
 
   python benchmarks/samplers.py --workdir=pretrained/emoji --out=results/samplers.json
+  python benchmarks/samplers.py --workdir=pretrained/emoji64 --samplers ancestral --calls 25 \\
+      --temperatures 0.5 0.7 0.9 --guidances 1 1.25 1.5 2.5 4 --out=results/guidance.json
 
 The cells that training left out are cut in two by their position: settings are chosen on the first
 half (validation) and reported on the second (test), beside cells that were trained on. The file is
@@ -11,6 +13,7 @@ counts need a plan in the workdir (vqd plan).
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -56,6 +59,9 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--calls", nargs="*", type=int, default=CALLS)
     parser.add_argument("--temperatures", nargs="*", type=float, default=TEMPERATURES)
+    parser.add_argument(
+        "--guidances", nargs="*", type=float, help="scales; by default that of the workdir"
+    )
     parser.add_argument("--cache")
     parser.add_argument("--speed", action="store_true", help="time the samplers instead")
     parser.add_argument("--plot", action="store_true", help="draw what the file holds")
@@ -96,29 +102,31 @@ def measure(args: argparse.Namespace, done: dict) -> None:
     }
     done["ceiling"] = {part: scores.ceiling(sorted(set(chosen))) for part, chosen in parts.items()}
     prompts = lambda cells: [escape_prompt(scores.source.records[i].captions[0]) for i in cells]
-    known = {(row["sampler"], row["calls"], row["temperature"]) for row in done["rows"]}
-    n = int(np.prod(model.stage.denoiser.grid))
+    guidances = args.guidances or [model.config.sampling.guidance]
+    varied = ("sampler", "calls", "temperature", "guidance")
+    known = [{key: row.get(key, guidances[0]) for key in varied} for row in done["rows"]]
     for name in args.samplers:
         for calls in args.calls:
-            for temperature in args.temperatures:
-                chosen = settings(name, calls, n)
-                if (name, calls, temperature) in known or not chosen:
+            for temperature, guidance in itertools.product(args.temperatures, guidances):
+                chosen = settings(name, calls, model.stage.tokens)
+                row = dict(zip(varied, (name, calls, temperature, guidance), strict=True))
+                if row in known or not chosen:
                     continue
-                row = {"sampler": name, "calls": calls, "temperature": temperature}
                 for part, cells in parts.items():
                     made = model.batches(
                         prompts(cells),
                         batches.ROWS,
                         seed=protocol.seed,
                         temperature=temperature,
+                        guidance=guidance,
                         **chosen,
                     )
                     row[part] = scores.score(np.concatenate([*made]), cells)
                 done["rows"].append(row)
                 save(done, args.out)
                 print(
-                    f"{name:27} {calls:3} calls  temperature {temperature}: retrieval@1 "
-                    f"{row['seen']['retrieval@1']:.3f} seen "
+                    f"{name:27} {calls:3} calls  temperature {temperature}  guidance {guidance}: "
+                    f"retrieval@1 {row['seen']['retrieval@1']:.3f} seen "
                     f"{row['validation']['retrieval@1']:.3f} validation "
                     f"{row['test']['retrieval@1']:.3f} test",
                     flush=True,
@@ -137,7 +145,7 @@ def settings(name: str, calls: int, n: int) -> dict:
 def speed(args: argparse.Namespace, done: dict) -> None:
     """Measures images per second: a batch of 64, the better of two runs, the config's guidance."""
     model = pipeline.load(args.workdir)
-    n = int(np.prod(model.stage.denoiser.grid))
+    n = model.stage.tokens
     prompts = ["a twitter style emoji of a crab"] * batches.ROWS
     rates = done.setdefault("images_per_second", {})
     for name in args.samplers:
@@ -166,8 +174,8 @@ def save(done: dict, out: Path) -> None:
 
 
 def plot(rows: list[dict], out: Path) -> None:
-    """Quality against calls, each sampler at the temperature that is best for it on validation
-    cells.
+    """Quality against calls, each sampler at the temperature and guidance that are best for it on
+    validation cells.
     """
     import matplotlib
 
