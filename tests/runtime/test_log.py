@@ -71,8 +71,22 @@ def test_another_digit_is_damage(tmp_path, capsys):
     assert [row["train/loss"] for row in read_metrics(tmp_path)] == [0.625, 0.25]
 
 
+def test_every_flipped_bit_of_the_last_line_is_told_or_harmless(tmp_path, caplog):
+    log = Log(tmp_path)
+    for step in (1, 2):
+        log.write(step, {"x": step})
+    log.close()
+    file = tmp_path / "metrics.jsonl"
+    whole, rows = file.read_bytes(), read_metrics(tmp_path)
+    for place in range(whole.index(b"\n") + 1, len(whole)):
+        for bit in range(8):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            caplog.clear()
+            assert read_metrics(tmp_path) == rows or str(file) in caplog.text
+
+
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_a_cut_line_is_dropped_and_writing_goes_on(tmp_path, cut):
+def test_a_cut_line_is_dropped_and_writing_goes_on(tmp_path, cut, caplog):
     log = Log(tmp_path)
     for step in (1, 2):
         log.write(step, {"x": step})
@@ -81,6 +95,7 @@ def test_a_cut_line_is_dropped_and_writing_goes_on(tmp_path, cut):
     file.write_bytes(file.read_bytes()[:-cut])
     left = [1, 2] if cut == 1 else [1]  # only the line break is gone
     assert [r["step"] for r in read_metrics(tmp_path)] == left
+    assert (f"the last line of {file} is cut" in caplog.text) == (cut > 1)
     log = Log(tmp_path)
     log.write(3, {"x": 3})
     log.close()

@@ -19,6 +19,7 @@ from helpers.report_folder import EVALUATION, EVIL, colours, entropy, fill
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.core.image_grid import save_png
+from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import Log, read_metrics
 from vqd_jax.runtime.workdir import Workdir
 from vqd_jax.samplers.call_planner import fixed_order_cost, random_order_cost
@@ -298,6 +299,25 @@ def test_an_emptied_log_is_told(workdir, tmp_path):
     parsed = Parsed(page.page(tmp_path / "copy"))
     assert "Denoiser (diffusion) was started, and its log is empty." in parsed.text
     assert "TPU <v5>" in parsed.text
+
+
+@pytest.mark.parametrize("last", [None, 5, 6, 8, 10])
+def test_a_log_that_ends_before_the_last_checkpoint_is_told(workdir, tmp_path, last):
+    """Here lines are written every 2 steps, and the checkpoint is of step 9."""
+    shutil.copytree(workdir, tmp_path / "copy")
+    config = defaults().unlock()
+    config.diffusion_train.batch_size, config.diffusion_train.log_every = 8, 16
+    with Checkpoints(tmp_path / "copy/diffusion/checkpoints") as checkpoints:
+        shutil.rmtree(tmp_path / "copy/diffusion/checkpoints/10")
+        checkpoints.save(9, {"config": json.loads(config.to_json())}, wait=True)
+    steps = [2] if last is None else [2, last]
+    rows = [json.dumps({"step": step, "time": step, "train/loss": 1.0}) + "\n" for step in steps]
+    (tmp_path / "copy/diffusion/metrics.jsonl").write_text("".join(rows))
+    told = (
+        f"Denoiser (diffusion): the log ends at step {last or 2}, before the last checkpoint, of "
+        "step 9: lines are missing."
+    )
+    assert (told in Parsed(page.page(tmp_path / "copy")).text) == (last not in (8, 10))
 
 
 GHOSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"

@@ -114,11 +114,11 @@ def unsealed(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
-    if SEAL in value:
-        found = re.search(rf',\s*"{SEAL}": (\d+)\s*\}}\s*$', text)
-        if not found or zlib.crc32(text[: found.start()].encode()) != int(found[1]):
-            raise ValueError("it has changed since it was written")
-        del value[SEAL]
+    last = re.search(r',\s*"([^"]*)": (\d+)\s*\}\s*$', text)
+    sealed = last and zlib.crc32(text[: last.start()].encode()) == int(last[2])
+    if sealed and last[1] != SEAL or not sealed and SEAL in value:
+        raise ValueError("it has changed since it was written")
+    value.pop(SEAL, None)
     return value
 
 

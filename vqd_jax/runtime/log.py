@@ -112,7 +112,7 @@ class Log:
         with damaged lines is kept under another name.
         """
         path = self._paths.metrics
-        rows, damaged = _rows(path)
+        rows, damaged, _ = _rows(path)
         new = "".join(line + "\n" for line, row in rows if wanted(row))
         if not damaged and new == path.read_text():
             return
@@ -136,23 +136,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file of metrics")
     try:
-        rows, damaged = _rows(path)
+        rows, damaged, cut = _rows(path)
     except OSError as error:
         raise UserError(f"cannot read metrics from {path}: {error.strerror}") from error
     if damaged and not rows:
         raise UserError(f"{path} has no line of metrics (a JSON object with a step)")
     if damaged:
         logging.warning("%s of the %s lines of %s are damaged", damaged, damaged + len(rows), path)
+    if cut:
+        logging.warning("the last line of %s is cut, as by a kill, and left out", path)
     from_json = lambda value: math.nan if value is None else value
     return [{key: from_json(value) for key, value in row.items()} for _, row in rows]
 
 
-def _rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
-    """(line, its object) of each whole line, and the number of damaged ones, to which a truncated
-    last one does not count.
+def _rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int, bool]:
+    """(line, its object) of each whole line, the number of damaged ones, and whether there is a
+    cut one beside them: the last one, without its end.
     """
-    rows, damaged = [], 0
-    lines = path.read_text(errors="replace").splitlines()
+    rows, damaged, cut = [], 0, False
+    content = path.read_text(errors="replace")
+    lines = content.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = unsealed(line)
@@ -160,9 +163,11 @@ def _rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
             row = None
         if _is_row(row):
             rows.append((line, row))
+        elif number == len(lines) and not content.endswith("\n"):
+            cut = True
         else:
-            damaged += number < len(lines)
-    return rows, damaged
+            damaged += 1
+    return rows, damaged, cut
 
 
 def _is_row(row: Any) -> bool:

@@ -63,6 +63,19 @@ def rows(workdir: Path) -> dict[str, list[dict[str, Any]]]:
     return {stage: rows for stage, rows in found.items() if rows}
 
 
+def log_ends_early(workdir: Path, stage: str, rows: list[dict[str, Any]]) -> int | None:
+    """The step of the stage's last checkpoint, if its log lacks lines from before it."""
+    checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
+    if not (steps := checkpoints.steps()) or not checkpoints.has("config", steps[-1]):
+        return None
+    try:
+        train = checkpoints.restore("config", step=steps[-1]).get(f"{stage}_train", {})
+    except UserError:  # damaged, as the section of the config says
+        return None
+    every = max(train.get("log_every", 0) // train.get("batch_size", 1), 1)
+    return steps[-1] if rows[-1]["step"] // every < steps[-1] // every else None
+
+
 def times(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Times and speeds of a stage from the rows of its log, as text."""
     of = lambda name: [

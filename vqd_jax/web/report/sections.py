@@ -119,6 +119,12 @@ def times(workdir: Path) -> str:
         for stage in columns
         if stage not in rows
     ]
+    notes += [
+        f"{stage_title(stage)}: the log ends at step {found[-1]['step']:,}, before the last "
+        f"checkpoint, of step {last:,}: lines are missing"
+        for stage, found in rows.items()
+        if (last := run_info.log_ends_early(workdir, stage, found))
+    ]
     body = table(
         ("", *map(stage_title, columns)),
         [(name, *(column.get(name, "") for column in columns.values())) for name in names],
