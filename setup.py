@@ -1,4 +1,4 @@
-"""The configs and a trained model become part of the wheel; all else is in setup.cfg."""
+"""The configs and the trained models become part of the wheel; all else is in setup.cfg."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = "configs", "pretrained/emoji"
+FOLDERS = "configs", "pretrained/emoji64", "pretrained/emoji"
 
 
 class Build(build_py):

@@ -116,7 +116,7 @@ def denoiser(c):
     c.diffusion_train.best = "retrieval@1"
     c.held_out.examples, c.held_out.draws, c.held_out.retrieval = 256, 2, 256
     c.evaluation.name = "emoji64"
-    c.sampling.guidance, c.sampling.ramp, c.sampling.temperature = 2.5, True, 0.9
+    c.sampling.guidance, c.sampling.ramp, c.sampling.temperature = 1.5, True, 0.5
 
 
 def only_codec(c):

@@ -30,7 +30,7 @@ INCLUDED = {
     "project/tests.md": "tests/README.md",
     "project/security.md": "SECURITY.md",
     "project/changelog.md": "CHANGELOG.md",
-    "project/model_card.md": "pretrained/emoji/README.md",
+    "project/model_card.md": "pretrained/emoji64/README.md",
 }
 # Files that these pages are made from; links to them lead there
 REFERENCE = {

@@ -200,7 +200,7 @@ def test_two_folders_are_measured_without_a_model(tmp_path, monkeypatch):
     [
         (
             [],
-            "--workdir is missing; for a first try take --workdir=pretrained/emoji, or name "
+            "--workdir is missing; for a first try take --workdir=pretrained/emoji64, or name "
             "folders with --pictures",
         ),
         (["--pictures={tmp}/made", "--reference={tmp}/made"], "--workdir is missing"),

@@ -42,7 +42,7 @@ for path in sorted(pathlib.Path("vqd_jax").rglob("*.py")):
     name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     importlib.import_module(name)
 import vqd_jax
-vqd_jax.load("pretrained/emoji")
+vqd_jax.load("pretrained/emoji64")
 """
 COMMAND = """
 before = state()

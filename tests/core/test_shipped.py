@@ -32,11 +32,11 @@ def test_in_a_wheel_they_lie_inside_the_package(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "vqd_jax"
     shutil.copytree(ROOT / "configs", package / "configs")
     (package.parent / "configs").mkdir()  # that of another package
-    (package / "pretrained" / "emoji").mkdir(parents=True)
+    (package / "pretrained" / "emoji64").mkdir(parents=True)
     monkeypatch.setattr(shipped, "PACKAGE", package)
     monkeypatch.chdir(tmp_path)
     assert shipped.config_path("cub") == str(package / "configs" / "cub.py")
-    assert shipped.model_path(shipped.MODEL) == package / "pretrained" / "emoji"
+    assert shipped.model_path(shipped.MODEL) == package / "pretrained" / "emoji64"
     assert shipped.model_path("runs/mine") == "runs/mine"
     shutil.rmtree(package / "configs")
     assert shipped.config_names() == [] and shipped.config_path("cub") == "cub"

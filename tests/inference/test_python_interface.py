@@ -156,7 +156,7 @@ def test_an_exported_file_is_loaded_as_the_workdir_it_was(model, workdir, tmp_pa
 
 def test_the_shipped_model_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert pipeline.load("pretrained/emoji").checkpoints
+    assert pipeline.load("pretrained/emoji64").checkpoints
     for gone in ("pretrained/gone", str(tmp_path / "pretrained" / "emoji"), "gone.safetensors"):
         with pytest.raises(UserError, match="there is no workdir"):
             pipeline.load(gone)

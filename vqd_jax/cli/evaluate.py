@@ -103,7 +103,7 @@ def main(options: flags.FlagValues, arguments: Sequence[str]) -> None:
     workdir = options.workdir
     if not workdir and not (options.pictures and options.reference and options.protocol):
         raise UserError(
-            "--workdir is missing; for a first try take --workdir=pretrained/emoji, or name "
+            "--workdir is missing; for a first try take --workdir=pretrained/emoji64, or name "
             "folders with --pictures and --reference, and a --protocol"
         )
     given = sampling(options) | loading(options)

@@ -1,4 +1,4 @@
-"""What comes with the package beside its code: the configs, and a trained model. In a checkout they
+"""What comes with the package beside its code: the configs, and trained models. In a checkout they
 lie beside the package, in a wheel inside it (setup.py).
 """
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-MODEL = "pretrained/emoji"  # for commands to which no workdir is given
+MODEL = "pretrained/emoji64"  # for commands to which no workdir is given
 
 
 def shipped(name: str | os.PathLike) -> Path | None:

@@ -182,7 +182,7 @@ def load(
       model: a workdir; a file written by `vqd export`; a file or folder of released PyTorch weights
         that `vqd convert` takes without more; "hf://OWNER/NAME", a repository of the Hugging Face
         hub with one of these; or the name of a model that comes with the package,
-        "pretrained/emoji".
+        such as "pretrained/emoji64".
       plan: a file written by `vqd plan`, instead of the workdir's own.
       stage: "diffusion" or "autoregressive", for a model that has both.
       checkpoint: "best", "last" or a step, of the model over tokens (of the codec, where only that

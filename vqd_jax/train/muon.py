@@ -2,7 +2,7 @@
 
 As `optax.contrib.muon`, with its state, but the iteration of Newton and Schulz can run in bfloat16,
 as in the authors' code, and its products are those of `models.products`: on a CPU optax's takes 2
-to 4 times as long, nearly half of a training step of the shipped model.
+to 4 times as long, nearly half of a training step of `pretrained/emoji`.
 """
 
 from typing import Any
