@@ -25,8 +25,7 @@ Training on from a denoiser, as of pretrained/emoji64, needs lower rates, such a
 --config.diffusion_optim.muon=3e-4 --config.diffusion_optim.learning_rate=1e-4: with 2e-3 the loss
 rises by two nats first, and takes thousands of steps to come back.
 
-Guidance and temperature were chosen by retrieval of 96 training captions: 10 % at guidance 4, 44 %
-at 2.5, 49 % at 1.5 (temperature 0.7), 53 % at 1.5 and 0.5.
+Guidance and temperature: docs/samplers.md has other values.
 """
 
 from vqd_jax.config.defaults import defaults, with_variant
