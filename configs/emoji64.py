@@ -25,7 +25,7 @@ Training on from a denoiser, as of pretrained/emoji64, needs lower rates, such a
 --config.diffusion_optim.muon=3e-4 --config.diffusion_optim.learning_rate=1e-4: with 2e-3 the loss
 rises by two nats first, and takes thousands of steps to come back.
 
-Guidance and temperature: docs/samplers.md has other values.
+docs/samplers.md compares other values of guidance and temperature.
 """
 
 from vqd_jax.config.defaults import defaults, with_variant

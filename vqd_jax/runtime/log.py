@@ -144,7 +144,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if damaged:
         logging.warning("%s of the %s lines of %s are damaged", damaged, damaged + len(rows), path)
     if cut:
-        logging.warning("the last line of %s is cut, as by a kill, and left out", path)
+        logging.warning("the last line of %s is incomplete, as after a kill, and is left out", path)
     from_json = lambda value: math.nan if value is None else value
     return [{key: from_json(value) for key, value in row.items()} for _, row in rows]
 

@@ -22,9 +22,16 @@ MAX_MACHINE = 2**20  # bytes of a machine.json
 def stored_config(workdir: Path) -> dict[str, Any] | None:
     """The config of the last trained stage."""
     for stage in reversed(STAGES):
-        checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
-        if (steps := checkpoints.steps()) and checkpoints.has("config", steps[-1]):
-            return without_local_paths(checkpoints.restore("config", step=steps[-1]))
+        if found := _last_config(workdir, stage):
+            return without_local_paths(found[1])
+    return None
+
+
+def _last_config(workdir: Path, stage: str) -> tuple[int, dict[str, Any]] | None:
+    """(step, config) of the last checkpoint of a stage."""
+    checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
+    if (steps := checkpoints.steps()) and checkpoints.has("config", steps[-1]):
+        return steps[-1], checkpoints.restore("config", step=steps[-1])
     return None
 
 
@@ -65,15 +72,16 @@ def rows(workdir: Path) -> dict[str, list[dict[str, Any]]]:
 
 def log_ends_early(workdir: Path, stage: str, rows: list[dict[str, Any]]) -> int | None:
     """The step of the stage's last checkpoint, if its log lacks lines from before it."""
-    checkpoints = Checkpoints(Workdir(workdir).checkpoints(stage), read_only=True)
-    if not (steps := checkpoints.steps()) or not checkpoints.has("config", steps[-1]):
-        return None
     try:
-        train = checkpoints.restore("config", step=steps[-1]).get(f"{stage}_train", {})
+        found = _last_config(workdir, stage)
     except UserError:  # damaged, as the section of the config says
         return None
+    if found is None:
+        return None
+    step, config = found
+    train = config.get(f"{stage}_train", {})
     every = max(train.get("log_every", 0) // train.get("batch_size", 1), 1)
-    return steps[-1] if rows[-1]["step"] // every < steps[-1] // every else None
+    return step if rows[-1]["step"] // every < step // every else None
 
 
 def times(rows: list[dict[str, Any]]) -> dict[str, str]:
