@@ -9,7 +9,7 @@ import pytest
 
 from helpers.emoji_set import emoji_cache
 from vqd_jax.data import splits
-from vqd_jax.data.emoji import CATEGORIES, Emoji
+from vqd_jax.data.emoji import BASIC, CATEGORIES, Emoji
 from vqd_jax.data.emoji_looks import look
 from vqd_jax.data.emoji_nouns import NOUNS
 from vqd_jax.data.emoji_synonyms import SYNONYMS
@@ -46,7 +46,7 @@ VARIANTS = OPTIONS | {
 def cache(tmp_path_factory):
     """A folder beside the built set of all tests, for what is measured here."""
     folder = tmp_path_factory.mktemp("emoji")
-    (folder / "emoji").symlink_to(emoji_cache() / "emoji")
+    (folder / BASIC).symlink_to(emoji_cache() / BASIC)
     return str(folder)
 
 

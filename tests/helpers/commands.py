@@ -18,6 +18,7 @@ from filelock import FileLock
 from helpers import ROOT
 from helpers.emoji_set import emoji_cache
 from vqd_jax.cli import runner
+from vqd_jax.data.emoji import BASIC
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
 
@@ -101,8 +102,8 @@ def cache(tmp_path_factory):
     """A cache folder with the built emoji set; VQD_TEST_CACHE lets several test runs share one."""
     folder = Path(os.environ.get("VQD_TEST_CACHE") or shared_folder(tmp_path_factory) / "cache")
     with FileLock(f"{folder}.lock"):
-        if not (folder / "emoji").exists():
-            shutil.copytree(emoji_cache() / "emoji", folder / "emoji")
+        if not (folder / BASIC).exists():
+            shutil.copytree(emoji_cache() / BASIC, folder / BASIC)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The full emoji set, built once for all test runs with the same code."""
+"""The emoji set, built once for all test runs with the same code."""
 
 import hashlib
 import tempfile

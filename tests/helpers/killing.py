@@ -27,7 +27,7 @@ from helpers import ROOT
 from helpers.emoji_set import emoji_cache
 from vqd_jax.config.defaults import defaults
 from vqd_jax.core.checksums import mismatch
-from vqd_jax.data.emoji import Emoji
+from vqd_jax.data.emoji import BASIC, Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
 from vqd_jax.runtime.log import TIMINGS, read_metrics
 
@@ -202,9 +202,9 @@ CLOCK = "by the clock"
 # In the order of a training: a pattern of file operations, of how many of the first ones to choose
 # one, and up to how many seconds to wait then.
 MOMENTS = {
-    # its images are made between the fourth operation and the fifth, in ten seconds or more
-    "while the data set is built": ("cache/emoji/partial", 4, 5.0),
-    "at a file of the data set": ("cache/emoji/partial", 6, 0.0),
+    # its images are made between the fourth operation and the fifth, in eight seconds or more
+    "while the data set is built": (f"cache/{BASIC}/partial", 4, 5.0),
+    "at a file of the data set": (f"cache/{BASIC}/partial", 6, 0.0),
     "in a step of the codec": ("os.mkdir .*vqvae/tensorboard", 1, 0.0),
     "inside a save of the codec": (f"vqvae/{SAVING}", 40, 0.0),
     "taking back metrics of the codec": (r"(open|os\.rename) .*vqvae/\.metrics\.", 2, 0.0),
@@ -318,7 +318,7 @@ def start(
 def landing(workdir: Path, said: str) -> str:
     """What a process that was killed by the clock was doing, by its files and its output."""
     called = {"vqvae": "the codec", "diffusion": "the denoiser"}
-    if any(workdir.glob("cache/emoji/partial")):
+    if any(workdir.glob(f"cache/{BASIC}/partial")):
         return "while the data set is built"
     for stage in STAGES:
         if any(workdir.glob(f"{stage}/checkpoints/*.orbax-checkpoint-tmp")) or unfinished(
@@ -345,7 +345,7 @@ def link_emoji(workdir: Path) -> Path:
     """Gives a new workdir the built emoji set, whose building takes longer than the training."""
     cache = workdir / "cache"
     cache.mkdir(parents=True)
-    (cache / "emoji").symlink_to(emoji_cache() / "emoji")
+    (cache / BASIC).symlink_to(emoji_cache() / BASIC)
     return workdir
 
 
@@ -436,7 +436,7 @@ def differences(one: Path, two: Path) -> list[str]:
             out.append(name)
         if name.endswith(".json"):
             json.loads((two / name).read_text())
-    sets = {(workdir / "cache" / "emoji").resolve() for workdir in (one, two)}
+    sets = {(workdir / "cache" / BASIC).resolve() for workdir in (one, two)}
     if len(sets) > 1 and len({Emoji(cache=str(folder.parent)).fingerprint for folder in sets}) > 1:
         out.append("the data set")
     return out

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers.killing import ROOT, STEPS, differences, environment, struck, training
-from vqd_jax.data.emoji import Emoji
+from vqd_jax.data.emoji import BASIC, Emoji
 from vqd_jax.runtime.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def built(tmp_path_factory):
 def begin(workdir, built):
     """A workdir whose data set is there."""
     (workdir / "cache").mkdir(parents=True)
-    (workdir / "cache" / "emoji").symlink_to(built / "emoji")
+    (workdir / "cache" / BASIC).symlink_to(built / BASIC)
     return workdir
 
 

@@ -1,8 +1,8 @@
 """Captioned emoji in three drawing styles, the default data set: it installs with pip and trains on
 a laptop. Seven more styles need npm, and images may have recoloured, mirrored and paired variants.
 
-Each set is built once in full and filtered on reading, so all configs share one build and one
-split.
+Each set is built once and filtered on reading, so all configs share one build and one split; skin
+tones and flags are a set of their own.
 """
 
 import functools
@@ -38,7 +38,8 @@ CATEGORIES = (
     "Component",
     "Other",
 )  # a label is an index into it
-COUNT = 10_546  # emoji-style pairs of the styles from pip packages
+BASIC, EXTRA = "emoji_basic", "emoji_extra"  # the stored sets of the styles from pip packages
+COUNTS = {BASIC: 4_728, EXTRA: 5_818}  # emoji-style pairs
 WORDINGS = ("plain", "varied")
 
 _ZWJ, _MAN, _WOMAN, _FEMALE, _MALE, _RIGHTWARDS = 0x200D, 0x1F468, 0x1F469, 0x2640, 0x2642, 0x27A1
@@ -48,8 +49,8 @@ class Emoji:
     """All emoji in the chosen styles, on white.
 
     Args:
-      cache: the folder in which the set is built the first time (half a minute, 34 MB; for all ten
-        styles a minute and a half, 90 MB).
+      cache: the folder in which the set is built the first time (10 seconds, 16 MB; with skin tones
+        and flags 20 seconds, 34 MB; for all ten styles a minute and a half, 90 MB).
       resolution: side of the square images in pixels; they are stored at 72.
       styles: the drawing styles to keep; those of `emoji_icons` are fetched with npm.
       skin_tones, flags: whether to keep variants with a skin tone, and the category of flags.
@@ -100,7 +101,7 @@ class Emoji:
             raise UserError(f"emoji.pairs is a number of images, got {pairs}")
         self._resize = Resize(size=resolution)
         self.skipped: dict[str, str] = {}
-        sets = [_scan(directory) for directory in _build(cache, styles)]
+        sets = [_scan(directory) for directory in _build(cache, styles, skin_tones or flags)]
         rows = [row for rows in sets for row in rows]
         known = {row.category for row in rows} | {row.subcategory for row in rows}
         if missing := [category for category in categories if category not in known]:
@@ -249,22 +250,21 @@ def _subset(rows: list[_Row], count: int, styles: int) -> list[_Row]:
     return [row for row in rows if row.item in chosen]
 
 
-def _build(cache: str, styles: tuple[str, ...]) -> list[pathlib.Path]:
-    """The folders of the stored sets that the styles need: one for all styles of pip packages, and
-    one for each other style.
+def _build(cache: str, styles: tuple[str, ...], extra: bool) -> list[pathlib.Path]:
+    """The folders of the stored sets that are needed: one for all styles of pip packages, another
+    for their skin tones and flags if `extra`, and one for each other style.
     """
     write = functools.partial(array_record.write, cache, features=_features)
-    found = []
-    if set(styles) & set(STYLES):
-        found.append(
-            write(
-                name="emoji",
-                examples=emoji_art.rows,
-                total=COUNT,
-                description="Emoji drawn by Google (Noto), Twitter (Twemoji) and OpenMoji, with "
-                "names.",
-            )
+    found = [
+        write(
+            name=name,
+            examples=functools.partial(emoji_art.rows, name == EXTRA),
+            total=COUNTS[name],
+            description="Emoji drawn by Google (Noto), Twitter (Twemoji) and OpenMoji, with names.",
         )
+        for name in ((BASIC, EXTRA) if extra else (BASIC,))
+        if set(styles) & set(STYLES)
+    ]
     for style, icons in emoji_icons.ICON_SETS.items():
         if style in styles:
             found.append(

