@@ -39,6 +39,7 @@ def test_an_adapter_needs_more_than_a_codec(codec, tmp_path):
         Experiment(config, tmp_path)
 
 
+@pytest.mark.slow  # 15 s; a command of docs/published.md has this start, too
 def test_it_trains_and_draws(codec, cache, tmp_path):
     workdir = tmp_path / "run"
     wrong = "--config.vqvae.channels=24"  # that of the codec counts

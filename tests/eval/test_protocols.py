@@ -10,6 +10,7 @@ from vqd_jax.config.defaults import complete, defaults
 from vqd_jax.core.errors import UserError
 from vqd_jax.eval import protocols
 from vqd_jax.eval.protocols import PROTOCOLS, Protocol
+from vqd_jax.eval.run import Choice
 
 STATED = {  # what is known of each from its authors: pictures, real ones, truncation, resizing
     "vqdiffusion-cub": (30_000, "own", {}, "pytorch-fid"),
@@ -78,6 +79,12 @@ def test_the_shipped_model_names_its_protocol_by_the_former_name():
     for key in set(stored["evaluation"]) - {"name"}:
         assert stored["evaluation"][key] == published[key]
     assert protocols.with_overrides(**complete(stored).evaluation) == PROTOCOLS["emoji"]
+
+
+@pytest.mark.parametrize("images,want", [(None, (512, 1024)), (7, (7, 7)), (2000, (2000, 1024))])
+def test_fewer_images_are_fewer_for_the_bound_too(images, want):
+    protocol = Choice(images=images).applied(PROTOCOLS["emoji"])
+    assert (protocol.images, protocol.bound_images) == want
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,8 @@ sys.exit(runner.status(main, again="resumes from the last checkpoint"))
 """
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # 10 s each; signals without W&B are in test_loop.py
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_training_continues_the_run(
     request, monkeypatch, tmp_path, number
 ):

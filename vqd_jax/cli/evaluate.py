@@ -73,7 +73,7 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "images",
         None,
-        "images per split, instead of the protocol's number",
+        "images per split, instead of the protocol's number; the bound takes at most as many",
         lower_bound=2,
         flag_values=options,
     )

@@ -47,8 +47,10 @@ class Choice:
     clip: str | None = None
 
     def applied(self, protocol: Protocol) -> Protocol:
-        """The protocol with the chosen numbers."""
+        """The protocol with the chosen numbers; fewer images are fewer for the bound, too."""
         chosen = {"images": self.images, "seed": self.seed}
+        if self.images:
+            chosen["bound_images"] = min(self.images, protocol.bound_images)
         given = {name: value for name, value in chosen.items() if value is not None}
         return dataclasses.replace(protocol, **given)
 

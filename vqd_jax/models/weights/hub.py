@@ -24,7 +24,7 @@ def local_folder(name: str, files: Sequence[str] = FILES) -> Path:
     if not REPOSITORY.fullmatch(name) or name.endswith(ENDS):
         raise UserError(
             f"there is no file or folder {shown(name)}, and it is not the name of a repository on "
-            "the Hugging Face hub, such as openai/clip-vit-base-patch32"
+            "the Hugging Face hub (OWNER/NAME)"
         )
     from huggingface_hub import snapshot_download
 
