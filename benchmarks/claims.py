@@ -166,7 +166,7 @@ def train(
         shutil.copytree(args.codec / "vqvae", folder / ".vqvae", dirs_exist_ok=True)
         (folder / ".vqvae").rename(folder / "vqvae")
     flags = (
-        {"seed": seed, "data.cache": (args.work / "cache").resolve()}
+        {"seed": seed, "data.cache": (args.work / "cache").resolve(), "sampling.guidance": 2.0}
         | settings
         | VARIANTS[name].flags
     )
