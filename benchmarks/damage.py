@@ -29,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from kill import provenance, say  # noqa: E402
+from kill import say  # noqa: E402
+from peer import provenance  # noqa: E402
 
 from helpers import killing  # noqa: E402
 

@@ -16,18 +16,16 @@ import argparse
 import collections
 import functools
 import json
-import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from peer import provenance  # noqa: E402
 
 from helpers import killing  # noqa: E402
 
@@ -141,20 +139,6 @@ def table(rows: list[dict]) -> dict[str, dict[str, int]]:
     return {
         place: {name: n for (at, name), n in sorted(counts.items()) if at == place}
         for place in places
-    }
-
-
-def provenance() -> dict[str, object]:
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    return {
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
-        "load_average": os.getloadavg(),
-        "versions": {name: version(name) for name in ("jax", "flax", "numpy", "orbax-checkpoint")},
     }
 
 

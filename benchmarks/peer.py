@@ -220,13 +220,14 @@ def provenance() -> dict[str, Any]:
         text=True,
     )
     versions = {}
-    for name in ("jax", "flax", "optax", "torch", "diffusers"):
+    for name in ("jax", "flax", "optax", "orbax-checkpoint", "torch", "diffusers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     return {
         "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
         **versions,
         "cpus": cores(),
         "device": jax.devices()[0].device_kind,
