@@ -24,23 +24,46 @@ def get_config(variant: str = ""):
     c.data.source = "folder"
     c.data.image_size = 64
     c.process.schedule = "paper"
-    c.vqvae.channels = 96
-    c.vqvae.multipliers = (1, 2, 2)
-    c.codebook.codes = 1024
     c.codebook.decay = 0.97
     c.codebook.restart_every = 25
     c.vqvae_loss.lpips = 0.3
+    c.learned_text.length = 32
+    c.preview.prompts = ()
+    return with_variant(c, variant, {"": gpu, "cpu": cpu, "adapter": adapter})
+
+
+def gpu(c):
+    c.vqvae.channels = 96
+    c.vqvae.multipliers = (1, 2, 2)
+    c.codebook.codes = 1024
     c.vqvae_train.examples = 400_000
     c.denoiser.layers = 8
     c.denoiser.width = c.learned_text.width = 256
     c.denoiser.heads = c.learned_text.heads = 8
-    c.learned_text.length = 32
     c.diffusion_train.examples = 1_000_000
-    c.preview.prompts = ()
-    return with_variant(c, variant, {"": lambda c: None, "adapter": adapter})
+
+
+def cpu(c):
+    c.data.drop_words = 0.2
+    c.vqvae.patch_size = 4
+    c.codebook.groups = 2
+    c.vqvae_loss.lpips_examples = 8
+    c.vqvae_optim.muon = 3e-3
+    c.vqvae_train.batch_size = 32
+    c.vqvae_train.examples = 40_000
+    c.denoiser.layers = 4
+    c.denoiser.head = "tied"
+    c.learned_text.layers = 0
+    c.diffusion_loss.auxiliary = 0.03
+    c.diffusion_optim.muon = 4e-3
+    c.diffusion_train.batch_size = 64
+    c.diffusion_train.examples = 240_000
+    c.held_out.examples, c.held_out.draws = 128, 2
+    c.sampling.guidance, c.sampling.temperature = 1.0, 0.7
 
 
 def adapter(c):
+    gpu(c)
     c.adapter.rank, c.adapter.kernels = 8, "all"
     c.folder.held_out_items = 0.0
     c.diffusion_train.batch_size, c.diffusion_train.examples = 16, 9_600
