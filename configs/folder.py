@@ -1,6 +1,7 @@
 """Your own captioned images in a folder: img.png + img.txt, or metadata.jsonl, or captions.csv.
 
   python -m vqd_jax.main --config=configs/folder.py --config.folder.path=DIR --workdir=runs/mine
+  python -m vqd_jax.main --config=configs/folder.py:cpu --config.folder.path=DIR --workdir=runs/mine
   python -m vqd_jax.main --config=configs/folder.py:adapter --config.init_from=WORKDIR \
       --config.folder.path=DIR
 
@@ -8,6 +9,11 @@
 
 Hardware and hours: sizes and training lengths are first guesses for some thousand images on one
 GPU, run only at small sizes on a CPU. Expected metric: watch the held-out bound in metrics.jsonl.
+
+`cpu` is for some hundred images. Measured on two cores of an AMD EPYC, Python 3.12, with 707
+training images of `tuxpaint-stamps-default`, photographs and drawings: codec 18 minutes, PSNR
+22.5 dB on held-out images; denoiser 42 minutes; 78 % of 256 training captions give the right image
+(retrieval@1; the codec's ceiling is 91 %).
 
 `adapter` trains a low-rank adapter (LoRA) that memorises some tens of images. Measured on
 pretrained/emoji with 20 emoji that it does not know, 600 steps of 16, 93 s on one CPU core: bound
