@@ -177,7 +177,7 @@ def test_a_negative_prompt_leads_away(model):
         ({"sampler": "counts", "noise": float("nan")}, "noise of counts must be like 4.5, got nan"),
         ({"sampler": "counts", "noise": 10**400}, "noise of counts must be like 4.5, got 1000"),
         ({"sampler": "counts", "noise": True}, "got True"),
-        ({"negative_prompt": "x" * 1001}, "a prompt has 1,001 characters"),
+        ({"negative_prompt": "x" * 1001, "guidance": 2.0}, "a prompt has 1,001 characters"),
         ({"sampler": "counts", "calls": 65}, "calls must be in 1..64"),
         ({"sampler": "remask", "eta": 2.0}, r"eta in \[0, 1\], got 2"),
         ({"temperature": 0.0}, "temperature positive"),

@@ -96,7 +96,7 @@ def conditioning(
     if negative_prompt and guidance == 1:
         raise UserError(
             "a negative prompt acts through guidance, and a guidance of 1 is none: choose another "
-            "scale"
+            "scale, such as 2"
         )
     _check_length(negative_prompt)
     if kind == "none":
