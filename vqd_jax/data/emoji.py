@@ -49,7 +49,7 @@ class Emoji:
     """All emoji in the chosen styles, on white.
 
     Args:
-      cache: the folder in which the set is built the first time (10 seconds, 16 MB; with skin tones
+      cache: the folder in which the set is built the first time (10 seconds, 14 MB; with skin tones
         and flags 20 seconds, 34 MB; for all ten styles a minute and a half, 90 MB).
       resolution: side of the square images in pixels; they are stored at 72.
       styles: the drawing styles to keep; those of `emoji_icons` are fetched with npm.
