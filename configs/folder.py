@@ -10,7 +10,7 @@
 Hardware and hours: sizes and training lengths are first guesses for some thousand images on one
 GPU, run only at small sizes on a CPU. Expected metric: watch the held-out bound in metrics.jsonl.
 
-`cpu` is for some hundred images. Measured on two cores of an AMD EPYC, Python 3.12, with 707
+`cpu` is for a few hundred images. Measured on two cores of an AMD EPYC, Python 3.12, with 707
 training images of `tuxpaint-stamps-default`, photographs and drawings: codec 18 minutes, PSNR
 22.5 dB on held-out images; denoiser 42 minutes; 78 % of 256 training captions give the right image
 (retrieval@1; the codec's ceiling is 91 %).

@@ -61,8 +61,8 @@ def test_counts(whole, default):
     assert sum(map(toned, whole.records)) == 5010 and not any(map(toned, default.records))
     assert sum(toned(r) for r in whole.records if r.style != "openmoji") == 3015
     assert (
-        len(rows(whole)) == len(whole) == sum(COUNTS.values())
-        and len(default) == COUNTS[BASIC]
+        len(rows(whole)) == len(whole) == sum(COUNTS.values()) == 10546
+        and len(default) == COUNTS[BASIC] == 4728
         and isinstance(default, Source)
     )
     kept = {
@@ -211,7 +211,7 @@ def check_one_picture(source):
 
 
 def test_filters(cache, default):
-    assert len(default) == COUNTS[BASIC]
+    assert len(default) == COUNTS[BASIC] == 4728
     assert {r.style for r in Emoji(cache=cache, styles=("twitter",)).records} == {"twitter"}
     food = Emoji(cache=cache, categories=("Food & Drink", "animal-bird"))
     assert {CATEGORIES[r.label] for r in food.records} == {
