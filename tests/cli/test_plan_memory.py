@@ -84,6 +84,7 @@ def test_a_plan_on_a_mesh_shards_the_state(config):
     assert "(fsdp 4)" in table(found)
 
 
+@pytest.mark.slow  # 4 s
 def test_a_plan_of_sampling_has_decoding_with_it(config):
     config.sampling.calls = 5
     sample, decode = plan_sampling(config, "diffusion", target("cpu:2"), 3)

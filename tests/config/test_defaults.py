@@ -2,6 +2,7 @@
 builds.
 """
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -282,17 +283,21 @@ CAPTIONS = [
 RECORDS = [Record(item=str(i), captions=(caption,), label=i) for i, caption in enumerate(CAPTIONS)]
 
 
+@functools.cache  # many variants have the codec of another
+def initialised(stage, side, words):
+    """The parameters of a stage, traced only."""
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, side, side, 3), jnp.uint8),
+        "text": jax.ShapeDtypeStruct((2, words), jnp.int32),
+    }
+    return jax.eval_shape(stage.init, jax.random.key(0), batch)[0]
+
+
 def shapes(config):
-    """Both stages and their parameters, traced only."""
-    side = config.data.image_size
-    image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.uint8)
-    codec = build.vqvae_stage(config)
-    codec_params, _ = jax.eval_shape(codec.init, jax.random.key(0), {"image": image})
-    words = tokenizer(config)
-    stage = build.diffusion_stage(config, words)
-    ids = jax.ShapeDtypeStruct((2, words.length), jnp.int32)
-    params, _ = jax.eval_shape(stage.init, jax.random.key(0), {"image": image, "text": ids})
-    return codec, stage, codec_params, params
+    """Both stages and their parameters."""
+    side, words = config.data.image_size, tokenizer(config)
+    codec, stage = build.vqvae_stage(config), build.diffusion_stage(config, words)
+    return codec, stage, *(initialised(each, side, words.length) for each in (codec, stage))
 
 
 @pytest.mark.parametrize("module,variant", [*configs()])

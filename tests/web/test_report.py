@@ -377,17 +377,18 @@ def test_a_strangers_file_is_a_note(workdir, tmp_path, name, kind, monkeypatch):
     odd_file(copy / name, kind, secret)
     programs = []
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: programs.append(a))
-    parsed = Parsed(page.page(copy))
+    report = page.page(copy)
+    parsed = Parsed(report)
     assert re.search(r"damaged|is no|cannot be shown|has no line", parsed.text), parsed.text
     assert not programs and len(parsed.all("section")) == 7
-    assert str(tmp_path) not in page.page(copy)
+    assert str(tmp_path) not in report
     shown = [attributes["src"] for attributes in parsed.all("img")]
     if name in PICTURES:  # the other pictures are there, and of the series the other steps
         assert len(shown) == 4 - (name != PICTURES[0])
         if name == PICTURES[0]:
             steps = parsed.data["images"][0]["steps"]
             assert 5000 not in steps and len(steps) == contents.MAX_IMAGES - 1
-    assert base64.b64encode(secret.read_bytes()).decode() not in page.page(copy)
+    assert base64.b64encode(secret.read_bytes()).decode() not in report
 
 
 def test_during_training_damage_is_printed_and_a_failed_write_is_an_error(
