@@ -1,5 +1,6 @@
 """The training loop on a model of one number: bad numbers, signals, and hanging."""
 
+import os
 import signal
 import time
 
@@ -239,3 +240,19 @@ def test_a_run_that_hangs_ends_with_the_stacks_of_its_threads(request, tmp_path)
     # the thread that hangs, and others
     assert " in load\n" in errors and errors.count("Thread 0x") > 1
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).latest_step() == 20
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTSTP"), reason="Windows has no Ctrl-Z")
+def test_a_run_may_be_suspended_for_longer_than_a_step_may_take(request, tmp_path):
+    process = script(waits(at=33, seconds=1, folder=tmp_path, hang=3.0, hang_seconds=3.0))
+    request.addfinalizer(process.kill)
+    while process.stdout.readline() != "there\n":
+        pass
+    process.send_signal(signal.SIGTSTP)
+    stopped = os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    assert stopped.si_status == signal.SIGSTOP  # after the timer, not by the signal's default
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Timeout" not in errors
+    assert contents(tmp_path)[0] == 60

@@ -9,9 +9,12 @@ import collections
 import dataclasses
 import faulthandler
 import math
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -206,7 +209,9 @@ class Watchdog:
     """Ends a run that hangs: prints the stacks of all threads and exits with status 1.
 
     Call `step` after each step and `pause` before anything else that may take long; use it in a
-    `with`. The timer is `faulthandler`'s, which needs neither the interpreter nor its lock.
+    `with`. The timer is `faulthandler`'s, which needs neither the interpreter nor its lock. Inside
+    the `with`, Ctrl-Z (SIGTSTP) stops the timer before it stops the process, which may then go on
+    after any time.
 
     Args:
       factor, seconds: the limit is `factor` times the median time of the last 100 steps, and at
@@ -237,10 +242,23 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def __enter__(self) -> "Watchdog":
+        self._suspends = (
+            hasattr(signal, "SIGTSTP")  # not on Windows
+            and threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+        )
+        if self._suspends:
+            signal.signal(signal.SIGTSTP, self._suspend)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._suspends:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         self.pause()
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        self.pause()
+        signal.raise_signal(signal.SIGSTOP)
 
     @property
     def limit(self) -> float:
