@@ -154,6 +154,9 @@ def main() -> None:
         "--tables", type=Path, help="a file with the marks, such as docs/scaling.md"
     )
     parser.add_argument("--only", default="", help="chips whose names contain this")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["training", "sampling"], choices=["training", "sampling"]
+    )
     args = parser.parse_args()
     rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
     key = lambda row: (row["kind"], row["model"], row["arguments"])
@@ -161,7 +164,11 @@ def main() -> None:
     for kind, model, arguments in order:
         chip = arguments[0].partition("=")[2]
         compiler = COMPILERS.get(chip.partition(":")[0], "libtpu")
-        if args.only not in chip or importlib.util.find_spec(compiler) is None:
+        if (
+            args.only not in chip
+            or kind not in args.kinds
+            or importlib.util.find_spec(compiler) is None
+        ):
             continue
         if (kind, model, arguments) not in map(key, rows):
             if not (row := plan(kind, model, arguments)):
