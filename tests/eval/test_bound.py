@@ -81,8 +81,10 @@ def test_fewer_are_unbiased_and_hold_the_first_time(stage, draws):
     assert got.min() >= TERMS[0]
 
 
-def test_the_result_has_its_error_over_records(stage):
-    """Draws rise to every time in turn where the budget allows, so only records differ."""
+def test_the_result_has_its_error_over_records(stage, capsys):
+    """Draws rise to every time in turn where the budget allows, so only records differ. A bar counts
+    the records.
+    """
     levels = np.array([0, 1, 1, 2, 0])
     source = Texts([Record(item=str(i), captions=("a",)) for i in levels])
     bound = Bound(
@@ -92,7 +94,8 @@ def test_the_result_has_its_error_over_records(stage):
         tokenizer=build.BytePair.train(["a"], vocabulary=300, length=3),
         draws=2,
     )
-    got = bound.measures({}, [0, 1, 2, 3, 4], budget=5 * STEPS + 3)
+    got = bound.measures({}, [0, 1, 2, 3, 4], budget=5 * STEPS + 3, description="bound of five")
+    assert "bound of five: 5/5 image" in capsys.readouterr().err
     nats = TERMS.sum() + STEPS * levels
     low, high = stats.t.interval(0.95, 4, loc=nats.mean(), scale=stats.sem(nats))
     assert got == {

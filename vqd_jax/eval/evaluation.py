@@ -128,7 +128,7 @@ class Evaluation:
         )
         budget = self.protocol.bound_images * self.protocol.draws
         return {
-            name: bound.measures(self.model.weights, records, budget)
+            name: bound.measures(self.model.weights, records, budget, f"bound of {name}")
             for name, records in splits.items()
         }
 

@@ -27,6 +27,7 @@ from vqd_jax.data.text.load import Tokenizer
 from vqd_jax.eval import intervals
 from vqd_jax.eval.reconstruction import WINDOW, codebook_use, psnr, ssim
 from vqd_jax.runtime.devices import all_devices, replicate
+from vqd_jax.runtime.progress import bar
 from vqd_jax.runtime.workdir import StageFolder
 from vqd_jax.samplers.autoregressive import AutoregressiveSampler
 from vqd_jax.samplers.base import Sampler
@@ -137,18 +138,21 @@ class Bound:
     def __call__(self, weights: Params, chosen: list[int]) -> float:
         return float(self.values(weights, chosen, self.draws).mean())
 
-    def measures(self, weights: Params, chosen: list[int], budget: int = 0) -> dict[str, Any]:
+    def measures(
+        self, weights: Params, chosen: list[int], budget: int = 0, description: str = "bound"
+    ) -> dict[str, Any]:
         """The mean in nats and bits per token, with standard errors and 95 % intervals over the
         records, which contain the noise of the estimate.
 
         If `budget` network calls allow more than `draws` times per record, more are taken, and at
-        most every time in turn.
+        most every time in turn. A progress bar has the description.
         """
         process = self.stage.process
         draws = self.draws
         if process is not None:
             draws = max(draws, min(process.T, budget // len(chosen)))
-        nats = self.values(weights, chosen, draws)
+        with bar(len(chosen), description=description, unit="image") as progress:
+            nats = self.values(weights, chosen, draws, progress.update)
         out = {}
         for unit, values in (("nats_per_token", nats), ("bits_per_token", bits(nats))):
             out |= intervals.mean(unit, values)
@@ -157,9 +161,15 @@ class Bound:
         return out | {"images": len(chosen), "draws": draws}
 
     def values(
-        self, weights: Params, chosen: list[int], draws: int
+        self,
+        weights: Params,
+        chosen: list[int],
+        draws: int,
+        done: Callable[[int], None] = lambda n: None,
     ) -> Float[np.ndarray, " records"]:
-        """The estimate for each record, in nats per token."""
+        """The estimate for each record, in nats per token. `done` is called with the number of
+        records after each batch.
+        """
         load = lambda i, rng: {
             "tokens": self.tokens[i],
             "text": self.tokenizer(self.source.records[i].captions[:1])[0],
@@ -178,6 +188,7 @@ class Bound:
                 devices=devices,
             )
             nats.append(np.asarray(value)[:valid])
+            done(valid)
         return np.concatenate(nats)
 
 
