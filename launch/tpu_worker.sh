@@ -24,6 +24,7 @@ metadata() { # NAME: an attribute of this VM
 start() {
   ! running || fail "training is already running on this worker"
   rm -f "$ended"
+  : >>"$log" # can be read even if training is gone before it has begun
   tmux new-session -d -s vqd_jax "$(quoted bash vqd_jax/launch/tpu_worker.sh train "$@")"
 }
 

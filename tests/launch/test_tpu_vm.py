@@ -396,6 +396,7 @@ def test_a_worker_that_forgot_its_training_is_a_failure(cloud):
     cloud.pushed()
     cloud.env["BEHAVE"] = GATE
     cloud.tpu("start", *TRAIN, ok=True)
+    assert all((home / "vqd_jax.log").exists() for home in cloud.homes)  # at once
     subprocess.run(
         ["tmux", "kill-server"],
         env=cloud.env | {"TMUX_TMPDIR": cloud.env["SOCKETS"] + "/1"},
