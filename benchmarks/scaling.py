@@ -155,7 +155,11 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="chips whose names contain this")
     parser.add_argument(
-        "--kinds", nargs="+", default=["training", "sampling"], choices=["training", "sampling"]
+        "--kinds",
+        nargs="+",
+        default=["training", "sampling"],
+        choices=["training", "sampling"],
+        help="rows of these alone",
     )
     args = parser.parse_args()
     rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []

@@ -32,7 +32,7 @@ had 99.4 % and 28 %. It ran beside other work at times. What it gained over the 
 2 came from dropping words (0.2 to 0.4), weight decay (0.045 to 0.3) and length; 1000 steps with 0.5
 and 0.5 had 13 % and 9 %.
 
-64 px do not fit into these minutes. With data.image_size=64 vqvae.patch_size=4 codebook.groups=2
+64 px does not fit in these minutes. With data.image_size=64 vqvae.patch_size=4 codebook.groups=2
 denoiser.head=tied vqvae_loss.lpips=0 vqvae_train.examples=48000 diffusion_train.examples=104000,
 whose steps take as long as the default's, PSNR is 22.7 dB, and retrieval@1 28 % (97 %) on seen and
 4 % (69 %) on held-out pairs (seed 0, commit 8827a3c): an image has twice as many tokens to learn.

@@ -145,7 +145,7 @@ class Bound:
         records, which contain the noise of the estimate.
 
         If `budget` network calls allow more than `draws` times per record, more are taken, and at
-        most every time in turn. A progress bar has the description.
+        most every time in turn. A progress bar shows `description`.
         """
         process = self.stage.process
         draws = self.draws

@@ -210,8 +210,8 @@ class Watchdog:
 
     Call `step` after each step and `pause` before anything else that may take long; use it in a
     `with`. The timer is `faulthandler`'s, which needs neither the interpreter nor its lock. Inside
-    the `with`, Ctrl-Z (SIGTSTP) stops the timer before it stops the process, which may then go on
-    after any time.
+    the `with`, Ctrl-Z (SIGTSTP) stops the timer before it stops the process, so that the process
+    may be resumed at any later time.
 
     Args:
       factor, seconds: the limit is `factor` times the median time of the last 100 steps, and at
